@@ -1,0 +1,234 @@
+"""The receiving end inside vLLM: a weight-transfer engine for vLLM's own factory, and what a worker tells about itself.
+
+vLLM loads `register` from the entry point `vllm.general_plugins` in each of its processes. The engine is an adapter
+around `learner.weights`: weights arrive under Hugging Face names and go through vLLM's layerwise reload, as its NCCL
+engine does it, because workers repack weights after loading (on a CPU the original tensors are gone by then).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.linear import LinearBase, MergedColumnParallelLinear, QKVParallelLinear
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+from learner.weights import GroupSpec, LocalChannel, WeightReceiver, checksum, manifest_from_json
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.config.weight_transfer import WeightTransferConfig
+
+BACKEND = "azr"
+WORKER_EXTENSION = "actors.weight_engine.WorkerExtension"
+
+# Rows of the identity that are pushed through a layer at once, to read its weight back.
+_PROBE_ROWS = 512
+
+
+def register() -> None:
+    """Make the engine known to vLLM. Idempotent: plugins are loaded more than once."""
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, __name__, AzrWeightTransferEngine.__name__)
+
+
+@dataclass
+class AzrInitInfo(WeightTransferInitInfo):
+    """Which group to join. `rank` is that of the engine's first worker; the others follow it."""
+
+    spec: dict[str, Any]
+    rank: int
+
+
+@dataclass
+class AzrUpdateInfo(WeightTransferUpdateInfo):
+    """What will arrive: `learner.weights.manifest_to_json`."""
+
+    manifest: list[dict[str, Any]] = field(default_factory=list)
+
+
+class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
+    """Receives one update after another, each between `start_weight_update` and `finish_weight_update`."""
+
+    init_info_cls = AzrInitInfo
+    update_info_cls = AzrUpdateInfo
+    supports_draft_weight_update = False
+
+    def __init__(
+        self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: torch.nn.Module
+    ) -> None:
+        super().__init__(config, vllm_config, device, model)
+        self.timings: dict[str, float] = {}
+        self.dirty = False
+        """Some weights of an update have gone in, but not all: the model is no policy that anybody trained."""
+        self._receiver: WeightReceiver | LocalChannel | None = None
+        self._expected: set[str] = set()
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="azr-weights")
+        self._joining: Future[WeightReceiver] | None = None
+
+    def init_transfer_engine(self, init_info: AzrInitInfo) -> None:
+        """Begin to join the group of an epoch, leaving the one before. A group may be long in coming together, and
+        this call holds up generation: so a thread waits for it, and `joined` tells."""
+        self.shutdown()
+        spec = GroupSpec.from_json(init_info.spec)
+        rank = init_info.rank + self.parallel_config.rank
+        if spec.backend == "local":
+            self._receiver = LocalChannel.find(spec.host)
+        else:
+            self._joining = self._executor.submit(self._connect, spec, rank)
+
+    def joined(self) -> bool:
+        """Whether the group is whole. Raises what kept it from that."""
+        if self._joining is not None and self._joining.done():
+            joining, self._joining = self._joining, None
+            self._receiver = joining.result()
+        return self._joining is None
+
+    def start_weight_update(self) -> None:
+        """Get ready to load: layers are rebuilt one by one as their weights arrive."""
+        self._expected = {name for name, _ in self.model.named_parameters()}
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: AzrUpdateInfo) -> None:
+        """Load one broadcast. An error leaves every layer runnable, and `dirty` where some are of the new policy."""
+        receiver = self._receiver
+        if receiver is None:
+            raise RuntimeError("the engine has joined no weight group")
+        load_weights: Any = self.model.load_weights
+        started = time.monotonic()
+        try:
+            loaded = load_weights(self._loading(receiver.receive(manifest_from_json(update_info.manifest))))
+            if missing := self._expected - loaded:
+                raise RuntimeError(
+                    f"the update leaves {len(missing)} parameters as they were: {sorted(missing)[:3]} ..."
+                )
+        except BaseException:
+            self._abandon()
+            raise
+        transfer_s = receiver.timings["transfer_s"]
+        self.timings = {"transfer_s": transfer_s, "load_s": time.monotonic() - started - transfer_s}
+
+    def finish_weight_update(self) -> None:
+        """Put the last layers in place."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        self._repack_tied_heads()
+        self.dirty = False
+
+    def shutdown(self) -> None:
+        """Leave the group."""
+        if self._receiver is not None:
+            if isinstance(self._receiver, WeightReceiver):
+                self._receiver.close()
+            self._receiver = None
+
+    def _connect(self, spec: GroupSpec, rank: int) -> WeightReceiver:
+        receiver = WeightReceiver(self.device)
+        receiver.connect(spec, rank)
+        return receiver
+
+    def _loading(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in tensors:
+            self.dirty = True
+            yield name, tensor
+
+    def _abandon(self) -> None:
+        """Give layers that are not complete their former weights back, so that the next update finds a whole model."""
+        for layer in self.model.modules():
+            info = get_layerwise_info(layer)
+            info.loaded_weights.clear()
+            info.load_numel = 0
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def _repack_tied_heads(self) -> None:
+        """An output head tied to the embedding gets no weights of its own, so reloading passes it by. On a CPU it
+        multiplies by a packed copy, which would stay that of the first policy for ever."""
+        embeddings = {id(m.weight) for m in self.model.modules() if type(m) is VocabParallelEmbedding}
+        module: Any
+        for module in self.model.modules():
+            if isinstance(module, ParallelLMHead) and id(module.weight) in embeddings:
+                module.quant_method.process_weights_after_loading(module)
+
+
+class WorkerExtension:
+    """Methods that vLLM adds to its workers, for `collective_rpc`. Names begin with `azr_` so that none collides."""
+
+    def azr_joined(self) -> bool:
+        """Whether the weight group that was last joined is whole."""
+        engine: AzrWeightTransferEngine = self.weight_transfer_engine  # type: ignore[attr-defined]
+        return engine.joined()
+
+    def azr_update_state(self) -> dict[str, float]:
+        """Timings of the last update, and `dirty` as 0.0 or 1.0."""
+        engine: AzrWeightTransferEngine = self.weight_transfer_engine  # type: ignore[attr-defined]
+        return {**engine.timings, "dirty": float(engine.dirty)}
+
+    def azr_checksums(self) -> dict[str, str]:
+        """`learner.weights.checksum` of the weights in use."""
+        return checksum(running_weights(self.get_model()))  # type: ignore[attr-defined]
+
+    def azr_save_weights(self, path: str) -> None:
+        """Write the weights in use to a safetensors file."""
+        save_file({name: w.cpu() for name, w in running_weights(self.get_model())}, path)  # type: ignore[attr-defined]
+
+
+def running_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights that `model` computes with, under Hugging Face names (one tensor-parallel rank).
+
+    A linear layer's weight is read by pushing the identity through the very kernel that generation uses: on a CPU
+    that kernel holds the only copy, in a layout of its own. Each result is one product with 1, so it is exact. The
+    output head is read likewise even where it is tied, so that a stale copy shows (as `lm_head.weight`).
+    """
+    packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
+    for prefix, module in model.named_modules():
+        if isinstance(module, LinearBase):
+            yield from _unpack(prefix, module, packed)
+        elif isinstance(module, ParallelLMHead):
+            yield f"{prefix}.weight", _probe(module, module.embedding_dim)[: module.org_vocab_size]
+        elif isinstance(module, VocabParallelEmbedding):
+            yield f"{prefix}.weight", module.get_parameter("weight").detach()[: module.org_vocab_size].clone()
+        else:
+            for name, parameter in module.named_parameters(recurse=False):
+                yield f"{prefix}.{name}", parameter.detach().clone()
+
+
+def _unpack(prefix: str, module: LinearBase, packed: dict[str, list[str]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """A linear layer's weight and bias; merged ones (q, k and v; gate and up) taken apart."""
+    tensors = {"weight": _probe(module, module.input_size)}
+    if module.bias is not None:
+        tensors["bias"] = module.get_parameter("bias").detach().to(module.params_dtype)
+    parent, _, leaf = prefix.rpartition(".")
+    if isinstance(module, QKVParallelLinear):
+        sizes = [n * module.head_size for n in (module.total_num_heads, *[module.total_num_kv_heads] * 2)]
+    elif isinstance(module, MergedColumnParallelLinear):
+        sizes = list(module.output_sizes)
+    else:
+        sizes = [module.output_size]
+    names = packed.get(leaf, [leaf]) if len(sizes) > 1 else [leaf]
+    for kind, tensor in tensors.items():
+        for name, part in zip(names, tensor.split(sizes), strict=True):
+            yield f"{parent}.{name}.{kind}", part.contiguous()
+
+
+def _probe(module: Any, num_inputs: int) -> torch.Tensor:
+    """The weight [outputs, inputs] that a layer multiplies with."""
+    dtype, device = module.weight.dtype, module.weight.device
+    columns = []
+    for start in range(0, num_inputs, _PROBE_ROWS):
+        rows = min(_PROBE_ROWS, num_inputs - start)
+        unit = torch.zeros(rows, num_inputs, dtype=dtype, device=device)
+        unit[torch.arange(rows), torch.arange(start, start + rows)] = 1
+        columns.append(module.quant_method.apply(module, unit, None).clone())
+    return torch.cat(columns).t().contiguous()

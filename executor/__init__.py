@@ -1,0 +1,9 @@
+"""The environment: run programs that a model wrote, safely, and say what is true about them.
+
+This room knows nothing of language models, training or networks and imports nothing else of the project. It answers
+two questions: is a proposed task sound (`Judge.validate`), and does an answer solve it (`Judge.verify`)?
+
+Open `judge.py` first: it is the whole environment in terms of the other files. Then `tasks.py` (the nouns),
+`pool.py` (many sandboxes), `sandbox.py` (one sandbox, seen from outside), `zygote.py` (the same, from inside),
+`jail.py` (the wall: seccomp, Landlock, limits), `safety.py` (the policy) and `values.py` (literals as text).
+"""

@@ -1,0 +1,24 @@
+"""Settings of the executor, and `Section`, the base class of every settings table in the project."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """One table of the configuration: immutable, every key known, every default checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+
+
+class ExecutorSettings(Section):
+    """`[executor]`: how model-written programs are run."""
+
+    workers: int = Field(default=2, ge=2, le=512)
+    """Sandbox processes (zygotes). At least two: determinism is checked across two hash seeds."""
+    timeout_s: float = Field(default=2.0, gt=0, le=600)
+    """Wall-clock limit of one execution, in seconds."""
+    memory_mb: int = Field(default=256, ge=16, le=65536)
+    """Address space that one execution may add to the sandbox's own, in MiB."""
+    output_bytes: int = Field(default=65536, ge=64, le=2**24)
+    """Largest encoded return value, in bytes; a larger one is a rejection, never a truncation."""

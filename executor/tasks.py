@@ -1,0 +1,122 @@
+"""The nouns of the environment: what a task is, what a model may propose, and every way of being wrong.
+
+Reasons are enums. Nobody decides anything by looking for words in a message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """Which third of the triplet (program, input, output) a solver has to find."""
+
+    DEDUCTION = "deduction"
+    """Program and input are given; answer the output."""
+    ABDUCTION = "abduction"
+    """Program and output are given; answer any input that produces the output."""
+    INDUCTION = "induction"
+    """Half of the input/output pairs and a message are given; answer a program that reproduces the other half."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A validated task. Inputs and outputs are canonical Python literals as text, pairwise aligned.
+
+    An input is the text between the parentheses of the call: `'abc'` is one argument, `1, [2]` is two, `(1, 2)` is one.
+    """
+
+    kind: Kind
+    program: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    message: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.outputs) or not self.inputs:
+            raise ValueError(f"a task needs as many inputs as outputs: {len(self.inputs)} and {len(self.outputs)}")
+
+    @property
+    def num_shown(self) -> int:
+        """How many pairs an induction solver sees: the first half, rounded down."""
+        return len(self.inputs) // 2
+
+    @property
+    def shown(self) -> tuple[tuple[str, str], ...]:
+        """The (input, output) pairs that an induction solver sees."""
+        return self._pairs[: self.num_shown]
+
+    @property
+    def hidden(self) -> tuple[tuple[str, str], ...]:
+        """The (input, output) pairs that an induction answer is judged by."""
+        return self._pairs[self.num_shown :]
+
+    @property
+    def _pairs(self) -> tuple[tuple[str, str], ...]:
+        return tuple(zip(self.inputs, self.outputs, strict=True))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a proposer wrote, before anything has been checked. Inputs are the model's raw text."""
+
+    kind: Kind
+    program: str
+    inputs: tuple[str, ...]
+    message: str = ""
+
+
+class RejectionReason(StrEnum):
+    """Why a proposal is not a task. The members from ERROR on are named like the sandbox's findings."""
+
+    INPUT_COUNT = "input_count"
+    """Not exactly one input (deduction, abduction), or fewer than two (induction)."""
+    UNPARSEABLE_INPUT = "unparseable_input"
+    """An input is not a list of Python literals, or it is beyond the codec's budgets."""
+    ERROR = "error"
+    """The program does not parse, has no function `f`, or raised an exception."""
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    OUTPUT_TOO_LARGE = "output_too_large"
+    UNSERIALISABLE = "unserialisable"
+    """The return value is not made of exact builtin types."""
+    UNSAFE = "unsafe"
+    """Refused by the policy, or stopped by the wall."""
+    CRASHED = "crashed"
+    """The process died, or did not answer in the agreed form."""
+    NONDETERMINISTIC = "nondeterministic"
+    """Two runs under different hash seeds did not agree."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why `validate` refused; `detail` is for people."""
+
+    reason: RejectionReason
+    detail: str = ""
+
+
+class VerdictReason(StrEnum):
+    """Why an answer is correct or not. The members from ERROR on are named like the sandbox's findings."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    """The answer was understood, ran where it had to, and gives another value."""
+    UNPARSEABLE = "unparseable"
+    """The answer is not a Python literal (deduction, abduction)."""
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    OUTPUT_TOO_LARGE = "output_too_large"
+    UNSERIALISABLE = "unserialisable"
+    UNSAFE = "unsafe"
+    CRASHED = "crashed"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement of one answer."""
+
+    correct: bool
+    reason: VerdictReason

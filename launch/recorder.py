@@ -1,0 +1,103 @@
+"""What a run leaves on disk: `runs/<name>/` with configuration, metrics, events, trajectories and TensorBoard.
+
+One writer, in the learner's process (rank 0), or in the only process of serial mode.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from learner.trajectory import Trajectory
+
+
+class RunFolder:
+    """The paths of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.metrics = path / "metrics.jsonl"
+        self.events = path / "events.jsonl"
+        self.trajectories = path / "trajectories"
+        self.tasks = path / "tasks.sqlite"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+
+    def create(self) -> None:
+        """Make the folders."""
+        for folder in (self.trajectories, self.tensorboard, self.checkpoints, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """One object a step, in order."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines() if line]
+
+
+class Recorder:
+    """Writes steps and events as they happen."""
+
+    def __init__(self, folder: RunFolder, tokenizer: Any, record_trajectories: bool, resumed_step: int = 0) -> None:
+        """`resumed_step`: steps after it are forgotten, for they will be taken again."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.create()
+        self._folder = folder
+        self._tokenizer = tokenizer
+        self._record_trajectories = record_trajectories
+        self._lock = threading.Lock()
+        kept = [row for row in folder.read_metrics() if row["step"] <= resumed_step]
+        folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        # Time goes on where the run stopped, so that curves over time have no gap and no overlap.
+        self._started = time.monotonic() - (kept[-1]["time_s"] if kept else 0.0)
+        self._board = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1)
+        self.last: dict[str, float] = kept[-1] if kept else {}
+
+    def step(self, numbers: dict[str, float], batch: Sequence[Trajectory]) -> None:
+        """One optimizer step."""
+        row = {"step": int(numbers["step"]), "version": int(numbers["version"]), "time_s": time.monotonic() - self._started}
+        row |= {key: value for key, value in numbers.items() if key not in row}
+        with self._lock, self._folder.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            self._board.add_scalar(name, value, row["step"])
+        self._board.flush()
+        if self._record_trajectories:
+            path = self._folder.trajectories / f"step_{row['step']:08d}.jsonl"
+            path.write_text("".join(json.dumps(self._readable(t)) + "\n" for t in batch))
+        self.last = row
+
+    def event(self, name: str, **details: Any) -> None:
+        """Something that is not a step: a join, a loss, a refusal, a failure."""
+        line = json.dumps({"time": time.time(), "event": name, **details})
+        with self._lock, self._folder.events.open("a") as file:
+            file.write(line + "\n")
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+        self._board.close()
+
+    def _readable(self, t: Trajectory) -> dict[str, Any]:
+        return {
+            "episode": t.episode_id,
+            "kind": t.cell.kind.value,
+            "role": t.cell.role.value,
+            "reward": t.reward,
+            "reward_parts": t.reward_parts,
+            "outcome": t.outcome,
+            "status": t.status.value,
+            "versions": [list(span) for span in t.versions],
+            "actor": f"{t.actor_id}#{t.incarnation}",
+            "timings": t.timings,
+            "prompt": self._tokenizer.decode(t.prompt_ids.tolist()),
+            "response": self._tokenizer.decode(t.response_ids.tolist()),
+            "response_ids": t.response_ids.tolist(),
+            "logprobs": [round(float(x), 5) for x in t.logprobs],
+        }

@@ -1,0 +1,178 @@
+"""Serial mode: the whole run in one process and one thread, deterministic by seed. No Ray, no sockets.
+
+The same gate, player, trainer and main loop as the distributed run; only what carries trajectories and weights between them
+differs: here, function calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from actors.buffer import LocalBuffer, TaskBuffer
+from actors.engine import Engine, SerialEngine
+from actors.episodes import Identity, Player
+from executor.judge import Judge
+from executor.pool import SerialPool
+from launch.assemble import Saved, make_gate, make_hooks, make_trainer
+from launch.config import Config
+from launch.console import Console
+from launch.models import prepare
+from launch.recorder import Recorder, RunFolder
+from launch.summary import summarise
+from learner.checkpoint import Checkpoints
+from learner.loop import learn
+from learner.model import PolicyModel
+from learner.staleness import Gate, Grant, Holder
+from learner.trajectory import Trajectory, check
+from learner.weights import LocalChannel, manifest_of
+
+HOLDER = Holder("serial", 0)
+
+
+class SerialStream:
+    """The stream of a run with one actor in this thread: waiting for a batch is playing it."""
+
+    def __init__(self, gate: Gate, player: Player, capacity: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.gate = gate
+        self._player = player
+        self._capacity = capacity
+        self._loop = loop
+        self._queue: dict[int, Trajectory] = {}
+        self._playing: set[asyncio.Task[None]] = set()
+        self.generated = 0
+
+    def next_batch(self, timeout_s: float, interrupt: Callable[[], bool]) -> list[Trajectory] | None:
+        """Play until the next batch is complete. An episode that fails raises here: there is nobody to restart."""
+        return self._loop.run_until_complete(self._play_until_ready(interrupt))
+
+    def queued(self) -> list[Trajectory]:
+        """Trajectories that wait to be trained."""
+        return [self._queue[slot] for slot in sorted(self._queue)]
+
+    def requeue(self, trajectories: Sequence[Trajectory]) -> None:
+        """Put back the queue of a checkpoint."""
+        self._queue.update({trajectory.slot: trajectory for trajectory in trajectories})
+
+    def mark_trained(self, slots: Sequence[int]) -> None:
+        """The optimizer step over these slots is done."""
+        self.gate.trained(slots)
+        for slot in slots:
+            del self._queue[slot]
+
+    def mark_published(self, version: int) -> None:
+        """The engine has loaded `version`."""
+        self.gate.published(version)
+
+    def stats(self) -> dict[str, float]:
+        """Counters of the only actor."""
+        return {"tokens_generated": self.generated, "actors": 1}
+
+    def frozen(self) -> AbstractContextManager[object]:
+        """One thread: nothing moves while a checkpoint is written."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """Give up what is being played."""
+        for task in self._playing:
+            task.cancel()
+        if self._playing:
+            self._loop.run_until_complete(asyncio.wait(self._playing))
+
+    async def _play_until_ready(self, interrupt: Callable[[], bool]) -> list[Trajectory] | None:
+        while True:
+            while grant := self.gate.grant(HOLDER, self._capacity):
+                self._playing.add(asyncio.create_task(self._play(grant)))
+            slots = self.gate.ready()
+            if slots is not None:
+                return [self._queue[slot] for slot in slots]
+            if interrupt():
+                return None
+            done, self._playing = await asyncio.wait(self._playing, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+
+    async def _play(self, grant: Grant) -> None:
+        async def emit(trajectory: Trajectory) -> None:
+            check(trajectory)
+            assert self.gate.arrive(trajectory.slot, HOLDER, trajectory.cell)
+            self._queue[trajectory.slot] = trajectory
+            self.generated += len(trajectory.response_ids)
+
+        async def give_back(slots: Sequence[int]) -> None:
+            for slot in slots:
+                self.gate.give_back(slot, HOLDER)
+
+        await self._player.play(grant, emit, give_back)
+
+
+class SerialPublisher:
+    """Publishes through vLLM's weight transfer, over a channel inside this process."""
+
+    def __init__(self, policy: PolicyModel, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
+        self._policy = policy
+        self._engine = engine
+        self._loop = loop
+        self._channel = LocalChannel("serial")
+        self._manifest = manifest_of(policy.export())
+        loop.run_until_complete(engine.join(self._channel.open(2), 1))
+
+    def publish(self, version: int) -> dict[str, float]:
+        """See `learner.publisher.Publisher`."""
+        self._channel.send(self._policy.export(), self._manifest)
+        return self._loop.run_until_complete(self._engine.update_weights(self._manifest, version))
+
+    def close(self) -> None:
+        """Forget the channel."""
+        self._channel.close()
+
+
+def run(config: Config, folder: RunFolder, resume: bool, console: Console | None = None) -> int:
+    """Run to the end; returns the exit code."""
+    view = console or Console(config)
+    model_dir = prepare(config.model.path)
+    loop = asyncio.new_event_loop()
+    pool = SerialPool(config.executor)
+    engine = SerialEngine(model_dir, config.engine, seed=config.run.seed)
+    view.say("starting the sandbox, the engine and the learner in this process")
+    loop.run_until_complete(pool.start())
+    loop.run_until_complete(engine.start())
+    trainer = make_trainer(config, model_dir)
+    store = TaskBuffer(folder.tasks)
+    status: dict[str, object] = {}
+    saved = Saved(Checkpoints(folder.checkpoints, config.learner.keep_checkpoints), trainer)
+    gate = make_gate(config)
+    seq = iter(range(1, 1 << 62))
+    player = Player(
+        engine,
+        Judge(pool, config.executor),
+        LocalBuffer(store),
+        config.selfplay,
+        Identity(config.run.name, HOLDER.actor_id, HOLDER.incarnation),
+        lambda: next(seq),
+        seed=config.run.seed,
+    )
+    stream = SerialStream(gate, player, config.actors.concurrency, loop)
+    step = saved.resume(stream, stream.requeue) if resume else 0
+    recorder = Recorder(folder, engine.tokenizer, config.run.record_trajectories, step)
+    publisher = SerialPublisher(trainer.policy, engine, loop)
+    hooks = make_hooks(config, recorder, lambda version: saved.save(version, stream), status)
+    try:
+        with view.following(status):
+            learn(trainer, stream, publisher, config.learner, hooks)
+    finally:
+        stream.close()
+        publisher.close()
+        loop.run_until_complete(engine.close())
+        loop.run_until_complete(pool.close())
+        recorder.close()
+        store.close()
+        loop.close()
+    return summarise(folder, gate.ledger(), stopped=str(status.get("stop") or ""))
+
+
+def run_folder(config: Config) -> Path:
+    """Where a run of this configuration lies."""
+    return Path(config.run.dir) / config.run.name

@@ -1,0 +1,218 @@
+"""Names and layouts: Hugging Face parameters and Megatron-Core's, in both directions.
+
+Megatron-Core fuses query, key and value (interleaved by query group) and the two halves of the gated MLP, and shards
+over tensor-parallel ranks; Hugging Face does neither. `TABLE` is the whole correspondence for dense Llama, Qwen2 and
+Qwen3 models. A *piece* is one Hugging Face tensor's part of one Megatron-Core parameter on one rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import shutil
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FILE_BYTES = 4 << 30
+"""Weights in one file of a folder that is written."""
+
+
+class Layout(Enum):
+    """How a Megatron-Core parameter is made of Hugging Face tensors."""
+
+    WHOLE = auto()
+    """One tensor, the same on every rank."""
+    ROWS = auto()
+    """One tensor, rows sharded."""
+    COLUMNS = auto()
+    """One tensor, columns sharded."""
+    VOCAB = auto()
+    """One tensor, rows padded to a multiple of the tensor-parallel size, then sharded."""
+    QKV = auto()
+    """Three tensors; each rank has whole query groups, and in each group its queries, its key, its value."""
+    GATE_UP = auto()
+    """Two tensors, each rank has its rows of the first, then its rows of the second."""
+
+
+_ATTENTION = "model.layers.{}.self_attn."
+_QKV_WEIGHTS = tuple(_ATTENTION + name for name in ("q_proj.weight", "k_proj.weight", "v_proj.weight"))
+_QKV_BIASES = tuple(_ATTENTION + name for name in ("q_proj.bias", "k_proj.bias", "v_proj.bias"))
+
+TABLE: dict[str, tuple[Layout, tuple[str, ...]]] = {
+    "embedding.word_embeddings.weight": (Layout.VOCAB, ("model.embed_tokens.weight",)),
+    "decoder.layers.{}.input_layernorm.weight": (Layout.WHOLE, ("model.layers.{}.input_layernorm.weight",)),
+    "decoder.layers.{}.self_attention.linear_qkv.weight": (Layout.QKV, _QKV_WEIGHTS),
+    "decoder.layers.{}.self_attention.linear_qkv.bias": (Layout.QKV, _QKV_BIASES),
+    "decoder.layers.{}.self_attention.q_layernorm.weight": (Layout.WHOLE, (_ATTENTION + "q_norm.weight",)),
+    "decoder.layers.{}.self_attention.k_layernorm.weight": (Layout.WHOLE, (_ATTENTION + "k_norm.weight",)),
+    "decoder.layers.{}.self_attention.linear_proj.weight": (Layout.COLUMNS, (_ATTENTION + "o_proj.weight",)),
+    "decoder.layers.{}.pre_mlp_layernorm.weight": (Layout.WHOLE, ("model.layers.{}.post_attention_layernorm.weight",)),
+    "decoder.layers.{}.mlp.linear_fc1.weight": (
+        Layout.GATE_UP,
+        ("model.layers.{}.mlp.gate_proj.weight", "model.layers.{}.mlp.up_proj.weight"),
+    ),
+    "decoder.layers.{}.mlp.linear_fc2.weight": (Layout.COLUMNS, ("model.layers.{}.mlp.down_proj.weight",)),
+    "decoder.final_layernorm.weight": (Layout.WHOLE, ("model.norm.weight",)),
+    "output_layer.weight": (Layout.VOCAB, ("lm_head.weight",)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What the learner needs to know of a Hugging Face `config.json`."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_heads: int
+    num_query_groups: int
+    head_dim: int
+    vocab_size: int
+    norm_eps: float
+    rope_theta: float
+    qkv_bias: bool
+    qk_norm: bool
+    tied: bool
+
+    @classmethod
+    def read(cls, model_dir: Path) -> Architecture:
+        """From `model_dir/config.json`; raises ValueError for a model that is not a dense Llama, Qwen2 or Qwen3."""
+        config: dict[str, Any] = json.loads((model_dir / "config.json").read_text())
+        model_type = config["model_type"]
+        if model_type not in ("llama", "qwen2", "qwen3"):
+            raise ValueError(f"{model_dir}: model type {model_type!r} is not one of llama, qwen2, qwen3")
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        unsupported = {
+            "rope type": rope.get("rope_type", "default") != "default",
+            "sliding window": bool(config.get("use_sliding_window")),
+            "MLP bias": bool(config.get("mlp_bias")),
+            "attention bias": model_type != "qwen2" and bool(config.get("attention_bias")),
+            "activation": config.get("hidden_act", "silu") != "silu",
+        }
+        if any(unsupported.values()):
+            raise ValueError(
+                f"{model_dir}: unsupported {', '.join(name for name, found in unsupported.items() if found)}"
+            )
+        return cls(
+            num_layers=config["num_hidden_layers"],
+            hidden_size=config["hidden_size"],
+            ffn_hidden_size=config["intermediate_size"],
+            num_heads=config["num_attention_heads"],
+            num_query_groups=config.get("num_key_value_heads") or config["num_attention_heads"],
+            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+            vocab_size=config["vocab_size"],
+            norm_eps=config["rms_norm_eps"],
+            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+            qkv_bias=model_type == "qwen2",
+            qk_norm=model_type == "qwen3",
+            tied=bool(config.get("tie_word_embeddings")),
+        )
+
+
+def lookup(name: str) -> tuple[Layout, tuple[str, ...]]:
+    """Layout and Hugging Face names of the Megatron-Core parameter `name`; KeyError for an unknown one."""
+    layer = re.search(r"\.layers\.(\d+)\.", name)
+    if layer is None:
+        return TABLE[name]
+    layout, hf_names = TABLE[name.replace(layer.group(), ".layers.{}.", 1)]
+    return layout, tuple(hf_name.format(layer.group(1)) for hf_name in hf_names)
+
+
+def shard_dim(layout: Layout) -> int | None:
+    """The dimension along which a piece is sharded over ranks, None for a whole one."""
+    return {Layout.WHOLE: None, Layout.COLUMNS: 1}.get(layout, 0)
+
+
+def split(layout: Layout, parameter: Tensor, architecture: Architecture) -> list[Tensor]:
+    """The pieces of a rank's `parameter`, one for each of its Hugging Face names."""
+    if layout is Layout.QKV:
+        queries, dim = architecture.num_heads // architecture.num_query_groups, architecture.head_dim
+        groups = parameter.unflatten(0, (-1, queries + 2, dim))
+        pieces = (groups[:, :queries], groups[:, queries : queries + 1], groups[:, queries + 1 :])
+        return [piece.flatten(0, 2) for piece in pieces]
+    if layout is Layout.GATE_UP:
+        return list(parameter.chunk(2))
+    return [parameter]
+
+
+def join(layout: Layout, pieces: list[Tensor], architecture: Architecture) -> Tensor:
+    """The inverse of `split`."""
+    if layout is Layout.QKV:
+        queries, dim = architecture.num_heads // architecture.num_query_groups, architecture.head_dim
+        groups = [p.unflatten(0, (-1, n, dim)) for p, n in zip(pieces, (queries, 1, 1), strict=True)]
+        return torch.cat(groups, dim=1).flatten(0, 2)
+    return torch.cat(pieces) if layout is Layout.GATE_UP else pieces[0]
+
+
+class HfReader(contextlib.ExitStack):
+    """Reads shards of the tensors of a Hugging Face folder's safetensors files."""
+
+    def __init__(self, model_dir: Path) -> None:
+        super().__init__()
+        self._files: dict[str, Any] = {}
+        for path in sorted(model_dir.glob("*.safetensors")):
+            file = self.enter_context(safe_open(path, framework="pt"))
+            self._files.update(dict.fromkeys(file.keys(), file))
+        if not self._files:
+            raise FileNotFoundError(f"{model_dir} has no safetensors files")
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+        return list(self._files)
+
+    def read(self, name: str, layout: Layout, rank: int, size: int) -> Tensor:
+        """The piece of tensor `name` on tensor-parallel rank `rank` of `size`."""
+        if name not in self._files:
+            raise ValueError(f"the model folder lacks the tensor {name}")
+        tensor = self._files[name].get_slice(name)
+        dim = shard_dim(layout)
+        if dim is None:
+            return tensor[:]
+        length = math.ceil(tensor.get_shape()[dim] / size)
+        part = slice(rank * length, (rank + 1) * length)
+        return tensor[part] if dim == 0 else tensor[:, part]
+
+
+class HfWriter:
+    """Writes a Hugging Face folder tensor by tensor, holding at most one file's worth."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self._dir = model_dir
+        self._dir.mkdir(parents=True, exist_ok=True)
+        self._held: dict[str, Tensor] = {}
+        self._where: dict[str, str] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take the next tensor."""
+        self._held[name] = tensor.detach().cpu().contiguous()
+        if sum(held.nbytes for held in self._held.values()) > FILE_BYTES:
+            self._flush()
+
+    def finish(self, source_dir: Path, dtype: torch.dtype) -> None:
+        """Write the rest; the tokenizer's files and the configuration, with its dtype, are those of `source_dir`."""
+        self._flush()
+        index = {"metadata": {}, "weight_map": self._where}
+        (self._dir / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        for file in source_dir.iterdir():
+            if file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, self._dir / file.name)
+        config = json.loads((source_dir / "config.json").read_text())
+        config.pop("torch_dtype", None)
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        (self._dir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    def _flush(self) -> None:
+        file = f"model-{len(set(self._where.values())) + 1:05d}.safetensors"
+        save_file(self._held, self._dir / file, metadata={"format": "pt"})
+        self._where.update(dict.fromkeys(self._held, file))
+        self._held = {}

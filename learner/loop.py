@@ -1,0 +1,111 @@
+"""The learner's main loop.
+
+    consumes     complete batches from the stream: every trajectory granted against a slot of that batch
+    gated by     `stream.next_batch`, which blocks until the batch is whole (time reported as wait_for_batch_s)
+    unblocks     the actors: publishing version v opens the gate for batch v + max_staleness
+
+Every learner rank runs this same loop. Rank 0 has the stream and decides; `ranks.share` tells the others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from learner.metrics import describe_batch
+from learner.publisher import Publisher
+from learner.settings import LearnerSettings
+from learner.staleness import Gate, totals
+from learner.trainer import Trainer
+from learner.trajectory import Trajectory, dumps, loads
+
+
+class Stream(Protocol):
+    """What the loop knows of the stream; `learner.stream.StreamServer` over sockets, or serial mode's own."""
+
+    gate: Gate
+
+    def next_batch(self, timeout_s: float, interrupt: Callable[[], bool]) -> list[Trajectory] | None:
+        """The next complete batch; None when interrupted, or when an actor waits for weights."""
+
+    def queued(self) -> list[Trajectory]:
+        """Trajectories that have arrived and wait."""
+
+    def mark_trained(self, slots: Sequence[int]) -> None:
+        """The step over these is done."""
+
+    def mark_published(self, version: int) -> None:
+        """Every engine has loaded `version`."""
+
+    def frozen(self) -> AbstractContextManager[object]:
+        """Nothing arrives and nothing is granted while held."""
+
+    def stats(self) -> dict[str, float]:
+        """Sums over the actors of what they last reported."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What happens around the loop, on rank 0 unless said otherwise."""
+
+    interrupted: Callable[[], bool]
+    """Whether to stop before the next batch."""
+    on_step: Callable[[dict[str, float], Sequence[Trajectory]], None]
+    """The numbers of a step and its batch."""
+    save: Callable[[int], None]
+    """Write a checkpoint of this version. On every rank."""
+    on_wait: Callable[[str], None] = lambda what: None
+    """What the loop is about to do, for a status line."""
+
+
+def learn(trainer: Trainer, stream: Stream | None, publisher: Publisher, settings: LearnerSettings, hooks: Hooks) -> None:
+    """Train until `settings.steps` or interrupted. `stream` is None on every rank but 0."""
+    ranks = trainer.ranks
+    publisher.publish(trainer.version)
+    saved = trainer.version
+    while trainer.version < settings.steps:
+        waiting_since = time.monotonic()
+        hooks.on_wait("waiting for a batch")
+        command = ranks.share(lambda: _next(stream, settings, hooks))
+        wait_for_batch_s = time.monotonic() - waiting_since
+        if command == "stop":
+            break
+        if command == "publish":  # an actor joined: it gets the present weights before it plays
+            publisher.publish(trainer.version)
+            continue
+        batch = loads(command)
+        trained_at = trainer.version
+        hooks.on_wait(f"training step {trained_at + 1}")
+        numbers = trainer.train(batch, lambda: stream.queued() if stream else [])
+        if stream:
+            stream.mark_trained([trajectory.slot for trajectory in batch])
+        hooks.on_wait("publishing weights")
+        phases = publisher.publish(trainer.version)
+        if stream:
+            stream.mark_published(trainer.version)
+            numbers |= {"step": trainer.version, "version": trainer.version, "wait_for_batch_s": wait_for_batch_s}
+            numbers |= {f"weights/{phase}": seconds for phase, seconds in phases.items()}
+            numbers |= describe_batch(batch, trained_at) | _stream_numbers(stream)
+            hooks.on_step(numbers, batch)
+        if settings.checkpoint_every and trainer.version % settings.checkpoint_every == 0:
+            hooks.save(trainer.version)
+            saved = trainer.version
+    if saved != trainer.version:
+        hooks.save(trainer.version)
+
+
+def _next(stream: Stream | None, settings: LearnerSettings, hooks: Hooks) -> Any:
+    """Rank 0's decision: a batch as bytes, "publish" or "stop"."""
+    assert stream is not None
+    batch = None if hooks.interrupted() else stream.next_batch(settings.batch_timeout_s, hooks.interrupted)
+    if batch is not None:
+        return dumps(batch)
+    return "stop" if hooks.interrupted() else "publish"
+
+
+def _stream_numbers(stream: Stream) -> dict[str, float]:
+    ledger = {f"ledger/{state}": float(count) for state, count in totals(stream.gate.ledger()).items()}
+    return stream.stats() | ledger

@@ -1,0 +1,122 @@
+"""What a weight broadcast sends: a manifest of named tensors, cut into buckets of one dtype.
+
+Both ends cut the same manifest, so nothing but the manifest has to be agreed on. Plain torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype (as in `torch.<dtype>`) and shape of one tensor of the broadcast."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch's object."""
+        dtype = getattr(torch, self.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"{self.name}: {self.dtype!r} is no torch dtype")
+        return dtype
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return torch.Size(self.shape).numel()
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * self.torch_dtype.itemsize
+
+    @classmethod
+    def of(cls, name: str, tensor: torch.Tensor) -> TensorSpec:
+        """The spec that describes `tensor`."""
+        return cls(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+
+
+Manifest = list[TensorSpec]
+"""What a broadcast sends, in order."""
+
+
+def manifest_of(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Manifest:
+    """The manifest of tensors at hand."""
+    return [TensorSpec.of(name, tensor) for name, tensor in named_tensors]
+
+
+def manifest_to_json(manifest: Sequence[TensorSpec]) -> list[dict[str, Any]]:
+    """Plain dicts and lists, for a control channel."""
+    return [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in manifest]
+
+
+def manifest_from_json(items: Iterable[Mapping[str, Any]]) -> Manifest:
+    """The inverse of `manifest_to_json`."""
+    return [TensorSpec(item["name"], item["dtype"], tuple(item["shape"])) for item in items]
+
+
+def plan_buckets(manifest: Sequence[TensorSpec], bucket_bytes: int) -> list[list[TensorSpec]]:
+    """Cut the manifest into runs of one dtype, in order, of at most `bucket_bytes`; a larger tensor is alone."""
+    buckets: list[list[TensorSpec]] = []
+    size = 0
+    for spec in manifest:
+        fits = buckets and buckets[-1][0].dtype == spec.dtype and size + spec.num_bytes <= bucket_bytes
+        if fits:
+            buckets[-1].append(spec)
+            size += spec.num_bytes
+        else:
+            buckets.append([spec])
+            size = spec.num_bytes
+    return buckets
+
+
+def checksum(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str]:
+    """A digest of dtype, shape and values by name. Negative zero counts as zero; otherwise bit by bit."""
+    digests = {}
+    for name, tensor in named_tensors:
+        spec = TensorSpec.of(name, tensor)
+        digest = hashlib.blake2b(f"{spec.dtype}{list(spec.shape)}".encode(), digest_size=16)
+        flat = (tensor.detach() + 0).cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+        digests[name] = digest.hexdigest()
+    return digests
+
+
+def checked(
+    named_tensors: Iterable[tuple[str, torch.Tensor]], manifest: Sequence[TensorSpec]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors, each held against its place in the manifest (a receiver cuts its buckets from that alone).
+
+    Raises ValueError at the first that differs in name, dtype or shape, is too many, or is missing.
+    """
+    count = 0
+    for name, tensor in named_tensors:
+        actual = TensorSpec.of(name, tensor)
+        if count >= len(manifest) or actual != manifest[count]:
+            expected = manifest[count] if count < len(manifest) else "nothing"
+            raise ValueError(f"the manifest says {expected} at {count}, the export yields {actual}")
+        count += 1
+        yield name, tensor.detach()
+    if count != len(manifest):
+        raise ValueError(f"the manifest lists {len(manifest)} tensors, the export ended after {count}")
+
+
+def flatten(
+    bucket: list[TensorSpec], tensors: Iterator[tuple[str, torch.Tensor]], device: torch.device
+) -> torch.Tensor:
+    """One flat tensor of the bucket's elements. A lone contiguous tensor is sent as it lies, without a copy."""
+    if len(bucket) == 1:
+        return next(tensors)[1].to(device).contiguous().view(-1)
+    flat = torch.empty(sum(spec.numel for spec in bucket), dtype=bucket[0].torch_dtype, device=device)
+    for part in flat.split([spec.numel for spec in bucket]):
+        part.copy_(next(tensors)[1].reshape(-1))
+    return flat

@@ -1,0 +1,122 @@
+"""Publishing weights: every connected engine is brought to the learner's version, under its running requests.
+
+Membership decides the group: when an actor joins or is lost, the next publication opens a new epoch. An actor that fails
+or misses a deadline is counted out (its supervisor restarts it), and the others go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Protocol
+
+import torch
+
+from learner.model import PolicyModel
+from learner.ranks import Ranks
+from learner.stream import Member, StreamServer
+from learner.weights import Manifest, WeightSender, WeightSyncError, manifest_of, manifest_to_json
+
+
+class Publisher(Protocol):
+    """What the main loop knows of publishing."""
+
+    def publish(self, version: int) -> dict[str, float]:
+        """Bring every engine to `version`; returns seconds by phase. Collective over the learner's ranks."""
+
+    def close(self) -> None:
+        """Leave the group."""
+
+
+class GroupPublisher:
+    """Publishes over a process group (`learner.weights`), told over the stream. `stream` and `sender` on rank 0 only."""
+
+    def __init__(
+        self, policy: PolicyModel, ranks: Ranks, stream: StreamServer | None, sender: WeightSender | None, workers: int
+    ) -> None:
+        """`workers`: ranks that each engine takes in the group (its tensor-parallel size)."""
+        self._policy = policy
+        self._ranks = ranks
+        self._stream = stream
+        self._sender = sender
+        self._workers = workers
+        self._joined: list[Member] = []
+        self._manifest: Manifest = manifest_of(policy.export())
+
+    def publish(self, version: int) -> dict[str, float]:
+        """See `Publisher`. Returns when each engine has loaded the version or is counted out."""
+        timings: dict[str, float] = {}
+        while self._ranks.share(lambda: self._prepare(timings)):
+            done = self._transfer(version, timings)
+            if self._ranks.share(lambda done=done: done):
+                break
+        return timings
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self._sender is not None:
+            self._sender.close()
+
+    def _prepare(self, timings: dict[str, float]) -> bool:
+        """Rank 0: see that the group is that of the present members. False where there is nobody to publish to."""
+        assert self._stream is not None and self._sender is not None
+        started = time.monotonic()
+        while members := self._stream.members():
+            if self._joined == members:
+                break
+            spec = self._sender.open(1 + len(members) * self._workers)
+            for index, member in enumerate(members):
+                message = {"type": "join", "spec": spec.to_json(), "rank": 1 + index * self._workers}
+                self._stream.send(member, message)
+            try:
+                self._sender.connect()
+                self._joined = members
+            except WeightSyncError as error:
+                self._count_out(members, error)
+        timings["connect_s"] = time.monotonic() - started
+        return bool(members)
+
+    def _transfer(self, version: int, timings: dict[str, float]) -> bool:
+        """One broadcast; False where it has to be repeated with whoever is left."""
+        tensors = self._policy.export()
+        if not self._ranks.is_main:
+            _drain(tensors)
+            return True
+        assert self._stream is not None and self._sender is not None
+        members = self._joined
+        self._stream.expect_load(members)
+        message = {"type": "weights", "version": version, "manifest": manifest_to_json(self._manifest)}
+        for member in members:
+            self._stream.send(member, message)
+        started = time.monotonic()
+        try:
+            self._sender.send(tensors, self._manifest)
+        except WeightSyncError as error:
+            _drain(tensors)
+            self._joined = []
+            self._count_out(members, error)
+            return False
+        sent = time.monotonic()
+        for member in self._stream.wait_until_loaded(members, version, self._sender.timeout_s):
+            why = self._stream.load_failures().get(member.holder.actor_id, "did not load the weights in time")
+            self._stream.lose(member, why)
+        self._stream.mark_loaded()
+        timings |= {**self._sender.timings, "send_s": sent - started, "wait_loaded_s": time.monotonic() - sent}
+        return True
+
+    def _count_out(self, members: list[Member], error: WeightSyncError) -> None:
+        """Lose the actors whose ranks were missing; where no rank is named, those that reported a failure, or else all."""
+        assert self._stream is not None
+        missing = {(rank - 1) // self._workers for rank in error.missing if rank > 0}
+        failed = self._stream.load_failures()
+        culprits = [m for i, m in enumerate(members) if i in missing or m.holder.actor_id in failed]
+        for member in culprits or members:
+            self._stream.lose(member, failed.get(member.holder.actor_id, str(error)))
+
+
+def _drain(tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """Run an export to its end: gathering is collective, and other ranks are in it."""
+    with suppress(StopIteration):
+        while True:
+            next(tensors)

@@ -1,0 +1,271 @@
+"""The trajectory: what one finished rollout is, and how it crosses the wire.
+
+A trajectory is one prompt, one response, the behaviour policy's log-probabilities, the policy versions that produced
+its tokens, and its reward. On the wire it is a msgpack header followed by three raw little-endian arrays, each its own
+ZeroMQ frame: no pickle, no copy of the arrays. Everything that arrives is checked before anyone uses it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+
+from executor.tasks import Kind
+
+SCHEMA_VERSION = 1
+MAX_TOKENS = 1 << 20
+MAX_HEADER_BYTES = 1 << 16
+
+
+class Role(StrEnum):
+    """Which side of self-play a rollout played."""
+
+    PROPOSE = "propose"
+    SOLVE = "solve"
+
+
+class Cell(NamedTuple):
+    """One of the six cells of a batch: a task kind and a role."""
+
+    kind: Kind
+    role: Role
+
+    @property
+    def name(self) -> str:
+        """`kind/role`, the form used in metrics, the ledger and on the wire."""
+        return f"{self.kind}/{self.role}"
+
+    @classmethod
+    def parse(cls, name: str) -> Cell:
+        """The inverse of `name`; raises ValueError for an unknown cell."""
+        kind, _, role = name.partition("/")
+        return cls(Kind(kind), Role(role))
+
+
+CELLS: tuple[Cell, ...] = tuple(Cell(kind, role) for kind in Kind for role in Role)
+
+
+class Status(StrEnum):
+    """How generation of the response ended."""
+
+    STOPPED = "stopped"
+    """At an end-of-text token or a stop string."""
+    TRUNCATED = "truncated"
+    """At the response's token limit."""
+
+
+class VersionSpan(NamedTuple):
+    """Response tokens `start:end` were sampled from policy version `version`."""
+
+    version: int
+    start: int
+    end: int
+
+
+class Refusal(StrEnum):
+    """Why a frame was refused. Counted by reason, never trained on."""
+
+    HEADER = "bad_header"
+    SCHEMA = "unknown_schema"
+    FRAMES = "wrong_frame_count"
+    LENGTH = "wrong_length"
+    TOO_LARGE = "too_large"
+    NOT_FINITE = "not_finite"
+    VERSIONS = "bad_version_spans"
+    FIELD = "bad_field"
+
+
+class WireError(ValueError):
+    """A message that does not follow the schema; `refusal` says how."""
+
+    def __init__(self, refusal: Refusal, detail: str) -> None:
+        super().__init__(f"{refusal}: {detail}")
+        self.refusal = refusal
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory:
+    """One finished rollout. Shapes: P prompt tokens, R response tokens."""
+
+    run_id: str
+    actor_id: str
+    incarnation: int
+    seq: int
+    """Counts up within (actor_id, incarnation); with them, the identity that removes duplicates."""
+    slot: int
+    """The granted slot that this rollout fills."""
+    episode_id: str
+    cell: Cell
+    prompt_ids: np.ndarray
+    """int32 [P]"""
+    response_ids: np.ndarray
+    """int32 [R]"""
+    logprobs: np.ndarray
+    """float32 [R]: log-probability of each response token under the policy that sampled it."""
+    versions: tuple[VersionSpan, ...]
+    reward: float
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    status: Status = Status.STOPPED
+    outcome: str = ""
+    """Name of the enum member that says what the environment found (a rejection or a verdict)."""
+    timings: dict[str, float] = field(default_factory=dict)
+    """Seconds: `queue_s`, `generate_s`, `execute_s`."""
+
+    @property
+    def oldest_version(self) -> int:
+        """The oldest policy version that produced a token."""
+        return min(span.version for span in self.versions)
+
+    @property
+    def newest_version(self) -> int:
+        """The newest policy version that produced a token."""
+        return max(span.version for span in self.versions)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and response tokens."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+def check(trajectory: Trajectory) -> None:
+    """Raise `WireError` unless the trajectory is whole: lengths agree, numbers are finite, spans tile the response."""
+    num_response = len(trajectory.response_ids)
+    if num_response == 0 or len(trajectory.prompt_ids) == 0:
+        raise WireError(Refusal.LENGTH, "prompt and response need at least one token each")
+    if trajectory.num_tokens > MAX_TOKENS:
+        raise WireError(Refusal.TOO_LARGE, f"{trajectory.num_tokens} tokens, at most {MAX_TOKENS}")
+    if len(trajectory.logprobs) != num_response:
+        raise WireError(Refusal.LENGTH, f"{len(trajectory.logprobs)} logprobs for {num_response} response tokens")
+    if not np.isfinite(trajectory.logprobs).all():
+        raise WireError(Refusal.NOT_FINITE, "a logprob is NaN or infinite")
+    if (trajectory.logprobs > 1e-3).any():
+        raise WireError(Refusal.FIELD, "a logprob is above zero")
+    numbers = [trajectory.reward, *trajectory.reward_parts.values(), *trajectory.timings.values()]
+    if not all(math.isfinite(number) for number in numbers):
+        raise WireError(Refusal.NOT_FINITE, "a reward or timing is NaN or infinite")
+    if (trajectory.prompt_ids < 0).any() or (trajectory.response_ids < 0).any():
+        raise WireError(Refusal.FIELD, "a token id is negative")
+    expected = 0
+    for span in trajectory.versions:
+        if span.start != expected or span.end <= span.start or span.version < 0:
+            raise WireError(Refusal.VERSIONS, f"span {tuple(span)} where one starting at {expected} was due")
+        expected = span.end
+    if expected != num_response:
+        raise WireError(Refusal.VERSIONS, f"spans cover {expected} of {num_response} tokens")
+
+
+def encode(trajectory: Trajectory) -> list[bytes | memoryview]:
+    """The frames of one trajectory: header, prompt_ids, response_ids, logprobs."""
+    header = msgpack.packb(
+        {
+            "schema": SCHEMA_VERSION,
+            "run_id": trajectory.run_id,
+            "actor_id": trajectory.actor_id,
+            "incarnation": trajectory.incarnation,
+            "seq": trajectory.seq,
+            "slot": trajectory.slot,
+            "episode_id": trajectory.episode_id,
+            "cell": trajectory.cell.name,
+            "lengths": [len(trajectory.prompt_ids), len(trajectory.response_ids)],
+            "versions": [list(span) for span in trajectory.versions],
+            "reward": trajectory.reward,
+            "reward_parts": trajectory.reward_parts,
+            "status": trajectory.status.value,
+            "outcome": trajectory.outcome,
+            "timings": trajectory.timings,
+        }
+    )
+    return [
+        header,
+        np.ascontiguousarray(trajectory.prompt_ids, dtype="<i4").data.cast("B"),
+        np.ascontiguousarray(trajectory.response_ids, dtype="<i4").data.cast("B"),
+        np.ascontiguousarray(trajectory.logprobs, dtype="<f4").data.cast("B"),
+    ]
+
+
+def decode(frames: Sequence[bytes | memoryview]) -> Trajectory:
+    """The inverse of `encode`; raises `WireError` for anything that `encode` could not have written."""
+    if len(frames) != 4:
+        raise WireError(Refusal.FRAMES, f"{len(frames)} frames, not 4")
+    if len(frames[0]) > MAX_HEADER_BYTES:
+        raise WireError(Refusal.TOO_LARGE, f"header of {len(frames[0])} bytes")
+    if any(len(frame) > 4 * MAX_TOKENS for frame in frames[1:]):
+        raise WireError(Refusal.TOO_LARGE, f"an array frame of more than {4 * MAX_TOKENS} bytes")
+    header = unpack_header(frames[0])
+    if header.get("schema") != SCHEMA_VERSION:
+        raise WireError(Refusal.SCHEMA, f"schema {header.get('schema')!r}, not {SCHEMA_VERSION}")
+    try:
+        num_prompt, num_response = (_integer(n) for n in header["lengths"])
+        for frame, length in zip(frames[1:], (num_prompt, num_response, num_response), strict=True):
+            if len(frame) != 4 * length:
+                raise WireError(Refusal.LENGTH, f"{len(frame)} bytes where {length} items were announced")
+        trajectory = Trajectory(
+            run_id=_string(header["run_id"]),
+            actor_id=_string(header["actor_id"]),
+            incarnation=_integer(header["incarnation"]),
+            seq=_integer(header["seq"]),
+            slot=_integer(header["slot"]),
+            episode_id=_string(header["episode_id"]),
+            cell=Cell.parse(_string(header["cell"])),
+            prompt_ids=np.frombuffer(frames[1], dtype="<i4"),
+            response_ids=np.frombuffer(frames[2], dtype="<i4"),
+            logprobs=np.frombuffer(frames[3], dtype="<f4"),
+            versions=tuple(VersionSpan(*(_integer(n) for n in span)) for span in header["versions"]),
+            reward=float(header["reward"]),
+            reward_parts=_numbers(header["reward_parts"]),
+            status=Status(header["status"]),
+            outcome=_string(header["outcome"]),
+            timings=_numbers(header["timings"]),
+        )
+    except WireError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise WireError(Refusal.FIELD, f"{type(error).__name__}: {error}") from error
+    check(trajectory)
+    return trajectory
+
+
+def unpack_header(frame: bytes | memoryview) -> dict[str, Any]:
+    """A msgpack map with string keys; anything else is refused as `bad_header`."""
+    try:
+        header = msgpack.unpackb(frame, raw=False, strict_map_key=True, max_ext_len=0)
+    except Exception as error:  # msgpack raises many types, RecursionError and UnicodeDecodeError among them
+        raise WireError(Refusal.HEADER, type(error).__name__) from error
+    if not isinstance(header, dict) or not all(isinstance(key, str) for key in header):
+        raise WireError(Refusal.HEADER, f"a {type(header).__name__}, not a map with string keys")
+    return header
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where a whole number was due")
+    return value
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 512:
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where a short string was due")
+    return value
+
+
+def _numbers(value: object) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where a map of numbers was due")
+    return {_string(key): float(number) for key, number in value.items()}
+
+
+def dumps(trajectories: Sequence[Trajectory]) -> bytes:
+    """Many trajectories as one msgpack array of their frames: for checkpoints and for other learner ranks."""
+    packed: bytes = msgpack.packb([[bytes(frame) for frame in encode(trajectory)] for trajectory in trajectories])
+    return packed
+
+
+def loads(data: bytes) -> list[Trajectory]:
+    """The inverse of `dumps`; raises `WireError`."""
+    return [decode(frames) for frames in msgpack.unpackb(data, max_bin_len=len(data))]

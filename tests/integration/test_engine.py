@@ -1,0 +1,331 @@
+"""vLLM behind the engine protocol, with a real model: versions in flight, exact weights, log-probabilities.
+
+The tests of an engine share it, in order, and the last one closes it. `AZR_TEST_MODEL` names another model folder
+(Llama, Qwen2 or Qwen3 with tied embeddings).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import torch
+
+from actors.engine import AsyncEngine, Completion, EngineAborted, Sampling, SerialEngine, WeightUpdateFailed
+from actors.settings import EngineSettings
+from learner.trajectory import Status
+from learner.weights import LocalChannel, WeightSender, WeightSyncError, checksum, manifest_of
+
+MODEL = Path(os.environ.get("AZR_TEST_MODEL", Path.home() / ".cache/azr/models/smollm2-135m-instruct"))
+SETTINGS = EngineSettings(
+    dtype="float32", max_model_len=512, max_num_seqs=32, max_num_batched_tokens=512, kv_cache_gib=0.5, threads=1
+)
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not (MODEL / "config.json").exists(), reason=f"no model at {MODEL}"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+Weights = dict[str, torch.Tensor]
+
+
+def model_weights(dtype: torch.dtype) -> Weights:
+    from safetensors.torch import load_file
+
+    return {name: tensor.to(dtype) for name, tensor in load_file(MODEL / "model.safetensors").items()}
+
+
+def perturbed(weights: Weights, seed: int) -> Weights:
+    """Noise of a fifth of each tensor's scale: another policy, as fluent as it may be."""
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        name: (w + 0.2 * w.float().std() * torch.randn(w.shape, generator=draw)).to(w.dtype)
+        for name, w in weights.items()
+    }
+
+
+def reference_logprobs(weights: Weights, prompt: list[int], completion: Completion) -> torch.Tensor:
+    """[R]: what transformers makes of the same tokens, in float32."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL), dtype=torch.float32)
+    model.load_state_dict(weights, strict=False)
+    model.tie_weights()
+    tokens = torch.tensor([*prompt, *completion.token_ids])
+    with torch.no_grad():
+        logits = model(tokens[None]).logits[0, len(prompt) - 1 : -1]
+    logprobs: torch.Tensor = logits.log_softmax(-1).gather(1, tokens[len(prompt) :, None])[:, 0]
+    return logprobs
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def broadcast(engine: AsyncEngine, sender: WeightSender, weights: Weights, version: int) -> dict[str, float]:
+    manifest = manifest_of(weights.items())
+    sending = asyncio.create_task(asyncio.to_thread(sender.send, weights.items(), manifest))
+    try:
+        return await engine.update_weights(manifest, version)
+    finally:
+        await asyncio.wait([sending])
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine() -> AsyncIterator[AsyncEngine]:
+    engine = AsyncEngine(MODEL, SETTINGS, seed=1)
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sender(engine: AsyncEngine) -> AsyncIterator[WeightSender]:
+    sender = WeightSender(timeout_s=60)
+    await connect(engine, sender)
+    yield sender
+    sender.close()
+
+
+async def connect(engine: AsyncEngine, sender: WeightSender) -> None:
+    spec = sender.open(2)
+    await asyncio.gather(engine.join(spec, 1), asyncio.to_thread(sender.connect))
+
+
+async def test_logprobs_are_those_of_the_model(engine: AsyncEngine) -> None:
+    prompt = engine.tokenizer.encode("def f(x):\n    return x * 2\n\nf(21) is")
+    completion = await engine.generate(prompt, Sampling(max_tokens=40), "logprobs")
+    assert len(completion.logprobs) == len(completion.token_ids)
+    assert [tuple(span) for span in completion.versions] == [(0, 0, len(completion.token_ids))]
+    expected = reference_logprobs(model_weights(torch.float32), prompt, completion)
+    torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+
+
+async def test_a_stop_string_ends_the_text_but_its_tokens_stay(engine: AsyncEngine) -> None:
+    prompt = engine.tokenizer.encode("1, 2, 3, 4,")
+    sampling = Sampling(max_tokens=60, temperature=0.0, stop=(" 7",))
+    completion = await engine.generate(prompt, sampling, "stop")
+    assert completion.finish is Status.STOPPED
+    assert completion.text == " 5, 6,"
+    assert engine.tokenizer.decode(completion.token_ids) == " 5, 6, 7"
+
+
+async def test_a_limit_truncates(engine: AsyncEngine) -> None:
+    prompt = engine.tokenizer.encode("1, 2, 3, 4,")
+    completion = await engine.generate(prompt, Sampling(max_tokens=5, temperature=0.0), "limit")
+    assert completion.finish is Status.TRUNCATED
+    assert len(completion.token_ids) == 5
+
+
+async def test_one_seed_one_response_however_long_the_prompts(engine: AsyncEngine) -> None:
+    prompts = [engine.tokenizer.encode("x = 1\n" * 60) for _ in range(6)]
+    assert sum(map(len, prompts)) > SETTINGS.max_num_batched_tokens
+    sampling = Sampling(max_tokens=12, seed=5)
+    both = [
+        await asyncio.gather(*(engine.generate(p, sampling, f"{r}-{i}") for i, p in enumerate(prompts))) for r in "ab"
+    ]
+    assert [c.token_ids for c in both[0]] == [c.token_ids for c in both[1]]
+
+
+async def test_a_prompt_that_does_not_fit_is_refused(engine: AsyncEngine) -> None:
+    with pytest.raises(ValueError, match="512"):
+        await engine.generate([1] * 512, Sampling(max_tokens=1), "long")
+
+
+async def test_loaded_weights_are_those_of_the_file(engine: AsyncEngine) -> None:
+    held = await engine.weights()
+    head = held.pop("lm_head.weight")
+    weights = model_weights(torch.float32)
+    assert held.keys() == weights.keys()
+    assert all(torch.equal(held[name], weights[name]) for name in weights)
+    assert torch.equal(head, weights["model.embed_tokens.weight"])
+
+
+async def test_weights_change_under_running_requests(engine: AsyncEngine, sender: WeightSender) -> None:
+    prompt = engine.tokenizer.encode("Once upon a time, there was a fox. " * 12)
+    assert len(prompt) > 96, "several blocks of the prefix cache"
+    old = await engine.generate(prompt, Sampling(max_tokens=16, temperature=0.0), "before")
+    before = engine.stats()["tokens_generated"]
+    sampling = Sampling(max_tokens=120)
+    running = [asyncio.create_task(engine.generate(prompt, sampling, f"fly-{i}")) for i in range(6)]
+    await until(lambda: engine.stats()["tokens_generated"] >= before + 20)
+    assert engine.stats()["running"] > 0
+
+    weights = perturbed(model_weights(torch.float32), seed=1)
+    timings = await broadcast(engine, sender, weights, version=1)
+    assert set(timings) == {"pause_s", "start_s", "transfer_s", "load_s", "finish_s", "resume_s"}
+    assert all(seconds >= 0 for seconds in timings.values())
+
+    completions = await asyncio.gather(*running)
+    assert sum([span.version for span in completion.versions] == [0, 1] for completion in completions) >= 3
+    for completion in completions:
+        assert len(completion.logprobs) == len(completion.token_ids)
+        ends = [span.end for span in completion.versions]
+        assert [span.start for span in completion.versions] == [0, *ends[:-1]] and ends[-1] == len(completion.token_ids)
+
+    held = await engine.weights()
+    assert torch.equal(held.pop("lm_head.weight"), weights["model.embed_tokens.weight"])
+    assert held.keys() == weights.keys()
+    assert all(torch.equal(held[name], weights[name]) for name in weights)
+    digests = await engine.checksums()
+    assert {name: digests[name] for name in weights} == checksum(weights.items())
+
+    # The same prompt again: nothing that the old policy left in the prefix cache may be in it.
+    new = await engine.generate(prompt, Sampling(max_tokens=16, temperature=0.0), "after")
+    assert [span.version for span in new.versions] == [1]
+    assert new.token_ids != old.token_ids
+    expected = reference_logprobs(weights, prompt, new)
+    torch.testing.assert_close(torch.tensor(new.logprobs), expected, atol=1e-4, rtol=0)
+
+
+async def test_weights_that_never_come_leave_the_old_ones(engine: AsyncEngine, sender: WeightSender) -> None:
+    prompt = engine.tokenizer.encode("Once upon a time")
+    before = await engine.checksums()
+    version = (await engine.generate(prompt, Sampling(max_tokens=1), "which")).versions[0].version
+    weights = model_weights(torch.float32)
+    # The learner closes the group while the engine waits for the first tensor.
+    updating = asyncio.create_task(engine.update_weights(manifest_of(weights.items()), 7))
+    await until(lambda: _is_ready(sender))
+    sender.close()
+    with pytest.raises(WeightUpdateFailed) as caught:
+        await updating
+    assert caught.value.intact
+    assert await engine.checksums() == before
+    completion = await engine.generate(prompt, Sampling(max_tokens=4), "still")
+    assert [span.version for span in completion.versions] == [version]
+
+
+async def test_half_an_update_pauses_until_a_whole_one_comes(engine: AsyncEngine) -> None:
+    prompt = engine.tokenizer.encode("Once upon a time")
+    sender = WeightSender(timeout_s=60, bucket_bytes=8 << 20)
+    await connect(engine, sender)
+    weights = perturbed(model_weights(torch.float32), seed=2)
+    manifest = manifest_of(weights.items())
+
+    def breaks() -> Iterator[tuple[str, torch.Tensor]]:
+        for index, item in enumerate(weights.items()):
+            if index == 100:
+                raise RuntimeError("the learner failed")
+            yield item
+
+    running = asyncio.create_task(engine.generate(prompt, Sampling(max_tokens=200), "through"))
+    sending = asyncio.create_task(asyncio.to_thread(sender.send, breaks(), manifest))
+    with pytest.raises(WeightUpdateFailed) as caught:
+        await engine.update_weights(manifest, 2)
+    assert not caught.value.intact
+    with pytest.raises(RuntimeError, match="the learner failed"):
+        await sending
+    done, _ = await asyncio.wait([running], timeout=0.5)
+    assert not done, "nobody may sample from half an update"
+
+    await connect(engine, sender)
+    with pytest.raises(WeightUpdateFailed, match=r"leaves 1 parameters as they were: \['model.norm.weight'\]"):
+        await broadcast(engine, sender, {n: w for n, w in weights.items() if n != "model.norm.weight"}, version=2)
+    assert not running.done()
+
+    await connect(engine, sender)
+    await broadcast(engine, sender, weights, version=2)
+    completion = await running
+    assert len(completion.versions) <= 2 and completion.versions[-1].version == 2
+    held = await engine.weights()
+    assert all(torch.equal(held[name], weights[name]) for name in weights)
+    sender.close()
+
+
+async def test_a_group_that_does_not_come_together_is_an_error(engine: AsyncEngine) -> None:
+    sender = WeightSender(timeout_s=0.5)
+    spec = sender.open(3)
+    joining = asyncio.create_task(engine.join(spec, 1))
+    with pytest.raises(WeightSyncError) as caught:
+        await asyncio.to_thread(sender.connect)
+    assert caught.value.missing == [2]
+    with pytest.raises(Exception, match=r"for ranks \[2\]"):
+        await joining
+    sender.close()
+
+
+async def test_closing_aborts_what_runs(engine: AsyncEngine) -> None:
+    running = asyncio.create_task(engine.generate([1, 2, 3], Sampling(max_tokens=400), "cut"))
+    await until(lambda: engine.stats()["running"] > 0)
+    await engine.close()
+    with pytest.raises(EngineAborted):
+        await running
+
+
+def _is_ready(sender: WeightSender) -> bool:
+    group = sender._group
+    assert group is not None
+    return group._has(f"ready/{group._update + 1}/1")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def serial() -> AsyncIterator[SerialEngine]:
+    engine = SerialEngine(MODEL, SETTINGS.model_copy(update={"dtype": "bfloat16"}), seed=1)
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+async def test_a_random_state_repeats_a_run_whatever_else_draws(serial: SerialEngine) -> None:
+    prompts = [serial.tokenizer.encode(text) for text in ("Once upon a time", "def f(x):", "The sun")]
+    state = serial.random_state
+
+    async def run(tag: str) -> list[Completion]:
+        sampling = Sampling(max_tokens=24)
+        return await asyncio.gather(*(serial.generate(p, sampling, f"{tag}{i}") for i, p in enumerate(prompts)))
+
+    first = await run("a")
+    outside = torch.rand(3)
+    serial.random_state = state
+    second = await run("b")
+    assert [(c.token_ids, c.logprobs) for c in first] == [(c.token_ids, c.logprobs) for c in second]
+    third = await run("c")
+    assert [c.token_ids for c in third] != [c.token_ids for c in first]
+    torch.set_rng_state(torch.Generator().manual_seed(3).get_state())
+    await run("d")
+    assert torch.equal(torch.rand(2), torch.rand(2, generator=torch.Generator().manual_seed(3)))
+    assert outside.numel() == 3
+
+
+async def test_updates_through_a_local_channel_in_bfloat16(serial: SerialEngine) -> None:
+    weights = perturbed(model_weights(torch.bfloat16), seed=3)
+    channel = LocalChannel("serial-test")
+    await serial.join(channel.open(2), 1)
+    manifest = manifest_of(weights.items())
+    prompt = serial.tokenizer.encode("Once upon a time")
+    running = asyncio.create_task(serial.generate(prompt, Sampling(max_tokens=60), "across"))
+    await until(lambda: serial.stats()["running"] > 0)
+    channel.send(weights.items(), manifest)
+    await serial.update_weights(manifest, 1)
+    completion = await running
+    assert [span.version for span in completion.versions] == [0, 1]
+    held = await serial.weights()
+    assert torch.equal(held.pop("lm_head.weight"), weights["model.embed_tokens.weight"])
+    assert held.keys() == weights.keys()
+    assert all(torch.equal(held[name], weights[name]) for name in weights)
+    channel.close()
+
+
+async def test_the_learner_keeps_its_threads(serial: SerialEngine) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
+
+
+async def test_cancelling_and_closing_leave_nobody_waiting(serial: SerialEngine) -> None:
+    cancelled = asyncio.create_task(serial.generate([1, 2, 3], Sampling(max_tokens=400), "x"))
+    running = asyncio.create_task(serial.generate([1, 2, 3], Sampling(max_tokens=400), "y"))
+    await until(lambda: serial.stats()["running"] == 2)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    await serial.close()
+    with pytest.raises(EngineAborted):
+        await running

@@ -1,0 +1,305 @@
+"""The weight broadcast: sender and receivers against each other, in threads of this process."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+import torch
+
+from learner.weights import (
+    GroupSpec,
+    LocalChannel,
+    Manifest,
+    TensorSpec,
+    WeightReceiver,
+    WeightSender,
+    WeightSyncError,
+    WeightSyncTimeout,
+    checksum,
+    manifest_from_json,
+    manifest_of,
+    manifest_to_json,
+    plan_buckets,
+)
+
+Named = list[tuple[str, torch.Tensor]]
+
+
+def tensors(seed: int = 0) -> Named:
+    """Mixed dtypes, a scalar, a transposed view, and one tensor larger than the buckets of these tests."""
+    draw = torch.Generator().manual_seed(seed)
+    return [
+        ("embed", torch.randn(40, 8, generator=draw).bfloat16()),
+        ("norm", torch.randn(8, generator=draw).bfloat16()),
+        ("proj", torch.randn(3, 8, generator=draw).bfloat16().t()),
+        ("scale", torch.randn(5, generator=draw)),
+        ("count", torch.tensor(7)),
+        ("head", torch.randn(2, 3, generator=draw).bfloat16()),
+    ]
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        yield pool
+
+
+def receive(spec: GroupSpec, rank: int, manifests: list[Manifest]) -> list[Named]:
+    receiver = WeightReceiver()
+    receiver.connect(GroupSpec.from_json(json.loads(json.dumps(spec.to_json()))), rank)
+    try:
+        return [list(receiver.receive(manifest)) for manifest in manifests]
+    finally:
+        receiver.close()
+
+
+def start(threads: ThreadPoolExecutor, spec: GroupSpec, manifests: list[Manifest]) -> list[Future[list[Named]]]:
+    return [threads.submit(receive, spec, rank, manifests) for rank in range(1, spec.world_size)]
+
+
+def test_every_receiver_gets_every_update_bit_for_bit(threads: ThreadPoolExecutor) -> None:
+    updates = [tensors(0), tensors(1)]
+    sender = WeightSender(timeout_s=20, bucket_bytes=64)
+    received = start(threads, sender.open(3), [manifest_of(named) for named in updates])
+    sender.connect()
+    for named in updates:
+        sender.send(iter(named), manifest_of(named))
+    for future in received:
+        for sent, got in zip(updates, future.result(), strict=True):
+            # Tensors that were kept until the end are still whole: no bucket's memory was used twice.
+            assert [name for name, _ in got] == [name for name, _ in sent]
+            assert all(torch.equal(a, b) and a.dtype == b.dtype for (_, a), (_, b) in zip(sent, got, strict=True))
+            assert checksum(got) == checksum(sent)
+    assert set(sender.timings) == {"connect_s", "prepare_s", "transfer_s"}
+    sender.close()
+
+
+def test_the_sender_never_holds_more_than_a_bucket(threads: ThreadPoolExecutor) -> None:
+    named = [(f"t{i}", torch.full((16,), float(i))) for i in range(32)]
+    produced: list[int] = []
+
+    def export() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in named:
+            produced.append(len(produced))
+            yield name, tensor.clone()
+
+    manifest = manifest_of(named)
+    sender = WeightSender(timeout_s=20, bucket_bytes=128)
+    received = start(threads, sender.open(2), [manifest])
+    sender.connect()
+    pulled: list[int] = []
+    broadcast = sender._group.broadcast  # type: ignore[union-attr]
+
+    def spy(flat: torch.Tensor) -> None:
+        pulled.append(len(produced))
+        assert flat.nbytes <= 128
+        broadcast(flat)
+
+    sender._group.broadcast = spy  # type: ignore[union-attr,method-assign]
+    sender.send(export(), manifest)
+    assert len(received[0].result()[0]) == 32
+    assert pulled == list(range(2, 33, 2)), "each bucket of two tensors left before the next was produced"
+    sender.close()
+
+
+def test_membership_changes_with_the_epoch(threads: ThreadPoolExecutor) -> None:
+    named = tensors()
+    manifest = manifest_of(named)
+    sender = WeightSender(timeout_s=20)
+    epochs = []
+    for world_size in (3, 2, 4):
+        spec = sender.open(world_size)
+        epochs.append(spec.epoch)
+        received = start(threads, spec, [manifest])
+        sender.connect()
+        sender.send(named, manifest)
+        assert all(checksum(future.result()[0]) == checksum(named) for future in received)
+    assert epochs == [1, 2, 3]
+    sender.close()
+
+
+def test_a_missing_receiver_is_named_to_everybody(threads: ThreadPoolExecutor) -> None:
+    sender = WeightSender(timeout_s=0.5)
+    spec = sender.open(4)
+    present = [threads.submit(receive, spec, rank, []) for rank in (1, 3)]
+    started = time.monotonic()
+    with pytest.raises(
+        WeightSyncTimeout, match=r"epoch 1, phase connect, rank 0: waited 0.5 s for ranks \[2\]"
+    ) as caught:
+        sender.connect()
+    assert caught.value.missing == [2]
+    for future in present:
+        with pytest.raises(WeightSyncTimeout) as told:
+            future.result()
+        assert told.value.missing == [2]
+    assert time.monotonic() - started < 2
+    with pytest.raises(WeightSyncError, match="no group"):
+        sender.send(tensors(), manifest_of(tensors()))
+    sender.close()
+
+
+def test_a_receiver_that_never_starts_an_update_is_named(threads: ThreadPoolExecutor) -> None:
+    named = tensors()
+    sender = WeightSender(timeout_s=0.5)
+    spec = sender.open(3)
+    received = threads.submit(receive, spec, 1, [manifest_of(named)])
+    idle = WeightReceiver()
+    joined = threads.submit(idle.connect, spec, 2)
+    sender.connect()
+    joined.result()
+    with pytest.raises(WeightSyncTimeout, match="phase ready") as caught:
+        sender.send(named, manifest_of(named))
+    assert caught.value.missing == [2]
+    with pytest.raises(WeightSyncError):
+        received.result()
+    idle.close()
+    sender.close()
+
+
+def test_a_receiver_that_dies_in_the_middle_breaks_the_update_and_the_next_epoch_works(
+    threads: ThreadPoolExecutor,
+) -> None:
+    named = [(f"t{i}", torch.randn(1 << 20)) for i in range(16)]
+    manifest = manifest_of(named)
+
+    def die(spec: GroupSpec) -> None:
+        receiver = WeightReceiver()
+        receiver.connect(spec, 1)
+        next(receiver.receive(manifest))
+        receiver.close()
+
+    sender = WeightSender(timeout_s=5, bucket_bytes=4 << 20)
+    dying = threads.submit(die, sender.open(2))
+    sender.connect()
+    with pytest.raises(WeightSyncError) as caught:
+        sender.send(named, manifest)
+    assert caught.value.missing == [1]
+    dying.result()
+    received = start(threads, sender.open(2), [manifest])
+    sender.connect()
+    sender.send(named, manifest)
+    assert checksum(received[0].result()[0]) == checksum(named)
+    sender.close()
+
+
+def test_a_sender_that_goes_away_is_named(threads: ThreadPoolExecutor) -> None:
+    sender = WeightSender(timeout_s=5)
+    received = threads.submit(receive, sender.open(2), 1, [manifest_of(tensors())])
+    sender.connect()
+    sender.close()
+    with pytest.raises(WeightSyncError) as caught:
+        received.result()
+    assert caught.value.missing == [0]
+
+
+def test_nobody_listens_where_the_spec_points() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spec = GroupSpec(epoch=1, host="127.0.0.1", port=port, world_size=2, backend="gloo", timeout_s=0.3)
+    with pytest.raises(WeightSyncTimeout) as caught:
+        WeightReceiver().connect(spec, 1)
+    assert caught.value.missing == [0]
+
+
+def test_the_store_listens_on_its_host_alone() -> None:
+    sender = WeightSender(host="127.0.0.2")
+    port = sender.open(2).port
+    with socket.create_connection(("127.0.0.2", port), timeout=1):
+        pass
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=1)
+    sender.close()
+
+
+def _swap(named: Named) -> Named:
+    return [named[1], named[0], *named[2:]]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda named: named[:-1], lambda named: [*named, ("more", torch.zeros(1))], _swap],
+    ids=["too few", "too many", "another order"],
+)
+def test_an_export_that_is_not_its_manifest_is_refused(
+    threads: ThreadPoolExecutor, spoil: Callable[[Named], Named]
+) -> None:
+    named = tensors()
+    sender = WeightSender(timeout_s=5, bucket_bytes=64)
+    received = start(threads, sender.open(2), [manifest_of(named)])
+    sender.connect()
+    with pytest.raises(ValueError, match="manifest"):
+        sender.send(spoil(named), manifest_of(named))
+    with pytest.raises(WeightSyncError):
+        received[0].result()
+    sender.close()
+
+
+def test_buckets_hold_neighbours_of_one_dtype() -> None:
+    manifest = manifest_of(tensors())
+    buckets = plan_buckets(manifest, 64)
+    assert [[spec.name for spec in bucket] for bucket in buckets] == [
+        ["embed"],
+        ["norm", "proj"],
+        ["scale"],
+        ["count"],
+        ["head"],
+    ]
+    assert plan_buckets(manifest, 1) == [[spec] for spec in manifest]
+    assert [spec for bucket in plan_buckets(manifest, 1 << 30) for spec in bucket] == manifest
+
+
+def test_specs_and_manifests_survive_json() -> None:
+    manifest = manifest_of(tensors())
+    assert manifest_from_json(json.loads(json.dumps(manifest_to_json(manifest)))) == manifest
+    assert manifest[0] == TensorSpec("embed", "bfloat16", (40, 8))
+    with pytest.raises(ValueError, match="no torch dtype"):
+        _ = TensorSpec("x", "load", (1,)).num_bytes
+
+
+def test_checksums_see_values_names_dtypes_and_shapes() -> None:
+    base = torch.arange(6.0)
+    variants = [base, base + 1, base.bfloat16(), base.view(2, 3)]
+    assert len({checksum([("x", variant)])["x"] for variant in variants}) == 4
+    assert checksum([("x", torch.tensor([0.0, -0.0]))]) == checksum([("x", torch.zeros(2))])
+    assert checksum([("x", torch.tensor([float("nan")]))]) != checksum([("x", torch.zeros(1))])
+
+
+def test_a_local_channel_hands_over_the_very_tensors_in_one_thread() -> None:
+    named = tensors()
+    channel = LocalChannel("test")
+    spec = channel.open(2)
+    assert spec.backend == "local"
+    at = LocalChannel.find(spec.host)
+    order: list[str] = []
+
+    def export() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in named:
+            order.append(f"made {name}")
+            yield name, tensor
+
+    channel.send(export(), manifest_of(named))
+    assert order == [], "nothing is produced before somebody receives"
+    for name, tensor in at.receive(manifest_of(named)):
+        order.append(f"took {name}")
+        assert tensor.data_ptr() == dict(named)[name].data_ptr()
+    assert order == [f"{verb} {name}" for name, _ in named for verb in ("made", "took")]
+    with pytest.raises(WeightSyncError, match="nothing was sent"):
+        next(at.receive(manifest_of(named)))
+    channel.close()
+    with pytest.raises(KeyError):
+        LocalChannel.find("test")
+
+
+def test_a_local_channel_refuses_an_export_that_is_not_its_manifest() -> None:
+    named = tensors()
+    channel = LocalChannel("test")
+    channel.send(_swap(named), manifest_of(named))
+    with pytest.raises(ValueError, match="manifest"):
+        list(channel.receive(manifest_of(named)))
+    channel.close()
