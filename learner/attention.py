@@ -6,12 +6,11 @@ A `TreePlan` says once for a micro-batch which rows attend to which, and carries
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -40,16 +39,19 @@ class Branches:
 
 
 @dataclass
-class TreePlan(PackedSeqParams):
-    """Which rows of a micro-batch attend to which, and their rotary positions."""
+class TreePlan:
+    """Which rows of a micro-batch attend to which, and their rotary positions; a `packed_seq_params` of our own."""
+
+    cos: Tensor
+    """[T, 1, D / 2], in the dtype of the activations."""
+    sin: Tensor
 
     blocks: list[tuple[int, int] | Branches] = field(default_factory=list)
     """In order of rows. (start, stop) is plain causal attention among these rows."""
     cpu: CpuPlan | None = None
     """In place of `blocks` where the attention has kernels of its own."""
-    cos: Tensor | None = None
-    """[T, 1, D / 2], in the dtype of the activations."""
-    sin: Tensor | None = None
+    qkv_format: str = "tree"
+    """Megatron-Core asks for it; any but its own "thd" leaves the layout [T, 1, ...] alone."""
 
 
 def plan_attention(micro: MicroBatch, inv_freq: Tensor, dtype: torch.dtype, cpu_kernels: bool) -> TreePlan:
@@ -100,7 +102,7 @@ class TreeAttention(torch.nn.Module):
         plan = packed_seq_params
         query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
         if plan.cpu is not None:
-            out = CpuTreeAttention.apply(query, key, value, plan.cpu, plan.cos, plan.sin)
+            out: Tensor = CpuTreeAttention.apply(query, key, value, plan.cpu, plan.cos, plan.sin)
         else:
             out = _attend(Rotate.apply(query, plan.cos, plan.sin), Rotate.apply(key, plan.cos, plan.sin), value, plan)
         return out.flatten(1).unsqueeze(1)
@@ -127,10 +129,8 @@ def _branches(query: Tensor, key: Tensor, value: Tensor, block: Branches) -> Ten
 
     def padded(x: Tensor) -> Tensor:
         """[rows, heads, D] -> [count, longest, heads, D]; what fills the padding is never seen by a real row."""
-        rows = x[block.start : block.stop]
-        if block.row_lens[-1] == longest:
-            return rows.unflatten(0, (count, longest))
-        return torch.stack([pad(part, (0, 0, 0, 0, 0, longest - len(part))) for part in rows.split(block.row_lens)])
+        parts: Sequence[Tensor] = x[block.start : block.stop].split(block.row_lens)
+        return torch.stack([pad(part, (0, 0, 0, 0, 0, longest - len(part))) for part in parts])
 
     def with_prompt(x: Tensor) -> Tensor:
         prompt = x[block.prompt_start : block.prompt_stop].expand(count, -1, -1, -1)
@@ -140,6 +140,4 @@ def _branches(query: Tensor, key: Tensor, value: Tensor, block: Branches) -> Ten
     # CUDA's kernels that take a mask know no grouped queries.
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     out = scaled_dot_product_attention(q, k, v, attn_mask=block.mask).transpose(1, 2)
-    if block.row_lens[-1] == longest:
-        return out.flatten(0, 1)
     return torch.cat([part[:rows] for part, rows in zip(out, block.row_lens, strict=True)])

@@ -176,11 +176,12 @@ class HfReader(contextlib.ExitStack):
             raise ValueError(f"the model folder lacks the tensor {name}")
         tensor = self._files[name].get_slice(name)
         dim = shard_dim(layout)
-        if dim is None:
-            return tensor[:]
-        length = math.ceil(tensor.get_shape()[dim] / size)
-        part = slice(rank * length, (rank + 1) * length)
-        return tensor[part] if dim == 0 else tensor[:, part]
+        part = slice(None)
+        if dim is not None:
+            length = math.ceil(tensor.get_shape()[dim] / size)
+            part = slice(rank * length, (rank + 1) * length)
+        piece: Tensor = tensor[:, part] if dim == 1 else tensor[part]
+        return piece
 
 
 class HfWriter:

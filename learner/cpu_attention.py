@@ -146,7 +146,8 @@ def _part_backward(
 
     def by_group(x: Tensor) -> Tensor:
         """[B, L, H, ...] -> [B G, H / G, L, ...]"""
-        return x.unflatten(2, (groups, -1)).movedim(1, 3).flatten(0, 1)
+        grouped: Tensor = x.unflatten(2, (groups, -1)).movedim(1, 3).flatten(0, 1)
+        return grouped
 
     q, g, bias, d = (by_group(x) for x in (query, grad, lse, delta))
     k, v = (x.transpose(1, 2).flatten(0, 1) for x in (key, value))

@@ -25,7 +25,8 @@ class RmsNorm(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., E] -> [..., E]."""
-        return _RmsNorm.apply(x, self.weight, self.eps)
+        out: Tensor = _RmsNorm.apply(x, self.weight, self.eps)
+        return out
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -57,7 +58,8 @@ class SwiGlu(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., 2 F] -> [..., F]."""
-        return _SwiGlu.apply(x)
+        out: Tensor = _SwiGlu.apply(x)
+        return out
 
 
 class _SwiGlu(torch.autograd.Function):

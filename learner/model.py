@@ -48,7 +48,7 @@ def init_parallel(
     parallel: ParallelSettings,
     rank: int,
     world_size: int,
-    init_method_or_store: str | dist.Store | None = None,
+    init_method_or_store: str | torch.distributed.distributed_c10d.Store | None = None,
     timeout: float = 600.0,
 ) -> None:
     """Join the learner's process group and set up Megatron-Core's groups in it; collective.
@@ -65,7 +65,7 @@ def init_parallel(
     else:
         cpu.keep_memory()
     if not dist.is_initialized():
-        where: dict[str, Any] = {"store": init_method_or_store or dist.HashStore()}
+        where: dict[str, Any] = {"store": init_method_or_store or torch.distributed.distributed_c10d.HashStore()}
         if isinstance(init_method_or_store, str):
             where = {"init_method": init_method_or_store}
         backend = "nccl" if torch.cuda.is_available() else "gloo"

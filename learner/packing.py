@@ -205,4 +205,5 @@ def _build(sequences: Sequence[TokenSequence], groups: Sequence[_Group]) -> Micr
 
 
 def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts).astype(np.int64)
+    joined: np.ndarray = np.concatenate(parts).astype(np.int64)
+    return joined

@@ -70,7 +70,8 @@ def test_only_a_single_sequence_may_exceed_the_budget(batch: list[TokenSequence]
     again = pack(batch, budget)
     for first, second in zip(micros, again, strict=True):
         assert first.segments == second.segments
-        assert (first.input_ids == second.input_ids).all() and (first.sequence_index == second.sequence_index).all()
+        assert (first.input_ids == second.input_ids).all()
+        assert (first.sequence_index == second.sequence_index).all()
 
 
 def test_the_documented_layout() -> None:

@@ -1,0 +1,140 @@
+"""The `azr` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import config as configuration
+
+_EXAMPLES = """\
+examples:
+  azr train smollm2-cpu                              the default run: a real 135M model on a laptop's CPU
+  azr train smollm2-cpu learner.steps=200 run.name=long
+  azr train --resume runs/smollm2-cpu learner.steps=40
+  azr train smollm2-cpu run.mode=serial learner.max_staleness=0    one process, one thread, deterministic
+  azr config show smollm2-cpu                        every setting of a recipe, resolved
+  azr model prepare smollm2-135m-instruct            build the model's folder in the cache
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code. 2: the command or the configuration is wrong."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (configuration.ConfigError, ModelOrRunError) as error:
+        print(f"azr: {error}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        from launch.models import ModelError
+
+        if not isinstance(error, ModelError):
+            raise
+        print(f"azr: {error}", file=sys.stderr)
+        return 2
+
+
+class ModelOrRunError(ValueError):
+    """A run folder that cannot be used."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="azr",
+        description="Absolute Zero self-play: a language model proposes Python tasks, solves them, and learns from what an "
+        "executor says is true.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="run self-play training",
+        description="Train from a recipe, or go on with a run. Ctrl-C once stops after the present step and saves; twice "
+        "stops at once.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("recipe", nargs="?", help="a TOML file, or the name of a recipe that ships")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top, such as learner.steps=40")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="the same, as an option")
+    train.add_argument("--resume", metavar="RUN", help="a run folder to go on with, such as runs/smollm2-cpu")
+    train.set_defaults(run=_train)
+
+    config = commands.add_parser("config", help="look at settings").add_subparsers(required=True, metavar="WHAT")
+    show = config.add_parser("show", help="a recipe with all defaults filled in, as TOML")
+    show.add_argument("recipe")
+    show.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    show.set_defaults(run=_config_show)
+    schema = config.add_parser("schema", help="the JSON schema of a recipe")
+    schema.set_defaults(run=lambda arguments: print(configuration.schema()) or 0)
+    docs = config.add_parser("docs", help="every setting with what it means")
+    docs.set_defaults(run=_config_docs)
+
+    model = commands.add_parser("model", help="models without a hub").add_subparsers(required=True, metavar="WHAT")
+    prepare = model.add_parser("prepare", help="build a known model's folder in the cache, and print it")
+    prepare.add_argument("name")
+    prepare.set_defaults(run=_model_prepare)
+    models = model.add_parser("list", help="the models that can be prepared")
+    models.set_defaults(run=_model_list)
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    overrides = [*arguments.overrides, *arguments.sets]
+    if arguments.resume:
+        if arguments.recipe:
+            overrides.insert(0, arguments.recipe)  # after --resume RUN, the first positional is an override
+        folder = Path(arguments.resume)
+        if not (folder / "config.toml").is_file():
+            raise ModelOrRunError(f"{folder} is no run folder: it has no config.toml. `ls runs` shows what there is.")
+        config = configuration.load(folder / "config.toml", overrides)
+        if config.folder.resolve() != folder.resolve():
+            raise ModelOrRunError(f"run.dir and run.name say {config.folder}, but --resume says {folder}; resume where the run lies")
+    elif arguments.recipe:
+        config = configuration.load(arguments.recipe, overrides)
+        if config.folder.exists() and (config.folder / "metrics.jsonl").exists():
+            raise ModelOrRunError(
+                f"{config.folder} holds a run already. Go on with it: azr train --resume {config.folder}. Start another: "
+                f"add run.name=NAME. Forget it: rm -r {config.folder}."
+            )
+    else:
+        raise ModelOrRunError("azr train needs a recipe (try smollm2-cpu) or --resume RUN")
+    from launch.train import train
+
+    return train(config, resume=bool(arguments.resume))
+
+
+def _config_show(arguments: argparse.Namespace) -> int:
+    print(configuration.to_toml(configuration.load(arguments.recipe, arguments.overrides)), end="")
+    return 0
+
+
+def _config_docs(arguments: argparse.Namespace) -> int:
+    for key, text in configuration.documented():
+        print(f"{key}\n    {text}")
+    return 0
+
+
+def _model_prepare(arguments: argparse.Namespace) -> int:
+    from launch.models import prepare
+
+    print(prepare(arguments.name, lambda text: print(text, file=sys.stderr)))
+    return 0
+
+
+def _model_list(arguments: argparse.Namespace) -> int:
+    from launch.models import KNOWN, cache
+
+    for name in KNOWN:
+        print(f"{name}  {cache() / name if (cache() / name).is_dir() else '(not prepared)'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,380 @@
+"""The distributed run: Ray places the learner's ranks, the task buffer and the rollout actors, and this supervises them.
+
+Ray carries no bulk data: trajectories go over ZeroMQ, weights over a process group. The driver polls the learner's status
+for the console, starts a dead rollout actor again, and turns Ctrl-C into a clean stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.buffer import RemoteBuffer, TaskBuffer
+from launch.config import Config
+from launch.console import REFRESH_S, Console
+from launch.models import prepare
+from launch.recorder import Recorder, RunFolder
+from launch.summary import summarise
+from learner.staleness import conserved
+
+LOOPBACK = "127.0.0.1"
+
+
+class RunFailed(RuntimeError):
+    """A part of the run died for good; the message names it and its log."""
+
+
+def log_to(folder: RunFolder, process: str, attempt: int) -> Path:
+    """Send this process's output, and its children's, to `logs/<process>.<attempt>.log`."""
+    path = folder.logs / f"{process}.{attempt}.log"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    return path
+
+
+class LearnerActor:
+    """One learner rank. Rank 0 also has the stream, the ledger and the run's files."""
+
+    def __init__(self, config: Config, folder: Path, rank: int, store: str | None) -> None:
+        self._config = config
+        self._folder = RunFolder(folder.absolute())
+        log_to(self._folder, f"learner{rank}", 0)
+        self._rank = rank
+        self._store = store
+        self._status: dict[str, Any] = {"phase": "starting", "phase_since": time.monotonic()}
+        self._stream: Any = None
+        self._generated = (0.0, 0.0, time.monotonic())
+        self._previous_totals: dict[str, float] = {}
+
+    def open(self) -> str | None:
+        """Open the stream; returns its endpoint (rank 0), so that actors can start while the model loads."""
+        from launch.assemble import make_gate
+        from learner.stream import StreamServer
+
+        if self._rank == 0:
+            self._stream = StreamServer(make_gate(self._config), run_id=self._config.run.name)
+            return str(self._stream.endpoint)
+        return None
+
+    def run(self, resume: bool) -> None:
+        """The learner's whole life."""
+        from transformers import AutoTokenizer
+
+        from launch.assemble import Saved, make_hooks, make_trainer
+        from learner.checkpoint import Checkpoints
+        from learner.loop import learn
+        from learner.publisher import GroupPublisher
+        from learner.weights import WeightSender
+
+        config, stream = self._config, self._stream
+        model_dir = prepare(config.model.path)
+        trainer = make_trainer(config, model_dir, self._rank, self._store)
+        saved = Saved(Checkpoints(self._folder.checkpoints, config.learner.keep_checkpoints), trainer)
+        step = saved.resume(stream, stream.requeue if stream else lambda queued: None) if resume else 0
+        recorder = sender = None
+        if stream is not None:
+            recorder = Recorder(self._folder, AutoTokenizer.from_pretrained(str(model_dir)), config.run.record_trajectories, step)
+            stream.on_event = recorder.event
+            sender = WeightSender(trainer.policy.device, host=LOOPBACK, timeout_s=config.learner.sync_timeout_s)
+        publisher = GroupPublisher(trainer.policy, trainer.ranks, stream, sender, config.engine.tensor_parallel)
+        hooks = make_hooks(config, recorder, lambda version: saved.save(version, stream), self._status)
+        hooks = self._with_rates(hooks)
+        try:
+            if stream is not None:
+                hooks.on_wait("waiting for rollout actors")
+                stream.wait_for_members(config.actors.num_actors, config.actors.start_timeout_s, hooks.interrupted)
+            learn(trainer, stream, publisher, config.learner, hooks)
+            hooks.on_wait("done")
+        finally:
+            if stream is not None:
+                stream.close()
+            publisher.close()
+            if recorder is not None:
+                recorder.close()
+
+    def status(self) -> dict[str, Any]:
+        """For the console: phase, last numbers, what actors report, the ledger."""
+        status = {key: value for key, value in self._status.items() if key != "phase_since"}
+        status["phase_s"] = time.monotonic() - self._status["phase_since"]
+        if self._stream is not None:
+            from learner.staleness import totals
+
+            with self._stream.frozen():
+                status["live"] = self._stream.stats()
+                status["ledger"] = totals(self._stream.gate.ledger())
+            total, rate, since = self._generated
+            now, tokens = time.monotonic(), status["live"].get("tokens_generated", 0.0)
+            if now - since > 2.0:
+                rate = max(0.0, tokens - total) / (now - since)
+                self._generated = (tokens, rate, now)
+            status["generate_tokens_per_s"] = rate
+        return status
+
+    def stop(self, why: str) -> None:
+        """Stop before the next batch, and save."""
+        self._status["stop"] = why
+        if self._stream is not None:
+            self._stream.poke()
+
+    def result(self) -> tuple[Any, str]:
+        """The final ledger, and why the run stopped early."""
+        return self._stream.gate.ledger(), str(self._status.get("stop") or "")
+
+    def _with_rates(self, hooks: Any) -> Any:
+        """Counters that actors report since their start become per-step numbers."""
+        from dataclasses import replace
+
+        mark = time.monotonic()
+
+        def on_step(numbers: dict[str, float], batch: Any) -> None:
+            nonlocal mark
+            now = time.monotonic()
+            for name in ("tokens_generated", "wait_for_policy_s"):
+                total = numbers.get(name, 0.0)
+                since = max(0.0, total - self._previous_totals.get(name, 0.0))  # a restarted actor counts from 0
+                self._previous_totals[name] = total
+                numbers["tokens_generated_step" if name == "tokens_generated" else name] = since
+            numbers["generate_tokens_per_s"] = numbers["tokens_generated_step"] / max(now - mark, 1e-9)
+            mark = now
+            hooks.on_step(numbers, batch)
+
+        return replace(hooks, on_step=on_step)
+
+
+class BufferActor(TaskBuffer):
+    """The task buffer as a Ray actor."""
+
+    def __init__(self, folder: Path) -> None:
+        run = RunFolder(folder.absolute())
+        log_to(run, "buffer", 0)
+        super().__init__(run.tasks)
+
+
+class RolloutActor:
+    """One rollout actor: sandboxes, an engine, and the loop of `actors.rollout`."""
+
+    def __init__(self, config: Config, folder: Path, index: int, incarnation: int, endpoint: str, buffer: Any) -> None:
+        self._config = config
+        self._id = f"rollout{index}"
+        self._incarnation = incarnation
+        self._endpoint = endpoint
+        self._buffer = buffer
+        log_to(RunFolder(folder.absolute()), self._id, incarnation)
+        self._engine: Any = None
+
+    async def run(self) -> None:
+        """Play until the learner says shutdown."""
+        from actors.engine import AsyncEngine
+        from actors.rollout import Rollout
+        from executor.judge import Judge
+        from executor.pool import SandboxPool
+        from learner.stream import StreamClient
+
+        config = self._config
+        pool = SandboxPool(config.executor)
+        await pool.start()
+        seed = config.run.seed + 7919 * self._incarnation + int(self._id.removeprefix("rollout"))
+        self._engine = AsyncEngine(prepare(config.model.path), config.engine, seed=seed)
+        try:
+            await self._engine.start()
+            client = StreamClient(self._endpoint, self._id, self._incarnation, config.actors.concurrency)
+            try:
+                judge = Judge(pool, config.executor)
+                await Rollout(self._engine, judge, RemoteBuffer(self._buffer), client, config.selfplay).run()
+            finally:
+                client.close()
+        finally:
+            await self._engine.close()
+            await pool.close()
+
+    async def weights(self) -> dict[str, Any]:
+        """The engine's running weights under Hugging Face names, for tests."""
+        weights: dict[str, Any] = await self._engine.weights()
+        return weights
+
+
+class Supervisor:
+    """The parts of one run, and what to do when one of them ends."""
+
+    def __init__(self, config: Config, folder: RunFolder, resume: bool, console: Console) -> None:
+        self._config = config
+        self._folder = folder
+        self._console = console
+        gpus = ray.cluster_resources().get("GPU", 0)
+        self._gpu = 1 if gpus else 0
+        world = config.learner.parallel.world_size
+        store = f"tcp://{LOOPBACK}:{free_port()}" if world > 1 else None
+        self.buffer = ray.remote(BufferActor).options(num_cpus=0).remote(folder.path)
+        learner = ray.remote(LearnerActor).options(num_cpus=1, num_gpus=self._gpu, max_concurrency=4)
+        self.learners = [learner.remote(config, folder.path, rank, store) for rank in range(world)]
+        self._endpoint = ray.get([actor.open.remote() for actor in self.learners])[0]
+        self._learning = [actor.run.remote(resume) for actor in self.learners]
+        self.actors: dict[int, Any] = {}
+        self._incarnations = dict.fromkeys(range(config.actors.num_actors), 0)
+        # A resumed run's actors are new lives: their numbers must not repeat those of the checkpoint's.
+        first = 1 + max((int(p.stem.rsplit(".", 1)[-1]) for p in folder.logs.glob("rollout*.log")), default=-1) if resume else 0
+        self._restarts = dict.fromkeys(range(config.actors.num_actors), 0)
+        self._playing: dict[Any, int] = {}
+        self._again: dict[int, float] = {}
+        for index in range(config.actors.num_actors):
+            self._start(index, first)
+
+    def poll(self) -> bool:
+        """Look at every part once; True when the learner has finished. Raises RunFailed."""
+        done, _ = ray.wait(self._learning + list(self._playing), num_returns=1, timeout=REFRESH_S)
+        for ref in done:
+            if ref in self._playing:
+                self._ended(ref)
+        finished, running = ray.wait(self._learning, num_returns=len(self._learning), timeout=0)
+        for ref in finished:
+            try:
+                ray.get(ref)
+            except Exception as error:
+                log = self._folder.logs / f"learner{self._learning.index(ref)}.0.log"
+                raise RunFailed(f"the learner failed: {_root(error)}\nIts log: {log}") from None
+        for index, at in list(self._again.items()):
+            if time.monotonic() >= at and running:
+                del self._again[index]
+                self._start(index, self._incarnations[index] + 1)
+        return not running
+
+    def stop(self, why: str) -> None:
+        """Ask every rank to stop cleanly."""
+        for actor in self.learners:
+            actor.stop.remote(why)
+
+    def kill(self) -> None:
+        """End what is left."""
+        for actor in [*self.actors.values(), *self.learners, self.buffer]:
+            with contextlib.suppress(Exception):
+                ray.kill(actor)
+
+    def wait_for_actors(self, timeout_s: float = 60.0) -> None:
+        """After a shutdown, give engines and sandboxes the time to close."""
+        if self._playing:
+            ray.wait(list(self._playing), num_returns=len(self._playing), timeout=timeout_s)
+
+    def _start(self, index: int, incarnation: int) -> None:
+        actor = (
+            ray.remote(RolloutActor)
+            .options(num_cpus=1, num_gpus=self._gpu * self._config.engine.tensor_parallel)
+            .remote(self._config, self._folder.path, index, incarnation, self._endpoint, self.buffer)
+        )
+        self.actors[index] = actor
+        self._incarnations[index] = incarnation
+        self._playing[actor.run.remote()] = index
+
+    def _ended(self, ref: Any) -> None:
+        """A rollout actor's run is over: fine after a shutdown; otherwise it starts again, later each time."""
+        index = self._playing.pop(ref)
+        try:
+            ray.get(ref)
+        except Exception as error:
+            self._restarts[index] += 1
+            log = self._folder.logs / f"rollout{index}.{self._incarnations[index]}.log"
+            if self._restarts[index] > self._config.actors.max_restarts:
+                raise RunFailed(
+                    f"rollout{index} failed {self._restarts[index]} times (actors.max_restarts = "
+                    f"{self._config.actors.max_restarts}): {_root(error)}\nIts log: {log}"
+                ) from None
+            wait_s = 2.0 ** self._restarts[index]
+            self._console.say(f"rollout{index} failed ({_root(error)}); starting it again in {wait_s:.0f} s; log: {log}")
+            self._again[index] = time.monotonic() + wait_s
+
+
+def run(config: Config, folder: RunFolder, resume: bool, console: Console) -> int:
+    """Run to the end; returns the exit code."""
+    with _ray(config, console), _interrupts() as interrupts:
+        console.say("starting the task buffer, the learner and the rollout actors (about a minute on a CPU)")
+        supervisor = Supervisor(config, folder, resume, console)
+        stopping = 0
+        try:
+            with console.open():
+                while not supervisor.poll():
+                    if interrupts.count > stopping:
+                        stopping = interrupts.count
+                        if stopping > 1:
+                            raise RunFailed("stopped at once by a second interrupt; what was not saved is lost")
+                        console.say("stopping after the present step, and saving; interrupt again to stop at once")
+                        supervisor.stop("interrupted")
+                    console.show(ray.get(supervisor.learners[0].status.remote()))
+                console.show(ray.get(supervisor.learners[0].status.remote()))
+            ledger, why = ray.get(supervisor.learners[0].result.remote())
+            supervisor.wait_for_actors()
+        except RunFailed as error:
+            console.say(f"FAILED: {error}")
+            return 1
+        finally:
+            supervisor.kill()
+    code = summarise(folder, ledger, why)
+    return code if conserved(ledger) else 1
+
+
+@contextlib.contextmanager
+def _ray(config: Config, console: Console) -> Iterator[None]:
+    """Ray on this machine for this run, or a cluster that is there."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if config.ray.address:
+        options["address"] = config.ray.address
+    else:
+        # Logical CPUs only say that the parts may run side by side; threads are set in the recipe.
+        needed = config.learner.parallel.world_size + config.actors.num_actors
+        options |= {"include_dashboard": False, "num_cpus": max(needed, os.cpu_count() or 1), "_node_ip_address": LOOPBACK}
+    console.say("starting Ray" + (f" at {config.ray.address}" if config.ray.address else " on this machine"))
+    ray.init(**options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class _Interrupts:
+    count = 0
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[_Interrupts]:
+    """SIGINT and SIGTERM (SLURM's) as a count."""
+    interrupts = _Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+
+    def handle(signum: int, frame: Any) -> None:
+        interrupts.count += 1
+
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupts
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def free_port() -> int:
+    """A TCP port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _root(error: BaseException) -> str:
+    """What went wrong, without Ray's frames around it."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else ''}"

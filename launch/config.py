@@ -1,0 +1,203 @@
+"""The configuration: every setting, typed, from a TOML recipe and dotted overrides.
+
+Each room declares its own tables in its `settings.py`; this file puts them together, reads recipes, and turns every mistake
+into a message that names the mend.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from actors.settings import EngineSettings, SelfPlaySettings
+from executor.settings import ExecutorSettings, Section
+from executor.tasks import Kind
+from learner.settings import LearnerSettings, ModelSettings
+from learner.trajectory import Cell, Role
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says what to do."""
+
+
+class RunSettings(Section):
+    """`[run]`: the run's name, place, mode and bounds."""
+
+    name: str = Field(default="azr", pattern=r"^[A-Za-z0-9._-]+$")
+    """The run's folder is `<dir>/<name>`."""
+    dir: str = "runs"
+    """Where run folders lie."""
+    mode: Literal["async", "serial"] = "async"
+    """`async`: Ray, many processes; `serial`: the same in one process and thread, deterministic by seed, for debugging."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of initialisation and, in serial mode, of every draw."""
+    max_minutes: float | None = Field(default=None, gt=0)
+    """Wall-clock minutes of training after which the run saves and ends cleanly; unset: only `learner.steps` bounds it."""
+    record_trajectories: bool = True
+    """Write every batch, readable, to `trajectories/`."""
+
+
+class ActorsSettings(Section):
+    """`[actors]`: how many rollout actors, and how much each plays at once."""
+
+    num_actors: int = Field(default=1, ge=1)
+    """Rollout actors, one engine each."""
+    concurrency: int = Field(default=256, ge=1)
+    """Slots (rollouts) that one actor may hold in flight."""
+    start_timeout_s: float = Field(default=600.0, gt=0)
+    """How long the learner waits for the first actor."""
+    max_restarts: int = Field(default=3, ge=0)
+    """How often one actor is started again before the run stops."""
+
+
+class RaySettings(Section):
+    """`[ray]`: where Ray runs."""
+
+    address: str | None = None
+    """Address of a running Ray cluster; unset starts Ray on this machine, for this run."""
+
+
+class Config(Section):
+    """All tables of a run."""
+
+    run: RunSettings = RunSettings()
+    model: ModelSettings = ModelSettings()
+    selfplay: SelfPlaySettings = SelfPlaySettings()
+    engine: EngineSettings = EngineSettings()
+    executor: ExecutorSettings = ExecutorSettings()
+    actors: ActorsSettings = ActorsSettings()
+    learner: LearnerSettings = LearnerSettings()
+    ray: RaySettings = RaySettings()
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Config:
+        batch, selfplay = self.learner.batch, self.selfplay
+        if not any(batch.quota(Cell(kind, role)) for kind in Kind for role in Role):
+            raise ValueError("learner.batch asks for nothing: give a kind at least one proposal or solution")
+        longest = selfplay.max_prompt_tokens + max(selfplay.max_propose_tokens, selfplay.max_solve_tokens)
+        if longest > self.engine.max_model_len:
+            raise ValueError(
+                f"selfplay allows sequences of {longest} tokens (max_prompt_tokens + the longer response limit), but "
+                f"engine.max_model_len is {self.engine.max_model_len}: raise it, or lower the others"
+            )
+        if self.run.mode == "serial" and (self.actors.num_actors > 1 or self.learner.parallel.world_size > 1):
+            raise ValueError("run.mode = serial has one actor and one learner rank: set actors.num_actors = 1 and learner.parallel to 1 x 1")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.run.dir) / self.run.name
+
+
+def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """A recipe (a path, or the name of one that ships) with overrides `table.key=value` on top; raises ConfigError."""
+    path = find_recipe(recipe)
+    try:
+        data = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    sources = dict.fromkeys(_leaves(data), str(path))
+    for override in overrides:
+        key, value = parse_override(override)
+        _assign(data, key, value)
+        sources[key] = f"override {override!r}"
+    return build(data, sources)
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """The file of a recipe; raises ConfigError with the names that exist."""
+    path = Path(recipe)
+    for candidate in (path, RECIPES / path.name, RECIPES / f"{path.name}.toml"):
+        if candidate.is_file():
+            return candidate
+    names = sorted(p.stem for p in RECIPES.glob("*.toml"))
+    near = difflib.get_close_matches(path.stem, names, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"no recipe at {recipe}, and none of that name ships.{hint} There are: {', '.join(names)}.")
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`learner.optimizer.lr=2e-5` -> (key, value). The value is read as TOML; what is not TOML is a string."""
+    key, separator, raw = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"override {text!r} is not of the form table.key=value, for example learner.optimizer.lr=2e-5")
+    try:
+        value = tomllib.loads(f"v = {raw}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    return key.strip(), value
+
+
+def build(data: dict[str, Any], sources: dict[str, str] | None = None) -> Config:
+    """A checked configuration from plain data; `sources` says where each dotted key came from."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item, sources or {}) for item in error.errors())) from None
+
+
+def to_toml(config: Config) -> str:
+    """The resolved configuration; loads back to an equal one. Unset settings are left out."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def schema() -> str:
+    """The JSON schema of a recipe."""
+    return json.dumps(Config.model_json_schema(), indent=2)
+
+
+def documented(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every setting as (dotted key, its documentation)."""
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from documented(annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.description or ""
+
+
+def _explain(item: Any, sources: dict[str, str]) -> str:
+    key = ".".join(str(part) for part in item["loc"] if part != "[key]")
+    keys = dict(documented())
+    source = next((sources[k] for k in (key, *(s for s in sources if s.startswith(f"{key}."))) if k in sources), "")
+    where = f" ({source})" if source else ""
+    if item["type"] == "extra_forbidden":
+        tables = {k.rsplit(".", 1)[0] for k in keys}
+        tables |= {t.split(".")[0] for t in tables}
+        near = difflib.get_close_matches(key, [*keys, *tables], 1, cutoff=0.5)
+        leaf = key.rsplit(".", 1)[-1]
+        near = near or [k for k in keys if k.rsplit(".", 1)[-1] == leaf][:1]
+        near = near or [k for k in keys if k.rsplit(".", 1)[-1] in difflib.get_close_matches(leaf, [k.rsplit(".", 1)[-1] for k in keys], 1)][:1]
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return f"unknown setting {key}{where}.{hint} `azr config show` lists all settings."
+    if not key:
+        return str(item["msg"]).removeprefix("Value error, ")
+    about = keys.get(key, "")
+    text = f"{key} = {item['input']!r} cannot be used{where}: {item['msg'].removeprefix('Value error, ')}."
+    return f"{text} ({about.split(chr(10))[0]})" if about else text
+
+
+def _leaves(data: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in data.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+
+
+def _assign(data: dict[str, Any], key: str, value: Any) -> None:
+    *tables, leaf = key.split(".")
+    for table in tables:
+        data = data.setdefault(table, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"override {key}: {table} is a value, not a table")
+    data[leaf] = value

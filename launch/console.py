@@ -1,0 +1,123 @@
+"""What a run shows while it runs: a live view on a terminal, one line a step elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console as Terminal
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+
+from executor.tasks import Kind
+from launch.config import Config
+
+REFRESH_S = 0.5
+
+
+class Console:
+    """Shows `status`: `phase`, `last` (the numbers of the last step), `live` (what actors report), `ledger`."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._terminal = Terminal(highlight=False)
+        self._live: Live | None = None
+        self._printed_step = 0
+        self._started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """One line of news."""
+        self._terminal.print(f"[{time.monotonic() - self._started:6.1f} s] {text}", markup=False)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """The live view, where there is a terminal."""
+        if not self._terminal.is_terminal:
+            yield
+            return
+        with Live(console=self._terminal, refresh_per_second=4, transient=False) as self._live:
+            yield
+        self._live = None
+
+    def show(self, status: Mapping[str, Any]) -> None:
+        """Bring the view up to date."""
+        last = status.get("last") or {}
+        if self._live is not None:
+            self._live.update(self._render(status))
+        elif last.get("step", 0) > self._printed_step:
+            self._printed_step = last["step"]
+            self.say(step_line(last, self._config.learner.steps))
+
+    @contextmanager
+    def following(self, status: Mapping[str, Any]) -> Iterator[None]:
+        """Show `status`, which somebody else changes, until the block ends: for a run in this process."""
+        done = threading.Event()
+
+        def follow() -> None:
+            while not done.wait(REFRESH_S):
+                self.show(status)
+
+        with self.open():
+            thread = threading.Thread(target=follow, daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                done.set()
+                thread.join()
+                self.show(status)
+
+    def _render(self, status: Mapping[str, Any]) -> Panel:
+        last: dict[str, float] = status.get("last") or {}
+        live: dict[str, float] = status.get("live") or {}
+        ledger: dict[str, int] = status.get("ledger") or {}
+        elapsed = time.monotonic() - self._started
+        since = status.get("phase_s")
+        table = Table.grid(padding=(0, 2))
+        table.add_row("step", f"{int(last.get('step', 0))} of {self._config.learner.steps}", f"{elapsed:.0f} s elapsed")
+        table.add_row("learner", str(status.get("phase", "starting")), f"for {since:.0f} s" if since is not None else "")
+        for kind in Kind:
+            if f"valid_rate/{kind}" in last or f"solve_rate/{kind}" in last:
+                table.add_row(kind.value, f"valid {_percent(last.get(f'valid_rate/{kind}'))}", f"solved {_percent(last.get(f'solve_rate/{kind}'))}")
+        table.add_row("age", f"mean {last.get('age_mean', 0):.2f}", f"max {last.get('age_max', 0):.0f} versions")
+        table.add_row(
+            "slots",
+            f"{ledger.get('queued', 0)} queued, {ledger.get('in_flight', 0)} in flight",
+            f"{ledger.get('trained', 0)} trained, {ledger.get('returned', 0)} returned, {ledger.get('dropped', 0)} dropped",
+        )
+        table.add_row(
+            "tokens/s",
+            f"generating {status.get('generate_tokens_per_s', 0):.0f}",
+            f"training {last.get('learner_tokens_per_s', 0):.0f}",
+        )
+        table.add_row(
+            "waits, last step",
+            f"learner for a batch {last.get('wait_for_batch_s', 0):.1f} s",
+            f"actors for the policy {last.get('wait_for_policy_s', 0):.1f} s",
+        )
+        table.add_row(
+            "engines",
+            f"{int(live.get('actors', 0))} actors, {int(live.get('running', 0))} running",
+            f"{int(live.get('waiting', 0))} waiting",
+        )
+        return Panel(table, title=f"azr: {self._config.run.name}", subtitle="Ctrl-C stops and saves", expand=False)
+
+
+def step_line(numbers: Mapping[str, float], steps: int) -> str:
+    """One step on one line."""
+    valid = " ".join(f"{kind[:3]} {_percent(numbers.get(f'valid_rate/{kind}'))}" for kind in Kind)
+    solved = " ".join(f"{kind[:3]} {_percent(numbers.get(f'solve_rate/{kind}'))}" for kind in Kind)
+    return (
+        f"step {int(numbers['step'])}/{steps} | valid: {valid} | solved: {solved} | age {numbers['age_mean']:.2f} (max "
+        f"{numbers['age_max']:.0f}) | tokens/s: generate {numbers.get('generate_tokens_per_s', 0):.0f}, train "
+        f"{numbers['learner_tokens_per_s']:.0f} | waits: batch {numbers['wait_for_batch_s']:.1f} s, policy "
+        f"{numbers.get('wait_for_policy_s', 0):.1f} s | queued {numbers.get('ledger/queued', 0):.0f}"
+    )
+
+
+def _percent(rate: float | None) -> str:
+    return "   -" if rate is None else f"{100 * rate:3.0f}%"

@@ -1,0 +1,26 @@
+"""`azr train`: prepares the run's folder, runs it in the mode of its configuration, and ends with the summary."""
+
+from __future__ import annotations
+
+from launch.config import Config, to_toml
+from launch.console import Console
+from launch.models import prepare
+from launch.recorder import RunFolder
+
+
+def train(config: Config, resume: bool = False) -> int:
+    """Run to the end; returns the exit code."""
+    folder = RunFolder(config.folder)
+    folder.create()
+    folder.config.write_text(to_toml(config))
+    console = Console(config)
+    console.say(f"run folder: {folder.path}")
+    prepare(config.model.path, console.say)
+    # Each mode brings in its own world (Ray, or vLLM in this process): only the one that runs is imported.
+    if config.run.mode == "serial":
+        from launch import serial
+
+        return serial.run(config, folder, resume, console)
+    from launch import cluster
+
+    return cluster.run(config, folder, resume, console)
