@@ -86,7 +86,9 @@ class Player:
             await self._replay(grant, grant.solve, f"{grant.episode}", emit, give_back)
             return
         references = await self._buffer.references(
-            grant.kind, 1 if grant.kind is Kind.INDUCTION else self._settings.references, self._salt(grant.episode, "references")
+            grant.kind,
+            1 if grant.kind is Kind.INDUCTION else self._settings.references,
+            self._salt(grant.episode, "references"),
         )
         tasks = [task for _, task in references]
         prompt = self._prompts.propose(grant.kind, tasks)
@@ -128,7 +130,9 @@ class Player:
         if solved:
             parts["solve_rate"] = sum(solved) / len(solved)
         await emit(
-            self._trajectory(grant.kind, Role.PROPOSE, slot, episode_id, prompt, completion, reward, parts, outcome, execute_s)
+            self._trajectory(
+                grant.kind, Role.PROPOSE, slot, episode_id, prompt, completion, reward, parts, outcome, execute_s
+            )
         )
 
     async def _validate(
@@ -192,9 +196,17 @@ class Player:
                 parts = {"correct": float(solution.correct), "replayed": float(replayed)}
                 await emit(
                     self._trajectory(
-                        grant.kind, Role.SOLVE, slot, episode_id, prompt, solution.completion, reward, parts,
-                        solution.outcome, solution.execute_s,
-                    )  # fmt: skip
+                        grant.kind,
+                        Role.SOLVE,
+                        slot,
+                        episode_id,
+                        prompt,
+                        solution.completion,
+                        reward,
+                        parts,
+                        solution.outcome,
+                        solution.execute_s,
+                    )
                 )
             return solution
 

@@ -55,7 +55,9 @@ def blocks(text: str) -> list[Block]:
     return found
 
 
-_OPENING_NAMED = re.compile(r"^[ \t]*(`{3,})[ \t]*(?:python|py|input|output|message)\b[^\n`]*$", re.MULTILINE | re.IGNORECASE)
+_OPENING_NAMED = re.compile(
+    r"^[ \t]*(`{3,})[ \t]*(?:python|py|input|output|message)\b[^\n`]*$", re.MULTILINE | re.IGNORECASE
+)
 
 
 def answer_of(text: str, prompt_format: Literal["completion", "r1"]) -> str | None:

@@ -40,7 +40,9 @@ class Prompt:
 class PromptBuilder:
     """Builds prompts with one tokenizer, in one format, within a token budget."""
 
-    def __init__(self, tokenizer: Any, prompt_format: Literal["completion", "r1"], max_tokens: int, num_inputs: int) -> None:
+    def __init__(
+        self, tokenizer: Any, prompt_format: Literal["completion", "r1"], max_tokens: int, num_inputs: int
+    ) -> None:
         """`num_inputs`: N, how many inputs an induction proposer is asked for."""
         self._encode: Callable[[str], list[int]] = lambda text: tokenizer.encode(text, add_special_tokens=False)
         self._format = prompt_format
@@ -56,14 +58,18 @@ class PromptBuilder:
             token_ids = self._tokens(pieces, reply_start)
             if len(token_ids) <= self._max_tokens:
                 return Prompt(token_ids, reply_start, stop)
-        raise PromptTooLong(f"a {kind} proposal prompt of {len(token_ids)} tokens; selfplay.max_prompt_tokens is {self._max_tokens}")
+        raise PromptTooLong(
+            f"a {kind} proposal prompt of {len(token_ids)} tokens; selfplay.max_prompt_tokens is {self._max_tokens}"
+        )
 
     def solve(self, task: Task) -> Prompt:
         """Ask for the missing part of `task`; raises PromptTooLong."""
         pieces, reply_start, stop = self._solve(task)
         token_ids = self._tokens(pieces, reply_start)
         if len(token_ids) > self._max_tokens:
-            raise PromptTooLong(f"a {task.kind} task of {len(token_ids)} tokens; selfplay.max_prompt_tokens is {self._max_tokens}")
+            raise PromptTooLong(
+                f"a {task.kind} task of {len(token_ids)} tokens; selfplay.max_prompt_tokens is {self._max_tokens}"
+            )
         return Prompt(token_ids, reply_start, stop)
 
     def _tokens(self, pieces: Sequence[str], reply_start: str) -> tuple[int, ...]:
@@ -187,4 +193,3 @@ def _references_r1(kind: Kind, references: Sequence[Task]) -> list[str]:
     if kind is Kind.INDUCTION:
         return [block("python", reference.program) for reference in references]
     return [piece for number, task in enumerate(references, 1) for piece in (f"Example {number}\n", *triplet(task))]
-

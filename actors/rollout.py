@@ -132,7 +132,9 @@ class Rollout:
                 timings = await self._engine.update_weights(manifest_from_json(message["manifest"]), version)
                 await self._client.send({"type": "loaded", "version": version, "timings": timings})
             except Exception as error:  # the learner decides what a failed update means
-                await self._client.send({"type": "load_failed", "version": version, "why": f"{type(error).__name__}: {error}"})
+                await self._client.send(
+                    {"type": "load_failed", "version": version, "why": f"{type(error).__name__}: {error}"}
+                )
 
 
 def grant_from_message(message: dict[str, Any]) -> Grant:

@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("recipe", nargs="?", help="a TOML file, or the name of a recipe that ships")
     train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top, such as learner.steps=40")
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="the same, as an option")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="the same, as an option"
+    )
     train.add_argument("--resume", metavar="RUN", help="a run folder to go on with, such as runs/smollm2-cpu")
     train.set_defaults(run=_train)
 
@@ -95,7 +97,9 @@ def _train(arguments: argparse.Namespace) -> int:
             raise ModelOrRunError(f"{folder} is no run folder: it has no config.toml. `ls runs` shows what there is.")
         config = configuration.load(folder / "config.toml", overrides)
         if config.folder.resolve() != folder.resolve():
-            raise ModelOrRunError(f"run.dir and run.name say {config.folder}, but --resume says {folder}; resume where the run lies")
+            raise ModelOrRunError(
+                f"run.dir and run.name say {config.folder}, but --resume says {folder}; resume where the run lies"
+            )
     elif arguments.recipe:
         config = configuration.load(arguments.recipe, overrides)
         if config.folder.exists() and (config.folder / "metrics.jsonl").exists():

@@ -25,7 +25,6 @@ from launch.console import REFRESH_S, Console
 from launch.models import prepare
 from launch.recorder import Recorder, RunFolder
 from launch.summary import summarise
-from learner.staleness import conserved
 
 LOOPBACK = "127.0.0.1"
 
@@ -59,6 +58,7 @@ class LearnerActor:
         self._stream: Any = None
         self._generated = (0.0, 0.0, time.monotonic())
         self._previous_totals: dict[str, float] = {}
+        self._checksums: dict[str, str] = {}
 
     def open(self) -> str | None:
         """Open the stream; returns its endpoint (rank 0), so that actors can start while the model loads."""
@@ -78,7 +78,7 @@ class LearnerActor:
         from learner.checkpoint import Checkpoints
         from learner.loop import learn
         from learner.publisher import GroupPublisher
-        from learner.weights import WeightSender
+        from learner.weights import WeightSender, checksum
 
         config, stream = self._config, self._stream
         model_dir = prepare(config.model.path)
@@ -87,7 +87,9 @@ class LearnerActor:
         step = saved.resume(stream, stream.requeue if stream else lambda queued: None) if resume else 0
         recorder = sender = None
         if stream is not None:
-            recorder = Recorder(self._folder, AutoTokenizer.from_pretrained(str(model_dir)), config.run.record_trajectories, step)
+            recorder = Recorder(
+                self._folder, AutoTokenizer.from_pretrained(str(model_dir)), config.run.record_trajectories, step
+            )
             stream.on_event = recorder.event
             sender = WeightSender(trainer.policy.device, host=LOOPBACK, timeout_s=config.learner.sync_timeout_s)
         publisher = GroupPublisher(trainer.policy, trainer.ranks, stream, sender, config.engine.tensor_parallel)
@@ -99,6 +101,8 @@ class LearnerActor:
                 stream.wait_for_members(config.actors.num_actors, config.actors.start_timeout_s, hooks.interrupted)
             learn(trainer, stream, publisher, config.learner, hooks)
             hooks.on_wait("done")
+            if config.run.verify_weights:
+                self._checksums = checksum(trainer.policy.export())
         finally:
             if stream is not None:
                 stream.close()
@@ -130,9 +134,9 @@ class LearnerActor:
         if self._stream is not None:
             self._stream.poke()
 
-    def result(self) -> tuple[Any, str]:
-        """The final ledger, and why the run stopped early."""
-        return self._stream.gate.ledger(), str(self._status.get("stop") or "")
+    def result(self) -> tuple[Any, str, dict[str, str]]:
+        """The final ledger, why the run stopped early, and digests of the final weights (`run.verify_weights`)."""
+        return self._stream.gate.ledger(), str(self._status.get("stop") or ""), self._checksums
 
     def _with_rates(self, hooks: Any) -> Any:
         """Counters that actors report since their start become per-step numbers."""
@@ -176,8 +180,8 @@ class RolloutActor:
         log_to(RunFolder(folder.absolute()), self._id, incarnation)
         self._engine: Any = None
 
-    async def run(self) -> None:
-        """Play until the learner says shutdown."""
+    async def run(self) -> dict[str, str]:
+        """Play until the learner says shutdown; returns digests of the engine's weights by name (`run.verify_weights`)."""
         from actors.engine import AsyncEngine
         from actors.rollout import Rollout
         from executor.judge import Judge
@@ -195,16 +199,12 @@ class RolloutActor:
             try:
                 judge = Judge(pool, config.executor)
                 await Rollout(self._engine, judge, RemoteBuffer(self._buffer), client, config.selfplay).run()
+                return await self._engine.checksums() if config.run.verify_weights else {}
             finally:
                 client.close()
         finally:
             await self._engine.close()
             await pool.close()
-
-    async def weights(self) -> dict[str, Any]:
-        """The engine's running weights under Hugging Face names, for tests."""
-        weights: dict[str, Any] = await self._engine.weights()
-        return weights
 
 
 class Supervisor:
@@ -226,9 +226,14 @@ class Supervisor:
         self.actors: dict[int, Any] = {}
         self._incarnations = dict.fromkeys(range(config.actors.num_actors), 0)
         # A resumed run's actors are new lives: their numbers must not repeat those of the checkpoint's.
-        first = 1 + max((int(p.stem.rsplit(".", 1)[-1]) for p in folder.logs.glob("rollout*.log")), default=-1) if resume else 0
+        first = (
+            1 + max((int(p.stem.rsplit(".", 1)[-1]) for p in folder.logs.glob("rollout*.log")), default=-1)
+            if resume
+            else 0
+        )
         self._restarts = dict.fromkeys(range(config.actors.num_actors), 0)
         self._playing: dict[Any, int] = {}
+        self._final: dict[Any, int] = {}
         self._again: dict[int, float] = {}
         for index in range(config.actors.num_actors):
             self._start(index, first)
@@ -263,10 +268,16 @@ class Supervisor:
             with contextlib.suppress(Exception):
                 ray.kill(actor)
 
-    def wait_for_actors(self, timeout_s: float = 60.0) -> None:
-        """After a shutdown, give engines and sandboxes the time to close."""
+    def wait_for_actors(self, timeout_s: float = 60.0) -> dict[str, dict[str, str]]:
+        """After a shutdown, give engines and sandboxes the time to close; returns what each actor's run returned."""
+        done: list[Any] = list(self._final)
         if self._playing:
-            ray.wait(list(self._playing), num_returns=len(self._playing), timeout=timeout_s)
+            done += ray.wait(list(self._playing), num_returns=len(self._playing), timeout=timeout_s)[0]
+        results = {}
+        for ref in done:
+            with contextlib.suppress(Exception):
+                results[f"rollout{self._final.get(ref, self._playing.get(ref))}"] = ray.get(ref)
+        return results
 
     def _start(self, index: int, incarnation: int) -> None:
         actor = (
@@ -283,6 +294,7 @@ class Supervisor:
         index = self._playing.pop(ref)
         try:
             ray.get(ref)
+            self._final[ref] = index
         except Exception as error:
             self._restarts[index] += 1
             log = self._folder.logs / f"rollout{index}.{self._incarnations[index]}.log"
@@ -292,7 +304,9 @@ class Supervisor:
                     f"{self._config.actors.max_restarts}): {_root(error)}\nIts log: {log}"
                 ) from None
             wait_s = 2.0 ** self._restarts[index]
-            self._console.say(f"rollout{index} failed ({_root(error)}); starting it again in {wait_s:.0f} s; log: {log}")
+            self._console.say(
+                f"rollout{index} failed ({_root(error)}); starting it again in {wait_s:.0f} s; log: {log}"
+            )
             self._again[index] = time.monotonic() + wait_s
 
 
@@ -313,15 +327,15 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console) -> in
                         supervisor.stop("interrupted")
                     console.show(ray.get(supervisor.learners[0].status.remote()))
                 console.show(ray.get(supervisor.learners[0].status.remote()))
-            ledger, why = ray.get(supervisor.learners[0].result.remote())
-            supervisor.wait_for_actors()
+            ledger, why, learned = ray.get(supervisor.learners[0].result.remote())
+            running = supervisor.wait_for_actors()
         except RunFailed as error:
             console.say(f"FAILED: {error}")
             return 1
         finally:
             supervisor.kill()
-    code = summarise(folder, ledger, why)
-    return code if conserved(ledger) else 1
+    equal = not config.run.verify_weights or report_weights(learned, running, console)
+    return summarise(folder, ledger, why) or int(not equal)
 
 
 @contextlib.contextmanager
@@ -329,19 +343,40 @@ def _ray(config: Config, console: Console) -> Iterator[None]:
     """Ray on this machine for this run, or a cluster that is there."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's default of 15 gives way to everything else on the machine, and a learner's step then takes many times as long.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if config.ray.address:
         options["address"] = config.ray.address
     else:
         # Logical CPUs only say that the parts may run side by side; threads are set in the recipe.
         needed = config.learner.parallel.world_size + config.actors.num_actors
-        options |= {"include_dashboard": False, "num_cpus": max(needed, os.cpu_count() or 1), "_node_ip_address": LOOPBACK}
+        options |= {
+            "include_dashboard": False,
+            "num_cpus": max(needed, os.cpu_count() or 1),
+            "_node_ip_address": LOOPBACK,
+        }
     console.say("starting Ray" + (f" at {config.ray.address}" if config.ray.address else " on this machine"))
     ray.init(**options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def report_weights(learned: dict[str, str], running: dict[str, dict[str, str]], console: Console) -> bool:
+    """Say whether every engine runs the learner's weights, by their digests; False where one does not, or none was seen."""
+    for actor, weights in running.items():
+        different = [name for name, digest in learned.items() if weights.get(name) != digest]
+        if different:
+            console.say(
+                f"weights: {actor} DIFFERS from the learner in {len(different)} of {len(learned)} tensors: {different[:3]}"
+            )
+            return False
+        console.say(f"weights: {actor} equals the learner in all {len(learned)} tensors, bit by bit")
+    if not running:
+        console.say("weights: no engine was left to compare with")
+    return bool(running)
 
 
 class _Interrupts:

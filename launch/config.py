@@ -42,6 +42,8 @@ class RunSettings(Section):
     """Seed of initialisation and, in serial mode, of every draw."""
     max_minutes: float | None = Field(default=None, gt=0)
     """Wall-clock minutes of training after which the run saves and ends cleanly; unset: only `learner.steps` bounds it."""
+    verify_weights: bool = False
+    """At the end, compare the weights that each engine runs with the learner's, tensor by tensor, bit by bit."""
     record_trajectories: bool = True
     """Write every batch, readable, to `trajectories/`."""
 
@@ -90,7 +92,9 @@ class Config(Section):
                 f"engine.max_model_len is {self.engine.max_model_len}: raise it, or lower the others"
             )
         if self.run.mode == "serial" and (self.actors.num_actors > 1 or self.learner.parallel.world_size > 1):
-            raise ValueError("run.mode = serial has one actor and one learner rank: set actors.num_actors = 1 and learner.parallel to 1 x 1")
+            raise ValueError(
+                "run.mode = serial has one actor and one learner rank: set actors.num_actors = 1 and learner.parallel to 1 x 1"
+            )
         return self
 
     @property
@@ -130,7 +134,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     """`learner.optimizer.lr=2e-5` -> (key, value). The value is read as TOML; what is not TOML is a string."""
     key, separator, raw = text.partition("=")
     if not separator or not key.strip():
-        raise ConfigError(f"override {text!r} is not of the form table.key=value, for example learner.optimizer.lr=2e-5")
+        raise ConfigError(
+            f"override {text!r} is not of the form table.key=value, for example learner.optimizer.lr=2e-5"
+        )
     try:
         value = tomllib.loads(f"v = {raw}")["v"]
     except tomllib.TOMLDecodeError:
@@ -177,7 +183,14 @@ def _explain(item: Any, sources: dict[str, str]) -> str:
         near = difflib.get_close_matches(key, [*keys, *tables], 1, cutoff=0.5)
         leaf = key.rsplit(".", 1)[-1]
         near = near or [k for k in keys if k.rsplit(".", 1)[-1] == leaf][:1]
-        near = near or [k for k in keys if k.rsplit(".", 1)[-1] in difflib.get_close_matches(leaf, [k.rsplit(".", 1)[-1] for k in keys], 1)][:1]
+        near = (
+            near
+            or [
+                k
+                for k in keys
+                if k.rsplit(".", 1)[-1] in difflib.get_close_matches(leaf, [k.rsplit(".", 1)[-1] for k in keys], 1)
+            ][:1]
+        )
         hint = f" Did you mean {near[0]}?" if near else ""
         return f"unknown setting {key}{where}.{hint} `azr config show` lists all settings."
     if not key:

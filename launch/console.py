@@ -24,7 +24,7 @@ class Console:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._terminal = Terminal(highlight=False)
+        self._terminal = Terminal(highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._printed_step = 0
         self._started = time.monotonic()
@@ -79,10 +79,16 @@ class Console:
         since = status.get("phase_s")
         table = Table.grid(padding=(0, 2))
         table.add_row("step", f"{int(last.get('step', 0))} of {self._config.learner.steps}", f"{elapsed:.0f} s elapsed")
-        table.add_row("learner", str(status.get("phase", "starting")), f"for {since:.0f} s" if since is not None else "")
+        table.add_row(
+            "learner", str(status.get("phase", "starting")), f"for {since:.0f} s" if since is not None else ""
+        )
         for kind in Kind:
             if f"valid_rate/{kind}" in last or f"solve_rate/{kind}" in last:
-                table.add_row(kind.value, f"valid {_percent(last.get(f'valid_rate/{kind}'))}", f"solved {_percent(last.get(f'solve_rate/{kind}'))}")
+                table.add_row(
+                    kind.value,
+                    f"valid {_percent(last.get(f'valid_rate/{kind}'))}",
+                    f"solved {_percent(last.get(f'solve_rate/{kind}'))}",
+                )
         table.add_row("age", f"mean {last.get('age_mean', 0):.2f}", f"max {last.get('age_max', 0):.0f} versions")
         table.add_row(
             "slots",

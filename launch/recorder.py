@@ -62,7 +62,11 @@ class Recorder:
 
     def step(self, numbers: dict[str, float], batch: Sequence[Trajectory]) -> None:
         """One optimizer step."""
-        row = {"step": int(numbers["step"]), "version": int(numbers["version"]), "time_s": time.monotonic() - self._started}
+        row = {
+            "step": int(numbers["step"]),
+            "version": int(numbers["version"]),
+            "time_s": time.monotonic() - self._started,
+        }
         row |= {key: value for key, value in numbers.items() if key not in row}
         with self._lock, self._folder.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")

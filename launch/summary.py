@@ -40,7 +40,11 @@ def learning_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=f"{len(rows)} steps in {rows[-1]['time_s']:.0f} s")
     for heading in ("", "first", "last", "curve (one bar a step, 0 to 100%)"):
         table.add_column(heading)
-    for label, prefix in (("valid proposals", "valid_rate"), ("solved", "solve_rate"), ("solved, own tasks", "solve_rate_fresh")):
+    for label, prefix in (
+        ("valid proposals", "valid_rate"),
+        ("solved", "solve_rate"),
+        ("solved, own tasks", "solve_rate_fresh"),
+    ):
         for kind in Kind:
             values = [row.get(f"{prefix}/{kind}") for row in rows]
             known = [value for value in values if value is not None]
@@ -68,5 +72,9 @@ def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
         f"waits         learner for batches {sum(r['wait_for_batch_s'] for r in rows):.0f} s, actors for the policy "
         f"{sum(r.get('wait_for_policy_s', 0) for r in rows):.0f} s\n"
         f"engine = learner?  mean |difference| of log-probabilities at equal version: "
-        + (f"{sum(mismatch) / len(mismatch):.4f} ({len(mismatch)} of {len(rows)} steps measured)" if mismatch else "not measured")
+        + (
+            f"{sum(mismatch) / len(mismatch):.4f} ({len(mismatch)} of {len(rows)} steps measured)"
+            if mismatch
+            else "not measured"
+        )
     )

@@ -101,10 +101,12 @@ class TreeAttention(torch.nn.Module):
         """[T, 1, H, D], [T, 1, G, D] twice -> [T, 1, H * D]."""
         plan = packed_seq_params
         query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
+        table = (plan.cos, plan.sin)
         if plan.cpu is not None:
-            out: Tensor = CpuTreeAttention.apply(query, key, value, plan.cpu, plan.cos, plan.sin)
+            out: Tensor = CpuTreeAttention.apply(query, key, value, plan.cpu, *table)  # type: ignore[no-untyped-call]
         else:
-            out = _attend(Rotate.apply(query, plan.cos, plan.sin), Rotate.apply(key, plan.cos, plan.sin), value, plan)
+            query, key = (Rotate.apply(x, *table) for x in (query, key))  # type: ignore[no-untyped-call]
+            out = _attend(query, key, value, plan)
         return out.flatten(1).unsqueeze(1)
 
 

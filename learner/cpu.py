@@ -34,7 +34,7 @@ def megatron_calls() -> Iterator[None]:
         yield
         return
     cpu = torch.device("cpu")
-    with mock.patch.object(torch.cuda, "current_device", lambda: cpu), _CudaMeansCpu():
+    with mock.patch.object(torch.cuda, "current_device", return_value=cpu), _CudaMeansCpu():
         yield
 
 

@@ -72,6 +72,7 @@ class CpuTreeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: CpuPlan, cos: Tensor, sin: Tensor) -> Tensor:
+        """See the class."""
         q, k, v = rotate(query, cos, sin), rotate(key, cos, sin), value.contiguous()
         out = torch.empty_like(q)
         lse = q.new_empty(q.shape[:2], dtype=torch.float32)
@@ -94,6 +95,7 @@ class CpuTreeAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of query, key and value."""
         # With the merged log-sum-exp and output, each part's probabilities and gradients are its share of the whole's.
         q, k, v, out, lse, cos, sin = ctx.saved_tensors
         plan: CpuPlan = ctx.plan

@@ -25,7 +25,7 @@ class RmsNorm(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., E] -> [..., E]."""
-        out: Tensor = _RmsNorm.apply(x, self.weight, self.eps)
+        out: Tensor = _RmsNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -58,7 +58,7 @@ class SwiGlu(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., 2 F] -> [..., F]."""
-        out: Tensor = _SwiGlu.apply(x)
+        out: Tensor = _SwiGlu.apply(x)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -97,10 +97,12 @@ class Rotate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """See `rotate`."""
         ctx.save_for_backward(cos, sin)
         return rotate(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Rotate back."""
         cos, sin = ctx.saved_tensors
         return rotate(grad, cos, -sin), None, None

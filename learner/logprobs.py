@@ -29,6 +29,7 @@ class VocabLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, first: int, num_valid: int, group: dist.ProcessGroup
     ) -> tuple[Tensor, Tensor]:
+        """See the class."""
         valid = weight[:num_valid]
         owned = (targets >= first) & (targets < first + num_valid)
         local = torch.where(owned, targets - first, 0)
@@ -60,6 +61,7 @@ class VocabLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """See the class."""
         hidden, weight, local, owned, share = ctx.saved_tensors
         valid = weight[: ctx.num_valid]
         grad_hidden = torch.empty_like(hidden)

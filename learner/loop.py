@@ -61,7 +61,9 @@ class Hooks:
     """What the loop is about to do, for a status line."""
 
 
-def learn(trainer: Trainer, stream: Stream | None, publisher: Publisher, settings: LearnerSettings, hooks: Hooks) -> None:
+def learn(
+    trainer: Trainer, stream: Stream | None, publisher: Publisher, settings: LearnerSettings, hooks: Hooks
+) -> None:
     """Train until `settings.steps` or interrupted. `stream` is None on every rank but 0."""
     ranks = trainer.ranks
     publisher.publish(trainer.version)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
 from learner import convert, cpu
 from learner.convert import Architecture, HfReader, Layout
@@ -48,7 +49,7 @@ def init_parallel(
     parallel: ParallelSettings,
     rank: int,
     world_size: int,
-    init_method_or_store: str | torch.distributed.distributed_c10d.Store | None = None,
+    init_method_or_store: str | Store | None = None,
     timeout: float = 600.0,
 ) -> None:
     """Join the learner's process group and set up Megatron-Core's groups in it; collective.
@@ -65,7 +66,7 @@ def init_parallel(
     else:
         cpu.keep_memory()
     if not dist.is_initialized():
-        where: dict[str, Any] = {"store": init_method_or_store or torch.distributed.distributed_c10d.HashStore()}
+        where: dict[str, Any] = {"store": init_method_or_store or HashStore()}
         if isinstance(init_method_or_store, str):
             where = {"init_method": init_method_or_store}
         backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -165,7 +166,7 @@ class PolicyModel:
         num_valid = min(len(weight), self.architecture.vocab_size - first)
         targets = torch.from_numpy(micro.targets).to(self.device)
         group = parallel_state.get_tensor_model_parallel_group()
-        logprobs, entropy = VocabLogprobs.apply(rows, weight, targets, first, num_valid, group)
+        logprobs, entropy = VocabLogprobs.apply(rows, weight, targets, first, num_valid, group)  # type: ignore[no-untyped-call]
         return logprobs, entropy
 
     def zero_grad(self) -> None:

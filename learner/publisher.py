@@ -48,8 +48,7 @@ class GroupPublisher:
         """See `Publisher`. Returns when each engine has loaded the version or is counted out."""
         timings: dict[str, float] = {}
         while self._ranks.share(lambda: self._prepare(timings)):
-            done = self._transfer(version, timings)
-            if self._ranks.share(lambda done=done: done):
+            if self._agreed(self._transfer(version, timings)):
                 break
         return timings
 
@@ -57,6 +56,10 @@ class GroupPublisher:
         """Leave the group."""
         if self._sender is not None:
             self._sender.close()
+
+    def _agreed(self, done: bool) -> bool:
+        """Rank 0's word on whether the broadcast is done."""
+        return bool(self._ranks.share(lambda: done))
 
     def _prepare(self, timings: dict[str, float]) -> bool:
         """Rank 0: see that the group is that of the present members. False where there is nobody to publish to."""

@@ -147,7 +147,9 @@ class Gate:
                 needs[solve] / max(1, self._quota[solve]),
             )
 
-        return sorted((k for k in Kind if needs[Cell(k, Role.PROPOSE)] or needs[Cell(k, Role.SOLVE)]), key=urgency)[::-1]
+        return sorted((k for k in Kind if needs[Cell(k, Role.PROPOSE)] or needs[Cell(k, Role.SOLVE)]), key=urgency)[
+            ::-1
+        ]
 
     def _episode_size(self, batch: int, kind: Kind) -> tuple[int, int]:
         """Proposals and solutions of the next episode: the solve slots are shared out evenly over the proposals."""
@@ -294,7 +296,12 @@ class Gate:
             "slots": [[s, e.cell.name, e.batch, *e.holder, e.queued] for s, e in self._slots.items()],
             "trained_unpublished": {cell.name: n for cell, n in self._trained_unpublished.items()},
             "counts": {
-                cell.name: {"granted": c.granted, "trained": c.trained, "returned": c.returned, "dropped": dict(c.dropped)}
+                cell.name: {
+                    "granted": c.granted,
+                    "trained": c.trained,
+                    "returned": c.returned,
+                    "dropped": dict(c.dropped),
+                }
                 for cell, c in self._counts.items()
             },
         }

@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -60,7 +60,9 @@ class StreamServer:
     All state behind `_lock`; the socket belongs to the thread. Other threads put messages into `_outbox` and wake it.
     """
 
-    def __init__(self, gate: Gate, run_id: str, bind: str = "tcp://127.0.0.1:0", dead_after_s: float = DEAD_AFTER_S) -> None:
+    def __init__(
+        self, gate: Gate, run_id: str, bind: str = "tcp://127.0.0.1:0", dead_after_s: float = DEAD_AFTER_S
+    ) -> None:
         self.gate = gate
         self.run_id = run_id
         self.refused: Counter[str] = Counter()
@@ -162,7 +164,9 @@ class StreamServer:
                 if left <= 0:
                     if self._members:
                         return
-                    raise TimeoutError(f"no rollout actor connected to {self.endpoint} within {timeout_s:.0f} s; see the logs")
+                    raise TimeoutError(
+                        f"no rollout actor connected to {self.endpoint} within {timeout_s:.0f} s; see the logs"
+                    )
                 self._changed.wait(min(left, 0.5))
 
     def send(self, member: Member, message: dict[str, Any]) -> None:
@@ -184,7 +188,9 @@ class StreamServer:
                 pending = [
                     m
                     for m in members
-                    if m.loaded_version != version and m.identity in self._members and m.holder not in self._load_failures
+                    if m.loaded_version != version
+                    and m.identity in self._members
+                    and m.holder not in self._load_failures
                 ]
                 if not pending:
                     break
@@ -213,10 +219,11 @@ class StreamServer:
     def stats(self) -> dict[str, float]:
         """Sums over actors of what they reported last."""
         with self._lock:
-            sums: Counter[str] = Counter()
+            sums: dict[str, float] = defaultdict(float)
             for member in self._members.values():
-                sums.update(member.stats)
-            return dict(sums) | {"actors": len(self._members)}
+                for name, value in member.stats.items():
+                    sums[name] += value
+            return {**sums, "actors": len(self._members)}
 
     def poke(self) -> None:
         """Make a waiting `next_batch` look at its `interrupt` again."""
@@ -242,7 +249,7 @@ class StreamServer:
         poller.register(self._wake_in, zmq.POLLIN)
         next_beat = time.monotonic()
         while True:
-            ready = dict(poller.poll(timeout=HEARTBEAT_S * 1000))
+            ready = dict(poller.poll(timeout=int(HEARTBEAT_S * 1000)))
             if self._wake_in in ready:
                 self._wake_in.recv()
             if self._socket in ready:
@@ -334,7 +341,9 @@ class StreamServer:
             self.duplicates += 1
         else:
             trajectory = decode(frames)
-            if (trajectory.actor_id, trajectory.incarnation) != tuple(member.holder) or trajectory.run_id != self.run_id:
+            if (trajectory.actor_id, trajectory.incarnation) != tuple(
+                member.holder
+            ) or trajectory.run_id != self.run_id:
                 raise WireError(Refusal.FIELD, "a trajectory of another actor or run")
             member.seen_seqs.add(seq)
             if self.gate.arrive(trajectory.slot, member.holder, trajectory.cell):
@@ -384,7 +393,8 @@ class StreamServer:
     def _describe(self) -> str:
         now = time.monotonic()
         actors = [
-            f"{m.holder.actor_id} (heard {now - m.last_seen:.0f} s ago, version {m.loaded_version})" for m in self.members()
+            f"{m.holder.actor_id} (heard {now - m.last_seen:.0f} s ago, version {m.loaded_version})"
+            for m in self.members()
         ]
         return "actors: " + (", ".join(actors) or "none connected")
 
@@ -426,9 +436,13 @@ class StreamClient:
         try:
             message = await asyncio.wait_for(self._read(), timeout_s)
         except TimeoutError:
-            raise TimeoutError(f"{self.actor_id}: the learner at {self._endpoint} sent no welcome in {timeout_s:.0f} s") from None
+            raise TimeoutError(
+                f"{self.actor_id}: the learner at {self._endpoint} sent no welcome in {timeout_s:.0f} s"
+            ) from None
         if message["type"] != "welcome":
-            raise ConnectionError(f"{self.actor_id}: the learner at {self._endpoint} answered hello with {message['type']}")
+            raise ConnectionError(
+                f"{self.actor_id}: the learner at {self._endpoint} answered hello with {message['type']}"
+            )
         self.run_id = message["run_id"]
         self._beating = asyncio.create_task(self._beat())
         return int(message["version"])

@@ -1,6 +1,6 @@
 """One optimizer step: trajectories in, new weights and numbers out. The same for every mode of running.
 
-    trajectories -> advantages (per cell) -> micro-batches (prompts shared) -> loss (clipped ratio) -> gradients -> step
+trajectories -> advantages (per cell) -> micro-batches (prompts shared) -> loss (clipped ratio) -> gradients -> step
 """
 
 from __future__ import annotations
