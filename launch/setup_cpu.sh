@@ -48,16 +48,18 @@ sys.exit(torch.version.cuda is not None or torch.version.hip is not None or vers
 " 2>/dev/null
 }
 
-# The CPU build of torch is on PyTorch's own index; on Linux the same version elsewhere usually means the CUDA build of
-# gigabytes. So: PyTorch's index first, without retries (a network that refuses it costs seconds), then whatever pip is
-# configured with, where what would be installed is looked at before it is.
+# The CPU build of torch is on PyTorch's own index; elsewhere the same version usually means the CUDA build. So: PyTorch's
+# index first, without retries (a network that refuses it costs seconds), then whatever pip is configured with, if that
+# is the CPU build, which its requirements tell before it is installed.
 install_torch() {
-    local version=$1
     local pip=(.venv/bin/pip --quiet)
-    if "${pip[@]}" --retries 0 --timeout 10 install --no-deps --index-url "$TORCH_CPU_INDEX" "torch==$version"; then
-        return
-    fi
-    "${pip[@]}" install --no-deps "torch==$version"
+    "${pip[@]}" --retries 0 --timeout 10 install --no-deps --index-url "$TORCH_CPU_INDEX" "torch==$1" && return
+    "${pip[@]}" install --no-deps --dry-run --report - "torch==$1" | .venv/bin/python -c "
+import json, sys
+needs = json.load(sys.stdin)['install'][0]['metadata'].get('requires_dist', [])
+if any(need.startswith(('nvidia-', 'cuda-')) for need in needs):
+    sys.exit('pip finds only the CUDA build')
+" && "${pip[@]}" install --no-deps "torch==$1"
 }
 
 case "$(uname -s)-$(uname -m)" in
@@ -74,14 +76,10 @@ python=$(find_python)
 
 torch=$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' "$LOCK")
 if ! is_cpu_torch "$torch"; then
-    phase "torch $torch, CPU build" install_torch "$torch" || fail \
-        "no torch $torch could be installed. It comes from $TORCH_CPU_INDEX;" \
-        "if this machine cannot reach that, put the wheel torch-$torch+cpu-cp311-cp311-manylinux_2_28_x86_64.whl into a" \
-        "folder and run: PIP_FIND_LINKS=/that/folder make setup"
-    is_cpu_torch "$torch" || fail \
-        "the torch that pip found is not the CPU build, and vLLM's CPU build needs exactly that." \
-        "Run: .venv/bin/pip install --force-reinstall --no-deps --index-url $TORCH_CPU_INDEX torch==$torch" \
-        "or put the CPU wheel into a folder and run: PIP_FIND_LINKS=/that/folder make setup"
+    phase "torch $torch, CPU build" install_torch "$torch" && is_cpu_torch "$torch" || fail \
+        "the CPU build of torch $torch is not there, and vLLM's CPU build needs exactly that." \
+        "It comes from $TORCH_CPU_INDEX. If this machine cannot reach that, put the wheel" \
+        "torch-$torch+cpu-cp311-cp311-manylinux_2_28_x86_64.whl into a folder and run: PIP_FIND_LINKS=/that/folder make setup"
 fi
 
 rest=$(mktemp)

@@ -7,8 +7,10 @@ import math
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from launch.config import Config, load
+from launch.models import prepare
 from launch.recorder import RunFolder
 from launch.train import train
 
@@ -66,7 +68,7 @@ def test_asynchronous_run_resumes_and_keeps_its_promises(tmp_path: Path, capsys:
 
     from safetensors.torch import load_file
 
-    before = load_file(next((Path(p) for p in [_model_folder()])) / "model.safetensors")
+    before = load_file(next(Path(p) for p in [_model_folder()]) / "model.safetensors")
     after = load_file(next((folder.checkpoints / "step_00000005" / "hf").glob("*.safetensors")))
     changed = [name for name in after if not before[name].equal(after[name])]
     assert len(changed) > len(after) / 2, "the weights did not move"
@@ -88,8 +90,3 @@ def test_zero_staleness_is_on_policy(tmp_path: Path) -> None:
         assert batch
         assert all([v for v, _, _ in t["versions"]] == [version] for t in batch)
 
-
-def _model_folder() -> Path:
-    from launch.models import prepare
-
-    return prepare("smollm2-135m-instruct")

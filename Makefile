@@ -1,0 +1,54 @@
+# `make` alone lists the targets. Everything runs in .venv, on a CPU, at the versions of requirements-cpu.lock.
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+ROOMS := executor actors learner launch
+READY := .venv/.azr-setup
+
+.PHONY: help setup train test check lint fmt lock clean clean-venv
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## build .venv (minutes the first time; PYTHON=... names another python3.11)
+
+$(READY): requirements-cpu.lock pyproject.toml launch/setup_cpu.sh
+	@PYTHON="$(PYTHON)" launch/setup_cpu.sh
+
+train: $(READY)  ## the default run: self-play with a 135M model on this machine's CPU
+	$(BIN)/azr train launch/recipes/smollm2-cpu.toml
+
+check: lint  ## lint, types, layering, unit tests: under a minute
+	$(BIN)/python -m pytest -q tests/unit
+
+test: lint  ## check, and the integration tests with real engines: minutes
+	$(BIN)/python -m pytest -q tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(ROOMS)
+	$(BIN)/lint-imports
+
+fmt: $(READY)  ## format, and fix what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+define SYNC_LOCK
+import pathlib, re
+from importlib.metadata import version
+lock = pathlib.Path("requirements-cpu.lock")
+# A build's own mark (torch's +cpu) stays out: not every index spells it.
+pin = lambda found: found[1] + "==" + version(found[1]).split("+")[0]
+lock.write_text(re.sub(r"(?m)^([A-Za-z0-9._-]+)==\S+", pin, lock.read_text()))
+endef
+export SYNC_LOCK
+
+lock:  ## write the versions now in .venv to requirements-cpu.lock, for the packages it names
+	@$(BIN)/python -c "$$SYNC_LOCK"
+
+clean:  ## remove caches and build products; runs/ and .venv stay
+	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(ROOMS) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-venv:  ## remove .venv
+	rm -rf .venv

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from executor.tasks import Kind
+from launch import cli
+from launch.config import RECIPES, Config, ConfigError, build, documented, load, parse_override, schema, to_toml
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_loads_and_its_dump_loads_back_equal(recipe: Path) -> None:
+    config = load(recipe)
+    assert build(tomllib.loads(to_toml(config))) == config
+
+
+def test_recipes_are_found_by_name() -> None:
+    assert load("smollm2-cpu") == load(RECIPES / "smollm2-cpu.toml")
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Did you mean smollm2-cpu"):
+        load("smolm2-cpu")
+
+
+def test_overrides_are_typed_and_win() -> None:
+    config = load("smollm2-cpu", ["learner.optimizer.lr=3e-6", "run.name=x", "learner.batch.propose={deduction=3}"])
+    assert config.learner.optimizer.lr == 3e-6
+    assert config.run.name == "x"
+    assert config.learner.batch.propose == {Kind.DEDUCTION: 3}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("learner.optimiser.lr=1", ["learner.optimiser", "learner.optimizer", "override"]),
+        ("learner.optimizer.learning_rate=1", ["unknown setting learner.optimizer.learning_rate"]),
+        ("run.sede=1", ["Did you mean run.seed"]),
+        ("max_staleness=2", ["learner.max_staleness"]),
+        ("learner.optimizer.lr=fast", ["learner.optimizer.lr", "'fast'", "valid number", "Learning rate"]),
+        ("learner.max_staleness=-1", ["learner.max_staleness", "greater than or equal to 0"]),
+        ("selfplay.prompt_format=r2", ["selfplay.prompt_format", "completion"]),
+        ("engine.max_model_len=64", ["engine.max_model_len is 64", "raise it"]),
+        ("learner.batch.propose={guess=1}", ["learner.batch.propose"]),
+        ("nonsense", ["table.key=value"]),
+    ],
+)
+def test_mistakes_name_the_key_and_the_mend(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("smollm2-cpu", [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_serial_mode_refuses_what_needs_processes() -> None:
+    with pytest.raises(ConfigError, match=r"actors\.num_actors = 1"):
+        load("smollm2-cpu", ["run.mode=serial", "actors.num_actors=2"])
+
+
+def test_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("[learner]\nmax_stalenes = 1\n")
+    with pytest.raises(ConfigError, match=r"mine\.toml.*Did you mean learner\.max_staleness"):
+        load(recipe)
+    recipe.write_text("[learner\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load(recipe)
+
+
+def test_override_values_are_toml_or_else_text() -> None:
+    assert parse_override("a.b=[1, 2]") == ("a.b", [1, 2])
+    assert parse_override("a.b=some text") == ("a.b", "some text")
+
+
+def test_schema_and_documentation_cover_every_setting() -> None:
+    assert json.loads(schema())["properties"].keys() == Config.model_fields.keys()
+    undocumented = [key for key, text in documented() if not text]
+    assert undocumented == []
+
+
+def test_cli_reports_mistakes_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "show", "smollm2-cpu", "run.sede=1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("azr: unknown setting run.sede")
+    assert cli.main(["train"]) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_cli_refuses_to_run_over_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("")
+    assert cli.main(["train", "smollm2-cpu", f"run.dir={tmp_path}", "run.name=old"]) == 2
+    assert f"--resume {folder}" in capsys.readouterr().err
+
+
+def test_cli_refuses_to_resume_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--resume", str(tmp_path)]) == 2
+    assert "no run folder" in capsys.readouterr().err
+
+
+def test_cli_shows_a_resolved_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "show", "smollm2-cpu", "learner.steps=7"]) == 0
+    assert tomllib.loads(capsys.readouterr().out)["learner"]["steps"] == 7
