@@ -420,8 +420,7 @@ def _tag(value: Any, budget: list[int], depth: int) -> object:
             tagged.append(_tag(key, budget, depth + 1))
             tagged.append(_tag(item, budget, depth + 1))
     else:
-        for item in value:
-            tagged.append(_tag(item, budget, depth + 1))
+        tagged.extend(_tag(item, budget, depth + 1) for item in value)
     return tagged
 
 

@@ -10,7 +10,6 @@ import pytest
 from safetensors.torch import load_file
 
 from launch.config import Config, load
-from launch.models import prepare
 from launch.recorder import RunFolder
 from launch.train import train
 
@@ -66,8 +65,6 @@ def test_asynchronous_run_resumes_and_keeps_its_promises(tmp_path: Path, capsys:
     for trained_at, batch in enumerate(batches):
         assert all(trained_at - min(v for v, _, _ in t["versions"]) <= 2 for t in batch)
 
-    from safetensors.torch import load_file
-
     before = load_file(next(Path(p) for p in [_model_folder()]) / "model.safetensors")
     after = load_file(next((folder.checkpoints / "step_00000005" / "hf").glob("*.safetensors")))
     changed = [name for name in after if not before[name].equal(after[name])]
@@ -89,4 +86,3 @@ def test_zero_staleness_is_on_policy(tmp_path: Path) -> None:
     for version, batch in enumerate(batches):
         assert batch
         assert all([v for v, _, _ in t["versions"]] == [version] for t in batch)
-
