@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from launch.config import Config, load
+from launch.models import prepare
 from launch.recorder import RunFolder
 from launch.train import train
 
@@ -65,7 +66,7 @@ def test_asynchronous_run_resumes_and_keeps_its_promises(tmp_path: Path, capsys:
     for trained_at, batch in enumerate(batches):
         assert all(trained_at - min(v for v, _, _ in t["versions"]) <= 2 for t in batch)
 
-    before = load_file(next(Path(p) for p in [_model_folder()]) / "model.safetensors")
+    before = load_file(prepare(config.model.path) / "model.safetensors")
     after = load_file(next((folder.checkpoints / "step_00000005" / "hf").glob("*.safetensors")))
     changed = [name for name in after if not before[name].equal(after[name])]
     assert len(changed) > len(after) / 2, "the weights did not move"
