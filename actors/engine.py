@@ -5,7 +5,7 @@ run with one seed repeats bit by bit. Which policy version sampled which token i
 
 This is the only place that sets environment variables for vLLM (it has no other way in for these), at construction:
 `VLLM_NO_USAGE_STATS`, `DO_NOT_TRACK`, `HF_HUB_OFFLINE` (nothing leaves the machine), `VLLM_ENABLE_V1_MULTIPROCESSING`
-(0 for `SerialEngine`), `VLLM_LOGGING_LEVEL` (WARNING unless set), and on a CPU `VLLM_CPU_OMP_THREADS_BIND=nobind` with
+(0 for `SerialEngine`), `VLLM_LOGGING_LEVEL` (unless set: WARNING, or ERROR in this process), and on a CPU `VLLM_CPU_OMP_THREADS_BIND=nobind` with
 `OMP_NUM_THREADS` (unless set): vLLM would pin every engine of a machine to the same cores.
 """
 
@@ -433,7 +433,7 @@ def _set_environment(settings: EngineSettings, in_process: bool) -> None:
     os.environ["DO_NOT_TRACK"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if in_process else "1"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR" if in_process else "WARNING")
     if not torch.cuda.is_available():
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         if settings.enforce_eager:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from launch.config import Config
-from launch.recorder import Recorder, RunFolder
+from launch.recorder import Recorder
 from learner.checkpoint import Checkpoints, read_stream_state, write_stream_state
 from learner.loop import Hooks, Stream
 from learner.model import PolicyModel, init_parallel
@@ -81,6 +81,8 @@ class Saved:
 def make_hooks(config: Config, recorder: Recorder | None, save: Callable[[int], None], status: dict[str, Any]) -> Hooks:
     """Hooks that record steps, obey `status["stop"]`, and end the run when its time is up."""
     deadline = time.monotonic() + 60 * config.run.max_minutes if config.run.max_minutes else None
+    totals: dict[str, float] = {}
+    mark = time.monotonic()
 
     def interrupted() -> bool:
         if deadline is not None and time.monotonic() > deadline and not status.get("stop"):
@@ -88,7 +90,16 @@ def make_hooks(config: Config, recorder: Recorder | None, save: Callable[[int], 
         return bool(status.get("stop"))
 
     def on_step(numbers: dict[str, float], batch: Any) -> None:
+        nonlocal mark
         assert recorder is not None
+        # Actors count from their start; a step's share is the difference (a restarted actor counts from 0 again).
+        for name in ("tokens_generated", "wait_for_policy_s"):
+            total = numbers.get(name, 0.0)
+            numbers[f"{name}_step" if name == "tokens_generated" else name] = max(0.0, total - totals.get(name, 0.0))
+            totals[name] = total
+        now = time.monotonic()
+        numbers["generate_tokens_per_s"] = numbers["tokens_generated_step"] / (now - mark)
+        mark = now
         recorder.step(numbers, batch)
         status["last"] = recorder.last
 
@@ -96,6 +107,3 @@ def make_hooks(config: Config, recorder: Recorder | None, save: Callable[[int], 
         status["phase"], status["phase_since"] = what, time.monotonic()
 
     return Hooks(interrupted, on_step, save, on_wait)
-
-
-__all__ = ["Hooks", "RunFolder", "Saved", "make_gate", "make_hooks", "make_trainer"]

@@ -57,7 +57,6 @@ class LearnerActor:
         self._status: dict[str, Any] = {"phase": "starting", "phase_since": time.monotonic()}
         self._stream: Any = None
         self._generated = (0.0, 0.0, time.monotonic())
-        self._previous_totals: dict[str, float] = {}
         self._checksums: dict[str, str] = {}
 
     def open(self) -> str | None:
@@ -94,7 +93,6 @@ class LearnerActor:
             sender = WeightSender(trainer.policy.device, host=LOOPBACK, timeout_s=config.learner.sync_timeout_s)
         publisher = GroupPublisher(trainer.policy, trainer.ranks, stream, sender, config.engine.tensor_parallel)
         hooks = make_hooks(config, recorder, lambda version: saved.save(version, stream), self._status)
-        hooks = self._with_rates(hooks)
         try:
             if stream is not None:
                 hooks.on_wait("waiting for rollout actors")
@@ -137,26 +135,6 @@ class LearnerActor:
     def result(self) -> tuple[Any, str, dict[str, str]]:
         """The final ledger, why the run stopped early, and digests of the final weights (`run.verify_weights`)."""
         return self._stream.gate.ledger(), str(self._status.get("stop") or ""), self._checksums
-
-    def _with_rates(self, hooks: Any) -> Any:
-        """Counters that actors report since their start become per-step numbers."""
-        from dataclasses import replace
-
-        mark = time.monotonic()
-
-        def on_step(numbers: dict[str, float], batch: Any) -> None:
-            nonlocal mark
-            now = time.monotonic()
-            for name in ("tokens_generated", "wait_for_policy_s"):
-                total = numbers.get(name, 0.0)
-                since = max(0.0, total - self._previous_totals.get(name, 0.0))  # a restarted actor counts from 0
-                self._previous_totals[name] = total
-                numbers["tokens_generated_step" if name == "tokens_generated" else name] = since
-            numbers["generate_tokens_per_s"] = numbers["tokens_generated_step"] / max(now - mark, 1e-9)
-            mark = now
-            hooks.on_step(numbers, batch)
-
-        return replace(hooks, on_step=on_step)
 
 
 class BufferActor(TaskBuffer):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 from actors.buffer import LocalBuffer, TaskBuffer
 from actors.engine import Engine, SerialEngine
@@ -171,8 +170,3 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
         store.close()
         loop.close()
     return summarise(folder, gate.ledger(), stopped=str(status.get("stop") or ""))
-
-
-def run_folder(config: Config) -> Path:
-    """Where a run of this configuration lies."""
-    return Path(config.run.dir) / config.run.name
