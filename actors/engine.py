@@ -5,7 +5,8 @@ run with one seed repeats bit by bit. Which policy version sampled which token i
 
 This is the only place that sets environment variables for vLLM (it has no other way in for these), at construction:
 `VLLM_NO_USAGE_STATS`, `DO_NOT_TRACK`, `HF_HUB_OFFLINE` (nothing leaves the machine), `VLLM_ENABLE_V1_MULTIPROCESSING`
-(0 for `SerialEngine`), `VLLM_LOGGING_LEVEL` (unless set: WARNING, or ERROR in this process), and on a CPU `VLLM_CPU_OMP_THREADS_BIND=nobind` with
+(0 for `SerialEngine`), `VLLM_LOGGING_LEVEL` (unless set: WARNING, or ERROR in this
+process), and on a CPU `VLLM_CPU_OMP_THREADS_BIND=nobind` with
 `OMP_NUM_THREADS` (unless set): vLLM would pin every engine of a machine to the same cores.
 """
 

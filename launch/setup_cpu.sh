@@ -40,11 +40,12 @@ find_python() {
         "Install it, or name it: make setup PYTHON=/path/to/python3.11"
 }
 
+# By its version file: torch cannot be imported before the rest is there.
 is_cpu_torch() {
     .venv/bin/python -c "
-from importlib.metadata import version
-import sys, torch
-sys.exit(torch.version.cuda is not None or torch.version.hip is not None or version('torch').split('+')[0] != '$1')
+import runpy, sys, sysconfig
+found = runpy.run_path(sysconfig.get_path('purelib') + '/torch/version.py')
+sys.exit(found['cuda'] is not None or found['hip'] is not None or found['__version__'].split('+')[0] != '$1')
 " 2>/dev/null
 }
 
