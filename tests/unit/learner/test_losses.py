@@ -32,7 +32,12 @@ def reference(logprob: float, behave: float, advantage: float, s: LossSettings) 
 
 @pytest.mark.parametrize(
     "settings",
-    [LossSettings(), LossSettings(clip_low=0.1, clip_high=0.4), LossSettings(dual_clip=3.0), LossSettings(correction="none")],
+    [
+        LossSettings(),
+        LossSettings(clip_low=0.1, clip_high=0.4),
+        LossSettings(dual_clip=3.0),
+        LossSettings(correction="none"),
+    ],
     ids=["clip", "asymmetric", "dual", "none"],
 )
 @given(
@@ -51,9 +56,12 @@ def test_loss_and_gradient_follow_the_formulas(settings: LossSettings, rows: lis
     result = policy_loss(logprobs, behave, advantage, weight, torch.zeros_like(behave), settings)
     result.loss.backward()
     expected = [
-        reference(p, b, a, settings) for p, b, a in zip(logprobs.tolist(), behave.tolist(), advantage.tolist(), strict=True)
+        reference(p, b, a, settings)
+        for p, b, a in zip(logprobs.tolist(), behave.tolist(), advantage.tolist(), strict=True)
     ]
-    assert float(result.loss.detach()) == pytest.approx(sum(w * e[0] for w, e in zip(weight.tolist(), expected, strict=True)), abs=1e-9)
+    assert float(result.loss.detach()) == pytest.approx(
+        sum(w * e[0] for w, e in zip(weight.tolist(), expected, strict=True)), abs=1e-9
+    )
     np.testing.assert_allclose(
         logprobs.grad.numpy(), [w * e[1] for w, e in zip(weight.tolist(), expected, strict=True)], atol=1e-9
     )
