@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from actors.buffer import Buffer
-from actors.engine import Completion, Engine, Sampling
+from actors.generation import Completion, Engine, Sampling
 from actors.parsing import FormatError, answer_of, parse_proposal, parse_solution
 from actors.prompts import Prompt, PromptBuilder, PromptTooLong
 from actors.rewards import propose_reward, solve_reward

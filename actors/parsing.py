@@ -44,9 +44,11 @@ def blocks(text: str) -> list[Block]:
     while opening := _OPENING.search(text, position):
         fence, name = opening.group(1), opening.group(2).lower()
         closing = re.compile(rf"^[ \t]*`{{{len(fence)},}}[ \t]*$", re.MULTILINE).search(text, opening.end())
-        following = _OPENING_NAMED.search(text, opening.end())
+        # A block that was not closed ends where the next one opens; a shorter fence opens nothing inside a longer one.
+        openings = _OPENING_NAMED.finditer(text, opening.end())
+        following = next((m for m in openings if len(m.group(1)) >= len(fence)), None)
         if closing and following and following.start() < closing.start():
-            closing = following  # the block was not closed before the next one opened
+            closing = following
         end = closing.start() if closing else len(text)
         found.append(Block(_ALIASES.get(name, name), text[opening.end() + 1 : end].strip("\n")))
         if closing is None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.buffer import Buffer
-from actors.engine import Engine
 from actors.episodes import Identity, Player
+from actors.generation import Engine
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
 from executor.tasks import Kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -292,7 +293,5 @@ anything = st.recursive(
 @given(st.sampled_from(HEADER_FIELDS), anything)
 def test_a_header_with_one_strange_field_never_raises_anything_else(name: str, value: Any) -> None:
     header, *arrays = encode(make(1, 1))
-    try:
+    with contextlib.suppress(WireError):
         decode([msgpack.packb(msgpack.unpackb(header) | {name: value}), *(bytes(a) for a in arrays)])
-    except WireError:
-        pass
