@@ -102,6 +102,7 @@ class Recorder:
             "timings": t.timings,
             "prompt": self._tokenizer.decode(t.prompt_ids.tolist()),
             "response": self._tokenizer.decode(t.response_ids.tolist()),
+            "prompt_ids": t.prompt_ids.tolist(),
             "response_ids": t.response_ids.tolist(),
-            "logprobs": [round(float(x), 5) for x in t.logprobs],
+            "logprobs": [round(float(x), 6) for x in t.logprobs],
         }

@@ -1,15 +1,12 @@
 """vLLM behind the engine protocol, with a real model: versions in flight, exact weights, log-probabilities.
 
-The tests of an engine share it, in order, and the last one closes it. `AZR_TEST_MODEL` names another model folder
-(Llama, Qwen2 or Qwen3 with tied embeddings).
+The tests of an engine share it, in order, and the last one closes it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -17,17 +14,17 @@ import torch
 
 from actors.engine import AsyncEngine, Completion, EngineAborted, Sampling, SerialEngine, WeightUpdateFailed
 from actors.settings import EngineSettings
+from launch.models import prepare
 from learner.trajectory import Status
 from learner.weights import LocalChannel, WeightSender, WeightSyncError, checksum, manifest_of
 
-MODEL = Path(os.environ.get("AZR_TEST_MODEL", Path.home() / ".cache/azr/models/smollm2-135m-instruct"))
+MODEL = prepare("smollm2-135m-instruct")
 SETTINGS = EngineSettings(
     dtype="float32", max_model_len=512, max_num_seqs=32, max_num_batched_tokens=512, kv_cache_gib=0.5, threads=1
 )
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.skipif(not (MODEL / "config.json").exists(), reason=f"no model at {MODEL}"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
 

@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from launch.models import prepare
 from learner.model import PolicyModel, init_parallel
 from learner.packing import TokenSequence, pack
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 
-MODEL_DIR = Path.home() / ".cache/azr/models/smollm2-135m-instruct"
+MODEL_DIR = prepare("smollm2-135m-instruct")
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(not (MODEL_DIR / "config.json").exists(), reason="SmolLM2 is not prepared on this machine"),
-]
+pytestmark = pytest.mark.integration
 
 PROMPTS = {
     "Each example is a Python function f, an input, and its output.\n```python\ndef f(": [
