@@ -235,6 +235,14 @@ class Supervisor:
                 self._start(index, self._incarnations[index] + 1)
         return not running
 
+    def status(self) -> dict[str, Any]:
+        """What the learner says of itself; nothing where it just died, which `poll` finds out."""
+        try:
+            status: dict[str, Any] = ray.get(self.learners[0].status.remote())
+        except ray.exceptions.RayError:
+            return {}
+        return status
+
     def stop(self, why: str) -> None:
         """Ask every rank to stop cleanly."""
         for actor in self.learners:
@@ -303,8 +311,8 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console) -> in
                             raise RunFailed("stopped at once by a second interrupt; what was not saved is lost")
                         console.say("stopping after the present step, and saving; interrupt again to stop at once")
                         supervisor.stop("interrupted")
-                    console.show(ray.get(supervisor.learners[0].status.remote()))
-                console.show(ray.get(supervisor.learners[0].status.remote()))
+                    console.show(supervisor.status())
+                console.show(supervisor.status())
             ledger, why, learned = ray.get(supervisor.learners[0].result.remote())
             running = supervisor.wait_for_actors()
         except RunFailed as error:

@@ -78,6 +78,7 @@ class StreamServer:
         self._changed = threading.Condition(self._lock)
         self._stopping = False
         self._load_failures: dict[Holder, str] = {}
+        self._failure: BaseException | None = None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
@@ -102,6 +103,8 @@ class StreamServer:
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while True:
+                if self._failure is not None:
+                    raise RuntimeError("the stream's thread failed") from self._failure
                 if interrupt() or self.newcomers():
                     return None
                 slots = self.gate.ready()
@@ -244,6 +247,17 @@ class StreamServer:
     # -- the socket's thread -------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:  # whatever it is, the learner's thread must not wait for ever
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+        finally:
+            self._socket.close()
+            self._wake_in.close(0)
+
+    def _run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake_in, zmq.POLLIN)
@@ -261,9 +275,7 @@ class StreamServer:
             self._flush()
             with self._lock:
                 if self._stopping:
-                    break
-        self._socket.close()
-        self._wake_in.close(0)
+                    return
 
     def _receive_all(self) -> None:
         while True:
