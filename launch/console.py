@@ -27,6 +27,7 @@ class Console:
         self._terminal = Terminal(highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._printed_step = 0
+        self._printed_phase = "starting"
         self._started = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -51,6 +52,9 @@ class Console:
         elif last.get("step", 0) > self._printed_step:
             self._printed_step = last["step"]
             self.say(step_line(last, self._config.learner.steps))
+        elif not self._printed_step and status.get("phase", self._printed_phase) != self._printed_phase:
+            self._printed_phase = status["phase"]  # until the first step there is nothing else to see
+            self.say(f"learner: {self._printed_phase}")
 
     @contextmanager
     def following(self, status: Mapping[str, Any]) -> Iterator[None]:
