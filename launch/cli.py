@@ -23,7 +23,12 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code. 2: the command or the configuration is wrong."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    # argparse takes positionals in one stretch only: overrides that follow a --set come back as unknown.
+    arguments, rest = parser.parse_known_args(argv)
+    if any(text.startswith("-") or "=" not in text for text in rest) or (rest and "sets" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
     try:
         return int(arguments.run(arguments))
     except (configuration.ConfigError, ModelOrRunError) as error:
@@ -61,17 +66,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("recipe", nargs="?", help="a TOML file, or the name of a recipe that ships")
-    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top, such as learner.steps=40")
-    train.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="the same, as an option"
-    )
+    _add_overrides(train)
     train.add_argument("--resume", metavar="RUN", help="a run folder to go on with, such as runs/smollm2-cpu")
     train.set_defaults(run=_train)
 
     config = commands.add_parser("config", help="look at settings").add_subparsers(required=True, metavar="WHAT")
     show = config.add_parser("show", help="a recipe with all defaults filled in, as TOML")
-    show.add_argument("recipe")
-    show.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    show.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
+    _add_overrides(show)
     show.set_defaults(run=_config_show)
     schema = config.add_parser("schema", help="the JSON schema of a recipe")
     schema.set_defaults(run=lambda arguments: print(configuration.schema()) or 0)
@@ -85,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     models = model.add_parser("list", help="the models that can be prepared")
     models.set_defaults(run=_model_list)
     return parser
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top, such as learner.steps=40")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="the same, as an option"
+    )
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -115,7 +124,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _config_show(arguments: argparse.Namespace) -> int:
-    print(configuration.to_toml(configuration.load(arguments.recipe, arguments.overrides)), end="")
+    print(configuration.to_toml(configuration.load(arguments.recipe, [*arguments.overrides, *arguments.sets])), end="")
     return 0
 
 

@@ -85,6 +85,10 @@ class Config(Section):
         batch, selfplay = self.learner.batch, self.selfplay
         if not any(batch.quota(Cell(kind, role)) for kind in Kind for role in Role):
             raise ValueError("learner.batch asks for nothing: give a kind at least one proposal or solution")
+        for role, quotas in (("propose", batch.propose), ("solve", batch.solve)):
+            for kind, quota in quotas.items():
+                if quota < 0:
+                    raise ValueError(f"learner.batch.{role}.{kind} is {quota}: a quota is 0 (leaves it out) or more")
         longest = selfplay.max_prompt_tokens + max(selfplay.max_propose_tokens, selfplay.max_solve_tokens)
         if longest > self.engine.max_model_len:
             raise ValueError(
@@ -133,7 +137,7 @@ def find_recipe(recipe: str | Path) -> Path:
 def parse_override(text: str) -> tuple[str, Any]:
     """`learner.optimizer.lr=2e-5` -> (key, value). The value is read as TOML; what is not TOML is a string."""
     key, separator, raw = text.partition("=")
-    if not separator or not key.strip():
+    if not separator or not all(part.strip() for part in key.split(".")):
         raise ConfigError(
             f"override {text!r} is not of the form table.key=value, for example learner.optimizer.lr=2e-5"
         )
@@ -192,7 +196,7 @@ def _explain(item: Any, sources: dict[str, str]) -> str:
             ][:1]
         )
         hint = f" Did you mean {near[0]}?" if near else ""
-        return f"unknown setting {key}{where}.{hint} `azr config show` lists all settings."
+        return f"unknown setting {key}{where}.{hint} `azr config docs` lists all settings."
     if not key:
         return str(item["msg"]).removeprefix("Value error, ")
     about = keys.get(key, "")

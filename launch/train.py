@@ -10,12 +10,12 @@ from launch.recorder import RunFolder
 
 def train(config: Config, resume: bool = False) -> int:
     """Run to the end; returns the exit code."""
+    console = Console(config)
+    prepare(config.model.path, console.say)
     folder = RunFolder(config.folder)
     folder.create()
     folder.config.write_text(to_toml(config))
-    console = Console(config)
     console.say(f"run folder: {folder.path}")
-    prepare(config.model.path, console.say)
     # Each mode brings in its own world (Ray, or vLLM in this process): only the one that runs is imported.
     if config.run.mode == "serial":
         from launch import serial

@@ -45,7 +45,9 @@ def test_overrides_are_typed_and_win() -> None:
         ("selfplay.prompt_format=r2", ["selfplay.prompt_format", "completion"]),
         ("engine.max_model_len=64", ["engine.max_model_len is 64", "raise it"]),
         ("learner.batch.propose={guess=1}", ["learner.batch.propose"]),
+        ("learner.batch.propose.deduction=-4", ["learner.batch.propose.deduction is -4", "0"]),
         ("nonsense", ["table.key=value"]),
+        ("learner.=3", ["table.key=value"]),
     ],
 )
 def test_mistakes_name_the_key_and_the_mend(override: str, words: list[str]) -> None:
@@ -105,3 +107,24 @@ def test_cli_refuses_to_resume_what_is_no_run(tmp_path: Path, capsys: pytest.Cap
 def test_cli_shows_a_resolved_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config", "show", "smollm2-cpu", "learner.steps=7"]) == 0
     assert tomllib.loads(capsys.readouterr().out)["learner"]["steps"] == 7
+
+
+def test_cli_takes_overrides_on_either_side_of_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "show", "smollm2-cpu", "--set", "learner.steps=7", "run.seed=3", "run.name=x"]) == 0
+    shown = tomllib.loads(capsys.readouterr().out)
+    assert (shown["learner"]["steps"], shown["run"]["seed"], shown["run"]["name"]) == (7, 3, "x")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["config", "show", "smollm2-cpu", "--sett", "a=b"],
+        ["config", "show", "smollm2-cpu", "--set", "run.seed=1", "stray"],
+        ["model", "list", "run.seed=1"],
+    ],
+)
+def test_cli_refuses_what_no_command_takes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
