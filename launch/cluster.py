@@ -126,6 +126,12 @@ class LearnerActor:
             status["generate_tokens_per_s"] = rate
         return status
 
+    def lost(self, actor_id: str, incarnation: int) -> None:
+        """The supervisor saw this actor die: nothing has to wait for its heartbeat to fail."""
+        for member in self._stream.members():
+            if member.holder == (actor_id, incarnation):
+                self._stream.lose(member, "its process ended")
+
     def stop(self, why: str) -> None:
         """Stop before the next batch, and save."""
         self._status["stop"] = why
@@ -283,6 +289,7 @@ class Supervisor:
             self._final[ref] = index
         except Exception as error:
             self._restarts[index] += 1
+            self.learners[0].lost.remote(f"rollout{index}", self._incarnations[index])
             log = self._folder.logs / f"rollout{index}.{self._incarnations[index]}.log"
             if self._restarts[index] > self._config.actors.max_restarts:
                 raise RunFailed(

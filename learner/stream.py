@@ -275,6 +275,7 @@ class StreamServer:
             self._flush()
             with self._lock:
                 if self._stopping:
+                    self._flush()  # `close` may have posted its shutdowns since the last flush
                     return
 
     def _receive_all(self) -> None:
@@ -305,7 +306,7 @@ class StreamServer:
                     member.last_seen = time.monotonic()
                     self._dispatch(member, message, frames)
                 self._changed.notify_all()
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             if isinstance(error, WireError):
                 raise
             raise WireError(Refusal.FIELD, f"{type(error).__name__}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from actors.episodes import Identity, Player
 from actors.generation import Completion, EngineAborted, Sampling
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
-from executor.pool import SerialPool
+from executor.pool import InfrastructureError, SerialPool
 from executor.settings import ExecutorSettings
 from executor.tasks import Kind, Task
 from learner.staleness import Grant
@@ -211,3 +212,191 @@ def test_a_replay_episode_solves_one_task(judge: Judge, store: TaskBuffer) -> No
     out, _, engine = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (), (0, 1, 2)), lambda prompt, turn: "2")
     assert len(set(engine.prompts)) == 1
     assert len(out) == 3
+
+
+class Recording(Script):
+    """Remembers how each request was to be sampled."""
+
+    def __init__(self, answer: Callable[[str, int], str]) -> None:
+        super().__init__(answer)
+        self.sampled: dict[str, Sampling] = {}
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str) -> Completion:
+        assert request_id not in self.sampled, "two requests of one name"
+        self.sampled[request_id] = sampling
+        return await super().generate(prompt_ids, sampling, request_id)
+
+
+def play_with(
+    engine: Script, judge: Judge, store: TaskBuffer, grant: Grant, settings: SelfPlaySettings, seed: int | None = 1
+) -> tuple[list[Trajectory], list[int]]:
+    """What was emitted and given back, by an episode that may fail: `engine` decides."""
+    seq = iter(range(1, 1000))
+    player = Player(engine, judge, LocalBuffer(store), settings, Identity("run", "a", 0), lambda: next(seq), seed)  # type: ignore[arg-type]
+    out: list[Trajectory] = []
+    returned: list[int] = []
+
+    async def emit(trajectory: Trajectory) -> None:
+        check(trajectory)
+        out.append(trajectory)
+
+    async def give_back(slots: Sequence[int]) -> None:
+        returned.extend(slots)
+
+    async def story() -> None:
+        try:
+            await player.play(grant, emit, give_back)
+        except EngineAborted:
+            out.append(None)  # type: ignore[arg-type]
+
+    asyncio.run(story())
+    return out, returned
+
+
+@pytest.mark.parametrize("num_solutions_first", [0, 1, 3])
+def test_an_engine_that_fails_among_the_solutions_rewards_nobody_for_it(
+    judge: Judge, store: TaskBuffer, num_solutions_first: int
+) -> None:
+    """The solutions that were judged before may count; the proposal, whose difficulty nobody knows now, may not."""
+
+    def answer(prompt: str, turn: int) -> str:
+        if prompt.endswith("def f("):
+            return DOUBLE
+        if turn >= num_solutions_first:
+            raise EngineAborted("gone")
+        return "42"
+
+    out, returned = play_with(Script(answer), judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), SETTINGS)
+    assert out[-1] is None, "the failure was not raised"
+    emitted = out[:-1]
+    assert len(emitted) <= num_solutions_first
+    assert all(t.cell.role is Role.SOLVE and t.reward == 1.0 for t in emitted)
+    assert returned == []
+
+
+def test_a_failing_sandbox_is_raised_never_rewarded(store: TaskBuffer) -> None:
+    class Broken:
+        workers = 2
+
+        async def execute(self, *args: Any, **options: Any) -> Any:
+            raise InfrastructureError("no sandbox")
+
+    broken = Judge(Broken(), ExecutorSettings())  # type: ignore[arg-type]
+    with pytest.raises(InfrastructureError):
+        play(broken, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), lambda prompt, turn: DOUBLE)
+    assert store.sizes()["deduction"] == 1
+
+
+def test_a_task_too_long_for_a_solver_gives_its_slots_back(judge: Judge, store: TaskBuffer) -> None:
+    """The output alone is longer than a prompt may be: valid for the judge, but nobody can be asked to solve it."""
+    grant = Grant(1, Kind.ABDUCTION, 0, (0,), (1, 2))
+    answer = "x):\n    return 'long' * x\n```\n```input\n2000\n```\n"
+    out, returned, engine = play(judge, store, grant, lambda prompt, turn: answer)
+    assert rewards(out, Role.PROPOSE) == [-1.0]
+    assert out[0].reward_parts == {"valid": 0.0}
+    assert returned == [1, 2]
+    assert len(engine.prompts) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("x): return x", "no_input"),
+        ("x): return x\n```\n```input\n", "unparseable_input"),  # an empty block is no input
+        ("x): return x\n```\n```input\nx\n```", "unparseable_input"),
+        ("x): return 1 / x\n```\n```input\n0\n```", "error"),
+        ("x): return x\n```\n```input\n1, 2\n```", "error"),
+        ("x):\n    import os\n    return os.getpid()\n```\n```input\n1\n```", "unsafe"),
+    ],
+)
+def test_an_invalid_proposal_says_what_was_wrong(judge: Judge, store: TaskBuffer, text: str, outcome: str) -> None:
+    out, _, _ = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), lambda prompt, turn: text)
+    ((reward, found, parts),) = [(t.reward, t.outcome, t.reward_parts) for t in out]
+    assert (reward, found, parts) == (-1.0, outcome, {"valid": 0.0})
+    assert store.sizes()["deduction"] == 1
+
+
+def test_a_proposal_without_solve_slots_is_still_estimated(judge: Judge, store: TaskBuffer) -> None:
+    def answer(prompt: str, turn: int) -> str:
+        return DOUBLE if prompt.endswith("def f(") else ("42" if turn == 0 else "0")
+
+    out, _, engine = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), answer)
+    assert rewards(out, Role.PROPOSE) == [0.75]
+    assert len(engine.prompts) == 1 + SETTINGS.solutions
+
+
+def test_the_buffer_learns_how_often_a_task_was_solved(judge: Judge, store: TaskBuffer, tmp_path: Path) -> None:
+    def answer(prompt: str, turn: int) -> str:
+        return DOUBLE if prompt.endswith("def f(") else ("42" if turn == 0 else "0")
+
+    play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), answer)
+    with sqlite3.connect(tmp_path / "tasks.sqlite") as database:
+        query = "SELECT attempts, solved, proposer_version, episode_id, outputs FROM tasks WHERE program LIKE '%x * 2%'"
+        assert database.execute(query).fetchall() == [(4, 1, 3, "1.0", '["42"]')]
+
+
+def test_replays_are_counted_without_estimates(judge: Judge, store: TaskBuffer, tmp_path: Path) -> None:
+    out, _, engine = play(
+        judge, store, Grant(1, Kind.ABDUCTION, 0, (), (0, 1)), lambda prompt, turn: ["'Hello World'", "'x'"][turn]
+    )
+    assert rewards(out, Role.SOLVE) == [1.0, -0.5]
+    assert [t.outcome for t in sorted(out, key=lambda t: t.slot)] == ["correct", "wrong"]
+    assert len(engine.prompts) == 2
+    with sqlite3.connect(tmp_path / "tasks.sqlite") as database:
+        query = "SELECT attempts, solved FROM tasks WHERE kind = 'abduction'"
+        assert database.execute(query).fetchall() == [(2, 1)]
+
+
+def test_solve_slots_of_a_kind_without_tasks_go_back(judge: Judge, store: TaskBuffer) -> None:
+    out, returned, engine = play(
+        judge, store, Grant(1, Kind.INDUCTION, 0, (), (0, 1, 2)), lambda prompt, turn: "unused"
+    )
+    assert (out, returned, engine.prompts) == ([], [0, 1, 2], [])
+
+
+def test_r1_replies_are_read_from_their_answer(judge: Judge, store: TaskBuffer) -> None:
+    def answer(prompt: str, turn: int) -> str:
+        if "What does f return" in prompt:
+            return [
+                " ```output\n0\n``` perhaps</think><answer>```output\n42\n```",
+                "no</think><answer>```output\n41\n```",
+                "42</think>```output\n42\n```",
+                "42</think><answer>42",
+            ][turn]
+        return "easy</think><answer>```python\ndef f(x):\n    return x * 2\n```\n```input\n21\n```"
+
+    settings = SETTINGS.model_copy(update={"prompt_format": "r1"})
+    out, _, _ = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), answer, settings)
+    assert rewards(out, Role.SOLVE) == [1.0, -0.5, -1.0, -1.0]
+    assert rewards(out, Role.PROPOSE) == [0.75]
+    outcomes = {t.slot: t.outcome for t in out}
+    assert outcomes == {0: "valid", 1: "correct", 2: "wrong", 3: "no_answer", 4: "no_output"}
+
+
+def test_seeds_are_a_function_of_the_run_and_the_slot(judge: Judge, store: TaskBuffer) -> None:
+    def answer(prompt: str, turn: int) -> str:
+        return DOUBLE if prompt.endswith("def f(") else "42"
+
+    def seeds(seed: int | None, slots: tuple[int, ...]) -> list[int | None]:
+        engine = Recording(answer)
+        play_with(engine, judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), slots), SETTINGS, seed)
+        assert {s.max_tokens for s in engine.sampled.values()} == {96, SETTINGS.max_solve_tokens}
+        return [sampling.seed for sampling in engine.sampled.values()]
+
+    first = seeds(1, (1, 2))
+    assert len(first) == len(set(first)) == 5, "one proposal, two slots, two estimates: all different"
+    assert seeds(1, (1, 2)) == first
+    assert set(seeds(2, (1, 2))).isdisjoint(first)
+    assert set(seeds(1, (7, 8))) & set(first) == {first[0], *first[3:]}, "other slots, the same proposal and estimates"
+    assert set(seeds(None, (1, 2))) == {None}
+
+
+def test_trajectories_carry_what_the_engine_said(judge: Judge, store: TaskBuffer) -> None:
+    out, _, _ = play(judge, store, Grant(4, Kind.DEDUCTION, 2, (), (9,)), lambda prompt, turn: "'Hello World'\n```")
+    (trajectory,) = out
+    assert bytes(trajectory.response_ids.tolist()) == b"'Hello World'\n```"
+    assert bytes(trajectory.prompt_ids.tolist()).endswith(b"```output\n")
+    assert trajectory.logprobs.tolist() == [-0.5] * 17
+    assert trajectory.versions == (VersionSpan(3, 0, 17),)
+    assert (trajectory.run_id, trajectory.actor_id, trajectory.incarnation, trajectory.slot) == ("run", "a", 0, 9)
+    assert set(trajectory.timings) == {"queue_s", "generate_s", "execute_s"}

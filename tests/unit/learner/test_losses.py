@@ -121,3 +121,80 @@ def test_token_weighting_counts_tokens() -> None:
 def test_reinforce_is_the_reward() -> None:
     batch = [trajectory(Kind.DEDUCTION, 1.0), trajectory(Kind.DEDUCTION, -0.5)]
     assert advantages(batch, AdvantageSettings(estimator="reinforce")).tolist() == [1.0, -0.5]
+
+
+def surrogate(shift: list[float], advantage: list[float], settings: LossSettings) -> tuple[list[float], float]:
+    """Gradient of each token's log-probability and the clip fraction, where the behaviour's log-probability is -2."""
+    behave = torch.full((len(shift),), -2.0)
+    logprobs = (behave + torch.tensor(shift)).requires_grad_()
+    ones = torch.ones_like(behave)
+    result = policy_loss(logprobs, behave, torch.tensor(advantage), ones, ones, settings)
+    result.loss.backward()
+    assert logprobs.grad is not None
+    return logprobs.grad.tolist(), diagnostics(result.sums)["clip_fraction"]
+
+
+def test_the_ratio_is_clipped_only_where_going_on_would_pay() -> None:
+    up, down = math.log(1.5), math.log(0.5)
+    gradient, clipped = surrogate([up, down, up, down], [1.0, -1.0, -1.0, 1.0], LossSettings())
+    assert gradient == pytest.approx([0, 0, 1.5, -0.5])
+    assert clipped == 0.5
+
+
+def test_the_clip_range_is_asymmetric() -> None:
+    shift, advantage = [math.log(1.3), math.log(0.85)], [1.0, -1.0]
+    assert surrogate(shift, advantage, LossSettings(clip_low=0.1, clip_high=0.4))[0] == pytest.approx([-1.3, 0])
+    assert surrogate(shift, advantage, LossSettings(clip_low=0.2, clip_high=0.2))[0] == pytest.approx([0, 0.85])
+
+
+def test_dual_clip_bounds_only_negative_advantages() -> None:
+    shift, advantage = [math.log(5.0), math.log(2.5), math.log(5.0)], [-1.0, -1.0, 1.0]
+    assert surrogate(shift, advantage, LossSettings())[0] == pytest.approx([5, 2.5, 0])
+    assert surrogate(shift, advantage, LossSettings(dual_clip=3.0))[0] == pytest.approx([0, 2.5, 0])
+
+
+def test_without_correction_the_ratio_has_no_say() -> None:
+    gradient, clipped = surrogate([1.0, -1.0, 3.0], [2.0, -0.5, 0.0], LossSettings(correction="none"))
+    assert gradient == pytest.approx([-2, 0.5, 0])
+    assert clipped == 0
+
+
+def test_at_equal_policies_clip_and_none_have_the_same_gradient() -> None:
+    advantage = [1.0, -2.0, 0.5]
+    clip, _ = surrogate([0.0] * 3, advantage, LossSettings())
+    none, _ = surrogate([0.0] * 3, advantage, LossSettings(correction="none"))
+    assert clip == pytest.approx([-1, 2, -0.5])
+    assert none == pytest.approx([-1, 2, -0.5])
+
+
+def test_micro_batches_add_up_to_the_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    columns = [torch.randn(7, generator=generator, dtype=torch.float64) for _ in range(3)]
+    weights, entropy = torch.rand(2, 7, generator=generator, dtype=torch.float64)
+
+    def loss(rows: slice) -> tuple[float, torch.Tensor]:
+        result = policy_loss(*(column[rows] for column in columns), weights[rows], entropy[rows], LossSettings())
+        return float(result.loss), result.sums
+
+    whole, first, rest = loss(slice(None)), loss(slice(0, 3)), loss(slice(3, None))
+    assert whole[0] == pytest.approx(first[0] + rest[0])
+    torch.testing.assert_close(whole[1], first[1] + rest[1])
+
+
+def test_diagnostics_by_hand() -> None:
+    ratio = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    ones = torch.ones_like(ratio)
+    result = policy_loss(ratio.log(), 0 * ones, ones, ones, torch.tensor([1.0, 2.0, 6.0]), LossSettings())
+    assert diagnostics(result.sums) == pytest.approx(
+        {
+            "clip_fraction": 1 / 3,
+            "kl_behave": (0.5 - 1 + math.log(2) + 2 - 1 - math.log(2)) / 3,
+            "ess": 3.5**2 / (3 * 5.25),
+            "entropy": 3.0,
+        }
+    )
+
+
+def test_policies_far_apart_give_finite_numbers() -> None:
+    gradient, _ = surrogate([60.0, -60.0, 60.0], [-1.0, 1.0, 1.0], LossSettings())
+    assert all(math.isfinite(number) for number in gradient)

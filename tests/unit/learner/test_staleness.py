@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -173,3 +174,113 @@ def test_publishing_out_of_order_is_refused() -> None:
     gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 1}, solve={}), 0, solutions=1)
     with pytest.raises(ValueError, match="published version 1"):
         gate.published(1)
+
+
+per_kind = st.fixed_dictionaries(dict.fromkeys(Kind, st.integers(0, 6)))
+
+
+@given(
+    propose=per_kind,
+    solve=per_kind,
+    staleness=st.integers(0, 3),
+    n=st.integers(1, 5),
+    group=st.integers(1, 3),
+    rooms=st.lists(st.integers(1, 30), min_size=1, max_size=3),
+    behaviour=st.randoms(use_true_random=False),
+)
+@settings(max_examples=80, deadline=None)
+def test_five_batches_complete_whatever_the_quotas_and_whoever_dies(
+    propose: dict, solve: dict, staleness: int, n: int, group: int, rooms: list[int], behaviour: random.Random
+) -> None:
+    """Kinds with proposals only, solutions only or neither; more and fewer solutions than n a proposal; actors that give
+    solve slots back, fail, and die with slots in hand. Nobody who still plays its episodes ever waits for ever."""
+    quota = BatchSettings(propose=propose, solve=solve)
+    gate = Gate(quota, staleness, n, group)
+    held: dict[Holder, list[Grant]] = {Holder(f"actor{i}", 0): [] for i in range(len(rooms))}
+    trouble = 20
+    version = 0
+    for _ in range(5000):
+        if (slots := gate.ready()) is not None:
+            assert len(slots) <= sum(quota.quota(cell) for cell in CELLS)
+            gate.trained(slots)
+            version += 1
+            gate.published(version)
+            if version == 5:
+                break
+        for holder, room in zip(list(held), rooms, strict=True):
+            while (grant := gate.grant(holder, room)) is not None:
+                assert grant.batch <= gate.version + staleness
+                assert len(grant.propose) <= group
+                assert len(grant.solve) <= n * max(1, len(grant.propose))
+                held[holder].append(grant)
+        busy = [holder for holder, grants in held.items() if grants]
+        if not busy:
+            assert gate.ready() is not None, gate.waiting_for()
+            continue
+        holder = behaviour.choice(busy)
+        fate = behaviour.random()
+        if fate < 0.2 and trouble:
+            trouble -= 1
+            lost = sum(len(grant.slots) for grant in held[holder])
+            assert gate.lose(holder) == lost
+            del held[holder]
+            held[Holder(holder.actor_id, holder.incarnation + 1)] = []
+            continue
+        grant = held[holder].pop(behaviour.randrange(len(held[holder])))
+        if fate < 0.4 and trouble:
+            trouble -= 1
+            assert all(gate.fail(slot, holder) for slot in grant.slots)
+        else:
+            play(gate, grant, holder, valid=fate < 0.7, tasks_to_replay=False)
+        assert conserved(gate.ledger())
+    assert version == 5, gate.waiting_for()
+    assert gate.in_flight() == sum(len(grant.slots) for grants in held.values() for grant in grants)
+
+
+def test_a_slot_that_was_dropped_is_granted_again_in_its_batch_and_one_that_was_returned_is_not() -> None:
+    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 1}, solve={Kind.DEDUCTION: 2}), 0, solutions=2)
+    first, second = HOLDERS[:2]
+    grant = gate.grant(first, 10)
+    assert grant is not None
+    assert gate.give_back(grant.solve[0], first)
+    assert gate.lose(first) == 2
+    again = gate.grant(second, 10)
+    assert again is not None
+    assert (again.batch, len(again.propose), len(again.solve)) == (0, 1, 1)
+    assert set(again.slots).isdisjoint(grant.slots)
+    assert gate.grant(second, 10) is None
+    assert not gate.arrive(grant.propose[0], first, Cell(Kind.DEDUCTION, Role.PROPOSE)), "a late arrival was taken"
+
+
+def test_a_slot_takes_only_its_own_cell() -> None:
+    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 1}, solve={}), 0, solutions=1)
+    grant = gate.grant(HOLDERS[0], 1)
+    assert grant is not None
+    assert not gate.arrive(grant.propose[0], HOLDERS[0], Cell(Kind.DEDUCTION, Role.SOLVE))
+    assert not gate.arrive(grant.propose[0], HOLDERS[0], Cell(Kind.ABDUCTION, Role.PROPOSE))
+    assert gate.arrive(grant.propose[0], HOLDERS[0], Cell(Kind.DEDUCTION, Role.PROPOSE))
+    assert not gate.give_back(grant.propose[0], HOLDERS[0]), "a queued slot was returned"
+    assert not gate.fail(grant.propose[0], HOLDERS[0])
+
+
+def test_without_staleness_nothing_starts_between_training_and_publishing() -> None:
+    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 1}, solve={}), 0, solutions=1)
+    grant = gate.grant(HOLDERS[0], 10)
+    assert grant is not None
+    assert gate.arrive(grant.propose[0], HOLDERS[0], Cell(Kind.DEDUCTION, Role.PROPOSE))
+    gate.trained(gate.ready() or [])
+    assert gate.grant(HOLDERS[0], 10) is None
+    assert "version 1 is not published yet" in gate.waiting_for()
+    gate.published(1)
+    assert gate.grant(HOLDERS[0], 10) is not None
+
+
+def test_the_last_line_of_a_run_says_whether_the_ledger_holds() -> None:
+    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 2}, solve={}), 0, solutions=1)
+    gate.grant(HOLDERS[0], 10)
+    ledger = gate.ledger()
+    assert verdict(ledger) == (
+        "ledger: conserved (1 granted = 0 trained + 0 dropped + 0 returned + 0 queued + 1 in_flight)"
+    )
+    ledger[Cell(Kind.DEDUCTION, Role.PROPOSE)].granted += 1
+    assert verdict(ledger).startswith("ledger: VIOLATED in deduction/propose (2 granted, but ")

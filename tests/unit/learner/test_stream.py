@@ -295,3 +295,194 @@ def test_a_header_with_one_strange_field_never_raises_anything_else(name: str, v
     header, *arrays = encode(make(1, 1))
     with contextlib.suppress(WireError):
         decode([msgpack.packb(msgpack.unpackb(header) | {name: value}), *(bytes(a) for a in arrays)])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "loaded", "version": 0, "timings": []},
+        {"type": "loaded", "version": float("inf"), "timings": {}},
+        {"type": "beat", "stats": None},
+        {"type": "trajectory", "seq": float("inf")},
+        {"type": "returned", "slots": [], "seq": 1e300},
+        {"type": "returned", "slots": [float("inf")], "seq": 1},
+        {"type": "hello", "actor_id": "b", "incarnation": 0, "capacity": float("inf")},
+    ],
+    ids=lambda message: f"{message['type']}",
+)
+def test_fields_of_a_wrong_type_do_not_end_the_server(server: StreamServer, message: dict[str, Any]) -> None:
+    async def story(client: StreamClient) -> None:
+        await client.send(message)
+        await until(lambda: bool(server.refused) or not server._thread.is_alive())
+        assert server._thread.is_alive()
+        assert server.refused == {Refusal.FIELD: 1}
+        await load(server, client)
+        await take(client, "grant", 1)
+
+    run(server, story)
+
+
+def test_a_lost_actors_slots_go_to_the_others() -> None:
+    """Two actors share two batches; one falls silent, and the other is granted what that one held."""
+    server = StreamServer(Gate(BATCH, 1, solutions=1), "run")
+
+    async def main() -> None:
+        silent = StreamClient(server.endpoint, "silent", 0, capacity=4)
+        steady = StreamClient(server.endpoint, "steady", 0, capacity=8)
+        try:
+            await silent.connect(DEADLINE_S)
+            await steady.connect(DEADLINE_S)
+            for client in (silent, steady):
+                await client.send({"type": "loaded", "version": 0, "timings": {}})
+            await until(lambda: all(m.loaded_version == 0 for m in server.members()))
+            server.mark_loaded()
+            assert len(await take(silent, "grant", 2)) == 2
+            grants = await take(steady, "grant", 2)
+            (member,) = (m for m in server.members() if m.holder.actor_id == "silent")
+            server.lose(member, "a test")
+            grants += await take(steady, "grant", 2)
+            for grant in grants:
+                for role, slots in ((Role.PROPOSE, grant["propose"]), (Role.SOLVE, grant["solve"])):
+                    for slot in slots:
+                        await steady.send_trajectory(make(slot, steady.next_seq(), role, actor_id="steady"))
+            batch = await asyncio.to_thread(server.next_batch, DEADLINE_S)
+            assert batch is not None
+            assert {t.actor_id for t in batch} == {"steady"}
+            assert len(batch) == 4
+        finally:
+            silent.close()
+            steady.close()
+
+    try:
+        asyncio.run(main())
+        sums = totals(server.gate.ledger())
+        assert (sums["dropped"], sums["queued"]) == (4, 8)
+        assert conserved(server.gate.ledger())
+    finally:
+        server.close()
+
+
+def test_publishing_opens_the_next_batch_to_those_who_have_loaded_it(server: StreamServer) -> None:
+    async def story(client: StreamClient) -> None:
+        await load(server, client)
+        await answer(client, await take(client, "grant", 4))
+        batch = await asyncio.to_thread(server.next_batch, DEADLINE_S)
+        assert batch is not None
+        server.mark_trained([t.slot for t in batch])
+        members = server.members()
+        server.expect_load(members)
+        waiting = asyncio.create_task(asyncio.to_thread(server.wait_until_loaded, members, 1, DEADLINE_S))
+        await client.send({"type": "loaded", "version": 1, "timings": {"transfer_s": 0.5}})
+        assert await waiting == []
+        assert totals(server.gate.ledger())["granted"] == 8, "granted before the version was published"
+        server.mark_published(1)
+        assert {grant["batch"] for grant in await take(client, "grant", 2)} == {2}
+        await until(lambda: server.stats().get("weights/transfer_s") == 0.5)
+
+    run(server, story)
+
+
+def test_who_could_not_load_is_named_and_gets_nothing(server: StreamServer) -> None:
+    async def story(client: StreamClient) -> None:
+        members = server.members()
+        server.expect_load(members)
+        await client.send({"type": "load_failed", "version": 0, "why": "no memory"})
+        assert await asyncio.to_thread(server.wait_until_loaded, members, 0, DEADLINE_S) == members
+        assert server.load_failures() == {"a": "no memory"}
+        server.mark_loaded()
+        assert totals(server.gate.ledger())["granted"] == 0
+
+    run(server, story)
+
+
+def test_returned_and_failed_slots_are_acknowledged_and_only_failed_ones_granted_again(server: StreamServer) -> None:
+    async def story(client: StreamClient) -> None:
+        await load(server, client)
+        grants = await take(client, "grant", 4)
+        await client.send_returned(grants[0]["solve"])
+        await client.send_failed(grants[1]["propose"], "the engine is gone")
+        (again,) = await take(client, "grant", 1)
+        assert (again["batch"], len(again["propose"]), again["solve"]) == (grants[1]["batch"], 1, [])
+        listening = asyncio.create_task(take(client, "shutdown", 1))
+        await until(lambda: client.unacknowledged == 0)
+        listening.cancel()
+
+    run(server, story)
+    sums = totals(server.gate.ledger())
+    assert (sums["returned"], sums["dropped"], sums["granted"]) == (1, 1, 9)
+
+
+def test_frames_sent_twice_byte_for_byte_are_trained_once(server: StreamServer) -> None:
+    async def story(client: StreamClient) -> None:
+        await load(server, client)
+        (grant,) = await take(client, "grant", 1)
+        seq = client.next_seq()
+        envelope = msgpack.packb({"type": "trajectory", "seq": seq})
+        frames = [envelope, *(bytes(frame) for frame in encode(make(grant["propose"][0], seq)))]
+        for _ in range(5):
+            await client._socket.send_multipart(frames)
+        assert len(await take_acks(client, 5)) == 5
+        assert server.duplicates == 4
+
+    run(server, story)
+    assert totals(server.gate.ledger())["queued"] == 1
+    assert len(server.queued()) == 1
+
+
+async def take_acks(client: StreamClient, count: int) -> list[int]:
+    """Acknowledgements as they come over the wire, duplicates' too."""
+    found: list[int] = []
+    async with asyncio.timeout(DEADLINE_S):
+        while len(found) < count:
+            message = await client._read()
+            if message["type"] == "ack":
+                found.append(message["seq"])
+    return found
+
+
+def test_shutdown_reaches_an_actor_even_when_the_server_closes_between_two_flushes() -> None:
+    server = StreamServer(Gate(BATCH, 1, solutions=1), "run")
+    flush, closing = server._flush, threading.Event()
+
+    def flush_then_close() -> None:
+        """As if another thread had called `close` right after the server's thread flushed."""
+        flush()
+        if closing.is_set():
+            closing.clear()
+            for member in server.members():
+                server._post(member.identity, {"type": "shutdown"})
+            server._stopping = True
+
+    server._flush = flush_then_close  # type: ignore[method-assign]
+
+    async def story(client: StreamClient) -> None:
+        closing.set()
+        server._wake()
+        assert await take(client, "shutdown", 1) == [{"type": "shutdown"}]
+
+    try:
+        run(server, story)
+    finally:
+        server.close()
+
+
+def test_an_interrupted_wait_returns_nothing(server: StreamServer) -> None:
+    assert server.next_batch(DEADLINE_S, lambda: True) is None
+
+
+def test_a_learner_nobody_connects_to_says_where_it_waits(server: StreamServer) -> None:
+    with pytest.raises(TimeoutError, match=server.endpoint):
+        server.wait_for_members(1, 0.05)
+
+
+def test_a_learner_that_is_not_there_is_named() -> None:
+    async def main() -> None:
+        client = StreamClient("tcp://127.0.0.1:1", "a", 0, capacity=1)
+        try:
+            with pytest.raises(TimeoutError, match=r"a: the learner at tcp://127.0.0.1:1 sent no welcome"):
+                await client.connect(0.05)
+        finally:
+            client._socket.setsockopt(zmq.LINGER, 0)
+            client.close()
+
+    asyncio.run(main())

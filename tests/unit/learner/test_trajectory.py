@@ -81,9 +81,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         cell=draw(st.sampled_from(CELLS)),
         prompt_ids=np.array(draw(st.lists(ids, min_size=1, max_size=5)), np.int32),
         response_ids=np.array(draw(st.lists(ids, min_size=length, max_size=length)), np.int32),
-        logprobs=np.array(
-            draw(st.lists(st.floats(-1e6, 0, width=32), min_size=length, max_size=length)), np.float32
-        ),
+        logprobs=np.array(draw(st.lists(st.floats(-1e6, 0, width=32), min_size=length, max_size=length)), np.float32),
         versions=tuple(spans),
         reward=draw(st.floats(-1, 1)),
         reward_parts=draw(numbers),
@@ -165,6 +163,7 @@ BROKEN: list[tuple[str, Callable[[], Frames], Refusal]] = [
     ("a large array", lambda: [*on_wire(make())[:3], bytes(4 * MAX_TOKENS + 4)], Refusal.TOO_LARGE),
     ("too many tokens", lambda: on_wire(make(prompt_ids=np.zeros(MAX_TOKENS, np.int32))), Refusal.TOO_LARGE),
     ("a prompt shorter than announced", lambda: with_array(1, "<i4", 1, 2), Refusal.LENGTH),
+    ("a prompt longer than announced", lambda: with_array(1, "<i4", 1, 2, 3, 4), Refusal.LENGTH),
     ("a response longer than announced", lambda: with_array(2, "<i4", 1, 2, 3), Refusal.LENGTH),
     ("a logprob too few", lambda: with_array(3, "<f4", -1), Refusal.LENGTH),
     ("half an item", lambda: [*on_wire(make())[:3], b"\x00" * 7], Refusal.LENGTH),
@@ -174,7 +173,7 @@ BROKEN: list[tuple[str, Callable[[], Frames], Refusal]] = [
     ("a NaN reward", lambda: with_header(reward=nan), Refusal.NOT_FINITE),
     ("an infinite part", lambda: with_header(reward_parts={"valid": inf}), Refusal.NOT_FINITE),
     ("a NaN timing", lambda: with_header(timings={"queue_s": nan}), Refusal.NOT_FINITE),
-    ("no spans", lambda: spans(), Refusal.VERSIONS),
+    ("no spans", spans, Refusal.VERSIONS),
     ("spans that end early", lambda: spans((0, 0, 1)), Refusal.VERSIONS),
     ("spans that end late", lambda: spans((0, 0, 3)), Refusal.VERSIONS),
     ("a gap", lambda: spans((0, 0, 0), (0, 1, 2)), Refusal.VERSIONS),

@@ -1,0 +1,183 @@
+"""Reading replies: what a person would accept is accepted, and everything else is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.parsing import Block, FormatError, answer_of, blocks, parse_proposal, parse_solution
+from actors.prompts import block
+from executor.tasks import Kind, Proposal
+
+CODE = "def f(x):\n    return x"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("no fence `x` ``y``", []),
+        ("```python\na\n```", [Block("python", "a")]),
+        ("```\na\n```", [Block("", "a")]),
+        ("``` Python \na\n```", [Block("python", "a")]),
+        ("```PY\na\n```", [Block("python", "a")]),
+        ("```python3\na\n```", [Block("python", "a")]),
+        ("```inputs\n1\n```\n```Outputs\n2\n```", [Block("input", "1"), Block("output", "2")]),
+        ("```input 1:\n7\n```", [Block("input", "7")]),
+        ("`````python\na\n`````", [Block("python", "a")]),
+        ("````python\n```\n````", [Block("python", "```")]),
+        ("```python\na\n`````", [Block("python", "a")]),
+        ("  ```python\n  a\n  ```", [Block("python", "  a")]),
+        ("```python\n\n\na\n\n b\n\n```", [Block("python", "a\n\n b")]),
+        ("```python\n```", [Block("python", "")]),
+        ("Sure!```python\na\n```", [Block("", "")]),
+    ],
+)
+def test_blocks(text: str, expected: list[Block]) -> None:
+    assert blocks(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("```output\n42", [Block("output", "42")]),
+        ("```output\n42\n", [Block("output", "42")]),
+        ("```output", [Block("output", "")]),
+        ("```python\na\n```\n```input\n1", [Block("python", "a"), Block("input", "1")]),
+        ("```python\na\n```input\n1\n```", [Block("python", "a"), Block("input", "1")]),
+        ("```python\na\n```output\n1\n```\ntext\n```input\n2\n```", [
+            Block("python", "a"), Block("output", "1"), Block("input", "2"),
+        ]),
+        ("```python\ns = '''\n```sh\n'''\n```", [Block("python", "s = '''\n```sh\n'''")]),
+    ],
+)  # fmt: skip
+def test_blocks_that_were_left_open(text: str, expected: list[Block]) -> None:
+    assert blocks(text) == expected
+
+
+@given(st.text(alphabet="`pyinput\n xo", max_size=60))
+def test_any_text_is_read(text: str) -> None:
+    for found in blocks(text):
+        assert found.text in text
+        assert found.name == found.name.lower()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["python", "input", "output", "message"]),
+            st.lists(st.text(alphabet="`ab\t", max_size=5), max_size=3).map("\n".join),
+        ),
+        max_size=4,
+    )
+)
+def test_what_prompts_write_is_what_parsing_reads(pairs: list[tuple[str, str]]) -> None:
+    text = "and\n".join(block(name, content) for name, content in pairs)
+    assert blocks(text) == [Block(name, content.strip("\n")) for name, content in pairs]
+
+
+def proposal(*parts: tuple[str, str]) -> str:
+    return "\n".join(block(name, content) for name, content in parts)
+
+
+@pytest.mark.parametrize("kind", [Kind.DEDUCTION, Kind.ABDUCTION])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (proposal(("python", CODE), ("input", "1")), (CODE, ("1",))),
+        (proposal(("input", "1"), ("python", CODE)), (CODE, ("1",))),
+        (proposal(("python", CODE), ("input", "1"), ("output", "2"), ("python", "b"), ("input", "3")), (CODE, ("1",))),
+        (
+            proposal(("python", CODE), ("input", "\n{'a': 1,\n 'b': [2,\n 3]}\n")),
+            (CODE, ("{'a': 1,\n 'b': [2,\n 3]}",)),
+        ),
+        (f"```python\n{CODE}\n```\n```input\n1, 'x'", (CODE, ("1, 'x'",))),
+        (proposal(("python", CODE), ("input", "")), (CODE, ("",))),  # the judge's to refuse
+        ("", FormatError.NO_PROGRAM),
+        ("f is x + 1 for 3", FormatError.NO_PROGRAM),
+        (proposal(("", CODE), ("input", "1")), FormatError.NO_PROGRAM),
+        (proposal(("python", CODE)), FormatError.NO_INPUT),
+        (proposal(("python", CODE), ("output", "1")), FormatError.NO_INPUT),
+        (proposal(("python", "  \n"), ("input", "1")), FormatError.EMPTY),
+    ],
+)
+def test_a_proposal_is_a_program_and_an_input(kind: Kind, text: str, expected: object) -> None:
+    wanted = Proposal(kind, *expected) if isinstance(expected, tuple) else expected
+    assert parse_proposal(kind, text, "ignored", 10) == wanted
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([("message", "m"), ("input", "1"), ("input", "2")], (("1", "2"), "m")),
+        ([("input", "1"), ("input", "2"), ("input", "3"), ("message", "m")], (("1", "2"), "m")),
+        ([("message", "first"), ("message", "second"), ("input", "1"), ("input", "2")], (("1", "2"), "first")),
+        ([("message", " two\nlines "), ("inputs", "1"), ("INPUT", "2")], (("1", "2"), "two\nlines")),
+        ([("message", "m"), ("python", "not this"), ("input", "1"), ("input", "2")], (("1", "2"), "m")),
+        ([("input", "1"), ("input", "2")], FormatError.NO_MESSAGE),
+        ([("message", "m"), ("input", "1")], FormatError.TOO_FEW_INPUTS),
+        ([("message", "m")], FormatError.TOO_FEW_INPUTS),
+        ([("message", "m"), ("input", "1"), ("input", " ")], FormatError.EMPTY),
+    ],
+)
+def test_an_induction_proposal_is_a_message_and_inputs(parts: list[tuple[str, str]], expected: object) -> None:
+    wanted = Proposal(Kind.INDUCTION, CODE, *expected) if isinstance(expected, tuple) else expected
+    assert parse_proposal(Kind.INDUCTION, proposal(*parts), CODE, 2) == wanted
+
+
+NAMES = {Kind.DEDUCTION: "output", Kind.ABDUCTION: "input", Kind.INDUCTION: "python"}
+MISSING = {
+    Kind.DEDUCTION: FormatError.NO_OUTPUT,
+    Kind.ABDUCTION: FormatError.NO_INPUT,
+    Kind.INDUCTION: FormatError.NO_PROGRAM,
+}
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_solution_is_the_last_block_of_its_name(kind: Kind) -> None:
+    name = NAMES[kind]
+    (other,) = {"output": ["input"], "input": ["python"], "python": ["output"]}[name]
+    assert parse_solution(kind, f"Try\n```{name}\n1\n```\nbetter:\n```{name}\n 2\n```\n") == "2"
+    assert parse_solution(kind, f"```{name}\n1\n```\n```{other}\n2\n```") == "1"
+    assert parse_solution(kind, f"```{name.upper()}\n[1,\n2]") == "[1,\n2]", "left open, over two lines"
+    assert parse_solution(kind, f"```{other}\n2\n```") is MISSING[kind]
+    assert parse_solution(kind, "The answer is 2.") is MISSING[kind]
+    assert parse_solution(kind, "") is MISSING[kind]
+    assert parse_solution(kind, f"```{name}\n \n```") is FormatError.EMPTY
+    assert parse_solution(kind, f"```{name}") is FormatError.EMPTY
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>a</think> <answer>b</answer>", "b"),
+        ("<think>a</think> <answer>b", "b"),
+        ("<think>so <answer>a</answer>, no</think><answer>b</answer>", "b"),
+        ("<answer>a</answer> and <answer>b</answer> done", "b"),
+        ("<answer>a\n\nb</answer>", "a\n\nb"),
+        ("<answer></answer>", ""),
+        ("<think>a</think> b", None),
+        ("<think>a", None),
+        ("<Answer>a</Answer>", None),
+    ],
+)
+def test_the_answer_of_r1(text: str, expected: str | None) -> None:
+    assert answer_of(text, "r1") == expected
+
+
+def test_the_answer_of_a_completion_is_all_of_it() -> None:
+    assert answer_of("<answer>a</answer>", "completion") == "<answer>a</answer>"
+
+
+def test_every_format_error_but_the_missing_answer_is_reached_here() -> None:
+    """`NO_ANSWER` is what the episode makes of `answer_of(...) is None`."""
+    reached = {
+        parse_proposal(Kind.DEDUCTION, "", "", 2),
+        parse_proposal(Kind.DEDUCTION, proposal(("python", CODE)), "", 2),
+        parse_proposal(Kind.DEDUCTION, proposal(("python", ""), ("input", "1")), "", 2),
+        parse_proposal(Kind.INDUCTION, "", "", 2),
+        parse_proposal(Kind.INDUCTION, proposal(("message", "m")), "", 2),
+        parse_solution(Kind.DEDUCTION, ""),
+    }
+    assert reached == set(FormatError) - {FormatError.NO_ANSWER}

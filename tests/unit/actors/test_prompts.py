@@ -1,0 +1,178 @@
+"""Prompts in both formats, through a tokenizer of characters: every token can be read."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.parsing import Block, blocks
+from actors.prompts import FENCE, FUNCTION_START, ZERO_TASK, Prompt, PromptBuilder, PromptTooLong, block
+from executor.tasks import Kind, Task
+
+FORMATS = ["completion", "r1"]
+ANY = 100_000
+
+
+class Characters:
+    """Remembers the pieces that it was given, and whether somebody asked for special tokens."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        assert not add_special_tokens
+        self.pieces.append(text)
+        return [ord(character) for character in text]
+
+
+def builder(prompt_format: str, max_tokens: int = ANY, num_inputs: int = 4) -> PromptBuilder:
+    return PromptBuilder(Characters(), prompt_format, max_tokens, num_inputs)  # type: ignore[arg-type]
+
+
+def text(prompt: Prompt) -> str:
+    return "".join(map(chr, prompt.token_ids))
+
+
+def reference(name: str, kind: Kind = Kind.DEDUCTION) -> Task:
+    return Task(kind, f"def f(x):\n    return {name!r}", (f"'in {name}'",), (f"'out {name}'",))
+
+
+PROGRAM = "def f(x):\n    return x + 'program'"
+
+
+def task(kind: Kind) -> Task:
+    if kind is Kind.INDUCTION:
+        return Task(
+            kind, PROGRAM, ("'i0'", "'i1'", "'i2'", "'i3'", "'i4'"), ("'o0'", "'o1'", "'o2'", "'o3'", "'o4'"), "hint"
+        )
+    return Task(kind, PROGRAM, ("'i0'",), ("'o0'",))
+
+
+VISIBLE = {
+    Kind.DEDUCTION: [PROGRAM, "'i0'"],
+    Kind.ABDUCTION: [PROGRAM, "'o0'"],
+    Kind.INDUCTION: ["hint", "'i0'", "'o0'", "'i1'", "'o1'"],
+}
+SECRET = {
+    Kind.DEDUCTION: ["o0"],
+    Kind.ABDUCTION: ["i0"],
+    Kind.INDUCTION: ["'program'", "i2", "i3", "i4", "o2", "o3", "o4"],
+}
+
+
+@pytest.mark.parametrize("prompt_format", FORMATS)
+@pytest.mark.parametrize("kind", list(Kind))
+def test_a_solver_sees_what_is_given_and_nothing_of_the_answer(kind: Kind, prompt_format: str) -> None:
+    seen = text(builder(prompt_format).solve(task(kind)))
+    assert [part for part in VISIBLE[kind] if part not in seen] == []
+    assert [part for part in SECRET[kind] if part in seen] == []
+
+
+@pytest.mark.parametrize("prompt_format", FORMATS)
+@pytest.mark.parametrize("kind", list(Kind))
+def test_the_prompt_ends_with_the_start_of_the_reply(kind: Kind, prompt_format: str) -> None:
+    for prompt in (builder(prompt_format).solve(task(kind)), builder(prompt_format).propose(kind, [reference("a")])):
+        assert text(prompt).endswith(prompt.reply_start)
+        assert prompt.reply_start
+        assert prompt.stop
+        assert not any(stop in prompt.reply_start for stop in prompt.stop), "it would stop before it begins"
+
+
+def test_the_reply_starts_in_the_block_that_is_asked_for() -> None:
+    starts = {kind: builder("completion").solve(task(kind)).reply_start for kind in Kind}
+    assert starts == {
+        Kind.DEDUCTION: f"{FENCE}output\n",
+        Kind.ABDUCTION: f"{FENCE}input\n",
+        Kind.INDUCTION: FUNCTION_START,
+    }
+    assert {kind: builder("completion").propose(kind, [reference("a")]).reply_start for kind in Kind} == {
+        Kind.DEDUCTION: FUNCTION_START,
+        Kind.ABDUCTION: FUNCTION_START,
+        Kind.INDUCTION: f"{FENCE}message\n",
+    }
+    r1 = builder("r1").solve(task(Kind.DEDUCTION))
+    assert (r1.reply_start, r1.stop) == ("<think>", ("</answer>",))
+
+
+@pytest.mark.parametrize("prompt_format", FORMATS)
+@pytest.mark.parametrize("kind", [Kind.DEDUCTION, Kind.ABDUCTION])
+def test_a_proposer_sees_its_references_oldest_first(kind: Kind, prompt_format: str) -> None:
+    names = ["oldest", "middle", "newest"]
+    seen = text(builder(prompt_format).propose(kind, [reference(name, kind) for name in names]))
+    places = [seen.index(f"'in {name}'") for name in names]
+    assert places == sorted(places)
+    assert all(f"'out {name}'" in seen and f"return '{name}'" in seen for name in names)
+
+
+@pytest.mark.parametrize("prompt_format", FORMATS)
+def test_references_go_oldest_first_and_only_as_many_as_they_must(prompt_format: str) -> None:
+    references = [reference(name) for name in ("aa", "bb", "cc")]
+
+    def kept(max_tokens: int) -> list[str]:
+        seen = text(builder(prompt_format, max_tokens).propose(Kind.DEDUCTION, references))
+        assert len(seen) <= max_tokens
+        return [name for name in ("aa", "bb", "cc") if f"'in {name}'" in seen]
+
+    sizes = [
+        len(builder(prompt_format).propose(Kind.DEDUCTION, references[dropped:]).token_ids) for dropped in range(4)
+    ]
+    assert kept(sizes[0]) == ["aa", "bb", "cc"]
+    assert kept(sizes[0] - 1) == kept(sizes[1]) == ["bb", "cc"]
+    assert kept(sizes[1] - 1) == kept(sizes[2]) == ["cc"]
+    assert kept(sizes[2] - 1) == kept(sizes[3]) == []
+    with pytest.raises(PromptTooLong, match=rf"{sizes[3]} tokens; selfplay.max_prompt_tokens is {sizes[3] - 1}"):
+        kept(sizes[3] - 1)
+
+
+@pytest.mark.parametrize("prompt_format", FORMATS)
+def test_an_induction_proposer_needs_its_program(prompt_format: str) -> None:
+    whole = builder(prompt_format).propose(Kind.INDUCTION, [reference("needed")])
+    assert "return 'needed'" in text(whole)
+    assert "'in needed'" not in text(whole), "it is to write inputs of its own"
+    with pytest.raises(PromptTooLong, match="induction"):
+        builder(prompt_format, len(whole.token_ids) - 1).propose(Kind.INDUCTION, [reference("needed")])
+
+
+@pytest.mark.parametrize("prompt_format", FORMATS)
+def test_a_task_that_does_not_fit_is_refused_at_the_token(prompt_format: str) -> None:
+    size = len(builder(prompt_format).solve(task(Kind.ABDUCTION)).token_ids)
+    assert len(builder(prompt_format, size).solve(task(Kind.ABDUCTION)).token_ids) == size
+    with pytest.raises(PromptTooLong, match=rf"abduction task of {size} tokens"):
+        builder(prompt_format, size - 1).solve(task(Kind.ABDUCTION))
+
+
+@pytest.mark.parametrize("prompt_format", FORMATS)
+def test_an_induction_proposer_is_asked_for_as_many_inputs_as_set(prompt_format: str) -> None:
+    seen = text(builder(prompt_format, num_inputs=3).propose(Kind.INDUCTION, [reference("a")]))
+    if prompt_format == "completion":
+        assert "3 different inputs" in seen
+        assert seen.count(f"{FENCE}input\n") == 3, "the example shows as many"
+    else:
+        assert "Write 3 inputs" in seen
+
+
+def test_the_text_of_a_task_is_tokenised_apart_from_the_frame() -> None:
+    tokenizer = Characters()
+    PromptBuilder(tokenizer, "completion", ANY, 4).solve(task(Kind.DEDUCTION))
+    assert block("python", PROGRAM) in tokenizer.pieces
+    assert block("input", "'i0'") in tokenizer.pieces
+    assert tokenizer.pieces[-1] == f"{FENCE}output\n"
+
+
+@pytest.mark.parametrize("prompt_format", FORMATS)
+def test_the_first_proposer_can_do_without_references(prompt_format: str) -> None:
+    assert ZERO_TASK.program not in text(builder(prompt_format).propose(Kind.DEDUCTION, []))
+    assert ZERO_TASK.program in text(builder("completion").solve(task(Kind.DEDUCTION))), "the worked example"
+
+
+def test_fences_grow_with_what_they_hold() -> None:
+    assert block("python", "x") == "```python\nx\n```\n"
+    assert block("python", "a ``` b") == "````python\na ``` b\n````\n"
+    assert block("python", "`" * 6) == "```````python\n``````\n```````\n"
+
+
+@given(st.lists(st.sampled_from(["x", " ", "`", "```", "````", "```python", "```output", "1"]), min_size=1))
+def test_a_block_reads_back_as_one_block(lines: list[str]) -> None:
+    content = "\n".join(lines)
+    assert blocks(f"before\n{block('output', content)}after\n") == [Block("output", content)]
