@@ -105,9 +105,9 @@ class Rollout:
         open_slots = set(grant.slots)
 
         async def emit(trajectory: Any) -> None:
+            await self._client.send_trajectory(trajectory)
             open_slots.discard(trajectory.slot)
             self.stats.rollouts += 1
-            await self._client.send_trajectory(trajectory)
 
         async def give_back(slots: Any) -> None:
             open_slots.difference_update(slots)

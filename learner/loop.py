@@ -104,6 +104,11 @@ def _next(stream: Stream | None, settings: LearnerSettings, hooks: Hooks) -> Any
     assert stream is not None
     batch = None if hooks.interrupted() else stream.next_batch(settings.batch_timeout_s, hooks.interrupted)
     if batch is not None:
+        if not batch:
+            raise RuntimeError(
+                "a batch came to nothing: every slot was returned, because the buffer has no task of the kinds that are only "
+                "solved; ask for proposals of these kinds too (learner.batch.propose)"
+            )
         return dumps(batch)
     return "stop" if hooks.interrupted() else "publish"
 

@@ -30,9 +30,11 @@ import zmq
 import zmq.asyncio
 
 from learner.staleness import Gate, Grant, Holder
-from learner.trajectory import Refusal, Trajectory, WireError, decode, encode, unpack_header
+from learner.trajectory import Refusal, Trajectory, WireError, check, decode, encode, unpack_header
 
 HEARTBEAT_S = 1.0
+RESEND_AFTER_S = 5.0
+"""What is not acknowledged for so long is sent again: a connection that broke and came back has lost what it carried."""
 DEAD_AFTER_S = 60.0
 """An actor that is silent for so long is lost. An engine's first compilation blocks nothing here: a thread of its own beats."""
 
@@ -339,6 +341,9 @@ class StreamServer:
 
     def _hello(self, identity: bytes, message: dict[str, Any]) -> None:
         holder = Holder(str(message["actor_id"]), int(message["incarnation"]))
+        if any(m.holder.actor_id == holder.actor_id and m.holder > holder for m in self._members.values()):
+            self._post(identity, {"type": "shutdown"})  # a life that was replaced, and does not know it
+            return
         known = self._members.get(identity)
         if known is not None and known.holder == holder:
             known.last_seen = time.monotonic()
@@ -435,6 +440,7 @@ class StreamClient:
         self._capacity = capacity
         self._seq = 0
         self._unacknowledged: dict[int, list[bytes | memoryview]] = {}
+        self._sent_at: dict[int, float] = {}
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, f"{actor_id}#{incarnation}".encode())
@@ -467,19 +473,23 @@ class StreamClient:
             match message["type"]:
                 case "ack":
                     self._unacknowledged.pop(message["seq"], None)
+                    self._sent_at.pop(message["seq"], None)
                 case "beat":
                     pass
                 case "who" | "welcome":
                     # The learner has forgotten us, or greets us again: say who we are and send what it may have missed.
                     if message["type"] == "who":
                         await self._hello()
-                    for frames in list(self._unacknowledged.values()):
-                        await self._socket.send_multipart(frames)
+                    await self._resend(older_than_s=0.0)
                 case _:
                     yield message
 
     async def send_trajectory(self, trajectory: Trajectory) -> None:
-        """Send, and keep until acknowledged. `trajectory.seq` must come from `next_seq`."""
+        """Send, and keep until acknowledged. `trajectory.seq` must come from `next_seq`.
+
+        Raises `WireError` for one that the learner would refuse: a refused trajectory would leave its slot in flight.
+        """
+        check(trajectory)
         frames = encode(trajectory)
         await self._send_kept(trajectory.seq, [msgpack.packb({"type": "trajectory", "seq": trajectory.seq}), *frames])
 
@@ -521,7 +531,16 @@ class StreamClient:
 
     async def _send_kept(self, seq: int, frames: list[bytes | memoryview]) -> None:
         self._unacknowledged[seq] = frames
+        self._sent_at[seq] = time.monotonic()
         await self._socket.send_multipart(frames)
+
+    async def _resend(self, older_than_s: float) -> None:
+        """Send again what is unacknowledged since then; the learner removes duplicates."""
+        now = time.monotonic()
+        for seq, frames in list(self._unacknowledged.items()):
+            if now - self._sent_at.get(seq, now) >= older_than_s:
+                self._sent_at[seq] = now
+                await self._socket.send_multipart(frames)
 
     async def _read(self) -> dict[str, Any]:
         frames = await self._socket.recv_multipart()
@@ -530,4 +549,5 @@ class StreamClient:
     async def _beat(self) -> None:
         while True:
             await self.send({"type": "beat", "stats": self.stats()})
+            await self._resend(older_than_s=RESEND_AFTER_S)
             await asyncio.sleep(HEARTBEAT_S)

@@ -486,3 +486,45 @@ def test_a_learner_that_is_not_there_is_named() -> None:
             client.close()
 
     asyncio.run(main())
+
+
+def test_what_stays_unacknowledged_is_sent_again(server: StreamServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a connection that broke and came back: the learner still knows the actor, and asks for nothing."""
+    monkeypatch.setattr("learner.stream.RESEND_AFTER_S", 0.2)
+    monkeypatch.setattr("learner.stream.HEARTBEAT_S", 0.1)
+
+    async def story(client: StreamClient) -> None:
+        await load(server, client)
+        (grant,) = await take(client, "grant", 1)
+        seq = client.next_seq()
+        trajectory = make(grant["propose"][0], seq)
+        client._unacknowledged[seq] = [msgpack.packb({"type": "trajectory", "seq": seq}), *encode(trajectory)]
+        client._sent_at[seq] = 0.0  # sent once, and lost on the way
+        await until(lambda: totals(server.gate.ledger())["queued"] == 1)
+
+    run(server, story)
+
+
+def test_a_replaced_life_is_told_to_stop(server: StreamServer) -> None:
+    async def main() -> None:
+        new = StreamClient(server.endpoint, "a", 1, capacity=1)
+        old = StreamClient(server.endpoint, "a", 0, capacity=1)
+        try:
+            await new.connect(DEADLINE_S)
+            with pytest.raises(ConnectionError, match="answered hello with shutdown"):
+                await old.connect(DEADLINE_S)
+            assert [m.holder.incarnation for m in server.members()] == [1]
+        finally:
+            new.close()
+            old.close()
+
+    asyncio.run(main())
+
+
+def test_a_trajectory_that_would_be_refused_never_leaves(server: StreamServer) -> None:
+    async def story(client: StreamClient) -> None:
+        with pytest.raises(WireError):
+            await client.send_trajectory(make(0, client.next_seq(), reward=float("nan")))
+        assert client.unacknowledged == 0
+
+    run(server, story)
