@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console as Terminal
+
+from launch.config import load
+from launch.console import Console, step_line
+
+NUMBERS = {
+    "step": 3,
+    "valid_rate/deduction": 0.25,
+    "solve_rate/deduction": 0.5,
+    "age_mean": 0.5,
+    "age_max": 1.0,
+    "learner_tokens_per_s": 321.0,
+    "generate_tokens_per_s": 123.0,
+    "wait_for_batch_s": 1.5,
+    "wait_for_policy_s": 2.5,
+    "ledger/queued": 7.0,
+}
+STATUS = {
+    "phase": "waiting for a batch",
+    "phase_s": 12.0,
+    "last": NUMBERS,
+    "live": {"actors": 2, "running": 5, "waiting": 1},
+    "ledger": {"queued": 7, "in_flight": 9, "trained": 30, "returned": 1, "dropped": 0},
+    "generate_tokens_per_s": 123.0,
+}
+
+
+def test_the_live_view_shows_what_a_run_is_watched_for() -> None:
+    terminal = Terminal(width=120, record=True, force_terminal=False, file=io.StringIO())
+    terminal.print(Console(load("smollm2-cpu"))._render(STATUS))
+    shown = terminal.export_text()
+    for words in (
+        "3 of 16", "waiting for a batch", "for 12 s", "valid  25%", "solved  50%", "7 queued, 9 in flight", "30 trained",
+        "generating 123", "training 321", "learner for a batch 1.5 s", "actors for the policy 2.5 s", "2 actors, 5 running",
+    ):  # fmt: skip
+        assert words in shown, words
+
+
+def test_a_step_is_one_line() -> None:
+    line = step_line(NUMBERS, 16)
+    assert "\n" not in line
+    assert "step 3/16" in line
+    assert "ded  25%" in line
+    assert "abd    -" in line, "a kind without a rate is not 0%"
+
+
+def test_the_view_lives_before_the_first_step() -> None:
+    terminal = Terminal(width=120, record=True, file=io.StringIO())
+    terminal.print(Console(load("smollm2-cpu"))._render({}))
+    assert "starting" in terminal.export_text()
