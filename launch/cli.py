@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import config as configuration
+from launch import models
 
 _EXAMPLES = """\
 examples:
@@ -31,19 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides = [*arguments.overrides, *rest]
     try:
         return int(arguments.run(arguments))
-    except (configuration.ConfigError, ModelOrRunError) as error:
-        print(f"azr: {error}", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        from launch.models import ModelError
-
-        if not isinstance(error, ModelError):
-            raise
+    except (configuration.ConfigError, models.ModelError, RunFolderError) as error:
         print(f"azr: {error}", file=sys.stderr)
         return 2
 
 
-class ModelOrRunError(ValueError):
+class RunFolderError(ValueError):
     """A run folder that cannot be used."""
 
 
@@ -84,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     prepare = model.add_parser("prepare", help="build a known model's folder in the cache, and print it")
     prepare.add_argument("name")
     prepare.set_defaults(run=_model_prepare)
-    models = model.add_parser("list", help="the models that can be prepared")
-    models.set_defaults(run=_model_list)
+    listing = model.add_parser("list", help="the models that can be prepared")
+    listing.set_defaults(run=_model_list)
     return parser
 
 
@@ -103,21 +97,21 @@ def _train(arguments: argparse.Namespace) -> int:
             overrides.insert(0, arguments.recipe)  # after --resume RUN, the first positional is an override
         folder = Path(arguments.resume)
         if not (folder / "config.toml").is_file():
-            raise ModelOrRunError(f"{folder} is no run folder: it has no config.toml. `ls runs` shows what there is.")
+            raise RunFolderError(f"{folder} is no run folder: it has no config.toml. `ls runs` shows what there is.")
         config = configuration.load(folder / "config.toml", overrides)
         if config.folder.resolve() != folder.resolve():
-            raise ModelOrRunError(
+            raise RunFolderError(
                 f"run.dir and run.name say {config.folder}, but --resume says {folder}; resume where the run lies"
             )
     elif arguments.recipe:
         config = configuration.load(arguments.recipe, overrides)
         if config.folder.exists() and (config.folder / "metrics.jsonl").exists():
-            raise ModelOrRunError(
+            raise RunFolderError(
                 f"{config.folder} holds a run already. Go on with it: azr train --resume {config.folder}. Start another: "
                 f"add run.name=NAME. Forget it: rm -r {config.folder}."
             )
     else:
-        raise ModelOrRunError("azr train needs a recipe (try smollm2-cpu) or --resume RUN")
+        raise RunFolderError("azr train needs a recipe (try smollm2-cpu) or --resume RUN")
     from launch.train import train
 
     return train(config, resume=bool(arguments.resume))
@@ -135,17 +129,14 @@ def _config_docs(arguments: argparse.Namespace) -> int:
 
 
 def _model_prepare(arguments: argparse.Namespace) -> int:
-    from launch.models import prepare
-
-    print(prepare(arguments.name, lambda text: print(text, file=sys.stderr)))
+    print(models.prepare(arguments.name, lambda text: print(text, file=sys.stderr)))
     return 0
 
 
 def _model_list(arguments: argparse.Namespace) -> int:
-    from launch.models import KNOWN, cache
-
-    for name in KNOWN:
-        print(f"{name}  {cache() / name if (cache() / name).is_dir() else '(not prepared)'}")
+    for name in models.KNOWN:
+        folder = models.cache() / name
+        print(f"{name}  {folder if folder.is_dir() else '(not prepared)'}")
     return 0
 
 

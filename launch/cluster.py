@@ -208,7 +208,7 @@ class Supervisor:
         self._endpoint = ray.get([actor.open.remote() for actor in self.learners])[0]
         self._learning = [actor.run.remote(resume) for actor in self.learners]
         self.actors: dict[int, Any] = {}
-        self._incarnations = dict.fromkeys(range(config.actors.num_actors), 0)
+        self._incarnations: dict[int, int] = {}
         # A resumed run's actors are new lives: their numbers must not repeat those of the checkpoint's.
         first = (
             1 + max((int(p.stem.rsplit(".", 1)[-1]) for p in folder.logs.glob("rollout*.log")), default=-1)
@@ -217,7 +217,7 @@ class Supervisor:
         )
         self._restarts = dict.fromkeys(range(config.actors.num_actors), 0)
         self._playing: dict[Any, int] = {}
-        self._final: dict[Any, int] = {}
+        self._results: dict[str, dict[str, str]] = {}
         self._again: dict[int, float] = {}
         for index in range(config.actors.num_actors):
             self._start(index, first)
@@ -262,14 +262,11 @@ class Supervisor:
 
     def wait_for_actors(self, timeout_s: float = 60.0) -> dict[str, dict[str, str]]:
         """After a shutdown, give engines and sandboxes the time to close; returns what each actor's run returned."""
-        done: list[Any] = list(self._final)
         if self._playing:
-            done += ray.wait(list(self._playing), num_returns=len(self._playing), timeout=timeout_s)[0]
-        results = {}
-        for ref in done:
-            with contextlib.suppress(Exception):
-                results[f"rollout{self._final.get(ref, self._playing.get(ref))}"] = ray.get(ref)
-        return results
+            for ref in ray.wait(list(self._playing), num_returns=len(self._playing), timeout=timeout_s)[0]:
+                with contextlib.suppress(Exception):
+                    self._results[f"rollout{self._playing[ref]}"] = ray.get(ref)
+        return self._results
 
     def _start(self, index: int, incarnation: int) -> None:
         actor = (
@@ -285,8 +282,7 @@ class Supervisor:
         """A rollout actor's run is over: fine after a shutdown; otherwise it starts again, later each time."""
         index = self._playing.pop(ref)
         try:
-            ray.get(ref)
-            self._final[ref] = index
+            self._results[f"rollout{index}"] = ray.get(ref)
         except Exception as error:
             self._restarts[index] += 1
             self.learners[0].lost.remote(f"rollout{index}", self._incarnations[index])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -80,8 +79,3 @@ def _smollm2(folder: Path) -> None:
 
 KNOWN: dict[str, Callable[[Path], None]] = {"smollm2-135m-instruct": _smollm2}
 _PARTS = {"config.json": "config.json", "a tokenizer": "tokenizer*", "safetensors weights": "*.safetensors"}
-
-
-def remove(name: str) -> None:
-    """Forget a prepared model."""
-    shutil.rmtree(cache() / name, ignore_errors=True)

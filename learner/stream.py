@@ -428,6 +428,14 @@ def grant_to_message(grant: Grant) -> dict[str, Any]:
     }
 
 
+@dataclass(slots=True)
+class _Sent:
+    """A message that is not acknowledged yet, and when it was last sent."""
+
+    frames: list[bytes | memoryview]
+    at: float
+
+
 class StreamClient:
     """An actor's end. Not thread-safe: it belongs to one asyncio loop."""
 
@@ -439,8 +447,7 @@ class StreamClient:
         """Numbers that travel with each heartbeat."""
         self._capacity = capacity
         self._seq = 0
-        self._unacknowledged: dict[int, list[bytes | memoryview]] = {}
-        self._sent_at: dict[int, float] = {}
+        self._unacknowledged: dict[int, _Sent] = {}
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, f"{actor_id}#{incarnation}".encode())
@@ -473,7 +480,6 @@ class StreamClient:
             match message["type"]:
                 case "ack":
                     self._unacknowledged.pop(message["seq"], None)
-                    self._sent_at.pop(message["seq"], None)
                 case "beat":
                     pass
                 case "who" | "welcome":
@@ -530,17 +536,16 @@ class StreamClient:
         )
 
     async def _send_kept(self, seq: int, frames: list[bytes | memoryview]) -> None:
-        self._unacknowledged[seq] = frames
-        self._sent_at[seq] = time.monotonic()
+        self._unacknowledged[seq] = _Sent(frames, time.monotonic())
         await self._socket.send_multipart(frames)
 
     async def _resend(self, older_than_s: float) -> None:
         """Send again what is unacknowledged since then; the learner removes duplicates."""
         now = time.monotonic()
-        for seq, frames in list(self._unacknowledged.items()):
-            if now - self._sent_at.get(seq, now) >= older_than_s:
-                self._sent_at[seq] = now
-                await self._socket.send_multipart(frames)
+        for sent in list(self._unacknowledged.values()):
+            if now - sent.at >= older_than_s:
+                sent.at = now
+                await self._socket.send_multipart(sent.frames)
 
     async def _read(self) -> dict[str, Any]:
         frames = await self._socket.recv_multipart()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from executor.tasks import Kind
 from learner.settings import BatchSettings
 from learner.staleness import Gate, conserved, totals
-from learner.stream import BatchTimeout, StreamClient, StreamServer
+from learner.stream import BatchTimeout, StreamClient, StreamServer, _Sent
 from learner.trajectory import (
     Cell,
     Refusal,
@@ -498,8 +498,8 @@ def test_what_stays_unacknowledged_is_sent_again(server: StreamServer, monkeypat
         (grant,) = await take(client, "grant", 1)
         seq = client.next_seq()
         trajectory = make(grant["propose"][0], seq)
-        client._unacknowledged[seq] = [msgpack.packb({"type": "trajectory", "seq": seq}), *encode(trajectory)]
-        client._sent_at[seq] = 0.0  # sent once, and lost on the way
+        frames = [msgpack.packb({"type": "trajectory", "seq": seq}), *encode(trajectory)]
+        client._unacknowledged[seq] = _Sent(frames, at=0.0)  # sent once, and lost on the way
         await until(lambda: totals(server.gate.ledger())["queued"] == 1)
 
     run(server, story)
