@@ -187,45 +187,48 @@ class Player:
         except PromptTooLong:
             return None
         extra = 0 if replayed else max(0, self._settings.solutions - len(slots))
-
-        async def attempt(slot: int | None, index: int) -> _Solution:
-            name = f"s{slot}" if slot is not None else f"e{episode_id}.{index}"
-            solution = await self._attempt(task, prompt, name)
-            if slot is not None:
-                reward = solve_reward(solution.formatted, solution.correct)
-                parts = {"correct": float(solution.correct), "replayed": float(replayed)}
-                await emit(
-                    self._trajectory(
-                        grant.kind,
-                        Role.SOLVE,
-                        slot,
-                        episode_id,
-                        prompt,
-                        solution.completion,
-                        reward,
-                        parts,
-                        solution.outcome,
-                        solution.execute_s,
-                    )
+        names = [f"s{slot}" for slot in slots] + [f"e{episode_id}.{len(slots) + index}" for index in range(extra)]
+        limit = self._settings.max_solve_tokens
+        completions = await _all(self._generate(prompt, limit, name) for name in names)
+        solutions = await self._judge_all(task, prompt, completions)
+        for slot, solution in zip(slots, solutions, strict=False):
+            reward = solve_reward(solution.formatted, solution.correct)
+            parts = {"correct": float(solution.correct), "replayed": float(replayed)}
+            await emit(
+                self._trajectory(
+                    grant.kind,
+                    Role.SOLVE,
+                    slot,
+                    episode_id,
+                    prompt,
+                    solution.completion,
+                    reward,
+                    parts,
+                    solution.outcome,
+                    solution.execute_s,
                 )
-            return solution
-
-        solutions = await _all(attempt(slot, index) for index, slot in enumerate([*slots, *[None] * extra]))
+            )
         correct = [solution.correct for solution in solutions]
         if task_id is not None:
             await self._buffer.record(task_id, len(correct), sum(correct))
         return correct
 
-    async def _attempt(self, task: Task, prompt: Prompt, name: str) -> _Solution:
-        completion = await self._generate(prompt, self._settings.max_solve_tokens, name)
-        text = answer_of(prompt.reply_start + completion.text, self._settings.prompt_format)
-        answer = FormatError.NO_ANSWER if text is None else parse_solution(task.kind, text)
-        if isinstance(answer, FormatError):
-            return _Solution(False, False, answer.value, completion, 0.0)
+    async def _judge_all(self, task: Task, prompt: Prompt, completions: Sequence[Completion]) -> list[_Solution]:
+        """All solutions of one task in one request, so that the judge can share work among them."""
+        texts = [answer_of(prompt.reply_start + one.text, self._settings.prompt_format) for one in completions]
+        answers = [FormatError.NO_ANSWER if text is None else parse_solution(task.kind, text) for text in texts]
         started = time.monotonic()
-        verdict = await self._judge.verify(task, answer)
-        formatted = verdict.reason is not VerdictReason.UNPARSEABLE
-        return _Solution(verdict.correct, formatted, verdict.reason.value, completion, time.monotonic() - started)
+        verdicts = iter(await self._judge.verify_all(task, [a for a in answers if not isinstance(a, FormatError)]))
+        execute_s = time.monotonic() - started
+        solutions = []
+        for completion, answer in zip(completions, answers, strict=True):
+            if isinstance(answer, FormatError):
+                solutions.append(_Solution(False, False, answer.value, completion, 0.0))
+                continue
+            verdict = next(verdicts)
+            formatted = verdict.reason is not VerdictReason.UNPARSEABLE
+            solutions.append(_Solution(verdict.correct, formatted, verdict.reason.value, completion, execute_s))
+        return solutions
 
     async def _generate(self, prompt: Prompt, max_tokens: int, name: str) -> Completion:
         sampling = Sampling(

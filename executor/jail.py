@@ -1,5 +1,7 @@
 """The wall: what the kernel lets a sandbox do. Limits, Landlock and seccomp, installed by the process itself.
 
+Where namespaces are to be had (`namespaces.py`), they stand around it; it must hold without them.
+
 Two filters. The outer one is for the fork server and everything that it forks: an allow-list, architecture checked,
 where mischief kills, what an honest program may stumble into (opening a file) fails with EPERM, and everything unknown
 does too. The inner one is added in each forked child and takes away processes, threads, signals, pipes and limits.
@@ -16,14 +18,22 @@ import os
 import resource
 import signal
 import struct
+from collections.abc import Collection
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+from executor.layers import Layer
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 SECCOMP_MODE_FILTER = 2
 KILL, ERRNO, ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 
 LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446
 # Access rights of the file system that each Landlock version knows; a newer one knows at least those of the last.
 _LANDLOCK_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
+_LANDLOCK_NET_SINCE, _LANDLOCK_NET = 4, 0b11  # TCP: bind, connect
+_LANDLOCK_SCOPED_SINCE, _LANDLOCK_SCOPED = 6, 0b11  # abstract sockets and signals of processes outside
+
+MAX_DESCRIPTORS = 16
+"""For the fork server, which holds seven at most; its children can't get any more."""
 
 # name: (x86_64, aarch64); None where the architecture has no such call.
 _ALLOWED: dict[str, tuple[int | None, int | None]] = {
@@ -36,7 +46,7 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "getrusage": (98, 165), "getrlimit": (97, 163), "sched_getaffinity": (204, 123),
     "clock_gettime": (228, 113), "clock_getres": (229, 114), "gettimeofday": (96, 169), "time": (201, None),
     "clock_nanosleep": (230, 115), "nanosleep": (35, 101), "restart_syscall": (219, 128),
-    "exit": (60, 93), "exit_group": (231, 94), "set_robust_list": (273, 99), "set_tid_address": (218, 96),
+    "exit": (60, 93), "exit_group": (231, 94), "close_range": (436, 436), "set_robust_list": (273, 99), "set_tid_address": (218, 96),
     "rseq": (334, 293),
 }  # fmt: skip
 
@@ -86,21 +96,55 @@ class _Filter(ctypes.Structure):
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong)
+_libc.prctl.restype = ctypes.c_int
 
 
-def harden(parent: int) -> int:
-    """Everything but seccomp for the fork server, whose parent has the process id `parent`.
+# PyDLL: the interpreter's lock stays held, in the child too.
+_fork = ctypes.PyDLL(None, use_errno=True).fork
+_fork.argtypes, _fork.restype = (), ctypes.c_int
 
-    Returns the Landlock version in force, 0 where the kernel has none. Raises JailError.
+
+def fork() -> int:
+    """`os.fork` for a process without threads, whose child soon ends: without what CPython does for threads and for
+    modules such as `random`. That is more than half of the page faults of a child which does nothing. Raises OSError.
     """
+    pid: int = _fork()
+    if pid < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return pid
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that forked it ends. Lost when the user changes."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        raise JailError("the supervisor died during the start")
-    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent dies."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def harden(wanted: Collection[Layer]) -> dict[Layer, str]:
+    """Limits, no_new_privs and Landlock for the fork server and all that it forks.
+
+    Returns what is missing, with the reason. Raises JailError for what any kernel has.
+    """
+    missing: dict[Layer, str] = {}
     _prctl(PR_SET_DUMPABLE, 0)
-    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_MEMLOCK):
-        resource.setrlimit(limit, (0, 0))
-    return _deny_files()
+    if Layer.NO_NEW_PRIVS in wanted:
+        _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    if Layer.RLIMITS in wanted:
+        for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_MEMLOCK):
+            resource.setrlimit(limit, (0, 0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_DESCRIPTORS, MAX_DESCRIPTORS))
+    if Layer.LANDLOCK in wanted:
+        try:
+            _deny_files()
+        except OSError as error:
+            missing[Layer.LANDLOCK] = str(error.strerror)
+    return missing
 
 
 def enclose_server() -> None:
@@ -109,15 +153,22 @@ def enclose_server() -> None:
     _install(_server_filter())
 
 
-def enclose_child(parent: int, address_space: int, cpu_s: int) -> None:
-    """The limits and the inner filter of one forked child, with `address_space` in bytes."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
-    _install(_child_filter())
+def limit_memory(address_space: int) -> None:
+    """Limit the address space of this process and of those that it forks, in bytes.
+
+    The limit can be raised again by the fork server: its children are kept from that by their filter.
+    """
+    resource.setrlimit(resource.RLIMIT_AS, (address_space, resource.RLIM_INFINITY))
+
+
+def limit_cpu(seconds: int) -> None:
+    """Limit the CPU time of this process: SIGXCPU after `seconds`, SIGKILL a second later."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+
+
+def enclose_child() -> None:
+    """Install the inner filter in a forked child."""
+    _install_at(_child_filter())
 
 
 def self_test() -> None:
@@ -132,7 +183,7 @@ def self_test() -> None:
             os._exit(errno.EPERM)
 
     def fork() -> None:
-        enclose_child(os.getppid(), resource.RLIM_INFINITY, 1)
+        enclose_child()
         os.fork()
 
     for attempt, expected in ((connect, -signal.SIGSYS), (read, errno.EPERM), (fork, -signal.SIGSYS)):
@@ -147,22 +198,25 @@ def self_test() -> None:
 
 
 def _prctl(option: int, argument: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0) != 0:
+    if _libc.prctl(option, argument, None, 0, 0) != 0:
         raise JailError(f"prctl({option}): {os.strerror(ctypes.get_errno())}")
 
 
-def _deny_files() -> int:
-    """Landlock without a single rule: no path can be opened, whatever the seccomp filter says."""
+def _deny_files() -> None:
+    """Landlock without a single rule: no path can be opened, whatever the seccomp filter says. Raises OSError."""
     version = _libc.syscall(LANDLOCK_CREATE_RULESET, None, 0, 1)
     if version <= 0:
-        return 0
-    rights = _LANDLOCK_RIGHTS[min(version, max(_LANDLOCK_RIGHTS))]
-    attributes = struct.pack("<Q", (1 << rights) - 1)
+        raise OSError(errno.ENOSYS, "this kernel has no Landlock (it needs 5.13, built in and switched on)")
+    attributes = struct.pack("<Q", (1 << _LANDLOCK_RIGHTS[min(version, max(_LANDLOCK_RIGHTS))]) - 1)
+    if version >= _LANDLOCK_NET_SINCE:
+        attributes += struct.pack("<Q", _LANDLOCK_NET)
+    if version >= _LANDLOCK_SCOPED_SINCE:
+        attributes += struct.pack("<Q", _LANDLOCK_SCOPED)
     ruleset = _libc.syscall(LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
     if ruleset < 0 or _libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, 0) != 0:
-        raise JailError(f"Landlock: {os.strerror(ctypes.get_errno())}")
+        number = ctypes.get_errno()
+        raise OSError(number, f"Landlock: {os.strerror(number)}")
     os.close(ruleset)
-    return int(version)
 
 
 # -------------------------------------------------------------------------------------------------- seccomp, as BPF
@@ -216,13 +270,27 @@ def _server_filter() -> bytes:
     return _prologue() + b"".join(steps) + _step(_RETURN, ERRNO | errno.EPERM)
 
 
+def _filter(instructions: bytes) -> _Filter:
+    return _Filter(len(instructions) // 8, instructions)
+
+
 @functools.cache
-def _child_filter() -> bytes:
+def _built_child_filter() -> _Filter:
     numbers = [*_numbers(_SERVER_ONLY), _CLONE[_machine()[0]], _CLONE3]
-    return _prologue() + b"".join(_answer(number, KILL) for number in numbers) + _step(_RETURN, ALLOW)
+    return _filter(_prologue() + b"".join(_answer(number, KILL) for number in numbers) + _step(_RETURN, ALLOW))
+
+
+@functools.cache
+def _child_filter() -> int:
+    """The address of the inner filter, which the cache keeps: a child has to do as little as possible."""
+    return ctypes.addressof(_built_child_filter())
 
 
 def _install(instructions: bytes) -> None:
-    program = _Filter(len(instructions) // 8, instructions)
-    if _libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) != 0:
+    program = _filter(instructions)
+    _install_at(ctypes.addressof(program))
+
+
+def _install_at(address: int) -> None:
+    if _libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, address, 0, 0) != 0:
         raise JailError(f"the kernel or the container refuses seccomp filters: {os.strerror(ctypes.get_errno())}")

@@ -3,37 +3,128 @@
 Model text reaches this process as text and literals only. Programs run in sandboxes, expected outputs never go there,
 and every comparison is made here, on decoded values. A failure of the sandbox itself is raised (InfrastructureError),
 never judged.
+
+Work is shared where the sharing can't change a verdict:
+
+- Answers to one task that are the same (the same canonical value; for programs, the same text) are judged once.
+- Deduction runs nothing. An input that equals the task's own, or a program that does, is correct without a run.
+- Other inputs for a task's program run as one batch, in one child, if the program imports nothing: then there is nothing
+  that one call could leave to the next (`safety.py`). Otherwise each runs in a child of its own, since the program's
+  author could have it answer by its place in the batch.
+- An answer program gets all hidden inputs in one child, but never shares that with another answer's program. What it
+  remembers from one input for the next doesn't bring it closer to outputs that it never sees.
+- What a program returned for an input is remembered (`Memo`), for answers that come back when a task is replayed.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
 from executor.pool import Outcome, Pool, Status
+from executor.sandbox import Limits
 from executor.settings import ExecutorSettings
 from executor.tasks import Kind, Proposal, Rejection, RejectionReason, Task, Verdict, VerdictReason
 from executor.values import CodecError, Equality, canonical, canonical_args, equal, parse_args, parse_literal
 
+T = TypeVar("T")
+Record = Callable[[dict[str, Any]], None]
+
 MIN_INDUCTION_INPUTS = 2
 """One pair to show and one to hide."""
+MEMO_BYTES = 16 << 20
+"""What a judge remembers of outcomes, in characters of programs, inputs and values."""
+
+_CORRECT = Verdict(True, VerdictReason.CORRECT)
+_WRONG = Verdict(False, VerdictReason.WRONG)
+_UNPARSEABLE = Verdict(False, VerdictReason.UNPARSEABLE)
+
+
+@dataclass
+class JudgeStats:
+    """What a judge was asked, and what it did not have to run."""
+
+    validated: int = 0
+    """Proposals."""
+    answers: int = 0
+    """Answers to tasks."""
+    executed: int = 0
+    """Calls of a program: one per input and run."""
+    shared_equal: int = 0
+    """Answers that another of the same request stood for."""
+    shared_own: int = 0
+    """Answers that were the task's own input or program."""
+    memo_hits: int = 0
+    """Calls whose outcome was remembered."""
+
+
+class Memo:
+    """Values that programs returned, by program and input, the most recently used of them, within `max_bytes`.
+
+    Only values: a timeout, too much memory or a crash may be the machine's doing, and is looked at again. A validated
+    program is deterministic, so what it returned once it returns again. An answer's program need not be; it keeps the
+    verdict that it got first, which running it again would only have drawn anew. Nothing is validated from memory.
+    """
+
+    def __init__(self, max_bytes: int = MEMO_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._values: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self.bytes = 0
+        """Characters held."""
+
+    def get(self, program: str, given: str) -> str | None:
+        """The canonical value, or None."""
+        value = self._values.get((program, given))
+        if value is not None:
+            self._values.move_to_end((program, given))
+        return value
+
+    def put(self, program: str, given: str, value: str) -> None:
+        """Remember a canonical value; forgets what was used longest ago."""
+        if (program, given) not in self._values:
+            self._values[program, given] = value
+            self.bytes += len(program) + len(given) + len(value)
+        while self.bytes > self._max_bytes:
+            (old_program, old_given), old = self._values.popitem(last=False)
+            self.bytes -= len(old_program) + len(old_given) + len(old)
 
 
 class Judge:
     """Validates proposals and verifies answers on a pool of sandboxes that somebody else starts and closes."""
 
-    def __init__(self, pool: Pool, settings: ExecutorSettings, equality: Equality = Equality.TYPE_AWARE) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        settings: ExecutorSettings,
+        equality: Equality = Equality.TYPE_AWARE,
+        record: Record | None = None,
+    ) -> None:
+        """`record` is called with every request, as plain data (`executor.record_work`)."""
         self._pool = pool
         self._equality = equality
+        self._record = record
         # The settings limit a value's encoding. An answer's text may be longer (white space, escapes), and its
         # canonical form longer again.
         self._answer_bytes = 4 * settings.output_bytes
         self._canonical_bytes = 4 * self._answer_bytes
+        self._memo = Memo()
         self._turn = 0
+        self.stats = JudgeStats()
+
+    # ------------------------------------------------------------------------------------------------- proposals
 
     async def validate(self, proposal: Proposal) -> Task | Rejection:
         """The task that `proposal` defines, or why it defines none.
 
-        Checked in this order: the inputs' number and form; then, in the sandbox, the policy, integrity and limits; then
-        determinism. Raises InfrastructureError.
+        Checked in this order: the inputs' number, form and difference; then, in the sandbox, the policy, integrity and
+        limits; then determinism. Raises InfrastructureError.
         """
+        self.stats.validated += 1
+        if self._record:
+            self._record({"op": "validate", **_about(proposal)})
         count = len(proposal.inputs)
         if count < MIN_INDUCTION_INPUTS if proposal.kind is Kind.INDUCTION else count != 1:
             return Rejection(RejectionReason.INPUT_COUNT, f"{count} inputs for {proposal.kind}")
@@ -41,6 +132,8 @@ class Judge:
             inputs = tuple(canonical_args(parse_args(text)) for text in proposal.inputs)
         except CodecError as error:
             return Rejection(RejectionReason.UNPARSEABLE_INPUT, str(error))
+        if len(set(inputs)) < count:
+            return Rejection(RejectionReason.DUPLICATE_INPUT, f"{count - len(set(inputs))} of {count} inputs")
         program = proposal.program.strip()
         outcomes = await self._run_twice(program, inputs)
         last = outcomes[-1]
@@ -48,55 +141,146 @@ class Judge:
             return Rejection(RejectionReason(last.status.value), last.detail)
         return Task(proposal.kind, program, inputs, tuple(outcome.value for outcome in outcomes), proposal.message)
 
+    async def determine(self, program: str, given: str, limits: Limits | None = None) -> Outcome:
+        """What `validate` would find of one input: the outcome of both runs, or NONDETERMINISTIC.
+
+        Raises values.CodecError for an input that is not literals, InfrastructureError.
+        """
+        return (await self._run_twice(program.strip(), (canonical_args(parse_args(given)),), limits))[-1]
+
+    async def _run_twice(self, program: str, inputs: tuple[str, ...], limits: Limits | None = None) -> list[Outcome]:
+        """Outcomes by input, up to the first that is not ok.
+
+        The second run is in another sandbox, under another hash seed, with the inputs in reversed order, so that a
+        program whose answer depends on what it was asked before does not agree with itself. It waits for the first:
+        most proposals fail that one, and while sandboxes are busy, running both at once would gain nothing.
+        """
+        workers = self._turn % self._pool.workers, (self._turn + 1) % self._pool.workers
+        self._turn += 1
+        first = await self._execute(program, inputs, workers[0], fail_fast=True, limits=limits)
+        if first[-1].status is not Status.OK:
+            return first
+        second = await self._execute(program, inputs[::-1], workers[1], fail_fast=True, limits=limits)
+        for one, other in zip(first[::-1], second, strict=False):
+            if other.status is not Status.OK or not self._same(one.value, other.value, Equality.TYPE_AWARE):
+                detail = f"{_short(one)} in one run, {_short(other)} in the other"
+                return [Outcome(Status.NONDETERMINISTIC, detail=detail, isolated=one.isolated and other.isolated)]
+        return first
+
+    # --------------------------------------------------------------------------------------------------- answers
+
     async def verify(self, task: Task, answer: str) -> Verdict:
         """Whether `answer` solves `task`: an output, an input, or a program, by the task's kind.
 
         Raises InfrastructureError.
         """
-        if task.kind is Kind.INDUCTION:
-            return await self._verify_program(answer.strip(), task.hidden)
-        try:
-            if task.kind is Kind.DEDUCTION:
-                return self._compare(task.outputs[0], canonical(parse_literal(answer, self._answer_bytes)))
-            given = canonical_args(parse_args(answer))
-        except CodecError:
-            return Verdict(False, VerdictReason.UNPARSEABLE)
-        return await self._verify_program(task.program, ((given, task.outputs[0]),))
+        return (await self.verify_all(task, [answer]))[0]
 
-    async def _verify_program(self, program: str, pairs: tuple[tuple[str, str], ...]) -> Verdict:
-        """Whether `program` maps every input of `pairs` to its output."""
-        outcomes = await self._pool.execute(program, [given for given, _ in pairs], fail_fast=True)
-        for outcome, (_, gold) in zip(outcomes, pairs, strict=False):
-            if outcome.status is not Status.OK:
-                return Verdict(False, VerdictReason(outcome.status.value))
-            verdict = self._compare(gold, outcome.value)
+    async def verify_all(self, task: Task, answers: Sequence[str]) -> list[Verdict]:
+        """Whether each of `answers` solves `task`, aligned. The same as `verify` of each, with less work.
+
+        Raises InfrastructureError.
+        """
+        self.stats.answers += len(answers)
+        if self._record:
+            self._record({"op": "verify", **_about(task), "outputs": list(task.outputs), "answers": list(answers)})
+        keys = [self._key(task.kind, answer) for answer in answers]
+        distinct = [key for key in dict.fromkeys(keys) if key is not None]
+        self.stats.shared_equal += len(keys) - keys.count(None) - len(distinct)
+        match task.kind:
+            case Kind.DEDUCTION:
+                verdicts = [self._compare(task.outputs[0], value) for value in distinct]
+            case Kind.ABDUCTION:
+                verdicts = await self._verify_inputs(task, distinct)
+            case Kind.INDUCTION:
+                verdicts = await _all(self._verify_program(task, program) for program in distinct)
+        found = dict(zip(distinct, verdicts, strict=True))
+        return [_UNPARSEABLE if key is None else found[key] for key in keys]
+
+    def _key(self, kind: Kind, answer: str) -> str | None:
+        """What makes two answers the same one; None for an answer that can't be read."""
+        if kind is Kind.INDUCTION:
+            return answer.strip()
+        try:
+            if kind is Kind.DEDUCTION:
+                return canonical(parse_literal(answer, self._answer_bytes))
+            return canonical_args(parse_args(answer))
+        except CodecError:
+            return None
+
+    async def _verify_inputs(self, task: Task, inputs: Sequence[str]) -> list[Verdict]:
+        """Whether the task's program maps each of these different inputs to the task's output."""
+        program, gold = task.program, task.outputs[0]
+        found = {given: value for given in inputs if (value := self._remembered(program, given)) is not None}
+        verdicts = {given: self._compare(gold, value) for given, value in found.items()}
+        if task.inputs[0] in inputs:
+            verdicts[task.inputs[0]] = _CORRECT
+            self.stats.shared_own += 1
+        left = [given for given in inputs if given not in verdicts]
+        alone = left
+        if len(left) > 1 and "import" not in program:
+            outcomes = await self._run(program, left)
+            # The children's values add up in one batch: who ran out of memory is asked again, alone.
+            alone = [given for given, one in zip(left, outcomes, strict=True) if one.status is Status.MEMORY]
+            verdicts |= {given: self._judge(gold, one) for given, one in zip(left, outcomes, strict=True)}
+        for given, (outcome,) in zip(alone, await _all(self._run(program, [given]) for given in alone), strict=True):
+            verdicts[given] = self._judge(gold, outcome)
+        return [verdicts[given] for given in inputs]
+
+    async def _verify_program(self, task: Task, program: str) -> Verdict:
+        """Whether `program` maps every hidden input of the task to its output."""
+        if program == task.program:
+            self.stats.shared_own += 1
+            return _CORRECT
+        left = []
+        for given, gold in task.hidden:
+            value = self._remembered(program, given)
+            if value is None:
+                left.append((given, gold))
+            elif not (verdict := self._compare(gold, value)).correct:
+                return verdict
+        outcomes = await self._run(program, [given for given, _ in left], fail_fast=True) if left else []
+        for outcome, (_, gold) in zip(outcomes, left, strict=False):
+            verdict = self._judge(gold, outcome)
             if not verdict.correct:
                 return verdict
-        return Verdict(True, VerdictReason.CORRECT)
+        return _CORRECT
 
-    async def _run_twice(self, program: str, inputs: tuple[str, ...]) -> list[Outcome]:
-        """Outcomes by input, up to the first that is not ok.
+    # --------------------------------------------------------------------------------------------------- the pool
 
-        The second run is in another sandbox, under another hash seed, with the inputs in reversed order, so that a
-        program whose answer depends on what it was asked before does not agree with itself.
-        """
-        first_worker = self._turn % self._pool.workers
-        second_worker = (self._turn + 1) % self._pool.workers
-        self._turn += 1
-        first = await self._pool.execute(program, inputs, first_worker, fail_fast=True)
-        if first[-1].status is not Status.OK:
-            return first
-        second = await self._pool.execute(program, inputs[::-1], second_worker, fail_fast=True)
-        agreed = len(second) == len(inputs) and all(
-            other.status is Status.OK and self._same(one.value, other.value, Equality.TYPE_AWARE)
-            for one, other in zip(first, second[::-1], strict=True)
-        )
-        return first if agreed else [Outcome(Status.NONDETERMINISTIC)]
+    async def _run(self, program: str, inputs: Sequence[str], fail_fast: bool = False) -> list[Outcome]:
+        """Run a program once, on any sandbox, and remember what it returned."""
+        outcomes = await self._execute(program, inputs, fail_fast=fail_fast)
+        for given, outcome in zip(inputs, outcomes, strict=False):
+            if outcome.status is Status.OK:
+                self._memo.put(program, given, outcome.value)
+        return outcomes
+
+    async def _execute(
+        self,
+        program: str,
+        inputs: Sequence[str],
+        worker: int | None = None,
+        *,
+        limits: Limits | None = None,
+        fail_fast: bool = False,
+    ) -> list[Outcome]:
+        outcomes = await self._pool.execute(program, inputs, worker, limits=limits, fail_fast=fail_fast)
+        self.stats.executed += len(outcomes)
+        return outcomes
+
+    def _remembered(self, program: str, given: str) -> str | None:
+        value = self._memo.get(program, given)
+        self.stats.memo_hits += value is not None
+        return value
+
+    def _judge(self, gold: str, outcome: Outcome) -> Verdict:
+        if outcome.status is Status.OK:
+            return self._compare(gold, outcome.value)
+        return Verdict(False, VerdictReason(outcome.status.value))
 
     def _compare(self, gold: str, value: str) -> Verdict:
-        if self._same(gold, value, self._equality):
-            return Verdict(True, VerdictReason.CORRECT)
-        return Verdict(False, VerdictReason.WRONG)
+        return _CORRECT if self._same(gold, value, self._equality) else _WRONG
 
     def _same(self, one: str, other: str, mode: Equality) -> bool:
         """Whether two canonical texts stand for the same value."""
@@ -104,3 +288,26 @@ class Judge:
             return True
         limit = self._canonical_bytes
         return equal(parse_literal(one, limit), parse_literal(other, limit), mode)
+
+
+def _about(subject: Proposal | Task) -> dict[str, Any]:
+    return {
+        "kind": subject.kind.value,
+        "program": subject.program,
+        "inputs": list(subject.inputs),
+        "message": subject.message,
+    }
+
+
+def _short(outcome: Outcome) -> str:
+    text = outcome.value if outcome.status is Status.OK else f"{outcome.status.value} {outcome.detail}".strip()
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+async def _all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run them together, all to their end; then the first failure is raised."""
+    results = await asyncio.gather(*coroutines, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in results if not isinstance(result, BaseException)]

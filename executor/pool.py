@@ -6,15 +6,34 @@ Worker i runs under hash seed i + 1, so any two workers differ in the order of t
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
-from executor.sandbox import InfrastructureError, Outcome, Sandbox, Status
+from executor.layers import ALL, Layer, Tier
+from executor.sandbox import InfrastructureError, Limits, Outcome, Sandbox, Status
 from executor.settings import ExecutorSettings
 
-__all__ = ["InfrastructureError", "Outcome", "Pool", "SandboxPool", "SerialPool", "Status"]
+__all__ = ["InfrastructureError", "Limits", "Outcome", "Pool", "PoolStats", "SandboxPool", "SerialPool", "Status"]
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """What a pool has done so far, and what it has before it."""
+
+    executions: int
+    """Inputs that were run."""
+    replaced: int
+    """Fork servers that died or were wedged, and were replaced."""
+    running: int
+    """Sandboxes at work."""
+    waiting: int
+    """Requests in the queue."""
+    waiting_peak: int
+    """The longest that the queue has been."""
 
 
 class Pool(Protocol):
@@ -28,12 +47,19 @@ class Pool(Protocol):
         """Start every sandbox. Raises InfrastructureError where the wall can't be had."""
 
     async def execute(
-        self, program: str, inputs: Sequence[str], worker: int | None = None, *, fail_fast: bool = False
+        self,
+        program: str,
+        inputs: Sequence[str],
+        worker: int | None = None,
+        *,
+        limits: Limits | None = None,
+        fail_fast: bool = False,
     ) -> list[Outcome]:
         """Run `f` of `program` on every input, all in one sandbox: `worker`, or any that is free.
 
-        Returns one outcome per input, aligned; with `fail_fast` those up to the first that is not ok. Raises
-        values.CodecError for an input that is not literals, InfrastructureError if the sandbox fails twice.
+        `limits` are the settings', unless given. Returns one outcome per input, aligned; with `fail_fast` those up to the
+        first that is not ok. Raises values.CodecError for an input that is not literals, InfrastructureError if the
+        sandbox fails twice.
         """
 
     async def close(self) -> None:
@@ -44,12 +70,15 @@ class SandboxPool:
     """An async pool. Every sandbox has a thread of its own, which starts it, waits for it, and reaps it.
 
     Threads, because a sandbox dies with the thread that started it and needs neither signal handlers nor a child
-    watcher: the pool works on any event loop in any thread. A caller waits while every sandbox is busy. A cancelled
-    caller's request still runs to its end, and its sandbox is free only then.
+    watcher: the pool works on any event loop in any thread. A caller waits while every sandbox is busy: the first
+    `settings.queue` of them in a queue, first come, first served, and the rest at the door, before anything of theirs is
+    kept here. A cancelled caller's request still runs to its end, and its sandbox is free only then.
     """
 
-    def __init__(self, settings: ExecutorSettings, *, gate: bool = True) -> None:
-        self._sandboxes = _sandboxes(settings, gate)
+    def __init__(self, settings: ExecutorSettings, *, gate: bool = True, layers: frozenset[Layer] = ALL) -> None:
+        self._sandboxes = _sandboxes(settings, gate, layers)
+        self._door = asyncio.Semaphore(settings.workers + settings.queue)
+        self._waiting_peak = 0
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"sandbox-{i}") for i in range(settings.workers)]
         self._free = set(range(settings.workers))
         self._waiting: deque[tuple[int | None, asyncio.Future[int]]] = deque()
@@ -65,6 +94,28 @@ class SandboxPool:
         """The fork servers' process ids."""
         return [sandbox.pid for sandbox in self._sandboxes]
 
+    @property
+    def layers(self) -> dict[Layer, str]:
+        """Every layer of the wall: "" where it is active, otherwise why it is not."""
+        return self._sandboxes[0].layers
+
+    @property
+    def tier(self) -> Tier:
+        """What the active layers amount to."""
+        return self._sandboxes[0].tier
+
+    @property
+    def stats(self) -> PoolStats:
+        """Counters, now."""
+        started = [sandbox.starts for sandbox in self._sandboxes]
+        return PoolStats(
+            executions=sum(sandbox.executions for sandbox in self._sandboxes),
+            replaced=sum(starts - 1 for starts in started if starts),
+            running=len(self._sandboxes) - len(self._free),
+            waiting=len(self._waiting),
+            waiting_peak=self._waiting_peak,
+        )
+
     async def start(self) -> None:
         """Start every sandbox. Raises InfrastructureError, with none left running, where one can't be had."""
         loop = asyncio.get_running_loop()
@@ -79,16 +130,21 @@ class SandboxPool:
                 raise result
 
     async def execute(
-        self, program: str, inputs: Sequence[str], worker: int | None = None, *, fail_fast: bool = False
+        self,
+        program: str,
+        inputs: Sequence[str],
+        worker: int | None = None,
+        *,
+        limits: Limits | None = None,
+        fail_fast: bool = False,
     ) -> list[Outcome]:
         """See `Pool.execute`."""
-        chosen = await self._acquire(worker)
-        sandbox = self._sandboxes[chosen]
-        run = asyncio.get_running_loop().run_in_executor(
-            self._threads[chosen], sandbox.execute, program, inputs, fail_fast
-        )
-        run.add_done_callback(lambda done: self._release(chosen, done))
-        return await asyncio.shield(run)
+        async with self._door:
+            chosen = await self._acquire(worker)
+            call = functools.partial(self._sandboxes[chosen].execute, program, inputs, limits, fail_fast=fail_fast)
+            run = asyncio.get_running_loop().run_in_executor(self._threads[chosen], call)
+            run.add_done_callback(lambda done: self._release(chosen, done))
+            return await asyncio.shield(run)
 
     async def close(self) -> None:
         """End and reap every sandbox. Requests under way and waiting callers fail with InfrastructureError."""
@@ -121,6 +177,7 @@ class SandboxPool:
             return chosen
         waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((worker, waiter))
+        self._waiting_peak = max(self._waiting_peak, len(self._waiting))
         try:
             return await waiter
         except asyncio.CancelledError:
@@ -146,8 +203,8 @@ class SerialPool:
     Start it, use it and close it in one thread: the sandboxes die with the thread that started them.
     """
 
-    def __init__(self, settings: ExecutorSettings, *, gate: bool = True) -> None:
-        self._sandboxes = _sandboxes(settings, gate)
+    def __init__(self, settings: ExecutorSettings, *, gate: bool = True, layers: frozenset[Layer] = ALL) -> None:
+        self._sandboxes = _sandboxes(settings, gate, layers)
 
     @property
     def workers(self) -> int:
@@ -159,6 +216,28 @@ class SerialPool:
         """The fork servers' process ids."""
         return [sandbox.pid for sandbox in self._sandboxes]
 
+    @property
+    def layers(self) -> dict[Layer, str]:
+        """Every layer of the wall: "" where it is active, otherwise why it is not."""
+        return self._sandboxes[0].layers
+
+    @property
+    def tier(self) -> Tier:
+        """What the active layers amount to."""
+        return self._sandboxes[0].tier
+
+    @property
+    def stats(self) -> PoolStats:
+        """Counters, now."""
+        started = [sandbox.starts for sandbox in self._sandboxes]
+        return PoolStats(
+            executions=sum(sandbox.executions for sandbox in self._sandboxes),
+            replaced=sum(starts - 1 for starts in started if starts),
+            running=0,
+            waiting=0,
+            waiting_peak=0,
+        )
+
     async def start(self) -> None:
         """Start every sandbox. Raises InfrastructureError, with none left running, where one can't be had."""
         try:
@@ -169,10 +248,16 @@ class SerialPool:
             raise
 
     async def execute(
-        self, program: str, inputs: Sequence[str], worker: int | None = None, *, fail_fast: bool = False
+        self,
+        program: str,
+        inputs: Sequence[str],
+        worker: int | None = None,
+        *,
+        limits: Limits | None = None,
+        fail_fast: bool = False,
     ) -> list[Outcome]:
         """See `Pool.execute`."""
-        return self._sandboxes[worker or 0].execute(program, inputs, fail_fast)
+        return self._sandboxes[worker or 0].execute(program, inputs, limits, fail_fast=fail_fast)
 
     async def close(self) -> None:
         """End and reap every sandbox."""
@@ -180,5 +265,5 @@ class SerialPool:
             sandbox.close()
 
 
-def _sandboxes(settings: ExecutorSettings, gate: bool) -> list[Sandbox]:
-    return [Sandbox(settings, hash_seed=index + 1, gate=gate) for index in range(settings.workers)]
+def _sandboxes(settings: ExecutorSettings, gate: bool, layers: frozenset[Layer]) -> list[Sandbox]:
+    return [Sandbox(settings, index + 1, gate, layers) for index in range(settings.workers)]

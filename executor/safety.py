@@ -4,6 +4,14 @@ This is not the wall. It keeps honest programs deterministic and refuses obvious
 (`jail.py`) must hold without it. Both halves are here: the static gate, `check`, and the runtime half,
 `program_builtins`, which gives a program facades of a few modules in place of the modules themselves.
 
+Inputs that share a child share the objects that no call makes anew: the builtins and, for a program that imports, the
+members of the facades. The former can't be changed. Of the latter, the facades themselves refuse to be, and the gate
+refuses assignments that begin at an imported name; a program that is set on it can still change what is mutable, such as
+`keyword.kwlist` or, through another name, a class written in Python. The judge reckons with that (`judge.py`).
+
+Known gap: `str.format` reads attributes that a format string names. The gate sees those in the program's constants, not
+those in strings that are put together at run time. What can be had that way is text about the sandbox itself.
+
 Runs in the sandbox: the process that supervises it never parses model text.
 """
 
@@ -12,20 +20,22 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib
+import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, NoReturn
 
 ALLOWED_MODULES = (
-    "abc", "array", "base64", "binascii", "bisect", "cmath", "collections", "collections.abc", "contextlib", "copy",
-    "dataclasses", "decimal", "difflib", "enum", "fractions", "functools", "graphlib", "heapq", "itertools", "json",
-    "keyword", "math", "numbers", "operator", "pprint", "re", "statistics", "string", "struct", "textwrap", "typing",
+    "__future__", "abc", "array", "base64", "binascii", "bisect", "cmath", "collections", "collections.abc", "contextlib", "copy",
+    "dataclasses", "decimal", "difflib", "enum", "fractions", "functools", "graphlib", "heapq", "io", "itertools",
+    "json", "keyword", "math", "numbers", "operator", "pprint", "re", "statistics", "string", "struct", "textwrap", "typing",
     "unicodedata", "zlib",
 )  # fmt: skip
 """Dotted names, each as a whole: nothing is allowed because a part of its name is."""
 
 # They reach attributes, or evaluate text, that the check of the program's own text has not seen.
+_ONLY = {"io": {"BytesIO", "StringIO"}}
 _LEFT_OUT = {
     "operator": {"attrgetter", "methodcaller"},
     "string": {"Formatter"},
@@ -33,7 +43,7 @@ _LEFT_OUT = {
 }
 
 BANNED_NAMES = frozenset({
-    "__import__", "__builtins__", "__build_class__", "__loader__", "__spec__", "breakpoint", "compile", "eval", "exec",
+    "__import__", "__builtins__", "__build_class__", "__loader__", "__module__", "__spec__", "breakpoint", "compile", "eval", "exec",
     "exit", "globals", "help", "input", "locals", "open", "quit", "vars",
 })  # fmt: skip
 
@@ -43,11 +53,12 @@ BANNED_ATTRIBUTES = frozenset({
 })  # fmt: skip
 
 _SPECIAL_METHODS = """
-abs add and annotations bool bytes call ceil class complex contains copy deepcopy delitem dir divmod doc enter eq exit
-float floor floordiv format ge get getattr getitem gt hash iadd iand ifloordiv ilshift imatmul imod imul index init
-init_subclass int invert ior ipow irshift isub iter itruediv ixor le len length_hint lshift lt match_args matmul missing
-mod mul name ne neg new next or pos post_init pow qualname radd rand rdivmod repr reversed rfloordiv rlshift rmatmul
-rmod rmul ror round rpow rrshift rshift rsub rtruediv rxor set set_name setitem slots str sub truediv trunc xor
+abs add and annotations bool bytes call cause ceil class complex contains context copy deepcopy delattr delitem dir divmod
+doc enter eq exit float floor floordiv format ge get getattr getitem gt hash iadd iand ifloordiv ilshift imatmul imod imul
+index init init_subclass int invert ior ipow irshift isub iter itruediv ixor le len length_hint lshift lt match_args matmul
+members missing mod mul name ne neg new next or pos post_init pow qualname radd rand rdivmod repr reversed rfloordiv
+rlshift rmatmul rmod rmul ror round rpow rrshift rshift rsub rtruediv rxor set set_name setattr setitem slots str sub
+truediv trunc wrapped xor
 """
 ALLOWED_DUNDERS = frozenset(f"__{name}__" for name in _SPECIAL_METHODS.split())
 """Special attributes that a program may name. Those that lead from a value to the interpreter are not among them."""
@@ -64,7 +75,9 @@ class Unsafe(StrEnum):
     NAME = "name"
     """A builtin that is not offered, such as `open` or `eval`."""
     ATTRIBUTE = "attribute"
-    """An attribute that leads into the interpreter, such as `__globals__`."""
+    """An attribute that leads into the interpreter, such as `__globals__`, in the program or in a format string of it."""
+    MUTATION = "mutation"
+    """An assignment to an attribute or item of something imported, which the next input would find changed."""
 
 
 def _is_dunder(name: str) -> bool:
@@ -76,47 +89,171 @@ def is_banned_attribute(name: str) -> bool:
     return name in BANNED_ATTRIBUTES or (_is_dunder(name) and name not in ALLOWED_DUNDERS)
 
 
+_WORD = re.compile(r"[A-Za-z_]\w*")
+_HARMLESS_DUNDERS = ALLOWED_DUNDERS | ALLOWED_DUNDER_NAMES
+_SUSPICIOUS = BANNED_NAMES | BANNED_ATTRIBUTES | {"import"}
+
+
+def compile_checked(program: str) -> types.CodeType | tuple[Unsafe, str]:
+    """The compiled program, or what `check` says of it.
+
+    Raises what `compile` does: SyntaxError, ValueError, RecursionError, MemoryError.
+    """
+    return (None if _is_plain(program) else check(program)) or compile(program, "<program>", "exec", dont_inherit=True)
+
+
+def _is_plain(program: str) -> bool:
+    """Whether `check` can have no objection of weight, since the text holds no word that it could object to.
+
+    Most programs that import nothing are plain, and this takes a tenth of the time. (A bare `__add__` passes here: where
+    nothing of that name is bound, it is a NameError.) Beyond ASCII it can't be seen so easily what Python takes for which
+    word.
+    """
+    if not program.isascii():
+        return False
+    words = set(_WORD.findall(program))
+    return words.isdisjoint(_SUSPICIOUS) and not any(
+        word.startswith("__") and word.endswith("__") and word not in _HARMLESS_DUNDERS for word in words
+    )
+
+
 def check(program: str) -> tuple[Unsafe, str] | None:
     """The first thing in `program` that the policy refuses, with the name concerned; None for an acceptable program.
 
     Raises what `ast.parse` does for text that is no program: SyntaxError, ValueError, RecursionError, MemoryError.
     """
-    bound: set[str] = set()
-    suspects: list[str] = []
-    for node in ast.walk(ast.parse(program)):
-        if isinstance(node, ast.Attribute):
-            if is_banned_attribute(node.attr):
-                return Unsafe.ATTRIBUTE, node.attr
-        elif isinstance(node, ast.Name):
-            if not isinstance(node.ctx, ast.Load):
-                bound.add(node.id)
-            elif node.id in BANNED_NAMES or _is_dunder(node.id):
-                suspects.append(node.id)
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name not in ALLOWED_MODULES:
-                    return Unsafe.IMPORT, alias.name
-                bound.add(alias.asname or alias.name)
-        elif isinstance(node, ast.ImportFrom):
-            if node.level or node.module not in ALLOWED_MODULES:
-                return Unsafe.IMPORT, "." * node.level + (node.module or "")
-            bound.update(alias.asname or alias.name for alias in node.names)
-        elif isinstance(node, ast.arg):
-            bound.add(node.arg)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            bound.add(node.name)
-        elif isinstance(node, ast.MatchClass):
-            for name in node.kwd_attrs:
+    names = _Names()
+    nodes: list[Any] = [ast.parse(program)]
+    for node in nodes:  # it grows meanwhile
+        kind = type(node)
+        if kind in _LEAVES:
+            continue
+        if kind in _LOOK and (refused := _LOOK[kind](node, names)):
+            return refused
+        for value in vars(node).values():
+            if type(value) is list:
+                nodes += value
+            elif type(value) not in _LEAVES:
+                nodes.append(value)
+    return names.verdict()
+
+
+# Nodes and values below which there is nothing to see.
+_LEAVES = frozenset({
+    ast.Load, ast.Store, ast.Del, ast.Pass, ast.Break, ast.Continue, *ast.operator.__subclasses__(),
+    *ast.cmpop.__subclasses__(), *ast.boolop.__subclasses__(), *ast.unaryop.__subclasses__(),
+    str, bytes, int, float, complex, bool, type(None), type(...),
+})  # fmt: skip
+
+
+class _Names:
+    """Names of one program: what it binds, what it imports, and which uses have to be looked at once that is known."""
+
+    def __init__(self) -> None:
+        self.bound: set[str] = set()
+        self.imported: set[str] = set()
+        self.suspects: list[str] = []
+        self.changed: list[str] = []
+
+    def verdict(self) -> tuple[Unsafe, str] | None:
+        for name in self.suspects:
+            # A program may call its own variable `input`, and write `__radd__ = __add__`.
+            if name not in ALLOWED_DUNDER_NAMES and name not in self.bound:
+                return Unsafe.NAME, name
+        for name in sorted((self.bound | self.imported) & BANNED_NAMES):
+            if _is_dunder(name):
+                return Unsafe.NAME, name
+        for name in self.changed:
+            if name in self.imported and name not in self.bound:
+                return Unsafe.MUTATION, name
+        return None
+
+
+_Found = tuple[Unsafe, str] | None
+_FIELD = re.compile(r"\{([^{}]*)")
+_FIELD_ATTRIBUTE = re.compile(r"\.\s*(\w+)")
+
+
+def _look_at_attribute(node: ast.Attribute, names: _Names) -> _Found:
+    if is_banned_attribute(node.attr):
+        return Unsafe.ATTRIBUTE, node.attr
+    return None if type(node.ctx) is ast.Load else _look_at_change(node, names)
+
+
+def _look_at_change(node: ast.Attribute | ast.Subscript, names: _Names) -> _Found:
+    """Note the name at the root of something that is assigned to, or deleted."""
+    if type(node.ctx) is not ast.Load:
+        root: ast.expr = node
+        while isinstance(root, (ast.Attribute, ast.Subscript)):
+            root = root.value
+        if isinstance(root, ast.Name):
+            names.changed.append(root.id)
+    return None
+
+
+def _look_at_name(node: ast.Name, names: _Names) -> _Found:
+    if type(node.ctx) is not ast.Load:
+        names.bound.add(node.id)
+    elif node.id in BANNED_NAMES or _is_dunder(node.id):
+        names.suspects.append(node.id)
+    return None
+
+
+def _look_at_import(node: ast.Import, names: _Names) -> _Found:
+    for alias in node.names:
+        if alias.name not in ALLOWED_MODULES:
+            return Unsafe.IMPORT, alias.name
+        names.imported.add(alias.asname or alias.name.partition(".")[0])
+    return None
+
+
+def _look_at_import_from(node: ast.ImportFrom, names: _Names) -> _Found:
+    if node.level or node.module not in ALLOWED_MODULES:
+        return Unsafe.IMPORT, "." * node.level + (node.module or "")
+    names.imported.update(alias.asname or alias.name for alias in node.names)
+    return None
+
+
+def _look_at_text(node: ast.Constant, names: _Names) -> _Found:
+    if type(node.value) is str and "{" in node.value:
+        for field in _FIELD.findall(node.value):
+            for name in _FIELD_ATTRIBUTE.findall(field):
                 if is_banned_attribute(name):
                     return Unsafe.ATTRIBUTE, name
-    for name in suspects:
-        # A program may call its own variable `input`.
-        if name not in (ALLOWED_DUNDER_NAMES if _is_dunder(name) else bound):
-            return Unsafe.NAME, name
-    for name in sorted(bound & BANNED_NAMES):
-        if _is_dunder(name):
-            return Unsafe.NAME, name
     return None
+
+
+def _look_at_pattern(node: ast.MatchClass, names: _Names) -> _Found:
+    for name in node.kwd_attrs:
+        if is_banned_attribute(name):
+            return Unsafe.ATTRIBUTE, name
+    return None
+
+
+def _look_at_binding(attribute: str) -> Callable[[Any, _Names], None]:
+    def look(node: Any, names: _Names) -> None:
+        names.bound.add(getattr(node, attribute) or "")
+
+    return look
+
+
+_LOOK: dict[type, Callable[[Any, _Names], _Found]] = {
+    ast.Attribute: _look_at_attribute,
+    ast.Subscript: _look_at_change,
+    ast.Name: _look_at_name,
+    ast.Constant: _look_at_text,
+    ast.Import: _look_at_import,
+    ast.ImportFrom: _look_at_import_from,
+    ast.MatchClass: _look_at_pattern,
+    ast.arg: _look_at_binding("arg"),
+    ast.FunctionDef: _look_at_binding("name"),
+    ast.AsyncFunctionDef: _look_at_binding("name"),
+    ast.ClassDef: _look_at_binding("name"),
+    ast.ExceptHandler: _look_at_binding("name"),
+    ast.MatchAs: _look_at_binding("name"),
+    ast.MatchStar: _look_at_binding("name"),
+    ast.MatchMapping: _look_at_binding("rest"),
+}
 
 
 # ---------------------------------------------------------------------------------------------------- the runtime half
@@ -126,33 +263,60 @@ def program_builtins() -> dict[str, Any]:
     """The builtins that programs get: without the banned ones, with guarded attributes and imports of facades."""
     facades = _facades()
     offered = {name: value for name, value in vars(builtins).items() if name not in BANNED_NAMES}
+    shared = {id(member) for facade in facades.values() for member in vars(facade).values()}
+    for reader in (getattr, hasattr):
+        offered[reader.__name__] = _Guard(reader, frozenset()).call
+    for changer in (setattr, delattr):
+        offered[changer.__name__] = _Guard(changer, frozenset(shared)).call
+    offered["__import__"] = _Importer(facades).call
+    offered["__build_class__"] = builtins.__build_class__
+    return offered
 
-    def guarded_import(
+
+# What is offered are bound methods: unlike functions and instances of classes, they have no attributes that could be set.
+
+
+class _Guard:
+    """One of the functions that reach an attribute by name, restricted to the names that `check` permits."""
+
+    def __init__(self, function: Any, shared: frozenset[int]) -> None:
+        self._function = function
+        self._shared = shared
+
+    def call(self, target: object, name: str, *rest: object) -> object:
+        # The exact type: a subclass of str could answer differently when it is asked again.
+        if type(name) is not str or is_banned_attribute(name) or id(target) in self._shared:
+            raise AttributeError("attribute not allowed")
+        return self._function(target, name, *rest)
+
+
+class _Importer:
+    """`__import__` of the facades."""
+
+    def __init__(self, facades: dict[str, types.ModuleType]) -> None:
+        self._facades = facades
+
+    def call(
+        self,
         name: str,
         globals: Mapping[str, object] | None = None,
         locals: Mapping[str, object] | None = None,
         fromlist: tuple[str, ...] | None = (),
         level: int = 0,
     ) -> types.ModuleType:
-        if level or name not in facades:
+        if level or name not in self._facades:
             raise ImportError(f"module not allowed: {name}")
-        return facades[name] if fromlist else facades[name.partition(".")[0]]
+        return self._facades[name] if fromlist else self._facades[name.partition(".")[0]]
 
-    def guard(function: Any) -> Any:
-        def guarded(target: object, name: str, *rest: object) -> object:
-            # The exact type: a subclass of str could answer differently when it is asked again.
-            if type(name) is not str or is_banned_attribute(name):
-                raise AttributeError("attribute not allowed")
-            return function(target, name, *rest)
 
-        guarded.__name__ = guarded.__qualname__ = function.__name__
-        return guarded
+class _Facade(types.ModuleType):
+    """A module that can't be changed, neither by accident nor to remember something from one input to the next."""
 
-    for function in (getattr, setattr, delattr, hasattr):
-        offered[function.__name__] = guard(function)
-    offered["__import__"] = guarded_import
-    offered["__build_class__"] = builtins.__build_class__
-    return offered
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("modules can't be changed")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError("modules can't be changed")
 
 
 def _facades() -> dict[str, types.ModuleType]:
@@ -160,14 +324,14 @@ def _facades() -> dict[str, types.ModuleType]:
     facades: dict[str, types.ModuleType] = {}
     for name in ALLOWED_MODULES:
         module = importlib.import_module(name)
-        facade = types.ModuleType(name, module.__doc__)
-        public = [key for key in vars(module) if not key.startswith("_")]
-        for key in {*public, *getattr(module, "__all__", ())} - _LEFT_OUT.get(name, set()):
+        facade = _Facade(name, module.__doc__)
+        public = {key for key in vars(module) if not key.startswith("_")} | {*getattr(module, "__all__", ())}
+        for key in _ONLY.get(name, public) - _LEFT_OUT.get(name, set()):
             if not isinstance(getattr(module, key), types.ModuleType):
-                setattr(facade, key, getattr(module, key))
+                vars(facade)[key] = getattr(module, key)
         facades[name] = facade
-    for name, facade in facades.items():
+    for name, inner in facades.items():
         parent, _, child = name.rpartition(".")
         if parent:
-            setattr(facades[parent], child, facade)
+            vars(facades[parent])[child] = inner
     return facades

@@ -7,6 +7,7 @@ thread ends, so that nothing outlives the pool. `pool.py` gives every sandbox a 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import select
@@ -18,8 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from executor import values
+from executor.cgroup import Cgroup
+from executor.layers import ALL, Layer, Tier, tier_of
 from executor.settings import ExecutorSettings
 
 START_TIMEOUT_S = 60.0
@@ -30,9 +34,12 @@ MAX_PROGRAM_BYTES = 1 << 16
 
 _LENGTH = struct.Struct(">I")
 _MAX_REPLY_BYTES = 1 << 30
+_STOP_TIMEOUT_S = 5.0
+_SERVER_BYTES = 128 << 20
+"""What a fork server and its keeper may take of a control group, beyond two executions' memory."""
 # -P -s -S: nothing but the standard library on the path. Not -I, which would ignore the hash seed.
-_BOOT = "import sys; sys.path.append(sys.argv[1]); from executor import zygote; sys.path.pop(); import json; \
-zygote.main(int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5]))"
+_BOOT = "import sys, json; sys.path.append(sys.argv[1]); from executor import keeper, zygote; sys.path.pop(); \
+keeper.main(int(sys.argv[2]), json.loads(sys.argv[3]))"
 
 
 class InfrastructureError(RuntimeError):
@@ -68,44 +75,98 @@ class Outcome:
     status: Status
     value: str = ""
     detail: str = ""
+    isolated: bool = True
+    """False for what ran without seccomp, which `executor.allow_unsafe` permits."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one execution may take; the meanings are those of ExecutorSettings."""
+
+    timeout_s: float
+    memory_mb: int
+    output_bytes: int
+
+    @classmethod
+    def of(cls, settings: ExecutorSettings) -> Limits:
+        """The limits that `settings` give."""
+        return cls(settings.timeout_s, settings.memory_mb, settings.output_bytes)
 
 
 class Sandbox:
     """A fork server under one hash seed. Not thread-safe, but for `abort`.
 
-    With `gate=False` the policy is off and only the wall is left, for tests of the wall.
+    With `gate=False` the policy is off and only the wall is left; `layers` are those of the wall that are tried, all of
+    them by default. Both are for tests and measurements. A layer that can't be had is reported by `layers`; without
+    seccomp, or a layer of `settings.require`, nothing starts.
     """
 
-    def __init__(self, settings: ExecutorSettings, hash_seed: int, gate: bool = True) -> None:
+    def __init__(
+        self, settings: ExecutorSettings, hash_seed: int, gate: bool = True, layers: frozenset[Layer] = ALL
+    ) -> None:
         self._settings = settings
+        self._limits = Limits.of(settings)
         self._hash_seed = hash_seed
         self._gate = gate
+        self._wanted = layers
         self._process: subprocess.Popen[bytes] | None = None
+        self._cgroup: Cgroup | None = None
         self._requests = self._replies = -1
         self._aborted = False
-        self.landlock = 0
-        """The Landlock version in force inside; 0 where the kernel has none."""
+        self._isolated = True
+        self.layers: dict[Layer, str] = {}
+        """Every layer: "" where it is active, otherwise why it is not. Empty before the first start."""
+        self.pid: int | None = None
+        """The fork server's process id while it runs."""
+        self.starts = 0
+        """How often a fork server has been started."""
+        self.executions = 0
+        """How many inputs have been run."""
 
     @property
-    def pid(self) -> int | None:
-        """The fork server's process id while it runs."""
-        return self._process.pid if self._process else None
+    def tier(self) -> Tier:
+        """The tier that the active layers amount to."""
+        return tier_of([layer for layer, why in self.layers.items() if not why])
 
     def start(self) -> None:
-        """Start the fork server. Raises InfrastructureError where it, or its wall, can't be had."""
-        settings = self._settings
-        config = settings.model_dump(include={"timeout_s", "memory_mb", "output_bytes"}) | {"gate": self._gate}
-        its_requests, self._requests = os.pipe()
-        self._replies, its_replies = os.pipe()
+        """Start the fork server. Raises InfrastructureError where it, or what must be of its wall, can't be had."""
+        missing = {layer: "switched off" for layer in Layer if layer not in self._wanted}
+        if Layer.CGROUP in self._wanted:
+            try:
+                self._cgroup = Cgroup.create(2 * (self._limits.memory_mb << 20) + _SERVER_BYTES)
+            except OSError as error:
+                missing[Layer.CGROUP] = error.strerror or str(error)
+        try:
+            missing |= self._launch()
+        except _DeadError as error:
+            code = self._process.poll() if self._process else None
+            self._stop()
+            raise InfrastructureError(f"the sandbox did not start: {error} (exit code {code})") from None
+        self.layers = {layer: missing.get(layer, "") for layer in Layer}
+        self._isolated = self.tier is not Tier.D
+        self.starts += 1
+        try:
+            self._check_layers()
+        except InfrastructureError:
+            self._stop()
+            raise
+
+    def _launch(self) -> dict[Layer, str]:
+        """Start the processes and wait until the wall stands. Returns what is missing of it."""
+        config = {
+            "gate": self._gate,
+            "layers": sorted(self._wanted),
+            "cgroup": [str(folder) for folder in self._cgroup.folders] if self._cgroup else [],
+        }
         root = str(Path(__file__).resolve().parent.parent)
-        arguments = [root, str(its_requests), str(its_replies), str(os.getpid()), json.dumps(config)]
+        command = [sys.executable, "-P", "-s", "-S", "-B", "-c", _BOOT, root, str(os.getpid()), json.dumps(config)]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-S", "-B", "-c", _BOOT, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(its_requests, its_replies),
+                bufsize=0,
                 env={"PYTHONHASHSEED": str(self._hash_seed)},
                 cwd="/",
                 start_new_session=True,
@@ -113,41 +174,64 @@ class Sandbox:
         except OSError as error:
             self._stop()
             raise InfrastructureError(f"the sandbox's interpreter could not be started: {error}") from error
-        finally:
-            os.close(its_requests)
-            os.close(its_replies)
+        assert self._process.stdin and self._process.stdout
+        self._requests, self._replies = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._requests, False)
         os.set_blocking(self._replies, False)
-        try:
-            hello = json.loads(self._read_frame(time.monotonic() + START_TIMEOUT_S))
-        except _DeadError as error:
-            code = self._process.poll()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        # The keeper and the fork server both write here, in any order, and each in one piece.
+        found: dict[str, Any] = {}
+        while not found.keys() >= {"zygote", "missing"} and "error" not in found:
+            found |= json.loads(self._read_frame(deadline))
+        if "error" in found:
             self._stop()
-            raise InfrastructureError(f"the sandbox did not start: {error} (exit code {code})") from None
-        if "error" in hello:
-            self._stop()
-            raise InfrastructureError(f"no sandbox without its wall, so nothing will be run: {hello['error']}")
-        self.landlock = hello["landlock"]
+            raise InfrastructureError(f"no sandbox without its wall, so nothing will be run: {found['error']}")
+        self.pid = found["zygote"]
+        return {Layer(name): why for name, why in found["missing"].items()}
 
-    def execute(self, program: str, inputs: Sequence[str], fail_fast: bool = False) -> list[Outcome]:
+    def _check_layers(self) -> None:
+        lacking = [layer for layer in self._settings.require if self.layers[layer]]
+        if lacking:
+            reasons = "; ".join(f"{layer}: {self.layers[layer]}" for layer in lacking)
+            raise InfrastructureError(
+                f"executor.require asks for layers that are not to be had here ({reasons}). `azr doctor` says what helps."
+            )
+        if self.tier is Tier.D and not self._settings.allow_unsafe:
+            raise InfrastructureError(
+                "the wall is too weak to run model-written programs: "
+                + "; ".join(f"{layer}: {why}" for layer, why in self.layers.items() if why)
+                + ". `azr doctor` says what helps; executor.allow_unsafe=true runs them all the same."
+            )
+
+    def execute(
+        self, program: str, inputs: Sequence[str], limits: Limits | None = None, *, fail_fast: bool = False
+    ) -> list[Outcome]:
         """Run `f` of `program` on every input (the text between the parentheses of a call, literals only).
 
         Returns one outcome per input, aligned; with `fail_fast` those up to the first that is not ok.
         Raises values.CodecError for an input that is not literals, InfrastructureError if the fork server fails twice.
         """
-        if len(program.encode("utf-8", "surrogatepass")) > MAX_PROGRAM_BYTES:
-            outcome = Outcome(Status.ERROR, detail="ProgramTooLarge")
+        limits = limits or self._limits
+        if len(program) > MAX_PROGRAM_BYTES or len(program.encode("utf-8", "surrogatepass")) > MAX_PROGRAM_BYTES:
+            outcome = Outcome(Status.ERROR, detail="ProgramTooLarge", isolated=self._isolated)
             return [outcome] * (1 if fail_fast else len(inputs))
-        limit = values.MAX_INPUT_BYTES
-        encoded = [values.encode(values.parse_args(text, limit), limit) for text in inputs]
-        request = json.dumps({"program": program, "inputs": encoded, "fail_fast": fail_fast}).encode("ascii")
+        nodes = ",".join([_encoded(text) if len(text) <= _SHORT else _encode(text) for text in inputs])
+        self.executions += len(inputs)
         for attempt in (1, 2):
             if self._aborted:
                 raise InfrastructureError("the pool was closed")
+            # What has killed a fork server may not touch the next one.
+            options = {
+                "program": program,
+                "fail_fast": fail_fast,
+                "careful": attempt == 2,
+                "limits": [limits.timeout_s, limits.memory_mb, limits.output_bytes],
+            }
+            request = f'{json.dumps(options)[:-1]},"inputs":[{nodes}]}}'.encode("ascii")
             try:
                 if self._process is None:
                     self.start()
-                return self._exchange(request, len(inputs))
+                return self._exchange(request, len(inputs), limits)
             except _DeadError as error:
                 self._stop()
                 if attempt == 2 and not self._aborted:
@@ -159,7 +243,7 @@ class Sandbox:
         self._aborted = True
         process = self._process
         if process:
-            process.kill()
+            process.terminate()
 
     def close(self) -> None:
         """End and reap the fork server; its children die with it."""
@@ -167,32 +251,45 @@ class Sandbox:
         self._stop()
 
     def _stop(self) -> None:
-        for fd in (self._requests, self._replies):
-            if fd >= 0:
-                os.close(fd)
+        self.pid = None
         self._requests = self._replies = -1
-        if self._process:
-            self._process.kill()
-            self._process.wait()
+        if process := self._process:
             self._process = None
+            # The keeper kills the fork server and leaves when all that was inside is gone.
+            process.terminate()
+            for pipe in (process.stdin, process.stdout):
+                if pipe:
+                    pipe.close()
+            try:
+                process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()  # the kernel takes the rest with it
+                process.wait()
+        if self._cgroup:
+            self._cgroup.remove()
+            self._cgroup = None
 
-    def _exchange(self, request: bytes, count: int) -> list[Outcome]:
-        deadline = time.monotonic() + count * self._settings.timeout_s + GRACE_S
+    def _exchange(self, request: bytes, count: int, limits: Limits) -> list[Outcome]:
+        deadline = time.monotonic() + count * limits.timeout_s + GRACE_S
         self._write(_LENGTH.pack(len(request)) + request, deadline)
         outcomes = []
-        for status, detail, text in json.loads(self._read_frame(deadline)):
+        for line in self._read_frame(deadline).decode("ascii").split("\n"):
+            status, detail, text = line.split("\t", 2)
             if status == Status.INFRASTRUCTURE:
                 raise _DeadError(detail)
-            outcomes.append(self._outcome(Status(status), detail, text))
+            outcomes.append(self._outcome(Status(status), detail, text, limits))
         return outcomes
 
-    def _outcome(self, status: Status, detail: str, text: str) -> Outcome:
+    def _outcome(self, status: Status, detail: str, text: str, limits: Limits) -> Outcome:
         if status is not Status.OK:
-            return Outcome(status, detail=detail)
+            return Outcome(status, detail=detail, isolated=self._isolated)
         try:
-            return Outcome(status, values.canonical(values.decode(text, self._settings.output_bytes)))
+            value = (
+                _read_short(text) if len(text) <= min(_SHORT, limits.output_bytes) else _read(text, limits.output_bytes)
+            )
         except values.CodecError as error:
-            return Outcome(Status.CRASHED, detail=f"not an encoded value: {error}")
+            return Outcome(Status.CRASHED, detail=f"not an encoded value: {error}", isolated=self._isolated)
+        return Outcome(status, value, isolated=self._isolated)
 
     def _write(self, data: bytes, deadline: float) -> None:
         view = memoryview(data)
@@ -225,6 +322,27 @@ class Sandbox:
         poll.register(fd, event)
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise _DeadError("the fork server did not answer in time")
+
+
+_SHORT = 512
+"""Values up to this length are remembered in their other form: a task's inputs, and so its outputs, come many times."""
+
+
+def _encode(text: str) -> str:
+    limit = values.MAX_INPUT_BYTES
+    return values.encode(values.parse_args(text, limit), limit)
+
+
+def _read(text: str, max_bytes: int) -> str:
+    return values.canonical(values.decode(text, max_bytes))
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_short(text: str) -> str:
+    return _read(text, _SHORT)
+
+
+_encoded = functools.lru_cache(maxsize=4096)(_encode)
 
 
 class _DeadError(Exception):

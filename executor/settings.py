@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from executor.layers import Layer
+
 
 class Section(BaseModel):
     """One table of the configuration: immutable, every key known, every default checked."""
@@ -22,3 +24,11 @@ class ExecutorSettings(Section):
     """Address space that one execution may add to the sandbox's own, in MiB."""
     output_bytes: int = Field(default=65536, ge=64, le=2**24)
     """Largest encoded return value, in bytes; a larger one is a rejection, never a truncation."""
+    queue: int = Field(default=1024, ge=1, le=2**20)
+    """Executions that may wait for a sandbox. Beyond that their callers wait at the door, so that memory stays bounded."""
+    require: tuple[Layer, ...] = ()
+    """Layers of the sandbox without which nothing starts; `azr doctor` lists which of them this machine has."""
+    allow_unsafe: bool = False
+    """Run even without seccomp, where model-written programs can do what their user can. Every outcome then says so."""
+    record_work: bool = False
+    """Append every validation and verification to `<run>/executor_work.<actor>.jsonl`, for benchmarks on recorded work."""

@@ -74,6 +74,8 @@ class RejectionReason(StrEnum):
     """Not exactly one input (deduction, abduction), or fewer than two (induction)."""
     UNPARSEABLE_INPUT = "unparseable_input"
     """An input is not a list of Python literals, or it is beyond the codec's budgets."""
+    DUPLICATE_INPUT = "duplicate_input"
+    """Two inputs of an induction proposal are the same: one would show what the other hides."""
     ERROR = "error"
     """The program does not parse, has no function `f`, or raised an exception."""
     TIMEOUT = "timeout"

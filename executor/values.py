@@ -13,6 +13,7 @@ import json
 import math
 import re
 import unicodedata
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, NoReturn
 
@@ -83,6 +84,9 @@ def parse_literal(text: str, max_bytes: int = MAX_BYTES) -> object:
 
     Raises LiteralError for anything but a literal, BudgetError beyond the budgets.
     """
+    items = _read_simple(text, max_bytes)
+    if items is not None:
+        return items[0] if len(items) == 1 else tuple(items)
     items, is_tuple = _Reader(text, max_bytes).read_top()
     return tuple(items) if is_tuple else items[0]
 
@@ -92,8 +96,39 @@ def parse_args(text: str, max_bytes: int = MAX_BYTES) -> tuple[object, ...]:
 
     Raises like `parse_literal`; an empty text is a LiteralError.
     """
-    items, _ = _Reader(text, max_bytes).read_top()
-    return tuple(items)
+    items = _read_simple(text, max_bytes)
+    return tuple(_Reader(text, max_bytes).read_top()[0] if items is None else items)
+
+
+_SIMPLE_BYTES = 4000
+"""Too few for an integer beyond MAX_INT_BITS or for MAX_NODES values."""
+_SIMPLE = re.compile(r"(?:[0-9eE \t\n,:\[\]{}.+'\"-]|True|False|None)*")
+_loads = json.JSONDecoder().decode
+
+
+def _read_simple(text: str, max_bytes: int) -> list[object] | None:
+    """The items of a short text that is JSON but for its quotes and the names of its constants; None for any other.
+
+    Most texts are of this kind, and the C parser of JSON reads them many times faster. What it does not accept, and what
+    the two languages could read differently (escapes, both quotes in one text, JSON's own constants), is left to `_Reader`.
+    """
+    if len(text) > min(max_bytes, _SIMPLE_BYTES) or not text.isascii() or "\\" in text:
+        return None
+    quote = "'" if '"' not in text else '"'
+    parts = text.split(quote)  # inside a string at every other one
+    outside = quote.join(parts[::2])
+    if (quote == '"' and "'" in text) or not _SIMPLE.fullmatch(outside):
+        return None
+    if outside.count("[") + outside.count("{") >= MAX_DEPTH:
+        return None
+    if "e" in outside or "N" in outside:
+        outside = outside.replace("True", "true").replace("False", "false").replace("None", "null")
+        parts[::2] = outside.split(quote)
+    try:
+        items: list[object] = _loads("[" + '"'.join(parts) + "]")
+    except ValueError:
+        return None
+    return items or None
 
 
 class _Reader:
@@ -283,6 +318,8 @@ class _Reader:
 def canonical(value: object) -> str:
     """The canonical text of `value`, which `parse_literal` reads back.
 
+    Values of equal canonical text are the same to every program: types, the signs of zeros, and the order of a dict are
+    in it, while sets are written in one order. (Thus not every pair that is `equal` has one text: dicts and zeros.)
     Raises UnserialisableError for other than exact builtin types, BudgetError beyond the budgets.
     """
     return _write(value, [MAX_NODES], 0)
@@ -294,13 +331,16 @@ def canonical_args(args: tuple[object, ...]) -> str:
     return ", ".join([_write(value, left, 0) for value in args])
 
 
+_REPR: frozenset[Any] = frozenset({str, float, bytes, bool, type(None)})
+
+
 def _write(value: Any, left: list[int], depth: int) -> str:
     """`left[0]` is the number of nodes that may still be written."""
     kind: Any = type(value)
     left[0] -= 1
     if left[0] < 0:
         raise BudgetError(f"more than {MAX_NODES} values")
-    if kind is str or kind is float or kind is bytes or value is None or kind is bool:
+    if kind in _REPR:
         return repr(value)
     if kind is int:
         if value.bit_length() > MAX_INT_BITS:
@@ -308,25 +348,25 @@ def _write(value: Any, left: list[int], depth: int) -> str:
         return repr(value)
     if depth >= MAX_DEPTH:
         raise BudgetError(f"nested deeper than {MAX_DEPTH}")
-    if kind is dict:
-        pairs = [f"{_write(k, left, depth + 1)}: {_write(v, left, depth + 1)}" for k, v in value.items()]
-        return "{" + ", ".join(pairs) + "}"
-    if kind is set or kind is frozenset:
-        # A set's own order is the hash seed's. Elements that have no common order are ordered by their text.
-        ordered = len({type(item) for item in value}) == 1 and type(next(iter(value))) in (int, str, bytes)
-        texts = [_write(item, left, depth + 1) for item in (sorted(value) if ordered else value)]
-        if not ordered:
-            texts.sort()
-        if not texts:
-            return "set()" if kind is set else "frozenset()"
-        body = "{" + ", ".join(texts) + "}"
-        return body if kind is set else f"frozenset({body})"
-    if kind is not list and kind is not tuple:
-        raise UnserialisableError(type_name(value))
-    texts = [_write(item, left, depth + 1) for item in value]
+    depth += 1
     if kind is list:
-        return "[" + ", ".join(texts) + "]"
-    return "(" + ", ".join(texts) + (",)" if len(texts) == 1 else ")")
+        return "[" + ", ".join([_write(item, left, depth) for item in value]) + "]"
+    if kind is tuple:
+        return "(" + ", ".join([_write(item, left, depth) for item in value]) + (",)" if len(value) == 1 else ")")
+    if kind is dict:
+        pairs = [f"{_write(k, left, depth)}: {_write(v, left, depth)}" for k, v in value.items()]
+        return "{" + ", ".join(pairs) + "}"
+    if kind is not set and kind is not frozenset:
+        raise UnserialisableError(type_name(value))
+    # A set's own order is the hash seed's. Elements that have no common order are ordered by their text.
+    ordered = len({type(item) for item in value}) == 1 and type(next(iter(value))) in (int, str, bytes)
+    texts = [_write(item, left, depth) for item in (sorted(value) if ordered else value)]
+    if not ordered:
+        texts.sort()
+    if not texts:
+        return "set()" if kind is set else "frozenset()"
+    body = "{" + ", ".join(texts) + "}"
+    return body if kind is set else f"frozenset({body})"
 
 
 def type_name(value: object, _name: Any = type.__dict__["__name__"]) -> str:
@@ -369,8 +409,7 @@ def encode(value: object, max_bytes: int = MAX_BYTES) -> str:
 
     Raises like `canonical`; BudgetError also where the text would be longer than `max_bytes`.
     """
-    budget = [MAX_NODES, max_bytes]
-    text = json.dumps(_tag(value, budget, 0), separators=(",", ":"))
+    text = _tagged(value, [MAX_NODES, max_bytes], 0)
     if len(text) > max_bytes:
         raise BudgetError(f"encoding longer than {max_bytes} bytes")
     return text
@@ -384,54 +423,63 @@ def decode(text: str, max_bytes: int = MAX_BYTES) -> object:
     if len(text) > max_bytes:
         raise BudgetError(f"encoding longer than {max_bytes} bytes")
     try:
-        return _untag(json.loads(text), [MAX_NODES], 0)
+        return from_tagged(_loads(text))
     except CodecError:
         raise
     except (ValueError, RecursionError, TypeError) as error:
         raise LiteralError(f"not an encoded value: {type(error).__name__}") from None
 
 
+def from_tagged(node: object) -> object:
+    """The value of an encoding that has been read as JSON already. Raises CodecError, TypeError or ValueError."""
+    return _untag(node, [MAX_NODES], 0)
+
+
 _TAGS: dict[Any, str] = {list: "l", tuple: "t", set: "s", frozenset: "f", dict: "d", bytes: "b"}
-_MAKERS: dict[str, Any] = {"l": list, "t": tuple, "s": set, "f": frozenset}
+_MAKERS: dict[str, Callable[[list[object]], object]] = {"t": tuple, "s": set, "f": frozenset}
+_CONSTANT_TEXTS = {None: "null", True: "true", False: "false"}
+_quoted = json.encoder.encode_basestring_ascii
 
 
-def _tag(value: Any, budget: list[int], depth: int) -> object:
+def _tagged(value: Any, budget: list[int], depth: int) -> str:
     """`budget` is [nodes left, bytes left]; bytes are counted from below, so that nothing huge is built first."""
     kind: Any = type(value)
     budget[0] -= 1
     budget[1] -= len(value) if kind is str or kind is bytes else 1
     if budget[0] < 0 or budget[1] < 0:
         raise BudgetError("value too large")
-    if kind is str or kind is float or kind is bool or value is None:
-        return value
     if kind is int:
         if value.bit_length() > MAX_INT_BITS:
             raise BudgetError("integer too large")
-        return value
+        return repr(value)
+    if kind is str:
+        return _quoted(value)
+    if value is None or kind is bool:
+        return _CONSTANT_TEXTS[value]
+    if kind is float:
+        return repr(value) if math.isfinite(value) else json.dumps(value)
+    if kind is bytes:
+        return f'["b","{value.hex()}"]'
     if kind not in _TAGS:
         raise UnserialisableError(type_name(value))
-    if kind is bytes:
-        return ["b", value.hex()]
     if depth >= MAX_DEPTH:
         raise BudgetError(f"nested deeper than {MAX_DEPTH}")
-    tagged: list[object] = [_TAGS[kind]]
-    if kind is dict:
-        for key, item in value.items():
-            tagged.append(_tag(key, budget, depth + 1))
-            tagged.append(_tag(item, budget, depth + 1))
-    else:
-        tagged.extend(_tag(item, budget, depth + 1) for item in value)
-    return tagged
+    items = value if kind is not dict else [part for pair in value.items() for part in pair]
+    parts = [f'["{_TAGS[kind]}"', *[_tagged(item, budget, depth + 1) for item in items]]
+    return ",".join(parts) + "]"
 
 
 def _untag(node: Any, left: list[int], depth: int) -> object:
     left[0] -= 1
     if left[0] < 0 or depth > MAX_DEPTH:
         raise BudgetError("value too large")
-    if type(node) is int and node.bit_length() > MAX_INT_BITS:
-        raise BudgetError("integer too large")
-    if type(node) is not list:
-        if type(node) is dict:
+    kind = type(node)
+    if kind is int:
+        if node.bit_length() > MAX_INT_BITS:
+            raise BudgetError("integer too large")
+        return node
+    if kind is not list:
+        if kind is dict:
             raise LiteralError("not an encoded value: object")
         return node
     if not node:
@@ -439,7 +487,10 @@ def _untag(node: Any, left: list[int], depth: int) -> object:
     tag = node[0]
     if tag == "b" and len(node) == 2:
         return bytes.fromhex(node[1])
-    items = [_untag(item, left, depth + 1) for item in node[1:]]
+    depth += 1
+    items = [_untag(item, left, depth) for item in node[1:]]
+    if tag == "l":
+        return items
     if tag == "d" and len(items) % 2 == 0:
         return dict(zip(items[::2], items[1::2], strict=True))
     if type(tag) is not str or tag not in _MAKERS:

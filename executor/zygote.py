@@ -1,16 +1,20 @@
 """The fork server inside the wall: it forks a child per request, runs the program there, and says what became of it.
 
-Started by `sandbox.py` with exec, an empty environment, its standard streams on the null device, and two pipes. It
-imports the standard library and this package's light files, encloses itself (`jail.py`), and then serves requests, one
-at a time. It is single-threaded.
+Forked by `keeper.py` with an empty environment, its standard streams on the null device, and two pipes. It imports the
+standard library and this package's light files, encloses itself (`namespaces.py`, `jail.py`), and then serves requests,
+one at a time. It is single-threaded.
 
-A program that has not been seen before is parsed, checked and compiled in the child, so that no text can hurt the
-server; once a child has compiled it, the server compiles and caches it for the next time. The status of a run is the
-server's own finding, from the child's frames, its deadline and its wait status. A child can lie about its own program's
-value only, which the program could do by returning it: expected outputs never come here.
+A short, plain program is checked and compiled here, where the memory is warm, and kept for the next time; any other, and
+one on which a fork server has died before, in the child. The status of a run is the server's own finding, from the
+child's frames, its deadline and its wait status. A child can lie about its own program's value only, which the program
+could do by returning it: expected outputs never come here, and other programs are in memory that children do not get.
 
-Frames to and from the supervisor: a length (four bytes, big-endian) and JSON. Frames from a child: a nonce, a length,
-one byte that names the kind of statement, and its text.
+Most of what a fork costs are page faults, on every page that the child writes or whose code it runs for the first time.
+So a child does as little as possible before it calls the program, and copies nothing that it can share.
+
+Frames to and from the supervisor: a length (four bytes, big-endian) and, inwards, JSON; outwards, a line an outcome,
+`status TAB detail TAB encoded value`. Frames from a child: a nonce, a length, one byte that names the kind of statement,
+and its text.
 """
 
 from __future__ import annotations
@@ -25,15 +29,21 @@ import resource
 import select
 import signal
 import struct
-import sys
 import time
-from collections import OrderedDict
+import warnings
+from collections.abc import Collection
 from types import CodeType
 from typing import Any, NoReturn
 
-from executor import jail, safety, values
+from executor import jail, keeper, namespaces, safety, values
+from executor.layers import Layer
+from executor.programs import ProgramCache
 
-MAX_CACHED_PROGRAMS = 256
+MAX_PLAIN_CHARACTERS, MAX_PLAIN_DEPTH = 4096, 12
+"""A program beyond these is compiled in a child: the parser's worst cases need long text or deep nesting."""
+
+PATIENCE_MS = 2
+"""How long a child may run before its frames are read as they come. (A full pipe makes it wait for no longer.)"""
 
 # Codecs that `str.encode` would have to load from files, which can't be opened any more.
 _CODECS = ("ascii", "cp1252", "latin_1", "utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_8_sig", "unicode_escape")
@@ -41,9 +51,10 @@ _CODECS = ("ascii", "cp1252", "latin_1", "utf_16", "utf_16_be", "utf_16_le", "ut
 _LENGTH = struct.Struct(">I")
 _NONCE_BYTES = 16
 _HEADER = struct.Struct(f">{_NONCE_BYTES}sI")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"()[]{}"))
 
 # What a child may state; the texts are the encoded value, an exception's type, or what was refused.
-COMPILED, VALUE, ERROR, MEMORY, TOO_LARGE, UNSERIALISABLE, UNSAFE = b"C", b"V", b"E", b"M", b"L", b"U", b"G"
+VALUE, ERROR, MEMORY, TOO_LARGE, UNSERIALISABLE, UNSAFE = b"V", b"E", b"M", b"L", b"U", b"G"
 _STATUS = {
     VALUE: "ok",
     ERROR: "error",
@@ -55,6 +66,9 @@ _STATUS = {
 
 Outcome = tuple[str, str, str]
 """(status, detail, encoded value)"""
+
+Refusal = tuple[bytes, str]
+"""What a child states of a program that is not run."""
 
 
 def read_frame(fd: int) -> bytes | None:
@@ -79,25 +93,31 @@ def write_all(fd: int, data: bytes) -> None:
         data = data[os.write(fd, data) :]
 
 
-def pack_frame(message: object) -> bytes:
-    """A frame of JSON for the other side of the pipe."""
-    data = json.dumps(message, separators=(",", ":")).encode("ascii")
+def pack_frame(data: bytes) -> bytes:
+    """A frame for the other side of the pipe."""
     return _LENGTH.pack(len(data)) + data
 
 
-class Zygote:
-    """The fork server's state. `config`: timeout_s, memory_mb, output_bytes, gate (False leaves only the wall)."""
+def pack_outcomes(outcomes: list[Outcome]) -> bytes:
+    """A frame of outcomes for the supervisor."""
+    return pack_frame("\n".join(["\t".join(outcome) for outcome in outcomes]).encode("ascii"))
 
-    def __init__(self, requests: int, replies: int, config: dict[str, Any]) -> None:
+
+class Zygote:
+    """The fork server's state. `gate`: whether there is a policy; without, only the wall is left."""
+
+    def __init__(self, requests: int, replies: int, gate: bool, layers: Collection[Layer]) -> None:
         self.requests = requests
         self.replies = replies
-        self.timeout_s: float = config["timeout_s"]
-        self.memory_bytes: int = config["memory_mb"] << 20
-        self.output_bytes: int = config["output_bytes"]
-        self.gate: bool = config["gate"]
-        self.programs: OrderedDict[str, CodeType | None] = OrderedDict()
-        """Programs that a child has compiled; None until the server has done so itself."""
-        self.builtins = safety.program_builtins() if self.gate else vars(importlib.import_module("builtins"))
+        self.gate = gate
+        self.layers = layers
+        self.orphans = self.filtered = True
+        """Whether a child can outlive this process, and whether it gets a filter of its own."""
+        self.limits: list[float] = []
+        self.timeout_s = 0.0
+        self.output_bytes = 0
+        self.programs = ProgramCache()
+        self.builtins = safety.program_builtins() if gate else vars(importlib.import_module("builtins"))
         self.pid = os.getpid()
         with open("/proc/self/statm") as statm:
             self.base_bytes = int(statm.read().split()[0]) * resource.getpagesize()
@@ -106,39 +126,59 @@ class Zygote:
         """Answer requests until the supervisor closes its end."""
         while (frame := read_frame(self.requests)) is not None:
             request = json.loads(frame)
-            inputs = [values.decode(text, values.MAX_INPUT_BYTES) for text in request["inputs"]]
-            outcomes = self.run(request["program"], inputs, request["fail_fast"])
-            write_all(self.replies, pack_frame(outcomes))
+            self._set_limits(request["limits"])
+            inputs = [values.from_tagged(node) for node in request["inputs"]]
+            outcomes = self.run(request["program"], inputs, request["fail_fast"], request["careful"])
+            write_all(self.replies, pack_outcomes(outcomes))
         os._exit(0)
 
-    def run(self, program: str, inputs: list[Any], fail_fast: bool) -> list[Outcome]:
+    def _set_limits(self, limits: list[float]) -> None:
+        """`limits`: seconds, MiB, bytes of output."""
+        if limits == self.limits:
+            return
+        self.limits = limits
+        self.timeout_s, memory_mb, output_bytes = limits
+        self.output_bytes = int(output_bytes)
+        if Layer.RLIMITS in self.layers:
+            # Of this process, because it is inherited: one call fewer in each child.
+            jail.limit_memory(self.base_bytes + (int(memory_mb) << 20))
+
+    def run(self, program: str, inputs: list[Any], fail_fast: bool, careful: bool) -> list[Outcome]:
         """Run `f` of `program` on each of `inputs` (tuples of arguments).
 
         One child runs them one after another, each in fresh globals; after one that ended its child, the rest go on in
-        a new one. With `fail_fast` the last outcome may be the first that is not ok.
+        a new one. With `fail_fast` the last outcome may be the first that is not ok. With `careful` the program is
+        compiled in the child.
         """
+        prepared = None if careful else self._prepare(program)
+        if isinstance(prepared, tuple):
+            return [(_STATUS[prepared[0]], prepared[1], "")] * (1 if fail_fast else len(inputs))
         outcomes: list[Outcome] = []
         while len(outcomes) < len(inputs):
-            code = self._lookup(program)
-            outcomes += self._run_child(program, code, inputs[len(outcomes) :], fail_fast)
+            outcomes += self._run_child(program, prepared, inputs[len(outcomes) :], fail_fast)
             if fail_fast and outcomes[-1][0] != "ok":
                 break
         return outcomes
 
-    def _lookup(self, program: str) -> CodeType | None:
-        """The compiled program if a child has compiled it before."""
-        if program not in self.programs:
-            return None
-        self.programs.move_to_end(program)
-        code = self.programs[program]
-        if code is None:
-            code = self.programs[program] = _compile(program)
+    def _prepare(self, program: str) -> CodeType | Refusal | None:
+        """The program compiled, or why it is refused; None where that is for the child to find out."""
+        code = self.programs.get(program)
+        if code is None and _is_plain(program):
+            prepared = self._compile_checked(program)
+            if isinstance(prepared, tuple):
+                return prepared
+            code = prepared
+            self.programs.put(program, code)
         return code
 
-    def _remember(self, program: str) -> None:
-        self.programs[program] = None
-        if len(self.programs) > MAX_CACHED_PROGRAMS:
-            self.programs.popitem(last=False)
+    def _compile_checked(self, program: str) -> CodeType | Refusal:
+        try:
+            found = safety.compile_checked(program) if self.gate else _compile(program)
+            return (UNSAFE, _printable(f"{found[0]}: {found[1]}")) if isinstance(found, tuple) else found
+        except MemoryError:
+            return MEMORY, ""
+        except Exception as error:
+            return ERROR, _printable(values.type_name(error))
 
     # ------------------------------------------------------------------------------------------ the server's side
 
@@ -147,26 +187,24 @@ class Zygote:
         nonce = os.urandom(_NONCE_BYTES)
         reader, writer = os.pipe()
         try:
-            child = os.fork()
+            child = jail.fork()
         except OSError as error:
             os.close(reader)
             os.close(writer)
             return [("infrastructure", f"fork: {error.strerror}", "")]
         if child == 0:
-            self._child(program, code, batch, reader, writer, nonce)
+            self._child(program, code, batch, writer, nonce)
         os.close(writer)
-        outcomes, verdict = self._collect(program, reader, nonce, len(batch), fail_fast)
+        outcomes, verdict = self._collect(reader, nonce, len(batch), fail_fast)
         os.close(reader)
         if verdict != "ended":
             os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if verdict == "done":
             return outcomes
-        return [*outcomes, _post_mortem(verdict, status)]
+        return [*outcomes, self._post_mortem(verdict, status)]
 
-    def _collect(
-        self, program: str, reader: int, nonce: bytes, count: int, fail_fast: bool
-    ) -> tuple[list[Outcome], str]:
+    def _collect(self, reader: int, nonce: bytes, count: int, fail_fast: bool) -> tuple[list[Outcome], str]:
         """Read a child's frames up to its end or the deadline, which every frame extends.
 
         Returns the outcomes and `done` (there is nothing to add to them), or why one is missing: `deadline`,
@@ -175,8 +213,11 @@ class Zygote:
         outcomes: list[Outcome] = []
         data = bytearray()
         poll = select.poll()
-        poll.register(reader, select.POLLIN)
+        # Most children have ended within moments: to be woken by that alone saves a switch of processes per frame.
+        poll.register(reader, 0)
         deadline = time.monotonic() + self.timeout_s
+        poll.poll(min(self.timeout_s * 1000, PATIENCE_MS))
+        poll.modify(reader, select.POLLIN)
         while True:
             left_ms = math.ceil((deadline - time.monotonic()) * 1000)
             if left_ms <= 0 or not poll.poll(left_ms):
@@ -192,67 +233,68 @@ class Zygote:
                     return outcomes[: count - 1], "protocol"
                 if len(data) < _HEADER.size + size:
                     break
-                statement = bytes(data[_HEADER.size : _HEADER.size + 1])
-                text = bytes(data[_HEADER.size + 1 : _HEADER.size + size]).decode("ascii", "replace")
+                status = _STATUS.get(bytes(data[_HEADER.size : _HEADER.size + 1]))
+                text = data[_HEADER.size + 1 : _HEADER.size + size].decode("ascii", "replace")
                 del data[: _HEADER.size + size]
                 deadline = time.monotonic() + self.timeout_s
-                if statement == COMPILED:
-                    self._remember(program)
-                    continue
-                if statement not in _STATUS:
+                if status is None or not text.isascii() or "\n" in text or "\t" in text:
                     return outcomes[: count - 1], "protocol"
-                status = _STATUS[statement]
-                outcomes.append((status, "", text) if status == "ok" else (status, text, ""))
+                outcomes.append((status, "", text) if status == "ok" else (status, _printable(text), ""))
                 if status == "memory" or (fail_fast and status != "ok"):
                     return outcomes, "done"
             if data and len(outcomes) == count:
                 return outcomes[:-1], "protocol"
 
+    def _post_mortem(self, verdict: str, status: int) -> Outcome:
+        """The finding about a child that owes an outcome: `verdict` as of `_collect`, `status` its exit code."""
+        if verdict == "deadline":
+            return "timeout", "", ""
+        if verdict == "protocol":
+            return "crashed", "not the agreed frames", ""
+        if status == -signal.SIGSYS:
+            return "unsafe", "system call", ""
+        if status == -signal.SIGXCPU:
+            return "timeout", "", ""
+        if status == -signal.SIGKILL and Layer.SECCOMP in self.layers:
+            return "infrastructure", "not enclosed, or killed from outside", ""
+        return "crashed", signal.Signals(-status).name if status < 0 else f"exit {status}", ""
+
     # ------------------------------------------------------------------------------------------- the child's side
 
-    def _child(
-        self, program: str, code: CodeType | None, batch: list[Any], reader: int, writer: int, nonce: bytes
-    ) -> NoReturn:
+    def _child(self, program: str, code: CodeType | None, batch: list[Any], writer: int, nonce: bytes) -> NoReturn:
         try:
             try:
-                for fd in (reader, self.requests, self.replies):
-                    os.close(fd)
-                cpu_s = math.ceil(self.timeout_s * len(batch)) + 1
-                jail.enclose_child(self.pid, self.base_bytes + self.memory_bytes, cpu_s)
+                os.closerange(keeper.REQUESTS, writer)  # the reader too, which was made before the writer
+                if self.orphans:
+                    # In a process namespace the kernel ends it with the server, which is that namespace's first process.
+                    jail.die_with_parent()
+                    if os.getppid() != self.pid:
+                        os._exit(1)
+                    jail.limit_cpu(math.ceil(self.timeout_s * len(batch)) + 1)
+                if self.filtered:
+                    jail.enclose_child()
             except BaseException:
                 # Not the program's fault. Nothing inside the wall can send this signal, so it can't be forged.
                 os.kill(os.getpid(), signal.SIGKILL)
-            gc.enable()
-            # Other programs may be what an induction answer should find for itself.
-            self.programs.clear()
-            refusal = None
-            if code is None:
-                code, refusal = self._compile_checked(program)
-                if code is not None:
-                    write_all(writer, _statement(nonce, COMPILED, ""))
+            prepared = code or self._compile_checked(program)
             kept: list[Any] = []  # nothing is destroyed before the end, so that no `__del__` runs between two inputs
             for args in batch:
-                statement = refusal or self._call(code, args, kept)
-                write_all(writer, _statement(nonce, *statement))
+                kind, text = prepared if isinstance(prepared, tuple) else self._call(prepared, args, kept)
+                data = text.encode("ascii", "replace")
+                write_all(writer, nonce + (len(data) + 1).to_bytes(4, "big") + kind + data)
         finally:
             os._exit(0)
 
-    def _compile_checked(self, program: str) -> tuple[CodeType | None, tuple[bytes, str] | None]:
-        try:
-            if self.gate and (found := safety.check(program)):
-                return None, (UNSAFE, f"{found[0]}: {ascii(found[1])[1:-1][:80]}")
-            return _compile(program), None
-        except MemoryError:
-            return None, (MEMORY, "")
-        except Exception as error:
-            return None, (ERROR, values.type_name(error))
+    def _call(self, code: CodeType, args: tuple[Any, ...], kept: list[Any]) -> Refusal:
+        """What the child states of one input.
 
-    def _call(self, code: CodeType | None, args: tuple[Any, ...], kept: list[Any]) -> tuple[bytes, str]:
-        """What the child states of one input."""
-        namespace: dict[str, Any] = {"__name__": "solution", "__builtins__": dict(self.builtins)}
+        The builtins are one object for all inputs: a copy would touch every one of them. The policy gives a program no
+        way to it; one that gets there changes its own later answers, which the second run then finds.
+        """
+        namespace: dict[str, Any] = {"__name__": "solution", "__builtins__": self.builtins}
         kept.append(namespace)
         try:
-            exec(code, namespace)  # type: ignore[arg-type]  # there is code where there was no refusal
+            exec(code, namespace)
             function = namespace.get("f")
             if not callable(function):
                 return ERROR, "MissingFunction"
@@ -276,46 +318,55 @@ def _compile(program: str) -> CodeType:
     return compile(program, "<program>", "exec", dont_inherit=True)
 
 
-def _statement(nonce: bytes, kind: bytes, text: str) -> bytes:
-    data = kind + text.encode("ascii", "replace")
-    return _HEADER.pack(nonce, len(data)) + data
+def _is_plain(program: str) -> bool:
+    """Whether the parser can't be made to work hard by this text."""
+    if len(program) > MAX_PLAIN_CHARACTERS:
+        return False
+    depth = 0
+    for character in program.encode("utf-8", "replace").translate(None, _NOT_BRACKETS):
+        depth += 1 if character in b"([{" else -1
+        if depth > MAX_PLAIN_DEPTH:
+            return False
+    return True
 
 
-def _post_mortem(verdict: str, status: int) -> Outcome:
-    """The finding about a child that owes an outcome: `verdict` as of `_collect`, `status` its exit code."""
-    if verdict == "deadline":
-        return "timeout", "", ""
-    if verdict == "protocol":
-        return "crashed", "not the agreed frames", ""
-    if status == -signal.SIGSYS:
-        return "unsafe", "system call", ""
-    if status == -signal.SIGXCPU:
-        return "timeout", "", ""
-    if status == -signal.SIGKILL:
-        return "infrastructure", "not enclosed, or killed from outside", ""
-    return "crashed", signal.Signals(-status).name if status < 0 else f"exit {status}", ""
+def _printable(text: str) -> str:
+    """Model-made text for a line of ASCII."""
+    return "".join([letter if " " <= letter <= "~" else "?" for letter in text[:100]])
 
 
-def main(requests: int, replies: int, parent: int, config: dict[str, Any]) -> NoReturn:
-    """Build the wall, report it, serve. On failure the report says why, and nothing is served."""
+def main(
+    requests: int, replies: int, config: dict[str, Any], wanted: Collection[Layer], missing: namespaces.Missing
+) -> NoReturn:
+    """Build the wall, report it, serve. On failure the report says why, and nothing is served.
+
+    `missing` is what the keeper could not have of `wanted`.
+    """
     try:
+        warnings.simplefilter("ignore")  # programs' own, which the compiler gives
         for codec in _CODECS:
             importlib.import_module(f"encodings.{codec}")
-        zygote = Zygote(requests, replies, config)
-        landlock = jail.harden(parent)
-        jail.enclose_server()
-        jail.self_test()
+        # What stays away is known only when there is no way back to the file system.
+        zygote = Zygote(requests, replies, config["gate"], wanted)
+        missing = namespaces.enter_others(wanted, missing)
+        jail.die_with_parent()
+        missing |= jail.harden(wanted)
+        if Layer.SECCOMP in wanted:
+            try:
+                jail.enclose_server()
+            except jail.JailError as error:
+                missing[Layer.SECCOMP] = str(error)
+            else:
+                jail.self_test()
+        zygote.layers = frozenset(wanted) - set(missing)
+        zygote.orphans = Layer.PID_NAMESPACE not in zygote.layers
+        zygote.filtered = Layer.SECCOMP in zygote.layers
     except BaseException as error:
         with contextlib.suppress(OSError):
-            write_all(replies, pack_frame({"error": f"{type(error).__name__}: {error}"}))
+            write_all(replies, pack_frame(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode("ascii")))
         os._exit(1)
     # Collected objects would be written to, and every page that is written to after a fork is copied.
     gc.collect()
     gc.freeze()
-    gc.disable()
-    write_all(replies, pack_frame({"landlock": landlock}))
+    write_all(replies, pack_frame(json.dumps({"missing": missing}).encode("ascii")))
     zygote.serve()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]))

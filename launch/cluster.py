@@ -23,7 +23,7 @@ from actors.buffer import RemoteBuffer, TaskBuffer
 from launch.config import Config
 from launch.console import REFRESH_S, Console
 from launch.models import prepare
-from launch.recorder import Recorder, RunFolder
+from launch.recorder import Recorder, RunFolder, work_log
 from launch.summary import summarise
 
 LOOPBACK = "127.0.0.1"
@@ -161,7 +161,8 @@ class RolloutActor:
         self._incarnation = incarnation
         self._endpoint = endpoint
         self._buffer = buffer
-        log_to(RunFolder(folder.absolute()), self._id, incarnation)
+        self._folder = RunFolder(folder.absolute())
+        log_to(self._folder, self._id, incarnation)
         self._engine: Any = None
 
     async def run(self) -> dict[str, str]:
@@ -181,7 +182,8 @@ class RolloutActor:
             await self._engine.start()
             client = StreamClient(self._endpoint, self._id, self._incarnation, config.actors.concurrency)
             try:
-                judge = Judge(pool, config.executor)
+                record = work_log(self._folder, self._id, config.executor.record_work)
+                judge = Judge(pool, config.executor, record=record)
                 await Rollout(self._engine, judge, RemoteBuffer(self._buffer), client, config.selfplay).run()
                 return await self._engine.checksums() if config.run.verify_weights else {}
             finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,19 @@ class RunFolder:
         if not self.metrics.exists():
             return []
         return [json.loads(line) for line in self.metrics.read_text().splitlines() if line]
+
+
+def work_log(folder: RunFolder, actor_id: str, wanted: bool) -> Callable[[dict[str, Any]], None] | None:
+    """What `Judge` takes as `record`: appends to `executor_work.<actor>.jsonl`; None if it is not wanted."""
+    if not wanted:
+        return None
+    # Line by line, for the life of the process: what an actor was asked last is there when it is killed.
+    stream = (folder.path / f"executor_work.{actor_id}.jsonl").open("a", buffering=1)
+
+    def record(entry: dict[str, Any]) -> None:
+        stream.write(json.dumps(entry) + "\n")
+
+    return record
 
 
 class Recorder:

@@ -19,7 +19,7 @@ from launch.assemble import Saved, make_gate, make_hooks, make_trainer
 from launch.config import Config
 from launch.console import Console
 from launch.models import prepare
-from launch.recorder import Recorder, RunFolder
+from launch.recorder import Recorder, RunFolder, work_log
 from launch.summary import summarise
 from learner.checkpoint import Checkpoints
 from learner.loop import learn
@@ -146,7 +146,7 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
     seq = iter(range(1, 1 << 62))
     player = Player(
         engine,
-        Judge(pool, config.executor),
+        Judge(pool, config.executor, record=work_log(folder, HOLDER.actor_id, config.executor.record_work)),
         LocalBuffer(store),
         config.selfplay,
         Identity(config.run.name, HOLDER.actor_id, HOLDER.incarnation),

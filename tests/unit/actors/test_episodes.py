@@ -17,7 +17,7 @@ from actors.settings import SelfPlaySettings
 from executor.judge import Judge
 from executor.pool import InfrastructureError, SerialPool
 from executor.settings import ExecutorSettings
-from executor.tasks import Kind, Task
+from executor.tasks import Kind, Task, Verdict
 from learner.staleness import Grant
 from learner.trajectory import Role, Status, Trajectory, VersionSpan, check
 
@@ -175,6 +175,34 @@ def test_induction_is_judged_on_the_hidden_half(judge: Judge, store: TaskBuffer)
     assert rewards(out, Role.SOLVE) == [1.0, -0.5]
     assert all("hidden" not in prompt for prompt in engine.prompts), "the solver saw the hidden half"
     assert store.sizes()["induction"] == 1
+
+
+def test_an_induction_proposal_with_one_input_twice_hides_nothing(judge: Judge, store: TaskBuffer) -> None:
+    reply = "Gives it back.\n```\n```input\n'a'\n```\n```input\n \"a\"\n```\n"
+    out, returned, _ = play(judge, store, Grant(1, Kind.INDUCTION, 0, (0,), (1, 2)), lambda prompt, turn: reply)
+    assert [(t.reward, t.outcome) for t in out] == [(-1.0, "duplicate_input")]
+    assert returned == [1, 2]
+
+
+def test_the_solutions_of_a_task_are_judged_together(
+    judge: Judge, store: TaskBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(prompt: str, turn: int) -> str:
+        if prompt.endswith("def f("):
+            return "x):\n    return abs(x)\n```\n```input\n-3\n```\n"
+        return ["3", "```", "4", "3"][turn]
+
+    requests: list[list[str]] = []
+    verify_all = judge.verify_all
+
+    async def watched(task: Task, answers: Sequence[str]) -> list[Verdict]:
+        requests.append(list(answers))
+        return await verify_all(task, answers)
+
+    monkeypatch.setattr(judge, "verify_all", watched)
+    out, _, _ = play(judge, store, Grant(1, Kind.ABDUCTION, 0, (0,), (1, 2, 3, 4)), answer)
+    assert requests == [["3", "4", "3"]], "a reply without an answer asks the judge nothing"
+    assert rewards(out, Role.SOLVE) == [1.0, -1.0, -0.5, 1.0]
 
 
 def test_estimates_beyond_the_slots_count_but_are_not_trained(judge: Judge, store: TaskBuffer) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from executor.judge import Judge
-from executor.pool import InfrastructureError, Outcome, SerialPool
+from executor.judge import Judge, Memo
+from executor.pool import InfrastructureError, Outcome, SerialPool, Status
 from executor.settings import ExecutorSettings
 from executor.tasks import Kind, Proposal, Rejection, RejectionReason, Task, Verdict, VerdictReason
-from executor.values import Equality
+from executor.values import CodecError, Equality
 
 SUM = "def f(xs, k):\n    return [x + k for x in xs]"
 
@@ -21,6 +24,33 @@ def validate(judge: Judge, kind: Kind, program: str, *inputs: str, message: str 
 
 def verify(judge: Judge, task: Task, answer: str) -> Verdict:
     return asyncio.run(judge.verify(task, answer))
+
+
+def reasons(judge: Judge, task: Task, *answers: str) -> list[str]:
+    return [verdict.reason.value for verdict in asyncio.run(judge.verify_all(task, answers))]
+
+
+class Watched:
+    """A pool that notes what it is asked for."""
+
+    def __init__(self, pool: SerialPool) -> None:
+        self._pool = pool
+        self.workers = pool.workers
+        self.batches: list[tuple[str, list[str]]] = []
+
+    async def execute(self, program: str, inputs: Sequence[str], *args: Any, **options: Any) -> list[Outcome]:
+        self.batches.append((program, list(inputs)))
+        return await self._pool.execute(program, inputs, *args, **options)
+
+
+@pytest.fixture
+def watched(serial_pool: SerialPool) -> Watched:
+    return Watched(serial_pool)
+
+
+@pytest.fixture
+def sharing(watched: Watched, settings: ExecutorSettings) -> Judge:
+    return Judge(watched, settings)  # type: ignore[arg-type]  # it neither starts nor closes
 
 
 @pytest.mark.parametrize("kind", [Kind.DEDUCTION, Kind.ABDUCTION])
@@ -44,6 +74,8 @@ def test_an_induction_task_shows_half(judge: Judge) -> None:
         (Kind.DEDUCTION, SUM, (), RejectionReason.INPUT_COUNT),
         (Kind.ABDUCTION, SUM, ("[], 1", "[], 2"), RejectionReason.INPUT_COUNT),
         (Kind.INDUCTION, SUM, ("[], 1",), RejectionReason.INPUT_COUNT),
+        (Kind.INDUCTION, SUM, ("[], 1", "[],1 # again"), RejectionReason.DUPLICATE_INPUT),
+        (Kind.INDUCTION, SUM, ("{2, 1}, 1", "[], 1", "{1, 2}, 1"), RejectionReason.DUPLICATE_INPUT),
         (Kind.DEDUCTION, SUM, ("xs",), RejectionReason.UNPARSEABLE_INPUT),
         (Kind.DEDUCTION, SUM, ("",), RejectionReason.UNPARSEABLE_INPUT),
         (Kind.DEDUCTION, SUM, ("[1]",), RejectionReason.ERROR),
@@ -62,11 +94,74 @@ def test_rejections(judge: Judge, kind: Kind, program: str, inputs: tuple[str, .
     assert rejection.reason is reason
 
 
-def test_leaks_between_inputs_are_nondeterminism(judge: Judge) -> None:
-    """Fresh globals do not undo a change to a module; the reversed order of the second run shows it."""
-    program = "import string\ndef f(x):\n string.seen = getattr(string, 'seen', 0) + x\n return string.seen"
+def test_inputs_that_python_calls_equal_are_no_duplicates(judge: Judge) -> None:
+    task = validate(judge, Kind.INDUCTION, "def f(x): return [x, x]", "1", "1.0", "True", "0.0", "-0.0")
+    assert isinstance(task, Task)
+    assert task.outputs == ("[1, 1]", "[1.0, 1.0]", "[True, True]", "[0.0, 0.0]", "[-0.0, -0.0]")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("keyword.kwlist.append(x)", RejectionReason.NONDETERMINISTIC),
+        ("kept = keyword.kwlist; kept[0] = 'x' * len(kept[0]) * 2", RejectionReason.NONDETERMINISTIC),
+        ("F = fractions.Fraction; F.seen = getattr(F, 'seen', 0) + x", RejectionReason.NONDETERMINISTIC),
+        ("fractions.Fraction.seen = x", RejectionReason.UNSAFE),
+        ("keyword.kwlist[0] = x", RejectionReason.UNSAFE),
+        ("setattr(keyword, 'seen', x)", RejectionReason.ERROR),
+        ("setattr(fractions.Fraction, 'seen', x)", RejectionReason.ERROR),
+    ],
+)
+def test_leaks_between_inputs_are_found_out_or_refused(judge: Judge, change: str, reason: RejectionReason) -> None:
+    """Fresh globals do not undo a change to what a module holds; the reversed order of the second run shows it."""
+    seen = "getattr(fractions.Fraction, 'seen', 0)"
+    program = f"import fractions, keyword\ndef f(x):\n {change}\n return keyword.kwlist, {seen}"
     rejection = validate(judge, Kind.INDUCTION, program, "1", "2", "3")
-    assert rejection == Rejection(RejectionReason.NONDETERMINISTIC)
+    assert isinstance(rejection, Rejection)
+    assert rejection.reason is reason
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "n = 0\ndef f(x):\n global n\n n += 1\n return n",
+        "def f(x, seen=[]):\n seen.append(x)\n return len(seen)",
+        "class A: n = 0\ndef f(x):\n A.n += 1\n return A.n",
+        "def f(x):\n f.n = getattr(f, 'n', 0) + 1\n return f.n",
+        "def f(x):\n try: getattr.n = 1\n except AttributeError: return 1\n return 2",
+        "def f(x):\n try: type(getattr).n = 1\n except TypeError: return 1\n return 2",
+        "def f(x):\n try: setattr(setattr, 'n', 1)\n except AttributeError: return 1\n return 2",
+        "def f(x):\n try: ValueError.n = 1\n except TypeError: return 1\n return 2",
+        "def f(x):\n global len\n n = len('ab')\n len = lambda s: 3\n return n",
+        "def f(x):\n try: raise MemoryError\n except MemoryError as e: n = getattr(e, 'n', 0); e.n = 1; return n",
+        "def f(x):\n try: next(iter([]))\n except StopIteration as e: n = getattr(e, 'n', 0); e.n = 1; return n",
+        "def f(x):\n c = [[]] + [1, (2, [])][:1]\n c[0].append(x)\n return c",
+        "def f(x):\n g = (i for i in (1, 2))\n next(g)\n return next(g)",
+    ],
+)
+def test_without_imports_nothing_is_left_for_the_next_input(serial_pool: SerialPool, program: str) -> None:
+    """What the judge builds on when it runs several answers to an abduction task in one child."""
+    outcomes = asyncio.run(serial_pool.execute(program, ["1", "1", "1"]))
+    assert {outcome.status for outcome in outcomes} == {Status.OK}
+    assert len({outcome.value for outcome in outcomes}) == 1
+
+
+def test_determine(judge: Judge) -> None:
+    def determine(program: str, given: str) -> Outcome:
+        return replace(asyncio.run(judge.determine(program, given)), detail="")
+
+    assert determine("def f(x): return x * 2", " 21 ") == Outcome(Status.OK, "42")
+    assert determine("def f(x): return hash('a')", "1") == Outcome(Status.NONDETERMINISTIC)
+    assert determine("def f(x): return 1 / x", "0") == Outcome(Status.ERROR)
+    assert determine("import os", "0") == Outcome(Status.UNSAFE)
+    with pytest.raises(CodecError):
+        determine("def f(x): return x", "x")
+
+
+def test_nondeterminism_says_what_differed(judge: Judge) -> None:
+    detail = asyncio.run(judge.determine("def f(x): return hash('a')", "1")).detail
+    one, _, other = detail.partition(" in one run, ")
+    assert int(one) != int(other.removesuffix(" in the other"))
 
 
 @pytest.mark.parametrize(
@@ -143,4 +238,146 @@ def test_a_failing_sandbox_is_never_a_verdict(settings: ExecutorSettings) -> Non
     with pytest.raises(InfrastructureError):
         validate(judge, Kind.DEDUCTION, SUM, "[1], 2")
     with pytest.raises(InfrastructureError):
-        verify(judge, Task(Kind.ABDUCTION, SUM, ("[1], 2",), ("[3]",)), "[1], 2")
+        verify(judge, Task(Kind.ABDUCTION, SUM, ("[1], 2",), ("[3]",)), "[2], 1")
+
+
+# ------------------------------------------------------------------------------------------ several answers, one request
+
+DOUBLE = "def f(x): return x * 2"
+
+
+def test_answers_to_deduction_run_nothing(sharing: Judge, watched: Watched) -> None:
+    task = Task(Kind.DEDUCTION, DOUBLE, ("2",), ("4",))
+    assert reasons(sharing, task, "4", "5", "four", " 4 ", "4.0", "") == [
+        "correct", "wrong", "unparseable", "correct", "wrong", "unparseable",
+    ]  # fmt: skip
+    assert watched.batches == []
+    assert (sharing.stats.answers, sharing.stats.shared_equal, sharing.stats.executed) == (6, 1, 0)
+
+
+def test_answers_to_abduction_share_a_batch(sharing: Judge, watched: Watched) -> None:
+    task = Task(Kind.ABDUCTION, "def f(x): return x % 3", ("4",), ("1",))
+    answers = ["7", "4", "8", " 7", "'a'", "x", "7.0", "[1]"]
+    expected = ["correct", "correct", "wrong", "correct", "error", "unparseable", "wrong", "error"]
+    assert reasons(sharing, task, *answers) == expected
+    assert watched.batches == [(task.program, ["7", "8", "'a'", "7.0", "[1]"])], "the task's own input is known"
+    stats = sharing.stats
+    assert (stats.answers, stats.shared_equal, stats.shared_own, stats.executed) == (8, 1, 1, 5)
+    assert reasons(sharing, task, *answers[::-1]) == expected[::-1]
+    assert watched.batches[1:] == [(task.program, ["[1]", "'a'"])], "values are remembered, failures are not"
+    assert stats.memo_hits == 3
+
+
+def test_a_program_that_imports_gets_a_child_for_every_answer(sharing: Judge, watched: Watched) -> None:
+    """It could answer by its place in the batch, and so make its own task as hard as it likes."""
+    program = "import keyword\ndef f(x):\n keyword.kwlist.append(x)\n return len(keyword.kwlist)"
+    (alone,) = asyncio.run(watched.execute(program, ["1"]))
+    task = Task(Kind.ABDUCTION, program, ("1",), (alone.value,))
+    watched.batches.clear()
+    assert reasons(sharing, task, "2", "3", "4") == ["correct"] * 3
+    assert watched.batches == [(program, [given]) for given in ("2", "3", "4")]
+
+
+def test_one_answers_timeout_or_memory_is_not_the_others(sharing: Judge, watched: Watched) -> None:
+    program = (
+        "def f(x):\n"
+        "    while x == 'loop': pass\n"
+        "    kept = bytearray(25_000_000)\n"
+        "    def g(): return kept\n"
+        "    return bytes(10) if x == 'all' and bytearray(1 << 40) else 1"
+    )
+    task = Task(Kind.ABDUCTION, program, ("0",), ("1",))
+    answers = ["1", "'loop'", "2", "'all'", "3", "4", "5"]
+    assert reasons(sharing, task, *answers) == [
+        "correct", "timeout", "correct", "memory", "correct", "correct", "correct",
+    ]  # fmt: skip
+    assert watched.batches[0][1] == answers
+    assert ["'all'"] in [batch for _, batch in watched.batches[1:]], "asked again, alone"
+
+
+def test_memory_that_others_hold_is_not_an_answers_fault(sharing: Judge, watched: Watched) -> None:
+    """A batch keeps its values to the end. Alone, each of these answers fits."""
+    program = "class B(bytearray): pass\nkept = []\ndef f(x):\n    kept.append(B(25_000_000))\n    return 1"
+    task = Task(Kind.ABDUCTION, program, ("0",), ("1",))
+    assert reasons(sharing, task, "1", "2", "3", "4", "5") == ["correct"] * 5
+
+
+def test_answers_to_induction_never_share_a_child(sharing: Judge, watched: Watched) -> None:
+    task = Task(Kind.INDUCTION, DOUBLE, ("1", "2", "3", "4"), ("2", "4", "6", "8"), "doubles")
+    plus, square = "def f(x): return x + x", "def f(x): return x * x"
+    answers = [plus, square, DOUBLE, f"\n{plus}\n", "def f(x) x", f"{DOUBLE}\n"]
+    assert reasons(sharing, task, *answers) == ["correct", "wrong", "correct", "correct", "error", "correct"]
+    assert watched.batches == [(plus, ["3", "4"]), (square, ["3", "4"]), ("def f(x) x", ["3", "4"])]
+    assert (sharing.stats.shared_equal, sharing.stats.shared_own) == (2, 1)
+    watched.batches.clear()
+    assert reasons(sharing, task, plus) == ["correct"]
+    assert watched.batches == [], "its values are remembered"
+
+
+def test_all_at_once_is_the_same_as_one_by_one(serial_pool: SerialPool, settings: ExecutorSettings) -> None:
+    tasks = {
+        Task(Kind.DEDUCTION, DOUBLE, ("2",), ("4",)): ["4", "x", "5", "4"],
+        Task(Kind.ABDUCTION, DOUBLE, ("2",), ("4",)): ["2", "3", "2.0", "'a'", "None", "2", "]"],
+        Task(Kind.INDUCTION, DOUBLE, ("2", "3"), ("4", "6")): [DOUBLE, "def f(x): return x + 3", "", "f = abs"],
+    }
+    for task, answers in tasks.items():
+        one_by_one = [verify(Judge(serial_pool, settings), task, answer) for answer in answers]
+        assert asyncio.run(Judge(serial_pool, settings).verify_all(task, answers)) == one_by_one
+        again = Judge(serial_pool, settings)
+        assert [verify(again, task, answer) for answer in answers * 2] == one_by_one * 2
+
+
+def test_nothing_to_verify(judge: Judge) -> None:
+    for kind in Kind:
+        assert reasons(judge, Task(kind, DOUBLE, ("1", "2"), ("2", "4"))) == []
+
+
+def test_nothing_is_validated_from_memory(sharing: Judge, watched: Watched) -> None:
+    task = Task(Kind.ABDUCTION, DOUBLE, ("1",), ("2",))
+    reasons(sharing, task, "5")
+    watched.batches.clear()
+    validate(sharing, Kind.ABDUCTION, DOUBLE, "5")
+    assert watched.batches == [(DOUBLE, ["5"])] * 2
+
+
+def test_a_memo_is_bounded_and_forgets_what_was_used_longest_ago() -> None:
+    memo = Memo(max_bytes=30)
+    for number in range(3):
+        memo.put("program", str(number), "v" * 2)
+    assert memo.bytes == 30
+    assert memo.get("program", "0") == "vv"
+    memo.put("program", "3", "vv")
+    assert [memo.get("program", str(number)) for number in range(4)] == ["vv", None, "vv", "vv"]
+    memo.put("program", "3", "ignored: the first counts")
+    memo.put("p" * 40, "", "")
+    assert memo.bytes == 0, "what is larger than all of it is not kept"
+
+
+def test_a_failing_sandbox_fails_the_whole_request(serial_pool: SerialPool, settings: ExecutorSettings) -> None:
+    class Failing(Watched):
+        async def execute(self, program: str, *args: Any, **options: Any) -> list[Outcome]:
+            if "fail" in program:
+                raise InfrastructureError("no sandbox")
+            return await super().execute(program, *args, **options)
+
+    judge = Judge(Failing(serial_pool), settings)  # type: ignore[arg-type]
+    task = Task(Kind.INDUCTION, DOUBLE, ("1", "2"), ("2", "4"))
+    with pytest.raises(InfrastructureError):
+        asyncio.run(judge.verify_all(task, ["def f(x): return x", "fail", "def f(x): return 4"]))
+
+
+def test_work_is_recorded_as_it_was_asked(serial_pool: SerialPool, settings: ExecutorSettings) -> None:
+    lines: list[dict[str, Any]] = []
+    record: Callable[[dict[str, Any]], None] = lines.append
+    judge = Judge(serial_pool, settings, record=record)
+    task = validate(judge, Kind.INDUCTION, f"{DOUBLE}\n", " 1", "2", message="doubles")
+    assert isinstance(task, Task)
+    reasons(judge, task, DOUBLE, "f = 1")
+    verify(judge, task, "")
+    about = {"kind": "induction", "message": "doubles"}
+    valid = {**about, "program": DOUBLE, "inputs": ["1", "2"], "outputs": ["2", "4"]}
+    assert lines == [
+        {"op": "validate", **about, "program": f"{DOUBLE}\n", "inputs": [" 1", "2"]},
+        {"op": "verify", **valid, "answers": [DOUBLE, "f = 1"]},
+        {"op": "verify", **valid, "answers": [""]},
+    ]

@@ -237,5 +237,5 @@ def test_without_seccomp_nothing_runs() -> None:
         [sys.executable, "-c", _WITHOUT_SECCOMP], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert result.returncode == 1
-    assert "InfrastructureError: no sandbox without its wall" in result.stderr
+    assert "InfrastructureError: the wall is too weak" in result.stderr
     assert "seccomp" in result.stderr

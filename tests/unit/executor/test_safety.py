@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from executor import safety
-from executor.safety import Unsafe, check
+from executor.safety import Unsafe, check, compile_checked
 
 
 @pytest.mark.parametrize(
@@ -35,10 +38,25 @@ from executor.safety import Unsafe, check
         ("g.gi_frame", Unsafe.ATTRIBUTE, "gi_frame"),
         ("e.__traceback__", Unsafe.ATTRIBUTE, "__traceback__"),
         ("match f:\n    case object(__globals__=g): pass", Unsafe.ATTRIBUTE, "__globals__"),
+        ("'{0.__globals__}'.format(f)", Unsafe.ATTRIBUTE, "__globals__"),
+        ("'{0[a]. gi_frame!r:>{1}}'.format(f, 2)", Unsafe.ATTRIBUTE, "gi_frame"),
+        ("'{:{1.__code__}}'.format(f, f)", Unsafe.ATTRIBUTE, "__code__"),
+        ("class A: __module__ = 'os'", Unsafe.NAME, "__module__"),
+        ("def f(__module__): pass", Unsafe.NAME, "__module__"),
+        ("try: pass\nexcept ValueError as __builtins__: pass", Unsafe.NAME, "__builtins__"),
+        ("match f:\n    case {**__builtins__}: pass", Unsafe.NAME, "__builtins__"),
+        ("x = __dict__", Unsafe.NAME, "__dict__"),
+        ("import math\nmath.seen = 1", Unsafe.MUTATION, "math"),
+        ("import math as m\ndef f(x):\n    m.seen += x", Unsafe.MUTATION, "m"),
+        ("from fractions import Fraction\nFraction.seen = 1", Unsafe.MUTATION, "Fraction"),
+        ("import collections.abc\ndel collections.abc.Sized.x", Unsafe.MUTATION, "collections"),
+        ("import keyword\nkeyword.kwlist[0] = 'x'", Unsafe.MUTATION, "keyword"),
+        ("import math\nfor math.x in (1, 2): pass", Unsafe.MUTATION, "math"),
     ],
 )
 def test_refused(program: str, reason: Unsafe, name: str) -> None:
     assert check(program) == (reason, name)
+    assert compile_checked(program) == (reason, name)
 
 
 @pytest.mark.parametrize(
@@ -52,10 +70,47 @@ def test_refused(program: str, reason: Unsafe, name: str) -> None:
         "if __name__ == '__main__': pass",
         "class A(B):\n    def __eq__(self, o): return super().__eq__(o)",
         "from dataclasses import dataclass, field\n@dataclass\nclass P:\n    x: int = 0",
+        "from __future__ import annotations\nfrom io import StringIO",
+        "class V:\n    def __add__(s, o): return s\n    __radd__ = __add__",
+        "class V:\n    def __init__(s, x): object.__setattr__(s, 'x', x)",
+        "def f(xs):\n    for _, __ in xs: print(__)",
+        "try: pass\nexcept ValueError as input: print(input)",
+        "from collections import Counter\ndef f(x):\n    c = Counter(); c.x = 1; c['a'] += 1; return c",
+        "import decimal\ndecimal.getcontext().prec = 50",
+        "from collections import Counter\ndef f(Counter): Counter.x = 1",
+        "'{0.name} {x[__class__]}'.format(f)",
+        "'a.__globals__ {}'",
+        "import enum\nclass C(enum.Enum):\n    A = 1\nC.__members__",
     ],
 )
 def test_accepted(program: str) -> None:
     assert check(program) is None
+    assert isinstance(compile_checked(program), types.CodeType)
+
+
+_PIECES = st.sampled_from([
+    "f", "x", "open", "eval", "input", "__init__", "__globals__", "__builtins__", "__module__", "gi_frame", ".", ".", "=",
+    "(", ")", "\n", "\n ", ":", "import ", "from ", "as ", "del ", "def ", "class ", "lambda ", "os", "math", ",", "'{0.",
+    "}'", "# ", "'", "ﬁ", "ｏpen", "__ｇlobals__", " ", "match ", "case ", "0x1for ", "in ", "\\\n",
+])  # fmt: skip
+
+
+@given(st.lists(_PIECES, max_size=10).map("".join))
+def test_the_short_check_lets_nothing_pass_that_the_long_one_refuses(program: str) -> None:
+    """Except for a bare special name that is not bound, which is a NameError."""
+    if not safety._is_plain(program):
+        return
+    try:
+        found = check(program)
+    except (SyntaxError, ValueError):
+        return
+    assert found is None or (found[0] is Unsafe.NAME and found[1] in safety.ALLOWED_DUNDERS)
+
+
+def test_most_programs_are_plain() -> None:
+    assert safety._is_plain("class A:\n    def __init__(self): self.x = 'e'.upper()")
+    for program in ("import math", "x = open", "f.__globals__", "x = 'é'", "__x__ = 1"):
+        assert not safety._is_plain(program)
 
 
 def test_every_allowed_name_is_taken_as_a_whole() -> None:
@@ -85,3 +140,41 @@ def test_programs_find_facades_without_the_modules_inside() -> None:
     for program in ("import os", "import os.path", "getattr(f, '__globals__')", "open('x')", "eval('1')"):
         with pytest.raises((ImportError, AttributeError, NameError)):
             exec(program, {"__builtins__": builtins, "f": lambda: 0})
+    exec("import io\nassert not hasattr(io, 'open') and not hasattr(io, 'FileIO')\nio.StringIO('x')", namespace)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import math\nmath.seen = 1",
+        "import math\nsetattr(math, 'seen', 1)",
+        "import math\ndel math.pi",
+        "from fractions import Fraction as F\nsetattr(F, 'seen', 1)",
+        "import textwrap\nsetattr(textwrap.dedent, 'seen', 1)",
+        "getattr.seen = 1",
+        "setattr(setattr, 'seen', 1)",
+        "type(getattr).seen = 1",
+        "print.seen = 1",
+        "int.seen = 1",
+        "ValueError.seen = 1",
+    ],
+)
+def test_what_inputs_share_refuses_to_be_changed(program: str) -> None:
+    """At run time, whatever the gate may have overlooked."""
+    with pytest.raises((AttributeError, TypeError)):
+        exec(program, {"__builtins__": safety.program_builtins()})
+
+
+def test_guarded_functions_work_as_usual() -> None:
+    program = (
+        "class A: x = 1\n"
+        "a = A()\n"
+        "setattr(a, 'y', 2)\n"
+        "results = [getattr(a, 'x'), getattr(a, 'z', 3), hasattr(a, 'y'), hasattr(a, 'z')]\n"
+        "delattr(a, 'y')\n"
+        "results.append(hasattr(a, 'y'))\n"
+        "results.append(list(map(getattr, [a], ['x'])))\n"
+    )
+    namespace: dict[str, Any] = {"__builtins__": safety.program_builtins()}
+    exec(program, namespace)
+    assert namespace["results"] == [1, 3, True, False, False, [1]]

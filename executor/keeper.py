@@ -1,0 +1,85 @@
+"""The process between the supervisor and a fork server: it begins the server's process namespace, and buries it.
+
+It exists because only the next fork is in a new process namespace, and because a process outside of the wall must be
+there to reap what is inside. It holds no pipe, and does nothing but wait. Dead, it takes the fork server with it; told to
+(SIGTERM), it kills the fork server, and leaves when nothing is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from typing import Any, NoReturn
+
+from executor import jail, namespaces
+from executor.layers import Layer
+
+REQUESTS, REPLIES = 3, 4
+"""Descriptors of the fork server's two pipes."""
+
+
+def main(supervisor: int, config: dict[str, Any]) -> NoReturn:
+    """Fork the server from this process, whose standard input and output are the two pipes; then wait for its end.
+
+    `supervisor` is the parent's process id, `config` what `Sandbox.start` sent. The first frame to the supervisor is
+    {"zygote": process id}; or {"error": text} where there will be none.
+    """
+    os.dup2(0, REQUESTS)
+    os.dup2(1, REPLIES)
+    os.dup2(2, 0)  # the null device
+    os.dup2(2, 1)
+    jail.die_with_parent()
+    if os.getppid() != supervisor:
+        os._exit(1)
+    wanted = frozenset(Layer(name) for name in config["layers"])
+    _join_cgroup(config["cgroup"])
+    missing = namespaces.enter_processes(wanted)
+    # Where there is no process namespace, orphans come to this process.
+    jail.adopt_orphans()
+    zygote = os.fork()
+    if zygote == 0:
+        from executor import zygote as server
+
+        server.main(REQUESTS, REPLIES, config, wanted, missing)
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(zygote, signal.SIGKILL))
+    with contextlib.suppress(OSError):
+        _announce(zygote)
+    for fd in (REQUESTS, REPLIES):
+        os.close(fd)
+    os.waitpid(zygote, 0)
+    _bury()
+    os._exit(0)
+
+
+def _announce(zygote: int) -> None:
+    data = json.dumps({"zygote": zygote}).encode("ascii")
+    os.write(REPLIES, len(data).to_bytes(4, "big") + data)
+
+
+def _join_cgroup(folders: list[str]) -> None:
+    for folder in folders:
+        with open(os.path.join(folder, "cgroup.procs"), "w") as file:
+            file.write("0")
+
+
+def _bury() -> None:
+    """Kill and reap every orphan. In a process namespace of its own the kernel has done it already."""
+    while True:
+        try:
+            with open(f"/proc/self/task/{os.getpid()}/children") as file:
+                children = [int(pid) for pid in file.read().split()]
+        except OSError:
+            children = []
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        try:
+            os.wait()
+        except ChildProcessError:
+            return
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), json.loads(sys.argv[2]))
