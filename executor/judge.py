@@ -9,7 +9,8 @@ Work is shared where the sharing can't change a verdict:
 - Answers to one task that are the same (the same canonical value; for programs, the same text) are judged once.
 - Deduction runs nothing. An input that equals the task's own, or a program that does, is correct without a run.
 - Other inputs for a task's program run as one batch, in one child, if the program imports nothing: then there is nothing
-  that one call could leave to the next (`safety.py`). Otherwise each runs in a child of its own, since the program's
+  that one call could leave to the next (`safety.py`), and a validated program's value does not depend on where in memory
+  its objects lie, which differs from server to server (`zygote.py`). Otherwise each runs in a child of its own, since the program's
   author could have it answer by its place in the batch.
 - An answer program gets all hidden inputs in one child, but never shares that with another answer's program. What it
   remembers from one input for the next doesn't bring it closer to outputs that it never sees.

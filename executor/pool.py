@@ -6,18 +6,32 @@ Worker i runs under hash seed i + 1, so any two workers differ in the order of t
 from __future__ import annotations
 
 import asyncio
-import functools
+import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
 from executor.layers import ALL, Layer, Tier
-from executor.sandbox import InfrastructureError, Limits, Outcome, Sandbox, Status
+from executor.sandbox import (
+    FRAME_LENGTH,
+    MAX_REPLY_BYTES,
+    DeadError,
+    InfrastructureError,
+    Limits,
+    Outcome,
+    Request,
+    Sandbox,
+    Status,
+    failed_twice,
+)
 from executor.settings import ExecutorSettings
 
 __all__ = ["InfrastructureError", "Limits", "Outcome", "Pool", "PoolStats", "SandboxPool", "SerialPool", "Status"]
+
+MAX_STARTERS = 8
+"""Threads that start sandboxes: starting many at once is bound by the cores."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +81,24 @@ class Pool(Protocol):
 
 
 class SandboxPool:
-    """An async pool. Every sandbox has a thread of its own, which starts it, waits for it, and reaps it.
+    """An async pool: the event loop itself reads and writes the sandboxes' pipes, so that a request costs no thread.
 
-    Threads, because a sandbox dies with the thread that started it and needs neither signal handlers nor a child
-    watcher: the pool works on any event loop in any thread. A caller waits while every sandbox is busy: the first
-    `settings.queue` of them in a queue, first come, first served, and the rest at the door, before anything of theirs is
-    kept here. A cancelled caller's request still runs to its end, and its sandbox is free only then.
+    Starting and stopping block, and are done by a few threads that live as long as the pool does: a sandbox dies with the
+    thread that started it, and needs neither signal handlers nor a child watcher. A caller waits while every sandbox is
+    busy: the first `settings.queue` of them in a queue, first come, first served, and the rest at the door, before anything
+    of theirs is kept here. A cancelled caller's request still runs to its end, and its sandbox is free only then.
     """
 
     def __init__(self, settings: ExecutorSettings, *, gate: bool = True, layers: frozenset[Layer] = ALL) -> None:
         self._sandboxes = _sandboxes(settings, gate, layers)
+        self._limits = Limits.of(settings)
         self._door = asyncio.Semaphore(settings.workers + settings.queue)
-        self._waiting_peak = 0
-        self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"sandbox-{i}") for i in range(settings.workers)]
+        self._starters = ThreadPoolExecutor(min(settings.workers, MAX_STARTERS), thread_name_prefix="sandbox-starter")
         self._free = set(range(settings.workers))
         self._waiting: deque[tuple[int | None, asyncio.Future[int]]] = deque()
+        self._waiting_peak = 0
+        self._running: set[asyncio.Future[list[Outcome]]] = set()
+        self._replies: set[asyncio.Future[bytes]] = set()
         self._closed = False
 
     @property
@@ -118,13 +135,8 @@ class SandboxPool:
 
     async def start(self) -> None:
         """Start every sandbox. Raises InfrastructureError, with none left running, where one can't be had."""
-        loop = asyncio.get_running_loop()
-        starts = [
-            loop.run_in_executor(thread, sandbox.start)
-            for thread, sandbox in zip(self._threads, self._sandboxes, strict=True)
-        ]
-        results = await asyncio.gather(*starts, return_exceptions=True)
-        for result in results:
+        starts = [self._in_thread(sandbox.start) for sandbox in self._sandboxes]
+        for result in await asyncio.gather(*starts, return_exceptions=True):
             if isinstance(result, BaseException):
                 await self.close()
                 raise result
@@ -140,9 +152,10 @@ class SandboxPool:
     ) -> list[Outcome]:
         """See `Pool.execute`."""
         async with self._door:
+            request = Request.of(program, inputs, limits or self._limits, fail_fast)
             chosen = await self._acquire(worker)
-            call = functools.partial(self._sandboxes[chosen].execute, program, inputs, limits, fail_fast=fail_fast)
-            run = asyncio.get_running_loop().run_in_executor(self._threads[chosen], call)
+            run = asyncio.ensure_future(self._run(self._sandboxes[chosen], request))
+            self._running.add(run)
             run.add_done_callback(lambda done: self._release(chosen, done))
             return await asyncio.shield(run)
 
@@ -153,16 +166,86 @@ class SandboxPool:
             waiter = self._waiting.popleft()[1]
             if not waiter.done():
                 waiter.set_exception(InfrastructureError("the pool was closed"))
-        loop = asyncio.get_running_loop()
+        for reply in self._replies:
+            if not reply.done():
+                reply.set_exception(DeadError("the pool was closed"))
         for sandbox in self._sandboxes:
             sandbox.abort()
-        closes = [
-            loop.run_in_executor(thread, sandbox.close)
-            for thread, sandbox in zip(self._threads, self._sandboxes, strict=True)
-        ]
-        await asyncio.gather(*closes)
-        for thread in self._threads:
-            thread.shutdown()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*[self._in_thread(sandbox.close) for sandbox in self._sandboxes])
+        self._starters.shutdown()
+
+    def _in_thread(self, function: Callable[[], None]) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().run_in_executor(self._starters, function)
+
+    async def _run(self, sandbox: Sandbox, request: Request) -> list[Outcome]:
+        """One request on one sandbox, which is replaced if it dies over it."""
+        for attempt in (1, 2):
+            if self._closed:
+                break
+            try:
+                if sandbox.pid is None:
+                    await self._in_thread(sandbox.start)
+                reply = await self._exchange(sandbox.pipes, request.frame(careful=attempt == 2), request.timeout_s)
+                return sandbox.outcomes(request, reply)
+            except DeadError as error:
+                await self._in_thread(sandbox.stop)
+                if attempt == 2 and not self._closed:
+                    raise failed_twice(error) from None
+        raise InfrastructureError("the pool was closed")
+
+    async def _exchange(self, pipes: tuple[int, int], data: bytes, timeout_s: float) -> bytes:
+        """Send a frame and return the frame that answers it, without its length. Raises DeadError."""
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[bytes] = loop.create_future()
+        requests, replies = pipes
+        left = memoryview(data)
+        received = bytearray()
+
+        def fail(why: str) -> None:
+            if not reply.done():
+                reply.set_exception(DeadError(why))
+
+        def write() -> None:
+            nonlocal left
+            try:
+                left = left[os.write(requests, left) :]
+            except BlockingIOError:
+                pass
+            except BrokenPipeError:
+                fail("the fork server died")
+            if not left or reply.done():
+                loop.remove_writer(requests)
+
+        def read() -> None:
+            try:
+                part = os.read(replies, 1 << 16)
+            except BlockingIOError:
+                return
+            if not part:
+                fail("the fork server died")
+                return
+            received.extend(part)
+            if len(received) >= FRAME_LENGTH.size:
+                (size,) = FRAME_LENGTH.unpack_from(received)
+                if size > MAX_REPLY_BYTES or len(received) > size + FRAME_LENGTH.size:
+                    fail("the fork server sent an impossible frame")
+                elif len(received) == size + FRAME_LENGTH.size and not reply.done():
+                    reply.set_result(bytes(received[FRAME_LENGTH.size :]))
+
+        self._replies.add(reply)
+        loop.add_reader(replies, read)
+        timer = loop.call_later(timeout_s, fail, "the fork server did not answer in time")
+        write()
+        if left and not reply.done():
+            loop.add_writer(requests, write)
+        try:
+            return await reply
+        finally:
+            self._replies.discard(reply)
+            timer.cancel()
+            loop.remove_reader(replies)
+            loop.remove_writer(requests)
 
     async def _acquire(self, worker: int | None) -> int:
         """A free sandbox, or the given one once it is free; first come, first served."""
@@ -186,8 +269,10 @@ class SandboxPool:
             raise
 
     def _release(self, worker: int, run: asyncio.Future[list[Outcome]] | None = None) -> None:
-        if run is not None and not run.cancelled():
-            run.exception()  # seen, even if nobody waits any more
+        if run is not None:
+            self._running.discard(run)
+            if not run.cancelled():
+                run.exception()  # seen, even if nobody waits any more
         for entry in self._waiting:
             wanted, waiter = entry
             if wanted in (None, worker) and not waiter.done():

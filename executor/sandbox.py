@@ -30,10 +30,9 @@ START_TIMEOUT_S = 60.0
 """For a cold interpreter on a slow file system."""
 GRACE_S = 10.0
 """What the fork server may take beyond its children's deadlines before it counts as wedged."""
-MAX_PROGRAM_BYTES = 1 << 16
 
-_LENGTH = struct.Struct(">I")
-_MAX_REPLY_BYTES = 1 << 30
+FRAME_LENGTH = struct.Struct(">I")
+MAX_REPLY_BYTES = 1 << 30
 _STOP_TIMEOUT_S = 5.0
 _SERVER_BYTES = 128 << 20
 """What a fork server and its keeper may take of a control group, beyond two executions' memory."""
@@ -93,6 +92,49 @@ class Limits:
         return cls(settings.timeout_s, settings.memory_mb, settings.output_bytes)
 
 
+class DeadError(Exception):
+    """The fork server is dead, wedged, or has found a failure that is not the program's. Its work can be done again."""
+
+
+def failed_twice(error: DeadError) -> InfrastructureError:
+    """What callers get when a second fork server has failed as the first did."""
+    return InfrastructureError(f"the sandbox failed twice on one request: {error}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One program and its inputs, ready to be sent to a fork server."""
+
+    program: str
+    nodes: str
+    """The inputs, encoded, with commas between them."""
+    count: int
+    limits: Limits
+    fail_fast: bool
+
+    @classmethod
+    def of(cls, program: str, inputs: Sequence[str], limits: Limits, fail_fast: bool) -> Request:
+        """Encode `inputs`. Raises values.CodecError for one that is not literals."""
+        nodes = ",".join([_encoded(text) if len(text) <= _SHORT else _encode(text) for text in inputs])
+        return cls(program, nodes, len(inputs), limits, fail_fast)
+
+    @property
+    def timeout_s(self) -> float:
+        """When the answer is overdue, in seconds."""
+        return self.count * self.limits.timeout_s + GRACE_S
+
+    def frame(self, careful: bool) -> bytes:
+        """The bytes to send. `careful`: a fork server has died on this, so the next one may not touch it itself."""
+        options = {
+            "program": self.program,
+            "fail_fast": self.fail_fast,
+            "careful": careful,
+            "limits": [self.limits.timeout_s, self.limits.memory_mb, self.limits.output_bytes],
+        }
+        data = f'{json.dumps(options)[:-1]},"inputs":[{self.nodes}]}}'.encode("ascii")
+        return FRAME_LENGTH.pack(len(data)) + data
+
+
 class Sandbox:
     """A fork server under one hash seed. Not thread-safe, but for `abort`.
 
@@ -138,9 +180,9 @@ class Sandbox:
                 missing[Layer.CGROUP] = error.strerror or str(error)
         try:
             missing |= self._launch()
-        except _DeadError as error:
+        except DeadError as error:
             code = self._process.poll() if self._process else None
-            self._stop()
+            self.stop()
             raise InfrastructureError(f"the sandbox did not start: {error} (exit code {code})") from None
         self.layers = {layer: missing.get(layer, "") for layer in Layer}
         self._isolated = self.tier is not Tier.D
@@ -148,7 +190,7 @@ class Sandbox:
         try:
             self._check_layers()
         except InfrastructureError:
-            self._stop()
+            self.stop()
             raise
 
     def _launch(self) -> dict[Layer, str]:
@@ -172,7 +214,7 @@ class Sandbox:
                 start_new_session=True,
             )
         except OSError as error:
-            self._stop()
+            self.stop()
             raise InfrastructureError(f"the sandbox's interpreter could not be started: {error}") from error
         assert self._process.stdin and self._process.stdout
         self._requests, self._replies = self._process.stdin.fileno(), self._process.stdout.fileno()
@@ -184,7 +226,7 @@ class Sandbox:
         while not found.keys() >= {"zygote", "missing"} and "error" not in found:
             found |= json.loads(self._read_frame(deadline))
         if "error" in found:
-            self._stop()
+            self.stop()
             raise InfrastructureError(f"no sandbox without its wall, so nothing will be run: {found['error']}")
         self.pid = found["zygote"]
         return {Layer(name): why for name, why in found["missing"].items()}
@@ -211,32 +253,32 @@ class Sandbox:
         Returns one outcome per input, aligned; with `fail_fast` those up to the first that is not ok.
         Raises values.CodecError for an input that is not literals, InfrastructureError if the fork server fails twice.
         """
-        limits = limits or self._limits
-        if len(program) > MAX_PROGRAM_BYTES or len(program.encode("utf-8", "surrogatepass")) > MAX_PROGRAM_BYTES:
-            outcome = Outcome(Status.ERROR, detail="ProgramTooLarge", isolated=self._isolated)
-            return [outcome] * (1 if fail_fast else len(inputs))
-        nodes = ",".join([_encoded(text) if len(text) <= _SHORT else _encode(text) for text in inputs])
-        self.executions += len(inputs)
+        request = Request.of(program, inputs, limits or self._limits, fail_fast)
         for attempt in (1, 2):
             if self._aborted:
-                raise InfrastructureError("the pool was closed")
-            # What has killed a fork server may not touch the next one.
-            options = {
-                "program": program,
-                "fail_fast": fail_fast,
-                "careful": attempt == 2,
-                "limits": [limits.timeout_s, limits.memory_mb, limits.output_bytes],
-            }
-            request = f'{json.dumps(options)[:-1]},"inputs":[{nodes}]}}'.encode("ascii")
+                break
             try:
                 if self._process is None:
                     self.start()
-                return self._exchange(request, len(inputs), limits)
-            except _DeadError as error:
-                self._stop()
+                deadline = time.monotonic() + request.timeout_s
+                self._write(request.frame(careful=attempt == 2), deadline)
+                return self.outcomes(request, self._read_frame(deadline))
+            except DeadError as error:
+                self.stop()
                 if attempt == 2 and not self._aborted:
-                    raise InfrastructureError(f"the sandbox failed twice on one request: {error}") from None
+                    raise failed_twice(error) from None
         raise InfrastructureError("the pool was closed")
+
+    def outcomes(self, request: Request, frame: bytes) -> list[Outcome]:
+        """The outcomes that the fork server's answer to `request` states. Raises DeadError for a failure of its own."""
+        found = []
+        for line in frame.decode("ascii").split("\n"):
+            status, detail, text = line.split("\t", 2)
+            if status == Status.INFRASTRUCTURE:
+                raise DeadError(detail)
+            found.append(self._outcome(Status(status), detail, text, request.limits))
+        self.executions += len(found)
+        return found
 
     def abort(self) -> None:
         """Make a request that is under way in another thread fail soon. Only `close` may follow."""
@@ -248,9 +290,10 @@ class Sandbox:
     def close(self) -> None:
         """End and reap the fork server; its children die with it."""
         self._aborted = True
-        self._stop()
+        self.stop()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End and reap the fork server. It can be started again."""
         self.pid = None
         self._requests = self._replies = -1
         if process := self._process:
@@ -269,17 +312,6 @@ class Sandbox:
             self._cgroup.remove()
             self._cgroup = None
 
-    def _exchange(self, request: bytes, count: int, limits: Limits) -> list[Outcome]:
-        deadline = time.monotonic() + count * limits.timeout_s + GRACE_S
-        self._write(_LENGTH.pack(len(request)) + request, deadline)
-        outcomes = []
-        for line in self._read_frame(deadline).decode("ascii").split("\n"):
-            status, detail, text = line.split("\t", 2)
-            if status == Status.INFRASTRUCTURE:
-                raise _DeadError(detail)
-            outcomes.append(self._outcome(Status(status), detail, text, limits))
-        return outcomes
-
     def _outcome(self, status: Status, detail: str, text: str, limits: Limits) -> Outcome:
         if status is not Status.OK:
             return Outcome(status, detail=detail, isolated=self._isolated)
@@ -291,6 +323,11 @@ class Sandbox:
             return Outcome(Status.CRASHED, detail=f"not an encoded value: {error}", isolated=self._isolated)
         return Outcome(status, value, isolated=self._isolated)
 
+    @property
+    def pipes(self) -> tuple[int, int]:
+        """Descriptors for requests and replies, non-blocking; -1 while there is no fork server."""
+        return self._requests, self._replies
+
     def _write(self, data: bytes, deadline: float) -> None:
         view = memoryview(data)
         while view:
@@ -298,12 +335,12 @@ class Sandbox:
             try:
                 view = view[os.write(self._requests, view) :]
             except BrokenPipeError:
-                raise _DeadError("the fork server died") from None
+                raise DeadError("the fork server died") from None
 
     def _read_frame(self, deadline: float) -> bytes:
-        (size,) = _LENGTH.unpack(self._read(_LENGTH.size, deadline))
-        if size > _MAX_REPLY_BYTES:
-            raise _DeadError("the fork server sent an impossible length")
+        (size,) = FRAME_LENGTH.unpack(self._read(FRAME_LENGTH.size, deadline))
+        if size > MAX_REPLY_BYTES:
+            raise DeadError("the fork server sent an impossible length")
         return self._read(size, deadline)
 
     def _read(self, size: int, deadline: float) -> bytes:
@@ -313,7 +350,7 @@ class Sandbox:
             with contextlib.suppress(BlockingIOError):
                 part = os.read(self._replies, size - len(data))
                 if not part:
-                    raise _DeadError("the fork server died")
+                    raise DeadError("the fork server died")
                 data += part
         return bytes(data)
 
@@ -321,7 +358,7 @@ class Sandbox:
         poll = select.poll()
         poll.register(fd, event)
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise _DeadError("the fork server did not answer in time")
+            raise DeadError("the fork server did not answer in time")
 
 
 _SHORT = 512
@@ -343,7 +380,3 @@ def _read_short(text: str) -> str:
 
 
 _encoded = functools.lru_cache(maxsize=4096)(_encode)
-
-
-class _DeadError(Exception):
-    """The fork server is dead, wedged, or has found a failure that is not the program's."""

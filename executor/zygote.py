@@ -20,6 +20,7 @@ and its text.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -31,7 +32,7 @@ import signal
 import struct
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from types import CodeType
 from typing import Any, NoReturn
 
@@ -41,6 +42,8 @@ from executor.programs import ProgramCache
 
 MAX_PLAIN_CHARACTERS, MAX_PLAIN_DEPTH = 4096, 12
 """A program beyond these is compiled in a child: the parser's worst cases need long text or deep nesting."""
+
+MAX_PROGRAM_BYTES = 1 << 16
 
 PATIENCE_MS = 2
 """How long a child may run before its frames are read as they come. (A full pipe makes it wait for no longer.)"""
@@ -116,6 +119,7 @@ class Zygote:
         self.limits: list[float] = []
         self.timeout_s = 0.0
         self.output_bytes = 0
+        self.kept: list[object] = []
         self.programs = ProgramCache()
         self.builtins = safety.program_builtins() if gate else vars(importlib.import_module("builtins"))
         self.pid = os.getpid()
@@ -150,7 +154,7 @@ class Zygote:
         a new one. With `fail_fast` the last outcome may be the first that is not ok. With `careful` the program is
         compiled in the child.
         """
-        prepared = None if careful else self._prepare(program)
+        prepared = self._prepare(program, careful)
         if isinstance(prepared, tuple):
             return [(_STATUS[prepared[0]], prepared[1], "")] * (1 if fail_fast else len(inputs))
         outcomes: list[Outcome] = []
@@ -160,10 +164,12 @@ class Zygote:
                 break
         return outcomes
 
-    def _prepare(self, program: str) -> CodeType | Refusal | None:
+    def _prepare(self, program: str, careful: bool) -> CodeType | Refusal | None:
         """The program compiled, or why it is refused; None where that is for the child to find out."""
+        if len(program) > MAX_PROGRAM_BYTES or len(program.encode("utf-8", "surrogatepass")) > MAX_PROGRAM_BYTES:
+            return ERROR, "ProgramTooLarge"
         code = self.programs.get(program)
-        if code is None and _is_plain(program):
+        if code is None and not careful and _is_plain(program):
             prepared = self._compile_checked(program)
             if isinstance(prepared, tuple):
                 return prepared
@@ -335,6 +341,19 @@ def _printable(text: str) -> str:
     return "".join([letter if " " <= letter <= "~" else "?" for letter in text[:100]])
 
 
+def _shift_addresses() -> list[object]:
+    """Allocations of random number and size, to be kept: no two fork servers then give one object one place.
+
+    The kernel moves whole pages only. Without this, the last digits of `id(x)`, or of a `repr` with an address in it,
+    would agree in both runs of the determinism check. To be called before the imports, so that it moves what they make.
+    """
+    makers: list[Callable[[], object]] = [object, lambda: 0.1 + len(makers)]
+    # The other size classes of CPython's allocator, by way of a type whose own part is 33 bytes; beyond them is malloc.
+    makers += [functools.partial(bytes, size) for size in range(15, 480, 16)]
+    kept = [make() for make, count in zip(makers, os.urandom(len(makers)), strict=True) for _ in range(count % 32)]
+    return [*kept, bytes(1024 + 16 * os.urandom(1)[0])]
+
+
 def main(
     requests: int, replies: int, config: dict[str, Any], wanted: Collection[Layer], missing: namespaces.Missing
 ) -> NoReturn:
@@ -342,6 +361,7 @@ def main(
 
     `missing` is what the keeper could not have of `wanted`.
     """
+    shifted = _shift_addresses()
     try:
         warnings.simplefilter("ignore")  # programs' own, which the compiler gives
         for codec in _CODECS:
@@ -365,6 +385,7 @@ def main(
         with contextlib.suppress(OSError):
             write_all(replies, pack_frame(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode("ascii")))
         os._exit(1)
+    zygote.kept = shifted
     # Collected objects would be written to, and every page that is written to after a fork is copied.
     gc.collect()
     gc.freeze()

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch import bench, doctor, execute, models
 from launch import config as configuration
-from launch import models
 
 _EXAMPLES = """\
 examples:
@@ -18,11 +18,13 @@ examples:
   azr train smollm2-cpu run.mode=serial learner.max_staleness=0    one process, one thread, deterministic
   azr config show smollm2-cpu                        every setting of a recipe, resolved
   azr model prepare smollm2-135m-instruct            build the model's folder in the cache
+  azr exec program.py --input "[3, 1], 'abc'"        run a program in the sandbox, by hand
+  azr doctor                                         what the sandbox is made of on this machine
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code. 2: the command or the configuration is wrong."""
+    """Entry point; returns the exit code. 2: the command or the configuration is wrong; 130: Ctrl-C."""
     parser = _parser()
     # argparse takes positionals in one stretch only: overrides that follow a --set come back as unknown.
     arguments, rest = parser.parse_known_args(argv)
@@ -32,9 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides = [*arguments.overrides, *rest]
     try:
         return int(arguments.run(arguments))
-    except (configuration.ConfigError, models.ModelError, RunFolderError) as error:
+    except (configuration.ConfigError, models.ModelError, RunFolderError, execute.ExecError) as error:
         print(f"azr: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("azr: interrupted", file=sys.stderr)
+        return 130
 
 
 class RunFolderError(ValueError):
@@ -80,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     prepare.set_defaults(run=_model_prepare)
     listing = model.add_parser("list", help="the models that can be prepared")
     listing.set_defaults(run=_model_list)
+
+    execute.add_command(commands)
+    doctor.add_command(commands)
+    bench.register(commands)
     return parser
 
 

@@ -1,0 +1,132 @@
+"""`azr bench`: measure a part of azr on this machine, beside a peer or a limit that is measured in the same run.
+
+Open `executor.py` for what is measured, `report.py` for what comes out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+PATHS = (
+    "cached", "new", "batch10", "batch50", "error", "timeout", "bare", "workers", "python", "bubblewrap", "pebble", "mix",
+)  # fmt: skip
+"""What `--only` chooses from. F, the fork that the rest is compared with, is always measured."""
+
+_EXECUTOR = """\
+Measures executions a second and latency of the sandbox by path, in turns with what it is compared with: F, the fork, exit
+and wait of a process with the sandbox's modules loaded; a fresh `python -I` for each; bubblewrap, where installed; and a
+warm pebble pool that runs programs in process without isolation, the public reference's way. Then recorded self-play work
+(`mix`), judged here and in the reference's way.
+
+A ratio is the median over the runs, with the least and the greatest. Run it on a machine that does nothing else.
+"""
+
+_EXECUTOR_EPILOG = """\
+paths:
+  cached, new           one execution of a program seen before, or never seen before
+  batch10, batch50      10 or 50 inputs of one program, counted in inputs
+  error, timeout        a program that raises; one that never ends, by how much the limit is overshot
+  bare                  the same server with every layer of the wall switched off, for hardened_over_bare
+  workers               many callers on all workers, and on one of them
+  python, bubblewrap    a fresh interpreter for every execution, and the same in namespaces of its own
+  pebble                the public reference's way, one execution after another (pip install 'azr[bench]')
+  mix                   recorded self-play work: validations with two runs, verifications of all three kinds
+
+examples:
+  azr bench executor                                 everything, one to two minutes
+  azr bench executor --only cached new --runs 3      two paths and F
+  azr bench executor --json executor.json            the same findings as JSON too
+  azr bench executor --only mix --mix runs/NAME/executor_work.rollout0.jsonl     your own run's work (executor.record_work)
+  azr bench executor --endurance 100000              does rate or memory drift?
+"""
+
+
+def register(commands: Any) -> None:
+    """Add `bench` to argparse's subcommands, the object that `add_subparsers` gave."""
+    raw = argparse.RawDescriptionHelpFormatter
+    bench = commands.add_parser("bench", help="measure a part of azr on this machine")
+    subjects = bench.add_subparsers(required=True, metavar="WHAT")
+    executor = subjects.add_parser(
+        "executor",
+        help="the sandbox: executions a second, latency, recorded self-play work",
+        description=_EXECUTOR,
+        epilog=_EXECUTOR_EPILOG,
+        formatter_class=raw,
+    )
+    executor.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
+    executor.add_argument("--runs", type=_positive(int), default=5, help="repetitions (default %(default)s)")
+    executor.add_argument(
+        "--seconds",
+        type=_positive(float),
+        default=0.5,
+        metavar="S",
+        help="a path's time in each run (default %(default)s)",
+    )
+    executor.add_argument(
+        "--workers", type=_workers, default=2, metavar="N", help="sandboxes, and processes of the reference (default 2)"
+    )
+    executor.add_argument("--mix", type=Path, metavar="FILE", help="recorded work in place of the one that ships")
+    executor.add_argument(
+        "--only", nargs="+", choices=PATHS, metavar="PATH", help="these paths (default: all; see below)"
+    )
+    executor.add_argument(
+        "--endurance", type=_positive(int), metavar="N", help="N executions instead; rate and memory at every tenth"
+    )
+    executor.set_defaults(run=_executor)
+
+
+def _positive(kind: type[int] | type[float]) -> Any:
+    def read(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < 1e9:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
+def _workers(text: str) -> int:
+    value = int(text)
+    if not 2 <= value <= 512:
+        raise argparse.ArgumentTypeError("at least 2, since determinism is checked across two sandboxes, at most 512")
+    return value
+
+
+_workers.__name__ = "int"
+
+
+def _executor(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from executor.sandbox import InfrastructureError
+    from launch.bench import endurance, executor, mix, peers
+
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        print(f"azr: {arguments.json}: there is no folder {arguments.json.parent}; make it first", file=sys.stderr)
+        return 2
+    try:
+        if arguments.endurance:
+            report = endurance.run(arguments.endurance, arguments.workers)
+        else:
+            only = frozenset(arguments.only or PATHS)
+            options = executor.Options(arguments.runs, arguments.seconds, arguments.workers, only, arguments.mix)
+            report = executor.run(options)
+    except mix.MixError as error:
+        print(f"azr: {error}", file=sys.stderr)
+        return 2
+    except (InfrastructureError, peers.PeerError) as error:
+        print(f"azr: nothing was measured: {error}", file=sys.stderr)
+        return 1
+    # Elsewhere than on a terminal, wide enough for a whole row.
+    report.show(Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120))
+    if arguments.json:
+        try:
+            report.write(arguments.json)
+        except OSError as error:
+            print(f"azr: the findings could not be written: {error}", file=sys.stderr)
+            return 1
+    return 130 if "interrupted" in report.notes else 0
