@@ -35,8 +35,12 @@ def main(supervisor: int, config: dict[str, Any]) -> NoReturn:
     if os.getppid() != supervisor:
         os._exit(1)
     wanted = frozenset(Layer(name) for name in config["layers"])
-    _join_cgroup(config["cgroup"])
-    missing = namespaces.enter_processes(wanted)
+    missing: namespaces.Missing = {}
+    try:
+        _join_cgroup(config["cgroup"])
+    except OSError as error:
+        missing[Layer.CGROUP] = f"cannot join it: {error.strerror}"
+    missing |= namespaces.enter_processes(wanted)
     # Where there is no process namespace, orphans come to this process.
     jail.adopt_orphans()
     zygote = os.fork()

@@ -71,7 +71,7 @@ class Pool(Protocol):
     ) -> list[Outcome]:
         """Run `f` of `program` on every input, all in one sandbox: `worker`, or any that is free.
 
-        `limits` are the settings', unless given. Returns one outcome per input, aligned; with `fail_fast` those up to the
+        `limits` are the settings', unless given; memory may only be less (ValueError). Returns one outcome per input, aligned; with `fail_fast` those up to the
         first that is not ok. Raises values.CodecError for an input that is not literals, InfrastructureError if the
         sandbox fails twice.
         """
@@ -152,7 +152,7 @@ class SandboxPool:
     ) -> list[Outcome]:
         """See `Pool.execute`."""
         async with self._door:
-            request = Request.of(program, inputs, limits or self._limits, fail_fast)
+            request = Request.of(program, inputs, limits.within(self._limits) if limits else self._limits, fail_fast)
             chosen = await self._acquire(worker)
             run = asyncio.ensure_future(self._run(self._sandboxes[chosen], request))
             self._running.add(run)

@@ -91,6 +91,14 @@ class Limits:
         """The limits that `settings` give."""
         return cls(settings.timeout_s, settings.memory_mb, settings.output_bytes)
 
+    def within(self, outer: Limits) -> Limits:
+        """These, if a sandbox made for `outer` can hold to them; its control group is no larger. Raises ValueError."""
+        if self.memory_mb > outer.memory_mb:
+            raise ValueError(
+                f"{self.memory_mb} MiB for one execution is beyond executor.memory_mb = {outer.memory_mb}; raise that"
+            )
+        return self
+
 
 class DeadError(Exception):
     """The fork server is dead, wedged, or has found a failure that is not the program's. Its work can be done again."""
@@ -251,9 +259,10 @@ class Sandbox:
         """Run `f` of `program` on every input (the text between the parentheses of a call, literals only).
 
         Returns one outcome per input, aligned; with `fail_fast` those up to the first that is not ok.
-        Raises values.CodecError for an input that is not literals, InfrastructureError if the fork server fails twice.
+        Raises values.CodecError for an input that is not literals, ValueError for memory beyond the settings',
+        InfrastructureError if the fork server fails twice.
         """
-        request = Request.of(program, inputs, limits or self._limits, fail_fast)
+        request = Request.of(program, inputs, limits.within(self._limits) if limits else self._limits, fail_fast)
         for attempt in (1, 2):
             if self._aborted:
                 break

@@ -27,6 +27,7 @@ import queue
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,7 @@ class Driver:
 
 def main() -> None:
     """Answer lines of JSON on standard input until it ends."""
+    warnings.simplefilter("ignore")  # what the compiler thinks of model-written programs; the workers inherit it
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a program prints past Python's streams is not an answer
     print("{}", file=answers, flush=True)
