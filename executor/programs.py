@@ -6,7 +6,7 @@ import marshal
 import mmap
 from types import CodeType
 
-CACHE_BYTES = 4 << 20
+CACHE_BYTES = 1 << 20
 
 
 class ProgramCache:

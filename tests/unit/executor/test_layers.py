@@ -23,6 +23,8 @@ from executor.settings import ExecutorSettings
 from executor.values import parse_literal
 
 ROOT = Path(__file__).resolve().parents[3]
+BY_THE_MACHINE = NAMESPACES | {Layer.LANDLOCK, Layer.CGROUP}
+"""What a kernel or a container may not permit; nothing that could be installed helps."""
 UNSAFE = ExecutorSettings(allow_unsafe=True, timeout_s=5, memory_mb=64)
 _C = "import ctypes\nlibc = ctypes.CDLL(None)\n"
 
@@ -33,7 +35,7 @@ def run(program: str, layers: Collection[Layer]) -> Outcome:
     sandbox.start()
     try:
         for layer in layers:
-            if sandbox.layers[layer] and not os.environ.get("CI"):
+            if sandbox.layers[layer] and layer in BY_THE_MACHINE:
                 pytest.skip(f"this machine has no {layer}: {sandbox.layers[layer]}")
             assert not sandbox.layers[layer]
         return sandbox.execute(program, ["1"])[0]
