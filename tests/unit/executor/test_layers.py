@@ -65,7 +65,7 @@ ALONE: dict[Layer, tuple[set[Layer], str, Callable[[Outcome], bool], Callable[[O
     Layer.NO_NEW_PRIVS: (
         set(),
         _C + "def f(x): return libc.prctl(39, 0, 0, 0, 0)",
-        lambda outcome: value(outcome) == 0,
+        lambda outcome: value(outcome) == 0 or "NoNewPrivs:\t1" in Path("/proc/self/status").read_text(),  # inherited
         lambda outcome: value(outcome) == 1,
     ),
     Layer.RLIMITS: (
