@@ -217,7 +217,8 @@ class Sandbox:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
-                env={"PYTHONHASHSEED": str(self._hash_seed)},
+                # LD_BIND_NOW: no child has to look up symbols for itself.
+                env={"PYTHONHASHSEED": str(self._hash_seed), "LD_BIND_NOW": "1"},
                 cwd="/",
                 start_new_session=True,
             )

@@ -51,6 +51,9 @@ PATIENCE_MS = 2
 # Codecs that `str.encode` would have to load from files, which can't be opened any more.
 _CODECS = ("ascii", "cp1252", "latin_1", "utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_8_sig", "unicode_escape")
 
+WARM_UP_RUNS = 64
+
+_NULL = 1  # standard output, which is the null device
 _LENGTH = struct.Struct(">I")
 _NONCE_BYTES = 16
 _HEADER = struct.Struct(f">{_NONCE_BYTES}sI")
@@ -117,8 +120,8 @@ class Zygote:
         self.orphans = self.filtered = True
         """Whether a child can outlive this process, and whether it gets a filter of its own."""
         self.limits: list[float] = []
-        self.timeout_s = 0.0
-        self.output_bytes = 0
+        self.timeout_s = 1.0
+        self.output_bytes = 1 << 16
         self.kept: list[object] = []
         self.programs = ProgramCache()
         self.builtins = safety.program_builtins() if gate else vars(importlib.import_module("builtins"))
@@ -282,14 +285,28 @@ class Zygote:
             except BaseException:
                 # Not the program's fault. Nothing inside the wall can send this signal, so it can't be forged.
                 os.kill(os.getpid(), signal.SIGKILL)
-            prepared = code or self._compile_checked(program)
-            kept: list[Any] = []  # nothing is destroyed before the end, so that no `__del__` runs between two inputs
-            for args in batch:
-                kind, text = prepared if isinstance(prepared, tuple) else self._call(prepared, args, kept)
-                data = text.encode("ascii", "replace")
-                write_all(writer, nonce + (len(data) + 1).to_bytes(4, "big") + kind + data)
+            self._answer(program, code, batch, writer, nonce)
         finally:
             os._exit(0)
+
+    def _answer(self, program: str, code: CodeType | None, batch: list[Any], writer: int, nonce: bytes) -> None:
+        """Run the program on every input and write a frame for each."""
+        prepared = code or self._compile_checked(program)
+        kept: list[Any] = []  # nothing is destroyed before the end, so that no `__del__` runs between two inputs
+        for args in batch:
+            kind, text = prepared if isinstance(prepared, tuple) else self._call(prepared, args, kept)
+            data = text.encode("ascii", "replace")
+            write_all(writer, nonce + (len(data) + 1).to_bytes(4, "big") + kind + data)
+
+    def warm_up(self) -> None:
+        """Do what children do, here: the interpreter then has specialised their code and filled its caches, which are
+        inherited. Done in each child for itself, it would dirty pages there.
+        """
+        nonce = bytes(_NONCE_BYTES)
+        code = _compile("def f(x, y=1):\n    return {'a': [x], 'b': (x + y, 0.5, None, True), 'c': str(x)}")
+        for number in range(WARM_UP_RUNS):
+            self._answer("", code, [(number,)], _NULL, nonce)
+            self.run("def f(x): return [x]", [(number,)], fail_fast=True, careful=False)
 
     def _call(self, code: CodeType, args: tuple[Any, ...], kept: list[Any]) -> Refusal:
         """What the child states of one input.
@@ -362,6 +379,7 @@ def main(
     `missing` is what the keeper could not have of `wanted`.
     """
     shifted = _shift_addresses()
+    os.environ.pop("LD_BIND_NOW", None)
     try:
         warnings.simplefilter("ignore")  # programs' own, which the compiler gives
         for codec in _CODECS:
@@ -386,6 +404,7 @@ def main(
             write_all(replies, pack_frame(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode("ascii")))
         os._exit(1)
     zygote.kept = shifted
+    zygote.warm_up()
     # Collected objects would be written to, and every page that is written to after a fork is copied.
     gc.collect()
     gc.freeze()
