@@ -11,6 +11,7 @@ Nothing here is undone by becoming root: the tables name setuid, mount and the l
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -54,6 +55,7 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
 _SERVER_ONLY: dict[str, tuple[int | None, int | None]] = {
     "fork": (57, None), "wait4": (61, 260), "kill": (62, 129), "pipe2": (293, 59), "poll": (7, None),
     "ppoll": (271, 73), "prctl": (157, 167), "prlimit64": (302, 261), "setrlimit": (160, 164), "seccomp": (317, 277),
+    "sched_setaffinity": (203, 122),
 }  # fmt: skip
 _CLONE = (56, 220)
 _CLONE3 = 435
@@ -114,6 +116,18 @@ def fork() -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return pid
+
+
+def stay_here() -> None:
+    """Bind this process to the CPU that it is on, and so what it forks: the memory that both use is in that CPU's caches."""
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, (_libc.sched_getcpu(),))
+
+
+def roam(pid: int, cpus: Collection[int]) -> None:
+    """Let a process, or with 0 this one, run on any of `cpus` again."""
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(pid, cpus)
 
 
 def die_with_parent() -> None:

@@ -71,9 +71,9 @@ class Pool(Protocol):
     ) -> list[Outcome]:
         """Run `f` of `program` on every input, all in one sandbox: `worker`, or any that is free.
 
-        `limits` are the settings', unless given; memory may only be less (ValueError). Returns one outcome per input, aligned; with `fail_fast` those up to the
-        first that is not ok. Raises values.CodecError for an input that is not literals, InfrastructureError if the
-        sandbox fails twice.
+        `limits` are the settings', unless given; memory may only be less (ValueError). Returns one outcome per input,
+        aligned; with `fail_fast` those up to the first that is not ok. Raises values.CodecError for an input that is not
+        literals, InfrastructureError if the sandbox fails twice.
         """
 
     async def close(self) -> None:

@@ -162,6 +162,7 @@ class Sandbox:
         self._process: subprocess.Popen[bytes] | None = None
         self._cgroup: Cgroup | None = None
         self._requests = self._replies = -1
+        self._received = bytearray()
         self._aborted = False
         self._isolated = True
         self.layers: dict[Layer, str] = {}
@@ -306,6 +307,7 @@ class Sandbox:
         """End and reap the fork server. It can be started again."""
         self.pid = None
         self._requests = self._replies = -1
+        self._received.clear()
         if process := self._process:
             self._process = None
             # The keeper kills the fork server and leaves when all that was inside is gone.
@@ -341,28 +343,32 @@ class Sandbox:
     def _write(self, data: bytes, deadline: float) -> None:
         view = memoryview(data)
         while view:
-            self._wait(self._requests, select.POLLOUT, deadline)
             try:
                 view = view[os.write(self._requests, view) :]
+            except BlockingIOError:
+                self._wait(self._requests, select.POLLOUT, deadline)
             except BrokenPipeError:
                 raise DeadError("the fork server died") from None
 
     def _read_frame(self, deadline: float) -> bytes:
-        (size,) = FRAME_LENGTH.unpack(self._read(FRAME_LENGTH.size, deadline))
-        if size > MAX_REPLY_BYTES:
-            raise DeadError("the fork server sent an impossible length")
-        return self._read(size, deadline)
-
-    def _read(self, size: int, deadline: float) -> bytes:
-        data = bytearray()
-        while len(data) < size:
+        """The next frame, without its length. What came with it stays for the next call."""
+        received = self._received
+        while True:
+            if len(received) >= FRAME_LENGTH.size:
+                (size,) = FRAME_LENGTH.unpack_from(received)
+                if size > MAX_REPLY_BYTES:
+                    raise DeadError("the fork server sent an impossible length")
+                end = FRAME_LENGTH.size + size
+                if len(received) >= end:
+                    frame = bytes(received[FRAME_LENGTH.size : end])
+                    del received[:end]
+                    return frame
             self._wait(self._replies, select.POLLIN, deadline)
             with contextlib.suppress(BlockingIOError):
-                part = os.read(self._replies, size - len(data))
+                part = os.read(self._replies, 1 << 16)
                 if not part:
                     raise DeadError("the fork server died")
-                data += part
-        return bytes(data)
+                received += part
 
     def _wait(self, fd: int, event: int, deadline: float) -> None:
         poll = select.poll()

@@ -126,6 +126,7 @@ class Zygote:
         self.programs = ProgramCache()
         self.builtins = safety.program_builtins() if gate else vars(importlib.import_module("builtins"))
         self.pid = os.getpid()
+        self.cpus = os.sched_getaffinity(0)
         with open("/proc/self/statm") as statm:
             self.base_bytes = int(statm.read().split()[0]) * resource.getpagesize()
 
@@ -135,7 +136,9 @@ class Zygote:
             request = json.loads(frame)
             self._set_limits(request["limits"])
             inputs = [values.from_tagged(node) for node in request["inputs"]]
+            jail.stay_here()
             outcomes = self.run(request["program"], inputs, request["fail_fast"], request["careful"])
+            jail.roam(0, self.cpus)
             write_all(self.replies, pack_outcomes(outcomes))
         os._exit(0)
 
@@ -204,7 +207,7 @@ class Zygote:
         if child == 0:
             self._child(program, code, batch, writer, nonce)
         os.close(writer)
-        outcomes, verdict = self._collect(reader, nonce, len(batch), fail_fast)
+        outcomes, verdict = self._collect(child, reader, nonce, len(batch), fail_fast)
         os.close(reader)
         if verdict != "ended":
             os.kill(child, signal.SIGKILL)
@@ -213,7 +216,7 @@ class Zygote:
             return outcomes
         return [*outcomes, self._post_mortem(verdict, status)]
 
-    def _collect(self, reader: int, nonce: bytes, count: int, fail_fast: bool) -> tuple[list[Outcome], str]:
+    def _collect(self, child: int, reader: int, nonce: bytes, count: int, fail_fast: bool) -> tuple[list[Outcome], str]:
         """Read a child's frames up to its end or the deadline, which every frame extends.
 
         Returns the outcomes and `done` (there is nothing to add to them), or why one is missing: `deadline`,
@@ -225,7 +228,8 @@ class Zygote:
         # Most children have ended within moments: to be woken by that alone saves a switch of processes per frame.
         poll.register(reader, 0)
         deadline = time.monotonic() + self.timeout_s
-        poll.poll(min(self.timeout_s * 1000, PATIENCE_MS))
+        if not poll.poll(min(self.timeout_s * 1000, PATIENCE_MS)):
+            jail.roam(child, self.cpus)
         poll.modify(reader, select.POLLIN)
         while True:
             left_ms = math.ceil((deadline - time.monotonic()) * 1000)
