@@ -118,14 +118,8 @@ def fork() -> int:
     return pid
 
 
-def stay_here() -> None:
-    """Bind this process to the CPU that it is on, and so what it forks: the memory that both use is in that CPU's caches."""
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, (_libc.sched_getcpu(),))
-
-
-def roam(pid: int, cpus: Collection[int]) -> None:
-    """Let a process, or with 0 this one, run on any of `cpus` again."""
+def bind(pid: int, cpus: Collection[int]) -> None:
+    """Have a process, or with 0 this one, run on `cpus` only, if the system permits it."""
     with contextlib.suppress(OSError):
         os.sched_setaffinity(pid, cpus)
 

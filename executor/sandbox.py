@@ -207,6 +207,7 @@ class Sandbox:
         config = {
             "gate": self._gate,
             "layers": sorted(self._wanted),
+            "cpu": self._cpu() if self._settings.pin_cpus else None,
             "cgroup": [str(folder) for folder in self._cgroup.folders] if self._cgroup else [],
         }
         root = str(Path(__file__).resolve().parent.parent)
@@ -240,6 +241,11 @@ class Sandbox:
             raise InfrastructureError(f"no sandbox without its wall, so nothing will be run: {found['error']}")
         self.pid = found["zygote"]
         return {Layer(name): why for name, why in found["missing"].items()}
+
+    def _cpu(self) -> int:
+        """The CPU of this sandbox: another for each of a pool, and for pools of other processes likely others."""
+        cpus = sorted(os.sched_getaffinity(0))
+        return cpus[(os.getpid() + self._hash_seed) % len(cpus)]
 
     def _check_layers(self) -> None:
         lacking = [layer for layer in self._settings.require if self.layers[layer]]

@@ -136,9 +136,7 @@ class Zygote:
             request = json.loads(frame)
             self._set_limits(request["limits"])
             inputs = [values.from_tagged(node) for node in request["inputs"]]
-            jail.stay_here()
             outcomes = self.run(request["program"], inputs, request["fail_fast"], request["careful"])
-            jail.roam(0, self.cpus)
             write_all(self.replies, pack_outcomes(outcomes))
         os._exit(0)
 
@@ -229,7 +227,7 @@ class Zygote:
         poll.register(reader, 0)
         deadline = time.monotonic() + self.timeout_s
         if not poll.poll(min(self.timeout_s * 1000, PATIENCE_MS)):
-            jail.roam(child, self.cpus)
+            jail.bind(child, self.cpus)  # no longer one of the many that share a CPU with their server
         poll.modify(reader, select.POLLIN)
         while True:
             left_ms = math.ceil((deadline - time.monotonic()) * 1000)
@@ -383,6 +381,10 @@ def main(
     `missing` is what the keeper could not have of `wanted`.
     """
     shifted = _shift_addresses()
+    cpus = os.sched_getaffinity(0)
+    if config["cpu"] is not None:
+        # Parent and child take turns on the same memory: moved to another CPU, each would fill its caches anew.
+        jail.bind(0, {config["cpu"]})
     os.environ.pop("LD_BIND_NOW", None)
     try:
         warnings.simplefilter("ignore")  # programs' own, which the compiler gives
@@ -408,6 +410,7 @@ def main(
             write_all(replies, pack_frame(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode("ascii")))
         os._exit(1)
     zygote.kept = shifted
+    zygote.cpus = cpus
     zygote.warm_up()
     # Collected objects would be written to, and every page that is written to after a fork is copied.
     gc.collect()
