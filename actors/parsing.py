@@ -1,7 +1,11 @@
 """Reading replies: fenced blocks out of model text, and what they say.
 
-Accepts what a person would accept: any fence length, names in any case, `py` for `python`, a last block that the stop
-string or the model left open. Nothing of the content is evaluated here; that is the executor's business.
+Accepts what a person would accept without guessing: any fence length, any line ending, names in any case, `py` for `python`,
+`inputs` for `input`, a last block that the stop string or the model left open, and an input that is written as the call,
+`f(1, 2)`. A block says what its name says and nothing else: words before a value (`Output: 3`), several values, or a block
+without a name are refused, since one would have to choose what was meant, and a proposer could learn to live on that.
+
+Nothing of the content is evaluated here; that is the executor's business.
 """
 
 from __future__ import annotations
@@ -12,8 +16,12 @@ from typing import Literal, NamedTuple
 
 from executor.tasks import Kind, Proposal
 
-_OPENING = re.compile(r"^[ \t]*(`{3,})[ \t]*([A-Za-z_]*)[^\n`]*$", re.MULTILINE)
-_ALIASES = {"py": "python", "python3": "python", "inputs": "input", "outputs": "output"}
+_ALIASES = {"py": "python", "py3": "python", "python3": "python", "inputs": "input", "outputs": "output"}
+_NAMES = ("python", "input", "output", "message", *_ALIASES)
+_OPENING = re.compile(r"^[ \t]*(`{3,})[ \t]*([A-Za-z_]*[0-9]?)[^\n`]*$", re.MULTILINE)
+_OPENING_NAMED = re.compile(rf"^[ \t]*(`{{3,}})[ \t]*(?:{'|'.join(_NAMES)})\d*\b[^\n`]*$", re.MULTILINE | re.IGNORECASE)
+_CALL = re.compile(r"f\s*\((.*)\)", re.DOTALL)
+_ANSWER = re.compile(r"<(/?)answer>", re.IGNORECASE)
 
 
 class FormatError(StrEnum):
@@ -39,6 +47,7 @@ class Block(NamedTuple):
 
 def blocks(text: str) -> list[Block]:
     """Fenced blocks in order. A block ends at a fence at least as long as its opening one, or at the end of the text."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     found = []
     position = 0
     while opening := _OPENING.search(text, position):
@@ -47,27 +56,35 @@ def blocks(text: str) -> list[Block]:
         # A block that was not closed ends where the next one opens; a shorter fence opens nothing inside a longer one.
         openings = _OPENING_NAMED.finditer(text, opening.end())
         following = next((m for m in openings if len(m.group(1)) >= len(fence)), None)
-        if closing and following and following.start() < closing.start():
+        if following and (closing is None or following.start() < closing.start()):
             closing = following
         end = closing.start() if closing else len(text)
-        found.append(Block(_ALIASES.get(name, name), text[opening.end() + 1 : end].strip("\n")))
+        found.append(Block(_name(name), text[opening.end() + 1 : end].strip("\n")))
         if closing is None:
             break
         position = closing.start() if closing is following else closing.end()
     return found
 
 
-_OPENING_NAMED = re.compile(
-    r"^[ \t]*(`{3,})[ \t]*(?:python|py|input|output|message)\b[^\n`]*$", re.MULTILINE | re.IGNORECASE
-)
+def _name(word: str) -> str:
+    """`input1` is an input; `python3` and `py3` are Python."""
+    plain = word if word in _ALIASES else word.rstrip("0123456789")
+    return _ALIASES.get(plain, plain)
 
 
 def answer_of(text: str, prompt_format: Literal["completion", "r1"]) -> str | None:
-    """The part of a whole reply (with its given start) that is meant as the answer; None where there is none."""
+    """The part of a whole reply (with its given start) that is meant as the answer; None where there is none.
+
+    `r1`: what follows the last <answer>, up to </answer> or the end.
+    """
     if prompt_format == "completion":
         return text
-    _, separator, rest = text.rpartition("<answer>")
-    return rest.partition("</answer>")[0] if separator else None
+    tags = list(_ANSWER.finditer(text))
+    start = next((index for index in range(len(tags) - 1, -1, -1) if not tags[index].group(1)), None)
+    if start is None:
+        return None
+    end = tags[start + 1].start() if start + 1 < len(tags) else len(text)
+    return text[tags[start].end() : end]
 
 
 def parse_proposal(kind: Kind, text: str, program: str, num_inputs: int) -> Proposal | FormatError:
@@ -76,7 +93,7 @@ def parse_proposal(kind: Kind, text: str, program: str, num_inputs: int) -> Prop
     More than N inputs are cut to N; of several programs or messages the first counts.
     """
     found = blocks(text)
-    inputs = tuple(b.text.strip() for b in found if b.name == "input")
+    inputs = tuple(_arguments(b.text) for b in found if b.name == "input")
     if kind is Kind.INDUCTION:
         message = next((b.text.strip() for b in found if b.name == "message"), None)
         if message is None:
@@ -109,4 +126,12 @@ def parse_solution(kind: Kind, text: str) -> str | FormatError:
     answers = [b.text.strip() for b in blocks(text) if b.name == name]
     if not answers:
         return missing
-    return answers[-1] or FormatError.EMPTY
+    answer = _arguments(answers[-1]) if kind is Kind.ABDUCTION else answers[-1]
+    return answer or FormatError.EMPTY
+
+
+def _arguments(text: str) -> str:
+    """The arguments of an input that is written as the call. No literal begins like a call of f, so none changes."""
+    text = text.strip()
+    call = _CALL.fullmatch(text)
+    return call.group(1).strip() if call else text

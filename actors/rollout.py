@@ -4,7 +4,8 @@
     gated by     grants: nothing is sampled without a slot (time without one is reported as wait_for_policy_s)
     unblocks     the learner: every finished rollout goes out at once; new weights come in under running requests
 
-Episodes run concurrently, as many as were granted; the engine batches their requests.
+Episodes run concurrently, as many as were granted; the engine batches their requests. Before it greets the learner, the actor
+has the buffer seeded (`seeding.py`), where that is asked for.
 """
 
 from __future__ import annotations
@@ -12,17 +13,25 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from actors.buffer import Buffer
 from actors.episodes import Identity, Player
 from actors.generation import Engine
+from actors.seeding import seed
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
 from executor.tasks import Kind
 from learner.staleness import Grant
 from learner.stream import StreamClient
 from learner.weights import GroupSpec, manifest_from_json
+
+
+class Measure(Protocol):
+    """Held-out measurement, as far as the loop knows it."""
+
+    async def maybe_run(self, version: int) -> dict[str, float] | None:
+        """Numbers for the heartbeat, or None where nothing is due at this version."""
 
 
 @dataclass
@@ -32,6 +41,9 @@ class RolloutStats:
     rollouts: int = 0
     episodes: int = 0
     failures: int = 0
+    seeded: int = 0
+    """Proposals of the seeding phase."""
+    heldout_failures: int = 0
     wait_for_policy_s: float = 0.0
     idle_since: float | None = field(default_factory=time.monotonic)
 
@@ -42,6 +54,8 @@ class RolloutStats:
             "rollouts": self.rollouts,
             "episodes": self.episodes,
             "failures": self.failures,
+            "seeded": self.seeded,
+            "heldout_failures": self.heldout_failures,
             "wait_for_policy_s": self.wait_for_policy_s + idle,
         }
 
@@ -50,24 +64,39 @@ class Rollout:
     """One actor: an engine, a judge and a stream client, playing what is granted."""
 
     def __init__(
-        self, engine: Engine, judge: Judge, buffer: Buffer, client: StreamClient, settings: SelfPlaySettings
+        self,
+        engine: Engine,
+        judge: Judge,
+        buffer: Buffer,
+        client: StreamClient,
+        settings: SelfPlaySettings,
+        heldout: Measure | None = None,
     ) -> None:
+        """`heldout`: what to measure after new weights, beside the episodes. All actors run the same weights, so one of them
+        is given it."""
         self._engine = engine
         self._judge = judge
         self._buffer = buffer
         self._client = client
         self._settings = settings
+        self._heldout = heldout
+        self._measured: dict[str, float] = {}
+        self._measuring: asyncio.Task[None] | None = None
         self._playing: set[asyncio.Task[None]] = set()
         self._updates: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._player: Player | None = None
         self.stats = RolloutStats()
-        client.stats = lambda: self.stats.numbers() | engine.stats()
+        client.stats = self._numbers
 
     async def run(self, connect_timeout_s: float = 300.0) -> None:
         """Play until the learner says shutdown."""
+        who = Identity("", self._client.actor_id, self._client.incarnation)
+        self.stats.seeded = await seed(self._engine, self._judge, self._buffer, self._settings, who, None, _say_seeding)
+        self.stats.idle_since = time.monotonic()
         version = await self._client.connect(connect_timeout_s)
         await self._engine.set_version(version)
         identity = Identity(self._client.run_id, self._client.actor_id, self._client.incarnation)
-        player = Player(
+        player = self._player = Player(
             self._engine, self._judge, self._buffer, self._settings, identity, self._client.next_seq, seed=None
         )
         updating = asyncio.create_task(self._update_weights())
@@ -81,10 +110,15 @@ class Rollout:
                     case "shutdown":
                         return
         finally:
-            updating.cancel()
-            for task in self._playing:
+            background = {updating, *self._playing} | ({self._measuring} if self._measuring else set())
+            for task in background:
                 task.cancel()
-            await asyncio.gather(updating, *self._playing, return_exceptions=True)
+            await asyncio.gather(*background, return_exceptions=True)
+
+    def _numbers(self) -> dict[str, float]:
+        """What goes with a heartbeat."""
+        played = self._player.counts() if self._player else {}
+        return self.stats.numbers() | self._engine.stats() | played | self._measured
 
     def _start(self, player: Player, grant: Grant) -> None:
         stats = self.stats
@@ -120,6 +154,18 @@ class Rollout:
             self.stats.failures += 1
             await self._client.send_failed(sorted(open_slots), f"{type(error).__name__}: {error}")
 
+    def _measure(self, version: int) -> None:
+        """Measure on held-out tasks beside the episodes, unless the last measurement is still going on."""
+        if self._heldout is not None and (self._measuring is None or self._measuring.done()):
+            self._measuring = asyncio.create_task(self._run_heldout(self._heldout, version))
+
+    async def _run_heldout(self, heldout: Measure, version: int) -> None:
+        try:
+            self._measured = await heldout.maybe_run(version) or self._measured
+        except Exception as error:  # a measurement that failed is no reason to stop playing
+            self.stats.heldout_failures += 1
+            print(f"held-out measurement at version {version} failed: {type(error).__name__}: {error}", flush=True)
+
     async def _update_weights(self) -> None:
         """Joins and broadcasts, one after the other, while episodes go on."""
         while True:
@@ -131,10 +177,15 @@ class Rollout:
                     continue
                 timings = await self._engine.update_weights(manifest_from_json(message["manifest"]), version)
                 await self._client.send({"type": "loaded", "version": version, "timings": timings})
+                self._measure(version)
             except Exception as error:  # the learner decides what a failed update means
                 await self._client.send(
                     {"type": "load_failed", "version": version, "why": f"{type(error).__name__}: {error}"}
                 )
+
+
+def _say_seeding(have: int, target: int) -> None:
+    print(f"seeding: {have} of {target} triplets", flush=True)  # this process's output is its log
 
 
 def grant_from_message(message: dict[str, Any]) -> Grant:

@@ -7,6 +7,21 @@ from typing import Literal
 from pydantic import Field
 
 from executor.settings import Section
+from executor.tasks import ValidationRules
+
+
+class IntrinsicSettings(Section):
+    """`[selfplay.intrinsic]`: weights of what else pays a valid proposal. Each measure lies in 0..1; 0 turns its term off."""
+
+    complexity: float = Field(default=0.0, ge=0)
+    """Weight of the program's complexity, `c / (c + 10)`. Not for induction, whose proposer writes no program."""
+    halstead: float = Field(default=0.0, ge=0)
+    """Weight of the program's Halstead effort, `e / (e + 1000)`. Not for induction."""
+    distance: float = Field(default=0.0, ge=0)
+    """Weight of the mean edit distance between the syntax trees of the program and of the references. Not for induction."""
+    answer_diversity: float = Field(default=0.0, ge=0)
+    """Weight of 1 - p, where p is the share of the outputs among those of this actor's last 1,000 valid proposals of the kind.
+    With it, a resumed run does not repeat bit by bit what it would have done: that memory is not saved."""
 
 
 class SelfPlaySettings(Section):
@@ -22,6 +37,17 @@ class SelfPlaySettings(Section):
     """n: solutions of a proposal, which estimate its difficulty."""
     proposals_per_prompt: int = Field(default=1, ge=1)
     """Proposals sampled from one prompt. 1 is the paper's way; more share the prompt's cost in engine and learner."""
+    propose: bool = True
+    """Train the proposer. False trains the solver only, as in the paper's ablation: proposals are still sampled and become tasks,
+    but their slots go back to the learner (`returned` in the ledger), so a batch holds solutions alone. `learner.batch.propose`
+    still says how many proposals are sampled a batch; where that is 0 too, only tasks of the buffer are solved."""
+    train_on_estimates: bool = True
+    """Train on the solutions that estimate a fresh proposal's difficulty. False is the reference's way: they are sampled without
+    slots and thrown away, and the solve slots go to tasks of the buffer."""
+    composite_functions: float = Field(default=0.0, ge=0, le=1)
+    """Share of the deduction and abduction prompts that give earlier functions g_0, g_1, ... for the new f to call."""
+    composite_max: int = Field(default=2, ge=1)
+    """Most earlier functions of one prompt; their number is drawn uniformly."""
     max_prompt_tokens: int = Field(default=6144, ge=32)
     """Longest prompt; references are left out, oldest first, until it fits."""
     max_propose_tokens: int = Field(default=8096, ge=8)
@@ -32,6 +58,30 @@ class SelfPlaySettings(Section):
     """Sampling temperature. Off-policy correction is exact at 1.0."""
     compat: Literal["paper", "reference"] = "paper"
     """Reward of a valid proposal that all or no solutions solve: `paper` pays 0, `reference` pays -0.5."""
+    input_dependence: bool = False
+    """Refuse a proposal whose function gives the same value whatever its input (`ignores_input`)."""
+    strip_comments: bool = False
+    """Take comments out of proposed programs before they are validated and shown."""
+    strip_docstrings: bool = False
+    """Take docstrings out of proposed programs before they are validated and shown."""
+    novelty: Literal["off", "penalise", "reject"] = "off"
+    """A valid proposal that the buffer has already: `off` pays it like any other, `penalise` takes `duplicate_penalty` off,
+    `reject` treats it as well-formed but wrong (-0.5, not solved)."""
+    duplicate_penalty: float = Field(default=0.5, ge=0)
+    """What `novelty = "penalise"` takes off. A valid proposal never falls below -0.5 by it."""
+    intrinsic: IntrinsicSettings = IntrinsicSettings()
+    seed_tasks: str | None = None
+    """A file of tasks that a new buffer starts with; unset starts from the zero triplet alone."""
+    seed_tasks_target: int = Field(default=0, ge=0)
+    """Triplets that the base model proposes before the first batch (4 x the batch of a cell in the paper, 256); they are not
+    trained on, and deduction and abduction both start from them. 0 starts at once. Counts into `actors.start_timeout_s`."""
+    heldout_every: int = Field(default=0, ge=0)
+    """Versions between measurements on held-out tasks, which are never trained on; 0 turns them off."""
+
+    @property
+    def rules(self) -> ValidationRules:
+        """What the judge is to hold proposals to."""
+        return ValidationRules(self.input_dependence, self.strip_comments, self.strip_docstrings)
 
 
 class EngineSettings(Section):

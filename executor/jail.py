@@ -118,6 +118,12 @@ def fork() -> int:
     return pid
 
 
+def current_cpu() -> int:
+    """The CPU that this process is on."""
+    cpu: int = _libc.sched_getcpu()
+    return cpu
+
+
 def bind(pid: int, cpus: Collection[int]) -> None:
     """Have a process, or with 0 this one, run on `cpus` only, if the system permits it."""
     with contextlib.suppress(OSError):

@@ -20,24 +20,35 @@ Work is shared where the sharing can't change a verdict:
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from executor.inspection import Facts
+from executor.memo import Memo, Recent
 from executor.pool import Outcome, Pool, Status
 from executor.sandbox import Limits
 from executor.settings import ExecutorSettings
-from executor.tasks import Kind, Proposal, Rejection, RejectionReason, Task, Verdict, VerdictReason
+from executor.tasks import (
+    Kind,
+    Proposal,
+    Rejection,
+    RejectionReason,
+    Task,
+    ValidationRules,
+    Verdict,
+    VerdictReason,
+)
 from executor.values import CodecError, Equality, canonical, canonical_args, equal, parse_args, parse_literal
+from executor.variants import variants
 
 T = TypeVar("T")
 Record = Callable[[dict[str, Any]], None]
 
 MIN_INDUCTION_INPUTS = 2
 """One pair to show and one to hide."""
-MEMO_BYTES = 16 << 20
-"""What a judge remembers of outcomes, in characters of programs, inputs and values."""
+FACTS_MEMO_BYTES = 4 << 20
+"""What a judge remembers of inspections, in characters."""
 
 _CORRECT = Verdict(True, VerdictReason.CORRECT)
 _WRONG = Verdict(False, VerdictReason.WRONG)
@@ -53,44 +64,17 @@ class JudgeStats:
     answers: int = 0
     """Answers to tasks."""
     executed: int = 0
-    """Calls of a program: one per input and run."""
+    """Calls of a program: one per input and run, and one per variant of an input."""
+    variants: int = 0
+    """Those of them that were of variants."""
+    inspected: int = 0
+    """Programs whose syntax tree was looked at: a child each."""
     shared_equal: int = 0
     """Answers that another of the same request stood for."""
     shared_own: int = 0
     """Answers that were the task's own input or program."""
     memo_hits: int = 0
     """Calls whose outcome was remembered."""
-
-
-class Memo:
-    """Values that programs returned, by program and input, the most recently used of them, within `max_bytes`.
-
-    Only values: a timeout, too much memory or a crash may be the machine's doing, and is looked at again. A validated
-    program is deterministic, so what it returned once it returns again. An answer's program need not be; it keeps the
-    verdict that it got first, which running it again would only have drawn anew. Nothing is validated from memory.
-    """
-
-    def __init__(self, max_bytes: int = MEMO_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._values: OrderedDict[tuple[str, str], str] = OrderedDict()
-        self.bytes = 0
-        """Characters held."""
-
-    def get(self, program: str, given: str) -> str | None:
-        """The canonical value, or None."""
-        value = self._values.get((program, given))
-        if value is not None:
-            self._values.move_to_end((program, given))
-        return value
-
-    def put(self, program: str, given: str, value: str) -> None:
-        """Remember a canonical value; forgets what was used longest ago."""
-        if (program, given) not in self._values:
-            self._values[program, given] = value
-            self.bytes += len(program) + len(given) + len(value)
-        while self.bytes > self._max_bytes:
-            (old_program, old_given), old = self._values.popitem(last=False)
-            self.bytes -= len(old_program) + len(old_given) + len(old)
 
 
 class Judge:
@@ -102,9 +86,11 @@ class Judge:
         settings: ExecutorSettings,
         equality: Equality = Equality.TYPE_AWARE,
         record: Record | None = None,
+        rules: ValidationRules | None = None,
     ) -> None:
-        """`record` is called with every request, as plain data (`executor.record_work`)."""
+        """`record` is called with every request, as plain data (`executor.record_work`). `rules`: none, by default."""
         self._pool = pool
+        self._rules = rules or ValidationRules()
         self._equality = equality
         self._record = record
         # The settings limit a value's encoding. An answer's text may be longer (white space, escapes), and its
@@ -112,6 +98,7 @@ class Judge:
         self._answer_bytes = 4 * settings.output_bytes
         self._canonical_bytes = 4 * self._answer_bytes
         self._memo = Memo()
+        self._facts: Recent[Facts | Outcome] = Recent(FACTS_MEMO_BYTES)
         self._turn = 0
         self.stats = JudgeStats()
 
@@ -121,7 +108,8 @@ class Judge:
         """The task that `proposal` defines, or why it defines none.
 
         Checked in this order: the inputs' number, form and difference; then, in the sandbox, the policy, integrity and
-        limits; then determinism. Raises InfrastructureError.
+        limits; then, if the rules say so, whether the value depends on the input; then determinism. Raises
+        InfrastructureError.
         """
         self.stats.validated += 1
         if self._record:
@@ -130,38 +118,96 @@ class Judge:
         if count < MIN_INDUCTION_INPUTS if proposal.kind is Kind.INDUCTION else count != 1:
             return Rejection(RejectionReason.INPUT_COUNT, f"{count} inputs for {proposal.kind}")
         try:
-            inputs = tuple(canonical_args(parse_args(text)) for text in proposal.inputs)
+            given = [parse_args(text) for text in proposal.inputs]
+            inputs = tuple(canonical_args(args) for args in given)
         except CodecError as error:
             return Rejection(RejectionReason.UNPARSEABLE_INPUT, str(error))
         if len(set(inputs)) < count:
             return Rejection(RejectionReason.DUPLICATE_INPUT, f"{count - len(set(inputs))} of {count} inputs")
-        program = proposal.program.strip()
-        outcomes = await self._run_twice(program, inputs)
+        program = await self._stripped(proposal.program.strip())
+        # The inputs of an induction proposal are each other's variants.
+        others = variants(given[0], program) if self._rules.input_dependence and count == 1 else []
+        workers = self._two_workers()
+        first = await self._execute(program, inputs, workers[0], fail_fast=True, variants=others)
+        outcomes, varied = first[:count], first[count:]
+        self.stats.variants += len(varied)
+        if outcomes[-1].status is Status.OK:
+            if self._rules.input_dependence and (detail := await self._ignores_input(program, outcomes, varied)):
+                return Rejection(RejectionReason.IGNORES_INPUT, detail)
+            outcomes = await self._confirmed(program, inputs, outcomes, workers[1])
         last = outcomes[-1]
         if last.status is not Status.OK:
             return Rejection(RejectionReason(last.status.value), last.detail)
         return Task(proposal.kind, program, inputs, tuple(outcome.value for outcome in outcomes), proposal.message)
+
+    async def inspect(self, program: str) -> Facts | None:
+        """What the syntax tree of `program` says; None if it does not parse, or can't be read within the limits.
+
+        Remembered; the first time costs a child. Raises InfrastructureError.
+        """
+        program = program.strip()
+        found = self._facts.find(program)
+        if found is None:
+            rules = self._rules
+            found = await self._pool.inspect(
+                program, strip_comments=rules.strip_comments, strip_docstrings=rules.strip_docstrings
+            )
+            self.stats.inspected += 1
+            if isinstance(found, Facts):
+                size = len(found.normal) + len(found.shape) + len(found.stripped)
+                self._facts.keep(found, size, program)
+                if found.stripped != program and found.stripped:
+                    # What is looked at is without comments and docstrings anyway.
+                    self._facts.keep(found, size, found.stripped)
+            elif found.status is Status.ERROR:
+                self._facts.keep(found, 0, program)
+        return found if isinstance(found, Facts) else None
+
+    async def _stripped(self, program: str) -> str:
+        """The program as the rules want it. One that can't be read is left as it is, for the run to refuse."""
+        if not (self._rules.strip_comments or self._rules.strip_docstrings):
+            return program
+        facts = await self.inspect(program)
+        return facts.stripped if facts else program
+
+    async def _ignores_input(self, program: str, outcomes: Sequence[Outcome], varied: Sequence[Outcome]) -> str:
+        """Why it is taken that `program`, which gave `outcomes` for its inputs, ignores them; "" if it does not.
+
+        Several inputs, or an input and those of its variants that the program takes, must not all give one value. Where
+        no variant ran, the program must at least read a parameter.
+        """
+        values = [outcome.value for outcome in [*outcomes, *varied] if outcome.status is Status.OK]
+        if len(values) > 1:
+            return f"{_short(outcomes[0])} for {len(values)} inputs" if len(set(values)) == 1 else ""
+        facts = await self.inspect(program)
+        return "" if facts is None or facts.uses_input else "no parameter is read"
 
     async def determine(self, program: str, given: str, limits: Limits | None = None) -> Outcome:
         """What `validate` would find of one input: the outcome of both runs, or NONDETERMINISTIC.
 
         Raises values.CodecError for an input that is not literals, InfrastructureError.
         """
-        return (await self._run_twice(program.strip(), (canonical_args(parse_args(given)),), limits))[-1]
+        program, inputs, workers = program.strip(), (canonical_args(parse_args(given)),), self._two_workers()
+        first = await self._execute(program, inputs, workers[0], fail_fast=True, limits=limits)
+        if first[-1].status is Status.OK:
+            first = await self._confirmed(program, inputs, first, workers[1], limits)
+        return first[-1]
 
-    async def _run_twice(self, program: str, inputs: tuple[str, ...], limits: Limits | None = None) -> list[Outcome]:
-        """Outcomes by input, up to the first that is not ok.
+    def _two_workers(self) -> tuple[int, int]:
+        turn = self._turn
+        self._turn += 1
+        return turn % self._pool.workers, (turn + 1) % self._pool.workers
+
+    async def _confirmed(
+        self, program: str, inputs: tuple[str, ...], first: list[Outcome], worker: int, limits: Limits | None = None
+    ) -> list[Outcome]:
+        """The outcomes `first`, which are ok, if a second run agrees; otherwise one that says what did not.
 
         The second run is in another sandbox, under another hash seed, with the inputs in reversed order, so that a
         program whose answer depends on what it was asked before does not agree with itself. It waits for the first:
         most proposals fail that one, and while sandboxes are busy, running both at once would gain nothing.
         """
-        workers = self._turn % self._pool.workers, (self._turn + 1) % self._pool.workers
-        self._turn += 1
-        first = await self._execute(program, inputs, workers[0], fail_fast=True, limits=limits)
-        if first[-1].status is not Status.OK:
-            return first
-        second = await self._execute(program, inputs[::-1], workers[1], fail_fast=True, limits=limits)
+        second = await self._execute(program, inputs[::-1], worker, fail_fast=True, limits=limits)
         for one, other in zip(first[::-1], second, strict=False):
             if other.status is not Status.OK or not self._same(one.value, other.value, Equality.TYPE_AWARE):
                 detail = f"{_short(one)} in one run, {_short(other)} in the other"
@@ -265,8 +311,10 @@ class Judge:
         *,
         limits: Limits | None = None,
         fail_fast: bool = False,
+        variants: Sequence[str] = (),
     ) -> list[Outcome]:
-        outcomes = await self._pool.execute(program, inputs, worker, limits=limits, fail_fast=fail_fast)
+        options = {"variants": variants} if variants else {}
+        outcomes = await self._pool.execute(program, inputs, worker, limits=limits, fail_fast=fail_fast, **options)
         self.stats.executed += len(outcomes)
         return outcomes
 

@@ -16,13 +16,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from executor import values
 from executor.cgroup import Cgroup
+from executor.deadline import MAX_STRETCH
+from executor.inspection import FACTS_BYTES, Facts
 from executor.layers import ALL, Layer, Tier, tier_of
 from executor.settings import ExecutorSettings
 
@@ -109,6 +111,14 @@ def failed_twice(error: DeadError) -> InfrastructureError:
     return InfrastructureError(f"the sandbox failed twice on one request: {error}")
 
 
+class Task(StrEnum):
+    """What a fork server is asked to do with a program."""
+
+    RUN = "run"
+    INSPECT = "inspect"
+    """To read it (`inspection.py`). The one input is the arguments for that, the value is the facts."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One program and its inputs, ready to be sent to a fork server."""
@@ -117,30 +127,55 @@ class Request:
     nodes: str
     """The inputs, encoded, with commas between them."""
     count: int
+    required: int
+    """How many of the inputs must have an outcome: the rest are variants."""
     limits: Limits
     fail_fast: bool
+    task: Task = Task.RUN
 
     @classmethod
-    def of(cls, program: str, inputs: Sequence[str], limits: Limits, fail_fast: bool) -> Request:
+    def of(
+        cls, program: str, inputs: Sequence[str], limits: Limits, fail_fast: bool, variants: Sequence[str] = ()
+    ) -> Request:
         """Encode `inputs`. Raises values.CodecError for one that is not literals."""
-        nodes = ",".join([_encoded(text) if len(text) <= _SHORT else _encode(text) for text in inputs])
-        return cls(program, nodes, len(inputs), limits, fail_fast)
+        given = [*inputs, *variants]
+        nodes = ",".join([_encoded(text) if len(text) <= _SHORT else _encode(text) for text in given])
+        return cls(program, nodes, len(given), len(inputs), limits, fail_fast)
+
+    @classmethod
+    def inspection(cls, program: str, limits: Limits, strip_comments: bool, strip_docstrings: bool) -> Request:
+        """To have `program` read."""
+        nodes = _encoded(f"{strip_comments}, {strip_docstrings}")
+        return cls(program, nodes, 1, 1, replace(limits, output_bytes=FACTS_BYTES), True, Task.INSPECT)
 
     @property
     def timeout_s(self) -> float:
         """When the answer is overdue, in seconds."""
-        return self.count * self.limits.timeout_s + GRACE_S
+        return self.count * MAX_STRETCH * self.limits.timeout_s + GRACE_S
 
     def frame(self, careful: bool) -> bytes:
         """The bytes to send. `careful`: a fork server has died on this, so the next one may not touch it itself."""
         options = {
+            "task": self.task,
             "program": self.program,
+            "required": self.required,
             "fail_fast": self.fail_fast,
             "careful": careful,
             "limits": [self.limits.timeout_s, self.limits.memory_mb, self.limits.output_bytes],
         }
         data = f'{json.dumps(options)[:-1]},"inputs":[{self.nodes}]}}'.encode("ascii")
         return FRAME_LENGTH.pack(len(data)) + data
+
+
+def facts_of(outcome: Outcome) -> Facts | Outcome:
+    """What an inspection found; the outcome itself where that is no facts."""
+    if outcome.status is not Status.OK:
+        return outcome
+    try:
+        # The canonical text can be longer than the encoding by quotes and commas only.
+        return Facts.of(values.parse_literal(outcome.value, 2 * FACTS_BYTES))
+    except ValueError as error:
+        return Outcome(Status.CRASHED, detail=str(error), isolated=outcome.isolated)
 
 
 class Sandbox:
@@ -207,7 +242,7 @@ class Sandbox:
         config = {
             "gate": self._gate,
             "layers": sorted(self._wanted),
-            "cpu": self._cpu() if self._settings.pin_cpus else None,
+            "pin": self._settings.pin_cpus,
             "cgroup": [str(folder) for folder in self._cgroup.folders] if self._cgroup else [],
         }
         root = str(Path(__file__).resolve().parent.parent)
@@ -242,11 +277,6 @@ class Sandbox:
         self.pid = found["zygote"]
         return {Layer(name): why for name, why in found["missing"].items()}
 
-    def _cpu(self) -> int:
-        """The CPU of this sandbox: another for each of a pool, and for pools of other processes likely others."""
-        cpus = sorted(os.sched_getaffinity(0))
-        return cpus[(os.getpid() + self._hash_seed) % len(cpus)]
-
     def _check_layers(self) -> None:
         lacking = [layer for layer in self._settings.require if self.layers[layer]]
         if lacking:
@@ -262,15 +292,25 @@ class Sandbox:
             )
 
     def execute(
-        self, program: str, inputs: Sequence[str], limits: Limits | None = None, *, fail_fast: bool = False
+        self,
+        program: str,
+        inputs: Sequence[str],
+        limits: Limits | None = None,
+        *,
+        fail_fast: bool = False,
+        variants: Sequence[str] = (),
     ) -> list[Outcome]:
         """Run `f` of `program` on every input (the text between the parentheses of a call, literals only).
 
-        Returns one outcome per input, aligned; with `fail_fast` those up to the first that is not ok.
-        Raises values.CodecError for an input that is not literals, ValueError for memory beyond the settings',
-        InfrastructureError if the fork server fails twice.
+        Returns one outcome per input, aligned; with `fail_fast` those up to the first that is not ok; then those of
+        `variants` that were run, see `Pool.execute`. Raises values.CodecError for an input that is not literals,
+        ValueError for memory beyond the settings', InfrastructureError if the fork server fails twice.
         """
-        request = Request.of(program, inputs, limits.within(self._limits) if limits else self._limits, fail_fast)
+        limits = limits.within(self._limits) if limits else self._limits
+        return self.answer(Request.of(program, inputs, limits, fail_fast, variants))
+
+    def answer(self, request: Request) -> list[Outcome]:
+        """Have `request` done, by a second fork server if the first fails. Raises InfrastructureError."""
         for attempt in (1, 2):
             if self._aborted:
                 break
@@ -294,7 +334,8 @@ class Sandbox:
             if status == Status.INFRASTRUCTURE:
                 raise DeadError(detail)
             found.append(self._outcome(Status(status), detail, text, request.limits))
-        self.executions += len(found)
+        if request.task is Task.RUN:
+            self.executions += len(found)
         return found
 
     def abort(self) -> None:

@@ -19,7 +19,7 @@ class ExecutorSettings(Section):
     workers: int = Field(default=2, ge=2, le=512)
     """Sandbox processes (zygotes). At least two: determinism is checked across two hash seeds."""
     timeout_s: float = Field(default=2.0, gt=0, le=600)
-    """Wall-clock limit of one execution, in seconds."""
+    """Limit of one execution, in seconds of wall-clock time; up to four times that where a busy machine keeps it from running."""
     memory_mb: int = Field(default=256, ge=16, le=65536)
     """Address space that one execution may add to the sandbox's own, in MiB."""
     output_bytes: int = Field(default=65536, ge=64, le=2**24)
@@ -27,7 +27,7 @@ class ExecutorSettings(Section):
     queue: int = Field(default=1024, ge=1, le=2**20)
     """Executions that may wait for a sandbox. Beyond that their callers wait at the door, so that memory stays bounded."""
     pin_cpus: bool = True
-    """Keep each sandbox on one CPU, which makes short runs about a sixth faster. A run that takes longer may move."""
+    """Keep a sandbox for 2 ms on the CPU where a run began, which makes short runs about a sixth faster."""
     require: tuple[Layer, ...] = ()
     """Layers of the sandbox without which nothing starts; `azr doctor` lists which of them this machine has."""
     allow_unsafe: bool = False

@@ -67,8 +67,20 @@ class Proposal:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class ValidationRules:
+    """What `validate` asks of a proposal besides what makes it a task. The default is nothing more."""
+
+    input_dependence: bool = False
+    """Refuse a program whose value does not change with its input (IGNORES_INPUT)."""
+    strip_comments: bool = False
+    """The task's program is the proposal's without its comments; that is what is validated."""
+    strip_docstrings: bool = False
+    """The same for docstrings."""
+
+
 class RejectionReason(StrEnum):
-    """Why a proposal is not a task. The members from ERROR on are named like the sandbox's findings."""
+    """Why a proposal is not a task. The members from ERROR to NONDETERMINISTIC are named like the sandbox's findings."""
 
     INPUT_COUNT = "input_count"
     """Not exactly one input (deduction, abduction), or fewer than two (induction)."""
@@ -89,6 +101,8 @@ class RejectionReason(StrEnum):
     """The process died, or did not answer in the agreed form."""
     NONDETERMINISTIC = "nondeterministic"
     """Two runs under different hash seeds did not agree."""
+    IGNORES_INPUT = "ignores_input"
+    """The value is the same for other inputs, too; only where ValidationRules.input_dependence asks for it."""
 
 
 @dataclass(frozen=True)

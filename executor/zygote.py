@@ -30,13 +30,14 @@ import resource
 import select
 import signal
 import struct
-import time
+import sys
 import warnings
 from collections.abc import Callable, Collection
 from types import CodeType
 from typing import Any, NoReturn
 
-from executor import jail, keeper, namespaces, safety, values
+from executor import inspection, jail, keeper, namespaces, safety, values
+from executor.deadline import Deadline
 from executor.layers import Layer
 from executor.programs import ProgramCache
 
@@ -44,6 +45,11 @@ MAX_PLAIN_CHARACTERS, MAX_PLAIN_DEPTH = 4096, 12
 """A program beyond these is compiled in a child: the parser's worst cases need long text or deep nesting."""
 
 MAX_PROGRAM_BYTES = 1 << 16
+MAX_INSPECTION_DEPTH = 5_000
+"""Python's recursion limit for a child that reads a program; one that needs more may crash."""
+
+VARIANTS_SHARE = 0.25
+"""Of one input's time, what all variants may take together: they are asked out of curiosity."""
 
 PATIENCE_MS = 2
 """How long a child may run before its frames are read as they come. (A full pipe makes it wait for no longer.)"""
@@ -75,6 +81,11 @@ Outcome = tuple[str, str, str]
 
 Refusal = tuple[bytes, str]
 """What a child states of a program that is not run."""
+
+INSPECT = "inspect"
+"""In place of a program's code: it is to be read, not run."""
+Code = CodeType | str | None
+"""What a child is to run: code, INSPECT, or None where it has to compile the program itself."""
 
 
 def read_frame(fd: int) -> bytes | None:
@@ -127,6 +138,7 @@ class Zygote:
         self.builtins = safety.program_builtins() if gate else vars(importlib.import_module("builtins"))
         self.pid = os.getpid()
         self.cpus = os.sched_getaffinity(0)
+        self.pin = self.pinned = False
         with open("/proc/self/statm") as statm:
             self.base_bytes = int(statm.read().split()[0]) * resource.getpagesize()
 
@@ -136,9 +148,30 @@ class Zygote:
             request = json.loads(frame)
             self._set_limits(request["limits"])
             inputs = [values.from_tagged(node) for node in request["inputs"]]
-            outcomes = self.run(request["program"], inputs, request["fail_fast"], request["careful"])
+            self._stay()
+            if request["task"] == "inspect":
+                outcomes = self.inspect(request["program"], inputs)
+            else:
+                required = request["required"]
+                outcomes = self.run(request["program"], inputs, required, request["fail_fast"], request["careful"])
+            self._roam()
             write_all(self.replies, pack_outcomes(outcomes))
         os._exit(0)
+
+    def _stay(self) -> None:
+        """Keep to the CPU that the scheduler has chosen, for a moment: server and child take turns on the same memory, and
+        moved to another CPU, each would fill its caches anew."""
+        if self.pin:
+            self.pinned = True
+            jail.bind(0, {jail.current_cpu()})
+
+    def _roam(self, child: int = 0) -> None:
+        """Give the scheduler its choice back, as soon as a run turns out to be no short one."""
+        if self.pinned:
+            self.pinned = False
+            jail.bind(0, self.cpus)
+            if child:
+                jail.bind(child, self.cpus)
 
     def _set_limits(self, limits: list[float]) -> None:
         """`limits`: seconds, MiB, bytes of output."""
@@ -151,26 +184,36 @@ class Zygote:
             # Of this process, because it is inherited: one call fewer in each child.
             jail.limit_memory(self.base_bytes + (int(memory_mb) << 20))
 
-    def run(self, program: str, inputs: list[Any], fail_fast: bool, careful: bool) -> list[Outcome]:
+    def run(self, program: str, inputs: list[Any], required: int, fail_fast: bool, careful: bool) -> list[Outcome]:
         """Run `f` of `program` on each of `inputs` (tuples of arguments).
 
         One child runs them one after another, each in fresh globals; after one that ended its child, the rest go on in
         a new one. With `fail_fast` the last outcome may be the first that is not ok. With `careful` the program is
         compiled in the child.
+
+        Of the inputs, the first `required` need an outcome. The rest are variants: the child that runs the last of the
+        others goes on with them, up to the first with another value than an input had, within a share of one input's
+        time. A variant whose outcome is missing, for whatever reason, has none.
         """
         prepared = self._prepare(program, careful)
         if isinstance(prepared, tuple):
-            return [(_STATUS[prepared[0]], prepared[1], "")] * (1 if fail_fast else len(inputs))
+            return [(_STATUS[prepared[0]], prepared[1], "")] * (1 if fail_fast else required)
         outcomes: list[Outcome] = []
-        while len(outcomes) < len(inputs):
-            outcomes += self._run_child(program, prepared, inputs[len(outcomes) :], fail_fast)
-            if fail_fast and outcomes[-1][0] != "ok":
+        while (done := len(outcomes)) < required:
+            outcomes += self._run_child(program, prepared, inputs[done:], required - done, fail_fast)
+            if fail_fast and len(outcomes) <= required and outcomes[-1][0] != "ok":
                 break
         return outcomes
 
+    def inspect(self, program: str, inputs: list[Any]) -> list[Outcome]:
+        """The facts of `program`, found in a child: the one outcome's value. `inputs` holds one tuple of arguments."""
+        if _is_too_large(program):
+            return [("error", "ProgramTooLarge", "")]
+        return self._run_child(program, INSPECT, inputs, 1, True)
+
     def _prepare(self, program: str, careful: bool) -> CodeType | Refusal | None:
         """The program compiled, or why it is refused; None where that is for the child to find out."""
-        if len(program) > MAX_PROGRAM_BYTES or len(program.encode("utf-8", "surrogatepass")) > MAX_PROGRAM_BYTES:
+        if _is_too_large(program):
             return ERROR, "ProgramTooLarge"
         code = self.programs.get(program)
         if code is None and not careful and _is_plain(program):
@@ -192,7 +235,7 @@ class Zygote:
 
     # ------------------------------------------------------------------------------------------ the server's side
 
-    def _run_child(self, program: str, code: CodeType | None, batch: list[Any], fail_fast: bool) -> list[Outcome]:
+    def _run_child(self, program: str, code: Code, batch: list[Any], required: int, fail_fast: bool) -> list[Outcome]:
         """Fork, collect, reap. At least one outcome; fewer than the batch if the child did not survive."""
         nonce = os.urandom(_NONCE_BYTES)
         reader, writer = os.pipe()
@@ -203,9 +246,9 @@ class Zygote:
             os.close(writer)
             return [("infrastructure", f"fork: {error.strerror}", "")]
         if child == 0:
-            self._child(program, code, batch, writer, nonce)
+            self._child(program, code, batch, required, writer, nonce)
         os.close(writer)
-        outcomes, verdict = self._collect(child, reader, nonce, len(batch), fail_fast)
+        outcomes, verdict = self._collect(child, reader, nonce, len(batch), required, fail_fast)
         os.close(reader)
         if verdict != "ended":
             os.kill(child, signal.SIGKILL)
@@ -214,10 +257,12 @@ class Zygote:
             return outcomes
         return [*outcomes, self._post_mortem(verdict, status)]
 
-    def _collect(self, child: int, reader: int, nonce: bytes, count: int, fail_fast: bool) -> tuple[list[Outcome], str]:
-        """Read a child's frames up to its end or the deadline, which every frame extends.
+    def _collect(
+        self, child: int, reader: int, nonce: bytes, count: int, required: int, fail_fast: bool
+    ) -> tuple[list[Outcome], str]:
+        """Read a child's frames up to its end or the deadline, which every frame but a variant's extends.
 
-        Returns the outcomes and `done` (there is nothing to add to them), or why one is missing: `deadline`,
+        Returns the outcomes and `done` (there is nothing to add to them), or why a required one is missing: `deadline`,
         `protocol`, or `ended`.
         """
         outcomes: list[Outcome] = []
@@ -225,36 +270,43 @@ class Zygote:
         poll = select.poll()
         # Most children have ended within moments: to be woken by that alone saves a switch of processes per frame.
         poll.register(reader, 0)
-        deadline = time.monotonic() + self.timeout_s
+        deadline = Deadline(child, self.timeout_s)
         if not poll.poll(min(self.timeout_s * 1000, PATIENCE_MS)):
-            jail.bind(child, self.cpus)  # no longer one of the many that share a CPU with their server
+            self._roam(child)
         poll.modify(reader, select.POLLIN)
         while True:
-            left_ms = math.ceil((deadline - time.monotonic()) * 1000)
-            if left_ms <= 0 or not poll.poll(left_ms):
+            while (left_s := deadline.left_s()) > 0 and not (readable := poll.poll(math.ceil(left_s * 1000))):
+                pass
+            if left_s <= 0 or not readable:
                 # Too late to leave, but not too late to answer.
-                return outcomes, "done" if len(outcomes) == count else "deadline"
+                return outcomes, "done" if len(outcomes) >= required else "deadline"
             part = os.read(reader, 1 << 16)
             if not part:
-                return outcomes, "done" if len(outcomes) == count else "ended"
+                return outcomes, "done" if len(outcomes) >= required else "ended"
             data += part
+            share = 0.0
             while len(data) >= _HEADER.size:
                 sent, size = _HEADER.unpack_from(data)
                 if sent != nonce or not 0 < size <= self.output_bytes + 1 or len(outcomes) == count:
-                    return outcomes[: count - 1], "protocol"
+                    return outcomes[: required - 1], "protocol"
                 if len(data) < _HEADER.size + size:
                     break
                 status = _STATUS.get(bytes(data[_HEADER.size : _HEADER.size + 1]))
                 text = data[_HEADER.size + 1 : _HEADER.size + size].decode("ascii", "replace")
                 del data[: _HEADER.size + size]
-                deadline = time.monotonic() + self.timeout_s
                 if status is None or not text.isascii() or "\n" in text or "\t" in text:
-                    return outcomes[: count - 1], "protocol"
+                    return outcomes[: required - 1], "protocol"
                 outcomes.append((status, "", text) if status == "ok" else (status, _printable(text), ""))
-                if status == "memory" or (fail_fast and status != "ok"):
+                if len(outcomes) <= required:
+                    share = VARIANTS_SHARE if len(outcomes) == required < count else 1
+                    if fail_fast and status != "ok":
+                        return outcomes, "done"
+                if status == "memory":
                     return outcomes, "done"
             if data and len(outcomes) == count:
-                return outcomes[:-1], "protocol"
+                return outcomes[: required - 1], "protocol"
+            if share:
+                deadline.restart(share * self.timeout_s)
 
     def _post_mortem(self, verdict: str, status: int) -> Outcome:
         """The finding about a child that owes an outcome: `verdict` as of `_collect`, `status` its exit code."""
@@ -272,7 +324,7 @@ class Zygote:
 
     # ------------------------------------------------------------------------------------------- the child's side
 
-    def _child(self, program: str, code: CodeType | None, batch: list[Any], writer: int, nonce: bytes) -> NoReturn:
+    def _child(self, program: str, code: Code, batch: list[Any], required: int, writer: int, nonce: bytes) -> NoReturn:
         try:
             try:
                 os.closerange(keeper.REQUESTS, writer)  # the reader too, which was made before the writer
@@ -287,18 +339,26 @@ class Zygote:
             except BaseException:
                 # Not the program's fault. Nothing inside the wall can send this signal, so it can't be forged.
                 os.kill(os.getpid(), signal.SIGKILL)
-            self._answer(program, code, batch, writer, nonce)
+            self._answer(program, code, batch, required, writer, nonce)
         finally:
             os._exit(0)
 
-    def _answer(self, program: str, code: CodeType | None, batch: list[Any], writer: int, nonce: bytes) -> None:
-        """Run the program on every input and write a frame for each."""
-        prepared = code or self._compile_checked(program)
+    def _answer(self, program: str, code: Code, batch: list[Any], required: int, writer: int, nonce: bytes) -> None:
+        """Run the program on every input and write a frame for each; of those beyond `required`, up to another value."""
+        if isinstance(code, str):
+            prepared: CodeType | Refusal = self._inspect(program, *batch[0])
+        else:
+            prepared = code or self._compile_checked(program)
+        first = ""
         kept: list[Any] = []  # nothing is destroyed before the end, so that no `__del__` runs between two inputs
-        for args in batch:
+        for place, args in enumerate(batch):
             kind, text = prepared if isinstance(prepared, tuple) else self._call(prepared, args, kept)
             data = text.encode("ascii", "replace")
             write_all(writer, nonce + (len(data) + 1).to_bytes(4, "big") + kind + data)
+            if place == 0:
+                first = text
+            elif place >= required and kind == VALUE and _differ(text, first):
+                break
 
     def warm_up(self) -> None:
         """Do what children do, here: the interpreter then has specialised their code and filled its caches, which are
@@ -307,8 +367,9 @@ class Zygote:
         nonce = bytes(_NONCE_BYTES)
         code = _compile("def f(x, y=1):\n    return {'a': [x], 'b': (x + y, 0.5, None, True), 'c': str(x)}")
         for number in range(WARM_UP_RUNS):
-            self._answer("", code, [(number,)], _NULL, nonce)
-            self.run("def f(x): return [x]", [(number,)], fail_fast=True, careful=False)
+            self._answer("", code, [(number,)], 1, _NULL, nonce)
+            self.run("def f(x): return [x]", [(number,)], 1, fail_fast=True, careful=False)
+            inspection.inspect("def f(x, y):  # comment\n    return f'{x}'", True, True)
 
     def _call(self, code: CodeType, args: tuple[Any, ...], kept: list[Any]) -> Refusal:
         """What the child states of one input.
@@ -337,6 +398,26 @@ class Zygote:
             return TOO_LARGE, ""
         except MemoryError:
             return MEMORY, ""
+
+    def _inspect(self, program: str, *options: bool) -> Refusal:
+        sys.setrecursionlimit(MAX_INSPECTION_DEPTH)
+        try:
+            return VALUE, values.encode(inspection.inspect(program, *options), self.output_bytes)
+        except MemoryError:
+            return MEMORY, ""
+        except values.BudgetError:
+            return TOO_LARGE, ""
+        except Exception as error:
+            return ERROR, values.type_name(error)
+
+
+def _differ(one: str, other: str) -> bool:
+    """Whether two encodings are those of different values. A set's elements come in any order: then it can't be told."""
+    return one != other and '["s"' not in one and '["f"' not in one
+
+
+def _is_too_large(program: str) -> bool:
+    return len(program) > MAX_PROGRAM_BYTES or len(program.encode("utf-8", "surrogatepass")) > MAX_PROGRAM_BYTES
 
 
 def _compile(program: str) -> CodeType:
@@ -381,10 +462,6 @@ def main(
     `missing` is what the keeper could not have of `wanted`.
     """
     shifted = _shift_addresses()
-    cpus = os.sched_getaffinity(0)
-    if config["cpu"] is not None:
-        # Parent and child take turns on the same memory: moved to another CPU, each would fill its caches anew.
-        jail.bind(0, {config["cpu"]})
     os.environ.pop("LD_BIND_NOW", None)
     try:
         warnings.simplefilter("ignore")  # programs' own, which the compiler gives
@@ -410,7 +487,7 @@ def main(
             write_all(replies, pack_frame(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode("ascii")))
         os._exit(1)
     zygote.kept = shifted
-    zygote.cpus = cpus
+    zygote.pin = config["pin"]
     zygote.warm_up()
     # Collected objects would be written to, and every page that is written to after a fork is copied.
     gc.collect()

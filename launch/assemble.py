@@ -13,6 +13,7 @@ import torch
 
 from launch.config import Config
 from launch.recorder import Recorder
+from launch.tasks import SNAPSHOT
 from learner.checkpoint import Checkpoints, read_stream_state, write_stream_state
 from learner.loop import Hooks, Stream
 from learner.model import PolicyModel, init_parallel
@@ -51,6 +52,8 @@ class Saved:
 
     checkpoints: Checkpoints
     trainer: Trainer
+    snapshot: Callable[[Path], None] = lambda path: None
+    """Writes the task buffer, as of now, to a file."""
 
     def resume(self, stream: Stream | None, requeue: Callable[[list[Trajectory]], None]) -> int:
         """Load the newest checkpoint, if there is one; returns its version."""
@@ -74,12 +77,24 @@ class Saved:
             if stream is not None:
                 with stream.frozen():
                     write_stream_state(folder, stream.gate.state_dict(), stream.queued())
+                # After the queue, so that the snapshot has every task whose proposal waits there. What it may have beyond
+                # these are tasks of rollouts that were in flight, and that a resumed run drops.
+                self.snapshot(folder / SNAPSHOT)
 
         self.checkpoints.save(version, self.trainer.ranks, write)
 
 
-def make_hooks(config: Config, recorder: Recorder | None, save: Callable[[int], None], status: dict[str, Any]) -> Hooks:
-    """Hooks that record steps, obey `status["stop"]`, and end the run when its time is up."""
+def make_hooks(
+    config: Config,
+    recorder: Recorder | None,
+    save: Callable[[int], None],
+    status: dict[str, Any],
+    more: Callable[[], dict[str, float]] = dict,
+) -> Hooks:
+    """Hooks that record steps, obey `status["stop"]`, and end the run when its time is up.
+
+    `more`: further numbers of a step, such as the task buffer's.
+    """
     deadline = time.monotonic() + 60 * config.run.max_minutes if config.run.max_minutes else None
     totals: dict[str, float] = {}
     mark = time.monotonic()
@@ -100,6 +115,7 @@ def make_hooks(config: Config, recorder: Recorder | None, save: Callable[[int], 
         now = time.monotonic()
         numbers["generate_tokens_per_s"] = numbers["tokens_generated_step"] / (now - mark)
         mark = now
+        numbers.update(more())
         recorder.step(numbers, batch)
         status["last"] = recorder.last
 

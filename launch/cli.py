@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import bench, doctor, execute, models
+from actors.buffer_file import TaskBufferError
+from launch import bench, doctor, execute, models, seeds
 from launch import config as configuration
 
 _EXAMPLES = """\
@@ -17,6 +18,7 @@ examples:
   azr train --resume runs/smollm2-cpu learner.steps=40
   azr train smollm2-cpu run.mode=serial learner.max_staleness=0    one process, one thread, deterministic
   azr config show smollm2-cpu                        every setting of a recipe, resolved
+  azr seeds save runs/first seeds.jsonl              a run's tasks, to start another with (selfplay.seed_tasks)
   azr model prepare smollm2-135m-instruct            build the model's folder in the cache
   azr exec program.py --input "[3, 1], 'abc'"        run a program in the sandbox, by hand
   azr doctor                                         what the sandbox is made of on this machine
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides = [*arguments.overrides, *rest]
     try:
         return int(arguments.run(arguments))
-    except (configuration.ConfigError, models.ModelError, RunFolderError, execute.ExecError) as error:
+    except _WRONG_USE as error:
         print(f"azr: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -44,6 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class RunFolderError(ValueError):
     """A run folder that cannot be used."""
+
+
+_WRONG_USE = (
+    configuration.ConfigError,
+    models.ModelError,
+    RunFolderError,
+    execute.ExecError,
+    seeds.SeedError,
+    TaskBufferError,
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
     execute.add_command(commands)
     doctor.add_command(commands)
+    seeds.register(commands)
     bench.register(commands)
     return parser
 

@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,41 +18,33 @@ from typing import Any
 
 import ray
 
-from actors.buffer import RemoteBuffer, TaskBuffer
+from actors.buffer import RemoteBuffer
+from launch import buffer_actor
 from launch.config import Config
 from launch.console import REFRESH_S, Console
 from launch.models import prepare
-from launch.recorder import Recorder, RunFolder, work_log
+from launch.recorder import Recorder, RunFolder, log_to, work_log
 from launch.summary import summarise
 
 LOOPBACK = "127.0.0.1"
+BUFFER_TIMEOUT_S = 60.0
+"""How long the learner waits for the task buffer's numbers, and the supervisor for a sign of life."""
 
 
 class RunFailed(RuntimeError):
     """A part of the run died for good; the message names it and its log."""
 
 
-def log_to(folder: RunFolder, process: str, attempt: int) -> Path:
-    """Send this process's output, and its children's, to `logs/<process>.<attempt>.log`."""
-    path = folder.logs / f"{process}.{attempt}.log"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    return path
-
-
 class LearnerActor:
     """One learner rank. Rank 0 also has the stream, the ledger and the run's files."""
 
-    def __init__(self, config: Config, folder: Path, rank: int, store: str | None) -> None:
+    def __init__(self, config: Config, folder: Path, rank: int, store: str | None, buffer: Any) -> None:
         self._config = config
         self._folder = RunFolder(folder.absolute())
         log_to(self._folder, f"learner{rank}", 0)
         self._rank = rank
         self._store = store
+        self._buffer = buffer
         self._status: dict[str, Any] = {"phase": "starting", "phase_since": time.monotonic()}
         self._stream: Any = None
         self._generated = (0.0, 0.0, time.monotonic())
@@ -82,7 +73,8 @@ class LearnerActor:
         config, stream = self._config, self._stream
         model_dir = prepare(config.model.path)
         trainer = make_trainer(config, model_dir, self._rank, self._store)
-        saved = Saved(Checkpoints(self._folder.checkpoints, config.learner.keep_checkpoints), trainer)
+        checkpoints = Checkpoints(self._folder.checkpoints, config.learner.keep_checkpoints)
+        saved = Saved(checkpoints, trainer, lambda path: ray.get(self._buffer.snapshot.remote(path)))
         step = saved.resume(stream, stream.requeue if stream else lambda queued: None) if resume else 0
         recorder = sender = None
         if stream is not None:
@@ -92,7 +84,13 @@ class LearnerActor:
             stream.on_event = recorder.event
             sender = WeightSender(trainer.policy.device, host=LOOPBACK, timeout_s=config.learner.sync_timeout_s)
         publisher = GroupPublisher(trainer.policy, trainer.ranks, stream, sender, config.engine.tensor_parallel)
-        hooks = make_hooks(config, recorder, lambda version: saved.save(version, stream), self._status)
+        hooks = make_hooks(
+            config,
+            recorder,
+            lambda version: saved.save(version, stream),
+            self._status,
+            lambda: dict(ray.get(self._buffer.metrics.remote(), timeout=BUFFER_TIMEOUT_S)),
+        )
         try:
             if stream is not None:
                 hooks.on_wait("waiting for rollout actors")
@@ -143,15 +141,6 @@ class LearnerActor:
         return self._stream.gate.ledger(), str(self._status.get("stop") or ""), self._checksums
 
 
-class BufferActor(TaskBuffer):
-    """The task buffer as a Ray actor."""
-
-    def __init__(self, folder: Path) -> None:
-        run = RunFolder(folder.absolute())
-        log_to(run, "buffer", 0)
-        super().__init__(run.tasks)
-
-
 class RolloutActor:
     """One rollout actor: sandboxes, an engine, and the loop of `actors.rollout`."""
 
@@ -168,6 +157,7 @@ class RolloutActor:
     async def run(self) -> dict[str, str]:
         """Play until the learner says shutdown; returns digests of the engine's weights by name (`run.verify_weights`)."""
         from actors.engine import AsyncEngine
+        from actors.heldout import Heldout
         from actors.rollout import Rollout
         from executor.judge import Judge
         from executor.pool import SandboxPool
@@ -183,8 +173,10 @@ class RolloutActor:
             client = StreamClient(self._endpoint, self._id, self._incarnation, config.actors.concurrency)
             try:
                 record = work_log(self._folder, self._id, config.executor.record_work)
-                judge = Judge(pool, config.executor, record=record)
-                await Rollout(self._engine, judge, RemoteBuffer(self._buffer), client, config.selfplay).run()
+                judge = Judge(pool, config.executor, record=record, rules=config.selfplay.rules)
+                heldout = Heldout(self._engine, judge, config.selfplay) if self._id == "rollout0" else None
+                buffer = RemoteBuffer(self._buffer)
+                await Rollout(self._engine, judge, buffer, client, config.selfplay, heldout).run()
                 return await self._engine.checksums() if config.run.verify_weights else {}
             finally:
                 client.close()
@@ -204,12 +196,20 @@ class Supervisor:
         self._gpu = 1 if gpus else 0
         world = config.learner.parallel.world_size
         store = f"tcp://{LOOPBACK}:{free_port()}" if world > 1 else None
-        self.buffer = ray.remote(BufferActor).options(num_cpus=0).remote(folder.path)
-        learner = ray.remote(LearnerActor).options(num_cpus=1, num_gpus=self._gpu, max_concurrency=4)
-        self.learners = [learner.remote(config, folder.path, rank, store) for rank in range(world)]
-        self._endpoint = ray.get([actor.open.remote() for actor in self.learners])[0]
-        self._learning = [actor.run.remote(resume) for actor in self.learners]
         self.actors: dict[int, Any] = {}
+        self.buffer = buffer_actor.start(config, folder.path)
+        opened = self.buffer.open.remote(resume)
+        learner = ray.remote(LearnerActor).options(num_cpus=1, num_gpus=self._gpu, max_concurrency=4)
+        self.learners = [learner.remote(config, folder.path, rank, store, self.buffer) for rank in range(world)]
+        self._endpoint = ray.get([actor.open.remote() for actor in self.learners])[0]
+        self._asked: Any = None
+        self._asked_at = 0.0
+        try:
+            ray.get(opened)
+        except ray.exceptions.RayError as error:
+            self.kill()
+            raise RunFailed(self._buffer_failed(error)) from None
+        self._learning = [actor.run.remote(resume) for actor in self.learners]
         self._incarnations: dict[int, int] = {}
         # A resumed run's actors are new lives: their numbers must not repeat those of the checkpoint's.
         first = (
@@ -230,6 +230,7 @@ class Supervisor:
         for ref in done:
             if ref in self._playing:
                 self._ended(ref)
+        self._watch_buffer()
         finished, running = ray.wait(self._learning, num_returns=len(self._learning), timeout=0)
         for ref in finished:
             try:
@@ -257,7 +258,9 @@ class Supervisor:
             actor.stop.remote(why)
 
     def kill(self) -> None:
-        """End what is left."""
+        """End what is left; the buffer first closes its file."""
+        with contextlib.suppress(Exception):
+            ray.get(self.buffer.close.remote(), timeout=10)
         for actor in [*self.actors.values(), *self.learners, self.buffer]:
             with contextlib.suppress(Exception):
                 ray.kill(actor)
@@ -269,6 +272,25 @@ class Supervisor:
                 with contextlib.suppress(Exception):
                     self._results[f"rollout{self._playing[ref]}"] = ray.get(ref)
         return self._results
+
+    def _watch_buffer(self) -> None:
+        """Without the buffer every episode fails, and would be granted again for ever: its failure ends the run."""
+        now = time.monotonic()
+        if self._asked is None:
+            if now - self._asked_at > 1.0:
+                self._asked, self._asked_at = self.buffer.metrics.remote(), now
+            return
+        if ray.wait([self._asked], timeout=0)[0]:
+            asked, self._asked = self._asked, None
+            try:
+                ray.get(asked)
+            except ray.exceptions.RayError as error:
+                raise RunFailed(self._buffer_failed(error)) from None
+        elif now - self._asked_at > BUFFER_TIMEOUT_S:
+            raise RunFailed(self._buffer_failed(TimeoutError(f"it has not answered for {BUFFER_TIMEOUT_S:.0f} s")))
+
+    def _buffer_failed(self, error: BaseException) -> str:
+        return f"the task buffer failed: {_root(error)}\nIts log: {self._folder.logs / 'buffer.0.log'}"
 
     def _start(self, index: int, incarnation: int) -> None:
         actor = (
@@ -305,7 +327,11 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console) -> in
     """Run to the end; returns the exit code."""
     with _ray(config, console), _interrupts() as interrupts:
         console.say("starting the task buffer, the learner and the rollout actors (about a minute on a CPU)")
-        supervisor = Supervisor(config, folder, resume, console)
+        try:
+            supervisor = Supervisor(config, folder, resume, console)
+        except RunFailed as error:
+            console.say(f"FAILED: {error}")
+            return 1
         stopping = 0
         try:
             with console.open():

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from actors.buffer_settings import BufferSettings
 from actors.settings import EngineSettings, SelfPlaySettings
 from executor.settings import ExecutorSettings, Section
 from executor.tasks import Kind
@@ -74,6 +75,7 @@ class Config(Section):
     run: RunSettings = RunSettings()
     model: ModelSettings = ModelSettings()
     selfplay: SelfPlaySettings = SelfPlaySettings()
+    buffer: BufferSettings = BufferSettings()
     engine: EngineSettings = EngineSettings()
     executor: ExecutorSettings = ExecutorSettings()
     actors: ActorsSettings = ActorsSettings()
@@ -95,6 +97,11 @@ class Config(Section):
                 f"selfplay allows sequences of {longest} tokens (max_prompt_tokens + the longer response limit), but "
                 f"engine.max_model_len is {self.engine.max_model_len}: raise it, or lower the others"
             )
+        if 0 < self.buffer.capacity < selfplay.seed_tasks_target:
+            raise ValueError(
+                f"seeding to selfplay.seed_tasks_target = {selfplay.seed_tasks_target} triplets could never end with "
+                f"buffer.capacity = {self.buffer.capacity}: raise the capacity, or lower the target"
+            )
         if self.run.mode == "serial" and (self.actors.num_actors > 1 or self.learner.parallel.world_size > 1):
             raise ValueError(
                 "run.mode = serial has one actor and one learner rank: set actors.num_actors = 1 and learner.parallel to 1 x 1"
@@ -109,12 +116,7 @@ class Config(Section):
 
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     """A recipe (a path, or the name of one that ships) with overrides `table.key=value` on top; raises ConfigError."""
-    path = find_recipe(recipe)
-    try:
-        data = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    sources = dict.fromkeys(_leaves(data), str(path))
+    data, sources = read_recipe(find_recipe(recipe))
     for override in overrides:
         key, value = parse_override(override)
         _assign(data, key, value)
@@ -122,10 +124,42 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     return build(data, sources)
 
 
-def find_recipe(recipe: str | Path) -> Path:
-    """The file of a recipe; raises ConfigError with the names that exist."""
+def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """A recipe's plain data, those of its `base` included, and the file that each dotted key comes from.
+
+    `base = "name"` at the top of a recipe (a name that ships, or a path relative to the recipe) takes over all that the
+    other recipe sets; what this one sets wins, key by key, in tables within tables as well. A recipe with a base that sets no
+    `run.name` is named like its file, so that runs of recipes with one base lie side by side. `above`: the recipes whose
+    base this is. Raises ConfigError.
+    """
+    here = path.resolve()
+    if here in above:
+        chain = " -> ".join(p.name for p in (*above[above.index(here) :], here))
+        raise ConfigError(f"recipes are each other's base, round in a circle: {chain}. Take the base line out of one.")
+    try:
+        data = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    base = data.pop("base", None)
+    sources = dict.fromkeys(_leaves(data), str(path))
+    if base is None:
+        return data, sources
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f'base = {base!r} cannot be used ({path}): it names one recipe, as in base = "smollm2-cpu"')
+    try:
+        base_path = find_recipe(base, path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"base = {base!r} cannot be used ({path}): {error}") from None
+    below, base_sources = read_recipe(base_path, (*above, here))
+    if isinstance(data.setdefault("run", {}), dict):
+        data["run"].setdefault("name", path.stem)
+    return _merge(below, data), base_sources | sources
+
+
+def find_recipe(recipe: str | Path, folder: Path = Path()) -> Path:
+    """The file of a recipe; a relative path counts from `folder`. Raises ConfigError with the names that exist."""
     path = Path(recipe)
-    for candidate in (path, RECIPES / path.name, RECIPES / f"{path.name}.toml"):
+    for candidate in (folder / path, folder / f"{path}.toml", RECIPES / path.name, RECIPES / f"{path.name}.toml"):
         if candidate.is_file():
             return candidate
     names = sorted(p.stem for p in RECIPES.glob("*.toml"))
@@ -163,7 +197,12 @@ def to_toml(config: Config) -> str:
 
 def schema() -> str:
     """The JSON schema of a recipe."""
-    return json.dumps(Config.model_json_schema(), indent=2)
+    document = Config.model_json_schema()
+    document["properties"]["base"] = {
+        "type": "string",
+        "description": "Another recipe, which this one is put on top of.",
+    }
+    return json.dumps(document, indent=2)
 
 
 def documented(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -209,6 +248,15 @@ def _leaves(data: dict[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{name}"
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}.")
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` on top of `below`; where both have a table, key by key."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
 
 
 def _assign(data: dict[str, Any], key: str, value: Any) -> None:

@@ -93,6 +93,19 @@ class Console:
                     f"valid {_percent(last.get(f'valid_rate/{kind}'))}",
                     f"solved {_percent(last.get(f'solve_rate/{kind}'))}",
                 )
+                if f"ignores_input/{kind}" in last or f"duplicates/{kind}" in last:
+                    table.add_row(
+                        "",
+                        f"ignore their input {_percent(last.get(f'ignores_input/{kind}'))}",
+                        f"known already {_percent(last.get(f'duplicates/{kind}'))}",
+                    )
+        if "heldout/mean" in live:
+            kinds = " ".join(f"{kind[:3]} {_percent(live.get(f'heldout/{kind}'))}" for kind in Kind)
+            table.add_row(
+                "held-out",
+                f"solved {_percent(live['heldout/mean'])}",
+                f"{kinds}, version {live['heldout/version']:.0f}",
+            )
         table.add_row("age", f"mean {last.get('age_mean', 0):.2f}", f"max {last.get('age_max', 0):.0f} versions")
         table.add_row(
             "slots",
@@ -121,8 +134,12 @@ def step_line(numbers: Mapping[str, float], steps: int) -> str:
     """One step on one line."""
     valid = " ".join(f"{kind[:3]} {_percent(numbers.get(f'valid_rate/{kind}'))}" for kind in Kind)
     solved = " ".join(f"{kind[:3]} {_percent(numbers.get(f'solve_rate/{kind}'))}" for kind in Kind)
+    constant = [numbers[f"ignores_input/{kind}"] for kind in Kind if f"ignores_input/{kind}" in numbers]
+    more = f" | ignore input: {_percent(sum(constant) / len(constant))}" if constant else ""
+    if "heldout/mean" in numbers:
+        more += f" | held-out (version {numbers['heldout/version']:.0f}): {_percent(numbers['heldout/mean'])}"
     return (
-        f"step {int(numbers['step'])}/{steps} | valid: {valid} | solved: {solved} | age {numbers['age_mean']:.2f} (max "
+        f"step {int(numbers['step'])}/{steps} | valid: {valid} | solved: {solved}{more} | age {numbers['age_mean']:.2f} (max "
         f"{numbers['age_max']:.0f}) | tokens/s: generate {numbers.get('generate_tokens_per_s', 0):.0f}, train "
         f"{numbers['learner_tokens_per_s']:.0f} | waits: batch {numbers['wait_for_batch_s']:.1f} s, policy "
         f"{numbers.get('wait_for_policy_s', 0):.1f} s | queued {numbers.get('ledger/queued', 0):.0f}"

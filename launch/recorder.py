@@ -6,6 +6,8 @@ One writer, in the learner's process (rank 0), or in the only process of serial 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +43,13 @@ class RunFolder:
         return [json.loads(line) for line in self.metrics.read_text().splitlines() if line]
 
 
+def append_event(folder: RunFolder, name: str, **details: Any) -> None:
+    """One line in `events.jsonl`; any process may write there, since a line goes out in one piece."""
+    line = json.dumps({"time": time.time(), "event": name, **details})
+    with folder.events.open("a") as file:
+        file.write(line + "\n")
+
+
 def work_log(folder: RunFolder, actor_id: str, wanted: bool) -> Callable[[dict[str, Any]], None] | None:
     """What `Judge` takes as `record`: appends to `executor_work.<actor>.jsonl`; None if it is not wanted."""
     if not wanted:
@@ -52,6 +61,18 @@ def work_log(folder: RunFolder, actor_id: str, wanted: bool) -> Callable[[dict[s
         stream.write(json.dumps(entry) + "\n")
 
     return record
+
+
+def log_to(folder: RunFolder, process: str, attempt: int) -> Path:
+    """Send this process's output, and its children's, to `logs/<process>.<attempt>.log`."""
+    path = folder.logs / f"{process}.{attempt}.log"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    return path
 
 
 class Recorder:
@@ -72,9 +93,15 @@ class Recorder:
         self._started = time.monotonic() - (kept[-1]["time_s"] if kept else 0.0)
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1)
         self.last: dict[str, float] = kept[-1] if kept else {}
+        measured = [row["heldout/version"] for row in kept if "heldout/version" in row]
+        self._heldout_version: float | None = measured[-1] if measured else None
 
     def step(self, numbers: dict[str, float], batch: Sequence[Trajectory]) -> None:
-        """One optimizer step."""
+        """One optimizer step. Of the held-out numbers, which actors report again and again, each version's come once."""
+        if numbers.get("heldout/version", self._heldout_version) == self._heldout_version:
+            numbers = {name: value for name, value in numbers.items() if not name.startswith("heldout/")}
+        else:
+            self._heldout_version = numbers["heldout/version"]
         row = {
             "step": int(numbers["step"]),
             "version": int(numbers["version"]),
@@ -93,9 +120,8 @@ class Recorder:
 
     def event(self, name: str, **details: Any) -> None:
         """Something that is not a step: a join, a loss, a refusal, a failure."""
-        line = json.dumps({"time": time.time(), "event": name, **details})
-        with self._lock, self._folder.events.open("a") as file:
-            file.write(line + "\n")
+        with self._lock:
+            append_event(self._folder, name, **details)
 
     def close(self) -> None:
         """Flush what is buffered."""

@@ -10,9 +10,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from actors.buffer import LocalBuffer, TaskBuffer
+from actors.buffer import LocalBuffer
 from actors.engine import Engine, SerialEngine
 from actors.episodes import Identity, Player
+from actors.heldout import Heldout
+from actors.seeding import seed
 from executor.judge import Judge
 from executor.pool import SerialPool
 from launch.assemble import Saved, make_gate, make_hooks, make_trainer
@@ -21,6 +23,7 @@ from launch.console import Console
 from launch.models import prepare
 from launch.recorder import Recorder, RunFolder, work_log
 from launch.summary import summarise
+from launch.tasks import open_tasks
 from learner.checkpoint import Checkpoints
 from learner.loop import learn
 from learner.model import PolicyModel
@@ -42,6 +45,8 @@ class SerialStream:
         self._queue: dict[int, Trajectory] = {}
         self._playing: set[asyncio.Task[None]] = set()
         self.generated = 0
+        self.measured: dict[str, float] = {}
+        """The newest held-out numbers."""
 
     def next_batch(self, timeout_s: float, interrupt: Callable[[], bool]) -> list[Trajectory] | None:
         """Play until the next batch is complete. An episode that fails raises here: there is nobody to restart."""
@@ -67,7 +72,7 @@ class SerialStream:
 
     def stats(self) -> dict[str, float]:
         """Counters of the only actor."""
-        return {"tokens_generated": self.generated, "actors": 1}
+        return {"tokens_generated": self.generated, "actors": 1} | self.measured
 
     def frozen(self) -> AbstractContextManager[object]:
         """One thread: nothing moves while a checkpoint is written."""
@@ -108,12 +113,21 @@ class SerialStream:
 
 
 class SerialPublisher:
-    """Publishes through vLLM's weight transfer, over a channel inside this process."""
+    """Publishes through vLLM's weight transfer, over a channel inside this process, and measures what it published."""
 
-    def __init__(self, policy: PolicyModel, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        policy: PolicyModel,
+        engine: Engine,
+        loop: asyncio.AbstractEventLoop,
+        stream: SerialStream,
+        heldout: Heldout,
+    ) -> None:
         self._policy = policy
         self._engine = engine
         self._loop = loop
+        self._stream = stream
+        self._heldout = heldout
         self._channel = LocalChannel("serial")
         self._manifest = manifest_of(policy.export())
         loop.run_until_complete(engine.join(self._channel.open(2), 1))
@@ -121,7 +135,10 @@ class SerialPublisher:
     def publish(self, version: int) -> dict[str, float]:
         """See `learner.publisher.Publisher`."""
         self._channel.send(self._policy.export(), self._manifest)
-        return self._loop.run_until_complete(self._engine.update_weights(self._manifest, version))
+        timings = self._loop.run_until_complete(self._engine.update_weights(self._manifest, version))
+        if (measured := self._loop.run_until_complete(self._heldout.maybe_run(version))) is not None:
+            self._stream.measured = measured
+        return timings
 
     def close(self) -> None:
         """Forget the channel."""
@@ -132,6 +149,7 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
     """Run to the end; returns the exit code."""
     view = console or Console(config)
     model_dir = prepare(config.model.path)
+    store = open_tasks(config, folder, resume)
     loop = asyncio.new_event_loop()
     pool = SerialPool(config.executor)
     engine = SerialEngine(model_dir, config.engine, seed=config.run.seed)
@@ -139,25 +157,43 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
     loop.run_until_complete(pool.start())
     loop.run_until_complete(engine.start())
     trainer = make_trainer(config, model_dir)
-    store = TaskBuffer(folder.tasks)
     status: dict[str, object] = {}
-    saved = Saved(Checkpoints(folder.checkpoints, config.learner.keep_checkpoints), trainer)
+    saved = Saved(Checkpoints(folder.checkpoints, config.learner.keep_checkpoints), trainer, store.snapshot)
     gate = make_gate(config)
     seq = iter(range(1, 1 << 62))
+    judge = Judge(
+        pool,
+        config.executor,
+        record=work_log(folder, HOLDER.actor_id, config.executor.record_work),
+        rules=config.selfplay.rules,
+    )
+    identity = Identity(config.run.name, HOLDER.actor_id, HOLDER.incarnation)
+    loop.run_until_complete(
+        seed(
+            engine,
+            judge,
+            LocalBuffer(store),
+            config.selfplay,
+            identity,
+            config.run.seed,
+            lambda have, target: view.say(f"seeding: {have} of {target} triplets"),
+        )
+    )
     player = Player(
         engine,
-        Judge(pool, config.executor, record=work_log(folder, HOLDER.actor_id, config.executor.record_work)),
+        judge,
         LocalBuffer(store),
         config.selfplay,
-        Identity(config.run.name, HOLDER.actor_id, HOLDER.incarnation),
+        identity,
         lambda: next(seq),
         seed=config.run.seed,
     )
     stream = SerialStream(gate, player, config.actors.concurrency, loop)
     step = saved.resume(stream, stream.requeue) if resume else 0
     recorder = Recorder(folder, engine.tokenizer, config.run.record_trajectories, step)
-    publisher = SerialPublisher(trainer.policy, engine, loop)
-    hooks = make_hooks(config, recorder, lambda version: saved.save(version, stream), status)
+    heldout = Heldout(engine, judge, config.selfplay)
+    publisher = SerialPublisher(trainer.policy, engine, loop, stream, heldout)
+    hooks = make_hooks(config, recorder, lambda version: saved.save(version, stream), status, store.metrics)
     try:
         with view.following(status):
             learn(trainer, stream, publisher, config.learner, hooks)

@@ -2,37 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
 from learner.settings import AdvantageSettings
-from learner.trajectory import Cell, Trajectory
+from learner.trajectory import Trajectory
+
+SMALLEST_STD = 1e-6
+"""Rewards that deviate less are equal: dividing by their deviation would blow rounding up to whole advantages."""
 
 
 def advantages(trajectories: Sequence[Trajectory], settings: AdvantageSettings) -> np.ndarray:
-    """One advantage a trajectory, float32 [B].
+    """One advantage a trajectory, float32 [B]; [0] for an empty batch.
 
-    `trr++` (Task-Relative REINFORCE++, Absolute Zero): A = (R - mean_cell) / std_cell over the trajectories of the same
-    (kind, role) cell. `weighting = token` takes mean and deviation over response tokens, so that a long response counts
-    as often as it has tokens. A cell of one trajectory, or whose rewards are all equal, says nothing about which response
-    was better: its advantages are 0. `reinforce`: A = R.
+    `reinforce`: A = R. The others compare a reward R with those of its peers, A = (R - mean) / std, with the population's
+    deviation; they differ in who the peers are.
+
+    - `trr++` (Task-Relative REINFORCE++, Absolute Zero): the trajectories of the same (kind, role) cell.
+    - `reinforce++` (REINFORCE++): the whole batch.
+    - `group` (GRPO): the responses to the same prompt in the same cell. For solvers that is one task; for proposers, one
+      draw of references. Without `group_std`, A = R - mean (Dr. GRPO).
+
+    Mean and deviation are over sequences, or, with `weighting = token`, over response tokens, so that a long response
+    counts as often as it has tokens.
+
+    Where there is nothing to compare the advantage is 0, never NaN and never the reward itself: for a trajectory without
+    peers, and for peers whose rewards are all equal (a deviation below `SMALLEST_STD`). So a batch without trajectories
+    of some cell leaves the other cells as they are, and a proposer whose prompts are all different
+    (`selfplay.proposals_per_prompt = 1`) learns nothing from `group`.
     """
     rewards = np.array([t.reward for t in trajectories], dtype=np.float64)
     if settings.estimator == "reinforce":
         return rewards.astype(np.float32)
-    result = np.zeros(len(rewards))
-    cells: dict[Cell, list[int]] = {}
+    peers: dict[Hashable, list[int]] = {}
     for index, trajectory in enumerate(trajectories):
-        cells.setdefault(trajectory.cell, []).append(index)
-    for members in cells.values():
+        peers.setdefault(_peer_group(trajectory, settings.estimator), []).append(index)
+    divide = settings.estimator != "group" or settings.group_std
+    result = np.zeros(len(rewards))
+    for members in peers.values():
         values = rewards[members]
+        weights = np.ones(len(members))
         if settings.weighting == "token":
             weights = np.array([len(trajectories[i].response_ids) for i in members], dtype=np.float64)
-        else:
-            weights = np.ones(len(members))
-        mean = np.average(values, weights=weights)
-        std = np.sqrt(np.average((values - mean) ** 2, weights=weights))
-        if std > 1e-6:
-            result[members] = (values - mean) / std
+        centred = values - np.average(values, weights=weights)
+        std = np.sqrt(np.average(centred**2, weights=weights))
+        if std > SMALLEST_STD:
+            result[members] = centred / std if divide else centred
     return result.astype(np.float32)
+
+
+def _peer_group(trajectory: Trajectory, estimator: str) -> Hashable:
+    """What trajectories have in common that are compared with each other."""
+    match estimator:
+        case "reinforce++":
+            return None
+        case "group":
+            return trajectory.cell, trajectory.prompt_ids.tobytes()
+        case _:
+            return trajectory.cell

@@ -69,24 +69,37 @@ class LossSettings(Section):
 
 
 class AdvantageSettings(Section):
-    """`[learner.advantage]`: Task-Relative REINFORCE++."""
+    """`[learner.advantage]`: with whom a reward is compared."""
 
-    estimator: Literal["trr++", "reinforce"] = "trr++"
-    """`trr++`: normalised within each (kind, role) cell; `reinforce`: the plain reward."""
+    estimator: Literal["trr++", "reinforce++", "reinforce", "group"] = "trr++"
+    """`trr++`: normalised within each (kind, role) cell; `reinforce++`: over the whole batch; `group`: over the responses
+    to one prompt (GRPO); `reinforce`: the plain reward."""
     weighting: Literal["sequence", "token"] = "sequence"
     """`sequence`: the paper's mean and deviation over sequences; `token`: the reference's, over response tokens."""
+    group_std: bool = True
+    """Of `group`: divide by the group's deviation (GRPO); false only subtracts its mean (Dr. GRPO)."""
 
 
 class BatchSettings(Section):
-    """`[learner.batch]`: how many trajectories of each (kind, role) cell make one optimizer step."""
+    """`[learner.batch]`: how many trajectories of each (kind, role) cell make one optimizer step.
 
+    A batch holds these quotas, cell by cell, however unevenly episodes finish. A cell starves where its kind's proposals
+    are invalid: its solve slots are then spent on tasks of the buffer (`replayed/<kind>` in the metrics says how many), and
+    given back where the buffer has none of that kind (`returned` in the ledger): the batch is then smaller, and
+    `trajectories/<kind>/<role>` says by how much. No slot of one cell is ever filled by another.
+    """
+
+    kinds: tuple[Kind, ...] = (Kind.DEDUCTION, Kind.ABDUCTION, Kind.INDUCTION)
+    """Kinds that are played at all; the quotas of others count as 0. One line leaves a kind out, for the ablations."""
     propose: dict[Kind, int] = {Kind.DEDUCTION: 64, Kind.ABDUCTION: 64, Kind.INDUCTION: 64}
-    """Proposals of each kind in a batch; 0 or absent leaves the kind out."""
+    """Proposals of each kind in a batch; 0 or absent leaves them out."""
     solve: dict[Kind, int] = {Kind.DEDUCTION: 64, Kind.ABDUCTION: 64, Kind.INDUCTION: 64}
-    """Solutions of each kind in a batch."""
+    """Solutions of each kind in a batch: of its proposals, and the rest of tasks in the buffer."""
 
     def quota(self, cell: Cell) -> int:
         """Trajectories of `cell` in one batch."""
+        if cell.kind not in self.kinds:
+            return 0
         return (self.propose if cell.role is Role.PROPOSE else self.solve).get(cell.kind, 0)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from learner.advantages import advantages
 from learner.losses import DIAGNOSTICS, diagnostics, policy_loss
+from learner.metrics import describe_advantages
 from learner.model import PolicyModel
 from learner.packing import MicroBatch, pack_ranks
 from learner.ranks import Ranks
@@ -104,6 +105,7 @@ class Trainer:
             "learner_tokens_per_s": computed_tokens / seconds,
             **({"logprob_mismatch": gap_sum / gap_count} if gap_count else {}),
             **diagnostics(sums[: len(DIAGNOSTICS)]),
+            **describe_advantages(batch, advantage),
         }
 
     def logprobs(self, batch: Sequence[Trajectory]) -> list[np.ndarray]:

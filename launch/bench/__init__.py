@@ -1,6 +1,6 @@
 """`azr bench`: measure a part of azr on this machine, beside a peer or a limit that is measured in the same run.
 
-Open `executor.py` for what is measured, `report.py` for what comes out.
+Open `executor.py` and `buffer.py` for what is measured, `report.py` for what comes out.
 """
 
 from __future__ import annotations
@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from launch.bench.report import Report
 
 PATHS = (
     "cached", "new", "batch10", "batch50", "error", "timeout", "bare", "workers", "python", "bubblewrap", "pebble", "mix",
@@ -41,6 +44,20 @@ examples:
   azr bench executor --json executor.json            the same findings as JSON too
   azr bench executor --only mix --mix runs/NAME/executor_work.rollout0.jsonl     your own run's work (executor.record_work)
   azr bench executor --endurance 100000              does rate or memory drift?
+"""
+
+_BUFFER = """\
+Measures the task buffer: requests a second and latency of add, references, replay and record at a thousand, a hundred thousand
+and a million tasks, and of the same draw in the naive way, ORDER BY RANDOM(). The buffers lie in the folder for temporary files
+while they are measured (about half a GiB a million tasks).
+"""
+
+_BUFFER_EPILOG = """\
+examples:
+  azr bench buffer                                   up to a million tasks, about a minute
+  azr bench buffer --tasks 100000                    a few seconds
+  azr bench buffer --tasks 10000000 --folder /data   ten million: minutes, and 5 GiB of disk
+  azr bench buffer --json buffer.json                the same findings as JSON too
 """
 
 
@@ -77,6 +94,28 @@ def register(commands: Any) -> None:
     )
     executor.set_defaults(run=_executor)
 
+    buffer = subjects.add_parser(
+        "buffer",
+        help="the task buffer: requests a second, latency, by the number of tasks",
+        description=_BUFFER,
+        epilog=_BUFFER_EPILOG,
+        formatter_class=raw,
+    )
+    buffer.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
+    buffer.add_argument("--runs", type=_positive(int), default=3, help="repetitions (default %(default)s)")
+    buffer.add_argument(
+        "--tasks", type=_tasks, default=1_000_000, metavar="N", help="the largest buffer (default %(default)s)"
+    )
+    buffer.add_argument(
+        "--seconds",
+        type=_positive(float),
+        default=0.1,
+        metavar="S",
+        help="a request's time at one size, twice in each run (default %(default)s)",
+    )
+    buffer.add_argument("--folder", type=Path, metavar="DIR", help="where the buffers lie while they are measured")
+    buffer.set_defaults(run=_buffer)
+
 
 def _positive(kind: type[int] | type[float]) -> Any:
     def read(text: str) -> float:
@@ -99,9 +138,17 @@ def _workers(text: str) -> int:
 _workers.__name__ = "int"
 
 
-def _executor(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
+def _tasks(text: str) -> int:
+    value = int(text)
+    if not 1000 <= value <= 100_000_000:
+        raise argparse.ArgumentTypeError("at least 1000 tasks, at most 100 million")
+    return value
 
+
+_tasks.__name__ = "int"
+
+
+def _executor(arguments: argparse.Namespace) -> int:
     from executor.sandbox import InfrastructureError
     from launch.bench import endurance, executor, mix, peers
 
@@ -121,11 +168,38 @@ def _executor(arguments: argparse.Namespace) -> int:
     except (InfrastructureError, peers.PeerError) as error:
         print(f"azr: nothing was measured: {error}", file=sys.stderr)
         return 1
+    return _give(report, arguments.json)
+
+
+def _buffer(arguments: argparse.Namespace) -> int:
+    import sqlite3
+
+    from launch.bench import buffer
+
+    for path, folder in (
+        (arguments.json, arguments.json and arguments.json.absolute().parent),
+        (arguments.folder,) * 2,
+    ):
+        if path and not folder.is_dir():
+            print(f"azr: {path}: there is no folder {folder}; make it first", file=sys.stderr)
+            return 2
+    try:
+        report = buffer.run(buffer.Options(arguments.tasks, arguments.runs, arguments.seconds, arguments.folder))
+    except (OSError, sqlite3.Error) as error:
+        print(f"azr: nothing was measured: {error}", file=sys.stderr)
+        return 1
+    return _give(report, arguments.json)
+
+
+def _give(report: Report, file: Path | None) -> int:
+    """Show the findings and write them; returns the exit code."""
+    from rich.console import Console
+
     # Elsewhere than on a terminal, wide enough for a whole row.
     report.show(Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120))
-    if arguments.json:
+    if file:
         try:
-            report.write(arguments.json)
+            report.write(file)
         except OSError as error:
             print(f"azr: the findings could not be written: {error}", file=sys.stderr)
             return 1

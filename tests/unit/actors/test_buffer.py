@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import signal
 import sqlite3
+import subprocess
+import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from actors.buffer import LocalBuffer, TaskBuffer
+from actors.buffer import Added, LocalBuffer, TaskBuffer
+from actors.buffer_file import SCHEMA_VERSION, TaskBufferError
+from actors.buffer_settings import BufferSettings
 from actors.prompts import ZERO_TASK
 from executor.tasks import Kind, Task
 
@@ -29,6 +38,12 @@ def store(path: Path) -> Iterator[TaskBuffer]:
 
 def make(number: int, kind: Kind = Kind.DEDUCTION) -> Task:
     return Task(kind, f"def f(x):\n    return {number}", ("1", "2"), (f"{number}", f"{number}"), "m")
+
+
+def put(store: TaskBuffer, task: Task, version: int = 0, episode: str = "e", **more: Any) -> int | None:
+    added = store.add(task, normal=task.program, proposer_version=version, episode_id=episode, **more)
+    assert added.duplicate == (added.task_id is None)
+    return added.task_id
 
 
 def row(path: Path, task_id: int, *columns: str) -> tuple[object, ...]:
@@ -61,7 +76,7 @@ def test_a_task_comes_out_as_it_went_in(store: TaskBuffer, kind: Kind) -> None:
     task = Task(
         kind, "def f(a, b):\n    return 'é\\n\"' + a", ("'x', \"y\"", "'\\u2028', 1"), ("'1'", "'2'"), "a 'hint'"
     )
-    task_id = store.add(task, 3, "7.1")
+    task_id = put(store, task, 3, "7.1")
     assert task_id is not None
     drawn = {found for found in (store.replay(kind, str(seed)) for seed in range(30)) if found}
     assert (task_id, task) in drawn
@@ -77,14 +92,14 @@ def test_a_task_comes_out_as_it_went_in(store: TaskBuffer, kind: Kind) -> None:
         ({"program": make(2).program}, True),
         ({"inputs": ("2", "1")}, True),
         ({"inputs": ("1, 2", "2")}, True),
-        ({"message": "other"}, True),
+        ({"message": "other"}, False),
     ],
 )
 def test_a_task_enters_once(store: TaskBuffer, change: dict[str, object], taken: bool) -> None:
     fields = {name: getattr(make(1), name) for name in ("kind", "program", "inputs", "outputs", "message")}
-    first = store.add(make(1), 0, "a")
+    first = put(store, make(1), 0, "a")
     before = sum(store.sizes().values())
-    again = store.add(Task(**(fields | change)), 5, "b")  # type: ignore[arg-type]
+    again = put(store, Task(**(fields | change)), 5, "b")  # type: ignore[arg-type]
     assert first is not None
     assert (again is not None) == taken
     assert again != first
@@ -92,15 +107,15 @@ def test_a_task_enters_once(store: TaskBuffer, change: dict[str, object], taken:
 
 
 def test_the_first_proposer_of_a_task_is_the_one_that_is_kept(store: TaskBuffer, path: Path) -> None:
-    task_id = store.add(make(1), 3, "first")
-    store.add(make(1), 9, "second")
+    task_id = put(store, make(1), 3, "first")
+    put(store, make(1), 9, "second")
     assert task_id is not None
     assert row(path, task_id, "proposer_version", "episode_id") == (3, "first")
 
 
 def test_references_are_distinct_and_oldest_first(store: TaskBuffer) -> None:
     for number in range(20):
-        store.add(make(number), 0, "e")
+        put(store, make(number))
     ids = [task_id for task_id, _ in store.references(Kind.DEDUCTION, 8, "seed")]
     assert len(set(ids)) == 8
     assert ids == sorted(ids)
@@ -112,7 +127,7 @@ def test_references_are_distinct_and_oldest_first(store: TaskBuffer) -> None:
 def test_induction_proposers_draw_from_deduction_and_abduction_only(store: TaskBuffer) -> None:
     for number in range(3):
         for kind in Kind:
-            store.add(make(number, kind), 0, "e")
+            put(store, make(number, kind))
     found = store.references(Kind.INDUCTION, 99, "seed")
     assert Counter(task.kind for _, task in found) == {Kind.DEDUCTION: 4, Kind.ABDUCTION: 4}
     replayed = {store.replay(Kind.INDUCTION, str(seed))[1].kind for seed in range(9)}  # type: ignore[index]
@@ -123,7 +138,7 @@ def test_draws_are_a_function_of_the_seed_and_of_what_is_stored(path: Path, tmp_
     def draws(file: Path) -> tuple[list[int], list[int]]:
         store = TaskBuffer(file)
         for number in range(40):
-            store.add(make(number), 0, "e")
+            put(store, make(number))
         seeds = [str(seed) for seed in range(30)]
         result = (
             [task_id for seed in seeds for task_id, _ in store.references(Kind.DEDUCTION, 2, seed)],
@@ -139,32 +154,35 @@ def test_draws_are_a_function_of_the_seed_and_of_what_is_stored(path: Path, tmp_
 
 
 def test_every_task_can_be_drawn(store: TaskBuffer) -> None:
-    ids = {store.add(make(number), 0, "e") for number in range(5)}
+    ids = {put(store, make(number)) for number in range(5)}
     drawn = Counter(store.replay(Kind.DEDUCTION, str(seed))[0] for seed in range(600))  # type: ignore[index]
     assert set(drawn) == ids | {1}
     assert min(drawn.values()) > 50  # 100 are expected of each; 5 deviations are 46
 
 
 def test_a_store_that_was_never_closed_has_lost_nothing(store: TaskBuffer, path: Path) -> None:
-    task_id = store.add(make(1), 3, "e")
+    task_id = put(store, make(1), 3, "e")
     assert task_id is not None
-    store.record(task_id, 4, 1)
+    store.record(task_id, 0, 4, 1)
     again = TaskBuffer(path)  # the first one still has the file open, as a killed process would have had
     assert again.sizes() == {"deduction": 2, "abduction": 1, "induction": 0}
     assert (task_id, make(1)) in again.references(Kind.DEDUCTION, 9, "seed")
-    assert again.add(make(1), 9, "f") is None, "what it knows from the file enters twice"
+    assert put(again, make(1), 9, "f") is None, "what it knows from the file enters twice"
     again.close()
     assert row(path, task_id, "attempts", "solved") == (4, 1)
 
 
 def test_the_solve_history_adds_up(store: TaskBuffer, path: Path) -> None:
-    first, second = store.add(make(1), 0, "e"), store.add(make(2), 0, "e")
+    first, second = put(store, make(1)), put(store, make(2))
     assert first is not None
     assert second is not None
-    store.record(first, 4, 1)
-    store.record(first, 8, 5)
-    assert row(path, first, "attempts", "solved") == (12, 6)
-    assert row(path, second, "attempts", "solved") == (0, 0)
+    store.record(first, 7, 4, 1)
+    store.record(first, 8, 8, 0)
+    store.record(first, 7, 2, 1)
+    assert row(path, first, "attempts", "solved", "last_solved_version") == (14, 2, 7)
+    assert row(path, second, "attempts", "solved", "last_solved_version") == (0, 0, None)
+    with sqlite3.connect(path) as database:
+        assert database.execute("SELECT * FROM history").fetchall() == [(first, 7, 6, 2), (first, 8, 8, 0)]
 
 
 def test_the_local_buffer_is_the_store_and_never_waits(store: TaskBuffer) -> None:
@@ -172,13 +190,280 @@ def test_the_local_buffer_is_the_store_and_never_waits(store: TaskBuffer) -> Non
 
     async def story() -> None:
         pending = asyncio.create_task(asyncio.sleep(0))
-        task_id = await local.add(make(1), 0, "e")
-        assert task_id is not None
-        assert await local.add(make(1), 0, "e") is None
+        fields = {"normal": "n", "proposer_version": 0, "episode_id": "e"}
+        task_id, duplicate = await local.add(make(1), **fields)  # type: ignore[arg-type]
+        assert task_id is not None and not duplicate
+        assert await local.add(make(1), **fields) == Added(None, True)  # type: ignore[arg-type]
+        await local.rewarded(task_id, 0.5)
         assert await local.replay(Kind.DEDUCTION, "s") == store.replay(Kind.DEDUCTION, "s")
         assert await local.references(Kind.DEDUCTION, 2, "s") == store.references(Kind.DEDUCTION, 2, "s")
-        await local.record(task_id, 1, 1)
+        await local.record(task_id, 2, 1, 1)
         assert not pending.done(), "it yielded to the event loop"
         await pending
 
     asyncio.run(story())
+
+
+def test_the_message_tells_induction_tasks_apart(store: TaskBuffer) -> None:
+    one = make(1, Kind.INDUCTION)
+    assert put(store, one) is not None
+    assert put(store, Task(one.kind, one.program, one.inputs, one.outputs, "another")) is not None
+    assert put(store, Task(one.kind, one.program, one.inputs, one.outputs, " m ")) is None
+
+
+def test_programs_that_differ_in_names_only_are_one(store: TaskBuffer, path: Path) -> None:
+    first = Task(Kind.DEDUCTION, "def f(x): return x", ("1",), ("1",))
+    second = Task(Kind.DEDUCTION, "def f(y):\n    return y  # y", ("1",), ("1",))
+    other = Task(Kind.DEDUCTION, "def f(y):\n    return y  # y", ("2",), ("2",))
+    same: dict[str, Any] = {"normal": "def f(a): return a", "proposer_version": 0, "episode_id": "e"}
+    one, two = store.add(first, **same), store.add(other, **same)
+    assert store.add(second, **same) == Added(None, True)
+    assert one.task_id and two.task_id
+    assert row(path, one.task_id, "program_digest") == row(path, two.task_id, "program_digest")
+    assert store.metrics()["buffer/duplicates"] == 1
+
+
+def test_the_border_between_the_parts_of_a_task_cannot_be_forged(store: TaskBuffer) -> None:
+    for program, inputs in (("p\0q", ("1",)), ("p", ("q", "1")), ('p", "q', ("1",)), ("p", ('q", "1',))):
+        assert put(store, Task(Kind.DEDUCTION, program, inputs, inputs)) is not None
+
+
+def test_provenance_is_kept(store: TaskBuffer, path: Path) -> None:
+    first, second = put(store, make(1)), put(store, make(2), reward=0.25)
+    assert first and second
+    task_id = put(store, make(3), 9, "4.2", references=[second, first, second])
+    assert task_id
+    store.rewarded(task_id, -0.5)
+    assert row(path, task_id, "proposer_version", "episode_id", "reward") == (9, "4.2", -0.5)
+    assert row(path, second, "reward") == (0.25,)
+    assert row(path, first, "reward") == (None,)
+    with sqlite3.connect(path) as database:
+        assert database.execute("SELECT * FROM task_references").fetchall() == [(task_id, first), (task_id, second)]
+
+
+def test_what_cannot_be_is_refused(store: TaskBuffer, path: Path) -> None:
+    for attempts, solved in ((2, 3), (2, -1), (-1, -1)):
+        with pytest.raises(ValueError):
+            store.record(1, 0, attempts, solved)
+    for call in (lambda: store.record(99, 0, 1, 1), lambda: store.rewarded(99, 1.0)):
+        with pytest.raises(KeyError):
+            call()
+    store.record(1, 0, 0, 0)
+    with sqlite3.connect(path) as database:
+        assert database.execute("SELECT count(*) FROM history").fetchone() == (0,)
+
+
+# -- what is drawn -----------------------------------------------------------------------------------------------
+
+
+def test_recency_halves_with_the_half_life(path: Path) -> None:
+    store = TaskBuffer(path, BufferSettings(sampling="recency", recency_half_life=2))
+    for number in range(7):
+        put(store, make(number))
+    drawn = Counter(store.replay(Kind.DEDUCTION, str(seed))[0] for seed in range(8000))  # type: ignore[index]
+    ids = sorted(drawn, reverse=True)
+    assert len(ids) == 8
+    total = sum(2 ** (-age / 2) for age in range(8))
+    for age, task_id in enumerate(ids):
+        expected = 8000 * 2 ** (-age / 2) / total
+        assert abs(drawn[task_id] - expected) < 5 * expected**0.5
+    store.close()
+
+
+def test_recent_references_are_distinct_and_can_be_all(path: Path) -> None:
+    store = TaskBuffer(path, BufferSettings(sampling="recency", recency_half_life=1))
+    for number in range(40):
+        put(store, make(number))
+        put(store, make(number, Kind.ABDUCTION))
+    for kind, total in ((Kind.DEDUCTION, 41), (Kind.INDUCTION, 82)):
+        for count in (1, 6, 40, 99):
+            ids = [task_id for task_id, _ in store.references(kind, count, "seed")]
+            assert ids == sorted(set(ids))
+            assert len(ids) == min(count, total)
+    kinds = Counter(store.references(Kind.INDUCTION, 1, str(seed))[0][1].kind for seed in range(400))
+    assert min(kinds[Kind.DEDUCTION], kinds[Kind.ABDUCTION]) > 150
+    store.close()
+
+
+def test_a_full_buffer_takes_every_new_task_and_lets_the_oldest_go(path: Path) -> None:
+    store = TaskBuffer(path, BufferSettings(capacity=3))
+    ids = [put(store, make(number)) for number in range(6)]
+    assert [task_id for task_id, _ in store.references(Kind.DEDUCTION, 9, "s")] == ids[3:]
+    assert put(store, make(0)) is None, "what has left the draw is still known"
+    assert ids[0]
+    store.record(ids[0], 1, 8, 4)
+    assert row(path, ids[0], "active", "attempts") == (0, 8)
+    assert store.metrics() == {
+        "buffer/deduction": 3, "buffer/abduction": 1, "buffer/induction": 0, "buffer/evicted": 4, "buffer/duplicates": 1,
+    }  # fmt: skip
+    store.close()
+
+
+def test_what_is_solved_always_or_never_leaves_first(path: Path) -> None:
+    store = TaskBuffer(path, BufferSettings(capacity=5, settled_attempts=8))
+    ids = [put(store, make(number)) for number in range(4)]
+    for task_id, solved in zip(ids, (4, 0, 8, 8), strict=True):
+        assert task_id
+        store.record(task_id, 0, 8, solved)
+    assert ids[3]
+    store.record(ids[3], 1, 8, 7)  # no longer always
+    for number in range(10, 13):
+        put(store, make(number))
+    left = {task_id for task_id, _ in store.references(Kind.DEDUCTION, 9, "s")}
+    assert left == {ids[0], ids[3], *range(left_max := max(left) - 2, left_max + 3)}
+    store.close()
+
+
+def test_a_buffer_full_of_settled_tasks_still_renews_itself(path: Path) -> None:
+    """The curriculum cannot freeze: the newcomer stays, however many attempts all others have had."""
+    store = TaskBuffer(path, BufferSettings(capacity=1, settled_attempts=1))
+    for number in range(5):
+        task_id = put(store, make(number))
+        assert task_id
+        assert store.replay(Kind.DEDUCTION, "s") == (task_id, make(number))
+        store.record(task_id, number, 8, 0)
+    store.close()
+
+
+def test_a_smaller_capacity_holds_from_the_next_opening(path: Path) -> None:
+    store = TaskBuffer(path)
+    ids = [put(store, make(number)) for number in range(6)]
+    assert ids[5]
+    store.record(ids[5], 0, 8, 0)
+    store.close()
+    store = TaskBuffer(path, BufferSettings(capacity=4, settled_attempts=8))
+    assert [task_id for task_id, _ in store.references(Kind.DEDUCTION, 9, "s")] == ids[1:5]
+    store.close()
+    store = TaskBuffer(path, BufferSettings(capacity=4, settled_attempts=8))
+    assert store.metrics()["buffer/evicted"] == 3
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT id FROM tasks WHERE kind = 'deduction' AND active = 1 ORDER BY id",
+        "SELECT id FROM tasks WHERE kind = 'deduction' AND active = 1 AND settled = 1 ORDER BY id LIMIT 1",
+    ],
+)
+def test_lists_of_ids_come_from_an_index_alone(store: TaskBuffer, path: Path, statement: str) -> None:
+    with sqlite3.connect(path) as database:
+        plan = [step[-1] for step in database.execute(f"EXPLAIN QUERY PLAN {statement}")]
+    assert len(plan) == 1
+    assert "USING COVERING INDEX" in plan[0]
+
+
+# -- the file ----------------------------------------------------------------------------------------------------
+
+
+def test_an_older_file_is_refused_in_words(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE tasks (id INTEGER PRIMARY KEY, kind TEXT)")
+    with pytest.raises(TaskBufferError, match="form 1; this azr reads form 2"):
+        TaskBuffer(path)
+    with sqlite3.connect(path) as database:
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    with pytest.raises(TaskBufferError, match="form 3"):
+        TaskBuffer(path)
+
+
+def test_a_file_of_something_else_is_refused_in_words(path: Path) -> None:
+    path.write_text("no database at all" * 100)
+    with pytest.raises(TaskBufferError, match="no task buffer"):
+        TaskBuffer(path)
+
+
+def test_a_request_that_fails_changes_nothing(store: TaskBuffer, path: Path) -> None:
+    before = store.sizes()
+    with sqlite3.connect(path) as database:
+        database.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON task_references BEGIN SELECT RAISE(FAIL, 'disk full'); END"
+        )
+    with pytest.raises(sqlite3.Error, match="disk full"):
+        put(store, make(1), references=[1])
+    with sqlite3.connect(path) as database:
+        database.execute("DROP TRIGGER full")
+    assert store.sizes() == before
+    assert put(store, make(1), references=[1]) is not None
+
+
+def test_a_snapshot_is_one_whole_file(store: TaskBuffer, tmp_path: Path) -> None:
+    first = put(store, make(1))
+    target = tmp_path / "there" / "tasks.sqlite"
+    target.parent.mkdir()
+    store.snapshot(target)
+    put(store, make(2))
+    assert sorted(p.name for p in target.parent.iterdir()) == ["tasks.sqlite"]
+    copy = TaskBuffer(target)
+    assert copy.sizes() == {"deduction": 2, "abduction": 1, "induction": 0}
+    assert (first, make(1)) in copy.references(Kind.DEDUCTION, 9, "s")
+    copy.close()
+
+
+def test_snapshots_are_whole_while_requests_go_on(store: TaskBuffer, tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def snapshots() -> None:
+        for number in range(10):
+            store.snapshot(tmp_path / f"{number}.copy")
+        done.set()
+
+    thread = threading.Thread(target=snapshots)
+    thread.start()
+    number = 0
+    while not done.is_set():
+        put(store, make(number), references=[1])
+        number += 1
+    thread.join()
+    sizes = []
+    for path in sorted(tmp_path.glob("*.copy")):
+        with sqlite3.connect(path) as database:
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            (tasks,) = database.execute("SELECT count(*) FROM tasks WHERE episode_id <> 'zero'").fetchone()
+            assert database.execute("SELECT count(*) FROM task_references").fetchone() == (tasks,)
+            sizes.append(tasks)
+    assert sizes == sorted(sizes)
+
+
+def test_the_documented_sql_runs(store: TaskBuffer, path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "selfplay.md").read_text()
+    blocks = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    put(store, make(1), references=[1])
+    store.record(1, 0, 8, 1)
+    with sqlite3.connect(path) as database:
+        statements = [part for block in blocks for part in block.split(";") if part.strip()]
+        assert statements
+        for statement in statements:
+            database.execute(statement).fetchall()
+
+
+_ADDER = """
+import sys
+from pathlib import Path
+from actors.buffer import TaskBuffer
+from executor.tasks import Kind, Task
+store = TaskBuffer(Path(sys.argv[1]))
+for number in range(10**9):
+    task = Task(Kind.DEDUCTION, f"def f(x): return {number}", ("1",), (str(number),))
+    added = store.add(task, normal=task.program, proposer_version=0, episode_id=str(number), references=[1])
+    store.record(added.task_id, 0, 8, 3)
+    print(added.task_id, flush=True)
+"""
+
+
+def test_what_was_acknowledged_outlives_a_kill(path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", _ADDER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    acknowledged = [int(process.stdout.readline()) for _ in range(300)]
+    os.kill(process.pid, signal.SIGKILL)
+    acknowledged += [int(line) for line in process.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
+    process.wait()
+    store = TaskBuffer(path)
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        rows = database.execute("SELECT id FROM tasks WHERE attempts = 8 AND solved = 3").fetchall()
+        linked = database.execute("SELECT task_id FROM task_references").fetchall()
+    assert set(acknowledged) <= {task_id for (task_id,) in rows}
+    assert set(acknowledged) <= {task_id for (task_id,) in linked}
+    assert store.sizes()["deduction"] >= 1 + len(acknowledged)
+    store.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,50 +12,23 @@ import pytest
 
 from actors.buffer import LocalBuffer, TaskBuffer
 from actors.episodes import Identity, Player
-from actors.generation import Completion, EngineAborted, Sampling
+from actors.generation import EngineAborted
+from actors.propose import Recent
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
-from executor.pool import InfrastructureError, SerialPool
+from executor.pool import InfrastructureError
 from executor.settings import ExecutorSettings
 from executor.tasks import Kind, Task, Verdict
 from learner.staleness import Grant
-from learner.trajectory import Role, Status, Trajectory, VersionSpan, check
-
-
-class Bytes:
-    """A tokenizer of bytes: reversible, and shorter than any real one's file."""
-
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return list(text.encode())
-
-
-class Script:
-    """An engine that answers each request by what its prompt asks for."""
-
-    tokenizer = Bytes()
-
-    def __init__(self, answer: Callable[[str, int], str]) -> None:
-        self._answer = answer
-        self._asked: dict[str, int] = {}
-        self.prompts: list[str] = []
-
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str) -> Completion:
-        prompt = bytes(prompt_ids).decode()
-        self.prompts.append(prompt)
-        turn = self._asked[prompt] = self._asked.get(prompt, -1) + 1
-        text = self._answer(prompt, turn)
-        tokens = list(text.encode()) or [0]
-        spans = (VersionSpan(3, 0, len(tokens)),)
-        return Completion(tokens, [-0.5] * len(tokens), text, Status.STOPPED, spans, 0.0, 0.0)
+from learner.trajectory import Role, Trajectory, VersionSpan, check
+from tests.unit.actors.scripted import Answer, Script, give, judging
+from tests.unit.actors.scripted import play as play_episode
 
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[Judge]:
-    settings = ExecutorSettings(timeout_s=2)
-    pool = SerialPool(settings)
-    asyncio.run(pool.start())
-    yield Judge(pool, settings)
-    asyncio.run(pool.close())
+    with judging() as judge:
+        yield judge
 
 
 SETTINGS = SelfPlaySettings(
@@ -69,25 +42,10 @@ SETTINGS = SelfPlaySettings(
 
 
 def play(
-    judge: Judge, store: TaskBuffer, grant: Grant, answer: Callable[[str, int], str], settings: Any = SETTINGS
+    judge: Judge, store: TaskBuffer, grant: Grant, answer: Answer, settings: Any = SETTINGS
 ) -> tuple[list[Trajectory], list[int], Script]:
-    engine = Script(answer)
-    seq = iter(range(1, 1000))
-    player = Player(engine, judge, LocalBuffer(store), settings, Identity("run", "a", 0), lambda: next(seq), seed=1)  # type: ignore[arg-type]
-    out: list[Trajectory] = []
-    returned: list[int] = []
-
-    async def emit(trajectory: Trajectory) -> None:
-        check(trajectory)
-        out.append(trajectory)
-
-    async def give_back(slots: Sequence[int]) -> None:
-        returned.extend(slots)
-
-    asyncio.run(player.play(grant, emit, give_back))
-    ended = sorted([t.slot for t in out] + returned)
-    assert ended == sorted(grant.slots), "every slot ends exactly once"
-    return out, returned, engine
+    played = play_episode(judge, store, grant, answer, settings)
+    return played.out, played.returned, played.engine
 
 
 def rewards(out: list[Trajectory], role: Role) -> list[float]:
@@ -115,7 +73,16 @@ def test_a_valid_proposal_is_paid_by_its_difficulty(judge: Judge, store: TaskBuf
     assert rewards(out, Role.PROPOSE) == [0.5]
     (proposal,) = [t for t in out if t.cell.role is Role.PROPOSE]
     assert proposal.outcome == "valid"
-    assert proposal.reward_parts == {"valid": 1.0, "solve_rate": 0.5}
+    measured = {name: proposal.reward_parts.pop(name) for name in ("nodes", "complexity", "halstead", "distance")}
+    assert proposal.reward_parts == {
+        "valid": 1.0, "solve_rate": 0.5, "duplicate": 0.0, "ignores_input": 0.0, "answer_diversity": 1.0,
+        "reward/difficulty": 0.5,
+    }  # fmt: skip
+    assert measured["nodes"] > 3
+    assert 0 < measured["distance"] < 1, "the zero program is near, but another"
+    for solution in out[:-1]:
+        parts = solution.reward_parts
+        assert (parts["replayed"], parts["estimate"]) == (0.0, 1.0)
     assert out[-1] is proposal, "a proposal goes out once its solutions are judged"
     assert store.sizes()["deduction"] == 2
 
@@ -236,23 +203,10 @@ def test_a_failing_engine_is_raised_never_rewarded(judge: Judge, store: TaskBuff
 
 def test_a_replay_episode_solves_one_task(judge: Judge, store: TaskBuffer) -> None:
     task = Task(Kind.DEDUCTION, "def f(x):\n    return x + 1", ("1",), ("2",))
-    store.add(task, 0, "e")
+    give(store, task)
     out, _, engine = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (), (0, 1, 2)), lambda prompt, turn: "2")
     assert len(set(engine.prompts)) == 1
     assert len(out) == 3
-
-
-class Recording(Script):
-    """Remembers how each request was to be sampled."""
-
-    def __init__(self, answer: Callable[[str, int], str]) -> None:
-        super().__init__(answer)
-        self.sampled: dict[str, Sampling] = {}
-
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str) -> Completion:
-        assert request_id not in self.sampled, "two requests of one name"
-        self.sampled[request_id] = sampling
-        return await super().generate(prompt_ids, sampling, request_id)
 
 
 def play_with(
@@ -315,15 +269,22 @@ def test_a_failing_sandbox_is_raised_never_rewarded(store: TaskBuffer) -> None:
     assert store.sizes()["deduction"] == 1
 
 
-def test_a_task_too_long_for_a_solver_gives_its_slots_back(judge: Judge, store: TaskBuffer) -> None:
+def test_a_task_too_long_for_a_solver_is_refused_by_name(judge: Judge, store: TaskBuffer) -> None:
     """The output alone is longer than a prompt may be: valid for the judge, but nobody can be asked to solve it."""
     grant = Grant(1, Kind.ABDUCTION, 0, (0,), (1, 2))
-    answer = "x):\n    return 'long' * x\n```\n```input\n2000\n```\n"
-    out, returned, engine = play(judge, store, grant, lambda prompt, turn: answer)
-    assert rewards(out, Role.PROPOSE) == [-1.0]
-    assert out[0].reward_parts == {"valid": 0.0}
-    assert returned == [1, 2]
-    assert len(engine.prompts) == 1
+
+    def answer(prompt: str, turn: int) -> str:
+        if prompt.endswith("def f("):
+            return "x):\n    return 'long' * x\n```\n```input\n2000\n```\n"
+        return "'Hello World'"
+
+    played = play_episode(judge, store, grant, answer, SETTINGS)
+    assert (played.proposal.reward, played.proposal.outcome) == (-1.0, "too_long")
+    assert played.proposal.reward_parts == {"valid": 0.0, "reward/invalid": -1.0}
+    assert played.rewards(Role.SOLVE) == [1.0, 1.0], "its slots went to a task of the buffer"
+    assert played.returned == []
+    assert store.sizes()["abduction"] == 1
+    assert played.player.counts() == {"prompts_too_long": 0, "references_left_out": 0, "tasks_too_long": 1}
 
 
 @pytest.mark.parametrize(
@@ -340,7 +301,7 @@ def test_a_task_too_long_for_a_solver_gives_its_slots_back(judge: Judge, store: 
 def test_an_invalid_proposal_says_what_was_wrong(judge: Judge, store: TaskBuffer, text: str, outcome: str) -> None:
     out, _, _ = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), lambda prompt, turn: text)
     ((reward, found, parts),) = [(t.reward, t.outcome, t.reward_parts) for t in out]
-    assert (reward, found, parts) == (-1.0, outcome, {"valid": 0.0})
+    assert (reward, found, parts) == (-1.0, outcome, {"valid": 0.0, "reward/invalid": -1.0})
     assert store.sizes()["deduction"] == 1
 
 
@@ -406,7 +367,7 @@ def test_seeds_are_a_function_of_the_run_and_the_slot(judge: Judge, store: TaskB
         return DOUBLE if prompt.endswith("def f(") else "42"
 
     def seeds(seed: int | None, slots: tuple[int, ...]) -> list[int | None]:
-        engine = Recording(answer)
+        engine = Script(answer)
         play_with(engine, judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), slots), SETTINGS, seed)
         assert {s.max_tokens for s in engine.sampled.values()} == {96, SETTINGS.max_solve_tokens}
         return [sampling.seed for sampling in engine.sampled.values()]
@@ -428,3 +389,10 @@ def test_trajectories_carry_what_the_engine_said(judge: Judge, store: TaskBuffer
     assert trajectory.versions == (VersionSpan(3, 0, 17),)
     assert (trajectory.run_id, trajectory.actor_id, trajectory.incarnation, trajectory.slot) == ("run", "a", 0, 9)
     assert set(trajectory.timings) == {"queue_s", "generate_s", "execute_s"}
+
+
+def test_answer_diversity_is_one_minus_the_share_among_the_recent() -> None:
+    recent = Recent(limit=4)
+    outputs = [("1",), ("1",), ("2",), ("1",), ("3",), ("1",), ("2", "1")]
+    assert [recent.diversity(one) for one in outputs] == [1.0, 0.0, 1.0, 1 - 2 / 3, 1.0, 0.5, 1.0]
+    assert recent.diversity(("2",)) == 1.0, "it is forgotten by now"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +33,11 @@ CODE = "def f(x):\n    return x"
         ("  ```python\n  a\n  ```", [Block("python", "  a")]),
         ("```python\n\n\na\n\n b\n\n```", [Block("python", "a\n\n b")]),
         ("```python\n```", [Block("python", "")]),
+        ("```py3\na\n```", [Block("python", "a")]),
+        ("```input2\n7\n```", [Block("input", "7")]),
+        ("```utf8\n7\n```", [Block("utf", "7")]),
+        ("```python\r\na\r\n  b\r\n```\r\n", [Block("python", "a\n  b")]),
+        ("```input\r1\r```", [Block("input", "1")]),
         ("Sure!```python\na\n```", [Block("", "")]),
     ],
 )
@@ -46,6 +53,10 @@ def test_blocks(text: str, expected: list[Block]) -> None:
         ("```output", [Block("output", "")]),
         ("```python\na\n```\n```input\n1", [Block("python", "a"), Block("input", "1")]),
         ("```python\na\n```input\n1\n```", [Block("python", "a"), Block("input", "1")]),
+        ("```input\n1\n```python3\na\n```", [Block("input", "1"), Block("python", "a")]),
+        ("```message\nm\n```inputs\n1\n```input2\n2", [
+            Block("message", "m"), Block("input", "1"), Block("input", "2"),
+        ]),
         ("```python\na\n```output\n1\n```\ntext\n```input\n2\n```", [
             Block("python", "a"), Block("output", "1"), Block("input", "2"),
         ]),
@@ -56,11 +67,74 @@ def test_blocks_that_were_left_open(text: str, expected: list[Block]) -> None:
     assert blocks(text) == expected
 
 
-@given(st.text(alphabet="`pyinput\n xo", max_size=60))
+PIECES = st.sampled_from(
+    ["```", "````", "python", "input", "message", "output", "\n", "\r\n", "f(", ")", "<answer>", "</answer>", "1", " "]
+)
+ANY_TEXT = st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=30).map("".join))
+
+
+@given(ANY_TEXT)
 def test_any_text_is_read(text: str) -> None:
     for found in blocks(text):
-        assert found.text in text
+        assert found.text in text.replace("\r\n", "\n").replace("\r", "\n")
         assert found.name == found.name.lower()
+
+
+@given(ANY_TEXT, st.sampled_from(list(Kind)), st.sampled_from(["completion", "r1"]))
+def test_parsing_never_raises(text: str, kind: Kind, prompt_format: Literal["completion", "r1"]) -> None:
+    answer = answer_of(text, prompt_format)
+    assert answer is None or answer in text
+    assert isinstance(parse_proposal(kind, text, "p", 3), (Proposal, FormatError))
+    found = parse_solution(kind, text)
+    assert isinstance(found, FormatError) or found
+
+
+LINE = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=12)
+CODE_LINE = st.sampled_from(["def f(x):", "    return x", "```", "````python", "```input", "'''", "```output"])
+TEXTS = (
+    st.lists(st.one_of(LINE, CODE_LINE), min_size=1, max_size=8)
+    .map("\n".join)
+    .filter(lambda text: text.strip() and not text.strip().startswith("f"))
+)
+
+
+@given(TEXTS, TEXTS, st.sampled_from([Kind.DEDUCTION, Kind.ABDUCTION]))
+def test_a_proposal_in_our_own_format_parses_back_to_itself(program: str, given_input: str, kind: Kind) -> None:
+    text = block("python", program) + block("input", given_input) + block("output", "1")
+    assert parse_proposal(kind, text, "", 2) == Proposal(kind, program.strip("\n"), (given_input.strip(),))
+
+
+@given(st.lists(TEXTS, min_size=2, max_size=12), TEXTS)
+def test_an_induction_proposal_in_our_own_format_parses_back_to_itself(inputs: list[str], message: str) -> None:
+    text = block("message", message) + "".join(block("input", given_input) for given_input in inputs)
+    wanted = Proposal(Kind.INDUCTION, "p", tuple(text.strip() for text in inputs), message.strip())
+    assert parse_proposal(Kind.INDUCTION, text, "p", len(inputs)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ("f(1, 2)", "1, 2"),
+        (" f( 'x' ) ", "'x'"),
+        ("f((1, 2))", "(1, 2)"),
+        ("f([\n 1,\n 2\n])", "[\n 1,\n 2\n]"),
+        ("f(1)(2)", "1)(2"),  # no literals either way: the judge's to refuse
+        ("f = 1", "f = 1"),
+        ("print(f(1))", "print(f(1))"),
+        ("(1, 2)", "(1, 2)"),
+        ("'f(1)'", "'f(1)'"),
+    ],
+)
+def test_an_input_may_be_written_as_the_call(text: str, arguments: str) -> None:
+    assert parse_solution(Kind.ABDUCTION, f"```input\n{text}\n```") == arguments
+    found = parse_proposal(Kind.DEDUCTION, f"```python\n{CODE}\n```\n```input\n{text}\n```", "", 2)
+    assert found == Proposal(Kind.DEDUCTION, CODE, (arguments,))
+    assert parse_solution(Kind.DEDUCTION, f"```output\n{text}\n```") == text.strip(), "an output is no call"
+
+
+@pytest.mark.parametrize("text", ["Output: 3", "x = 3", "The answer is 3"])
+def test_words_around_a_value_are_left_for_the_judge_to_refuse(text: str) -> None:
+    assert parse_solution(Kind.DEDUCTION, f"```output\n{text}\n```") == text
 
 
 @given(
@@ -159,7 +233,9 @@ def test_a_solution_is_the_last_block_of_its_name(kind: Kind) -> None:
         ("<answer></answer>", ""),
         ("<think>a</think> b", None),
         ("<think>a", None),
-        ("<Answer>a</Answer>", None),
+        ("<Answer>a</ANSWER> b", "a"),
+        ("a</answer>", None),
+        ("<answer>a</answer>b</answer>", "a"),
     ],
 )
 def test_the_answer_of_r1(text: str, expected: str | None) -> None:

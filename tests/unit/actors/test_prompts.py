@@ -6,8 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.parsing import Block, blocks
-from actors.prompts import FENCE, FUNCTION_START, ZERO_TASK, Prompt, PromptBuilder, PromptTooLong, block
+from actors.composite import composite, definitions, fit
+from actors.parsing import Block, blocks, parse_proposal
+from actors.prompts import (
+    DIFFICULTY,
+    FENCE,
+    FUNCTION_START,
+    ZERO_TASK,
+    Part,
+    Prompt,
+    PromptBuilder,
+    PromptTooLong,
+    block,
+    zero_inputs,
+)
 from executor.tasks import Kind, Task
 
 FORMATS = ["completion", "r1"]
@@ -176,3 +188,87 @@ def test_fences_grow_with_what_they_hold() -> None:
 def test_a_block_reads_back_as_one_block(lines: list[str]) -> None:
     content = "\n".join(lines)
     assert blocks(f"before\n{block('output', content)}after\n") == [Block("output", content)]
+
+
+@pytest.mark.parametrize("prompt_format", FORMATS)
+@pytest.mark.parametrize("kind", list(Kind))
+def test_every_token_is_known_to_be_the_frames_the_tasks_or_the_replys(kind: Kind, prompt_format: str) -> None:
+    for prompt in (builder(prompt_format).solve(task(kind)), builder(prompt_format).propose(kind, [reference("a")])):
+        ends = [0, *(span.end for span in prompt.spans)]
+        assert [span.start for span in prompt.spans] == ends[:-1]
+        assert ends[-1] == len(prompt.token_ids)
+        pieces = {part: [text(prompt)[s:e] for p, s, e in prompt.spans if p is part] for part in Part}
+        assert pieces[Part.REPLY] == [prompt.reply_start]
+        assert all(len(blocks(piece)) == 1 for piece in pieces[Part.TASK])
+        assert not any(blocks(piece) for piece in pieces[Part.FRAME])
+
+
+def test_an_example_shows_as_many_inputs_as_are_asked_for() -> None:
+    for count in (1, 3, 10, 11, 25):
+        shown = zero_inputs(count)
+        assert len(shown) == len(set(shown)) == count
+    seen = text(builder("completion", num_inputs=14).propose(Kind.INDUCTION, [reference("a")]))
+    assert "14 different inputs" in seen
+    assert seen.count(f"{FENCE}input\n") == 14
+
+
+def test_hints_of_difficulty_go_the_right_way() -> None:
+    """A deduction is hard to follow forwards, an abduction hard to go back through."""
+    for kind in Kind:
+        seen = text(builder("r1").propose(kind, [reference("a")]))
+        assert DIFFICULTY[kind] in seen
+        assert not any(DIFFICULTY[other] in seen for other in Kind if other is not kind)
+    assert "from the input to its output" in DIFFICULTY[Kind.DEDUCTION]
+    assert "back from the output to an input" in DIFFICULTY[Kind.ABDUCTION]
+
+
+EARLIER = ["def f(x):\n    return x + 1", "def h(y):\n    return 2 * y\n\ndef f(x):\n    return h(x)"]
+
+
+def run(program: str, *arguments: object) -> object:
+    scope: dict[str, object] = {}
+    exec(program, scope)
+    return scope["f"](*arguments)  # type: ignore[operator]
+
+
+def test_a_composite_is_one_self_contained_program() -> None:
+    own = "def f(x):\n    return g_0(x) * 10 + g_1(x)"
+    whole = composite(own, EARLIER)
+    assert run(whole, 3) == 46
+    assert whole.endswith(own)
+    assert composite(whole, EARLIER) == whole, "a reply that repeats the definitions gets them once"
+
+
+@pytest.mark.parametrize(
+    ("own", "has"),
+    [
+        ("def f(x):\n    return x", []),
+        ("def f(x):\n    return g_1(x)", [1]),
+        ("def f(x):\n    return g_0(g_0(x))", [0]),
+        ("def f(x):\n    return big_0(x) + g_01", []),
+        ("def f(x):\n    return g_7(x)", []),
+    ],
+)
+def test_a_composite_holds_the_definitions_that_it_names(own: str, has: list[int]) -> None:
+    whole = composite(f"\n{own}\n", EARLIER)
+    assert [number for number in range(2) if f"def _make_g{number}" in whole] == has
+    assert whole.endswith(own)
+
+
+def test_what_means_something_else_inside_a_function_becomes_no_earlier_function() -> None:
+    assert all(fit(program) for program in EARLIER)
+    assert not fit("from math import *\ndef f(x):\n    return sqrt(x)")
+    assert not fit("total = 0\ndef f(x):\n    global total\n    return total")
+    assert not fit(composite("def f(x):\n    return g_0(x)", EARLIER)), "composites do not nest"
+
+
+def test_a_composite_goes_on_from_its_definitions() -> None:
+    """In the completion format the reply itself begins with them, and is one program with them."""
+    prompt = builder("completion").propose(Kind.DEDUCTION, [reference("a")], definitions(EARLIER))
+    assert text(prompt).endswith("g_1 = _make_g1()\n\ndef f(")
+    reply = f"{prompt.reply_start}x):\n    return g_1(x)\n```\n```input\n4\n```\n"
+    found = parse_proposal(Kind.DEDUCTION, reply, "", 2)
+    assert run(composite(found.program, EARLIER), 4) == 8  # type: ignore[union-attr]
+    asked = text(builder("r1").propose(Kind.ABDUCTION, [reference("a")], definitions(EARLIER)))
+    assert block("python", definitions(EARLIER)) in asked
+    assert "f has to call them" in asked

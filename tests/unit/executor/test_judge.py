@@ -9,10 +9,21 @@ from typing import Any
 
 import pytest
 
-from executor.judge import Judge, Memo
+from executor.inspection import Facts
+from executor.judge import Judge
+from executor.memo import Memo
 from executor.pool import InfrastructureError, Outcome, SerialPool, Status
 from executor.settings import ExecutorSettings
-from executor.tasks import Kind, Proposal, Rejection, RejectionReason, Task, Verdict, VerdictReason
+from executor.tasks import (
+    Kind,
+    Proposal,
+    Rejection,
+    RejectionReason,
+    Task,
+    ValidationRules,
+    Verdict,
+    VerdictReason,
+)
 from executor.values import CodecError, Equality
 
 SUM = "def f(xs, k):\n    return [x + k for x in xs]"
@@ -41,6 +52,9 @@ class Watched:
     async def execute(self, program: str, inputs: Sequence[str], *args: Any, **options: Any) -> list[Outcome]:
         self.batches.append((program, list(inputs)))
         return await self._pool.execute(program, inputs, *args, **options)
+
+    async def inspect(self, program: str, **options: bool) -> Facts | Outcome:
+        return await self._pool.inspect(program, **options)
 
 
 @pytest.fixture
@@ -381,3 +395,152 @@ def test_work_is_recorded_as_it_was_asked(serial_pool: SerialPool, settings: Exe
         {"op": "verify", **valid, "answers": [DOUBLE, "f = 1"]},
         {"op": "verify", **valid, "answers": [""]},
     ]
+
+
+# --------------------------------------------------------------------------------------------------- rules, inspection
+
+
+@pytest.fixture
+def strict(watched: Watched, settings: ExecutorSettings) -> Judge:
+    return Judge(watched, settings, rules=ValidationRules(input_dependence=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("program", "given"),
+    [
+        ("def f(x): return 6", "1"),
+        ("def f(x): return 0 * x + 6", "7"),
+        ("def f(x): return len([1, 2])", "'abc'"),
+        ("def f(x):\n x = 5\n return x", "3"),
+        ("def f(x, y): return [1, {2}, {'a': 3}]", "[1], 'a'"),
+        ("def f(x): print(x)", "'a'"),
+        ("def f(x): return 'a' if isinstance(x, str) else x", "'b'"),
+        ("def f(x): return {'a', 'b', 'c', x[:0]}", "'q'"),
+        ("def f(x): return 10 / x * 0 + 1.0", "4"),
+        ("def f(x): return 6", "None"),
+    ],
+)
+def test_a_program_that_ignores_its_input_is_refused(strict: Judge, program: str, given: str) -> None:
+    for kind in (Kind.DEDUCTION, Kind.ABDUCTION):
+        rejection = validate(strict, kind, program, given)
+        assert isinstance(rejection, Rejection)
+        assert rejection.reason is RejectionReason.IGNORES_INPUT
+
+
+@pytest.mark.parametrize(
+    ("program", "given"),
+    [
+        ("def f(x): return x", "1"),
+        ("def f(x): return x", "None"),
+        ("def f(x): return x > 0", "5"),
+        ("def f(x): return x > 0", "-5"),
+        ("def f(x): return x > 100", "5"),
+        ("def f(x): return x % 2 == 0", "4"),
+        ("def f(x): return x % 7 == 0", "5"),
+        ("def f(x): return all(x % i for i in range(2, x))", "7"),
+        ("def f(x): return x == x[::-1]", "'level'"),
+        ("def f(x): return x == x[::-1]", "'ab'"),
+        ("def f(x): return x.isupper()", "'abc'"),
+        ("def f(x): return x.isdigit()", "'123'"),
+        ("def f(x): return len(x) > 3", "'abcdef'"),
+        ("def f(x): return len(x) > 3", "'ab'"),
+        ("def f(x): return 'a' in x", "'cat'"),
+        ("def f(x): return 'e' in x", "'cat'"),
+        ("def f(x): return x == sorted(x)", "[1, 2, 3]"),
+        ("def f(x): return x == sorted(x)", "[3, 2, 1]"),
+        ("def f(x): return sum(x) > 10", "[1, 2]"),
+        ("def f(x): return len(set(x)) == len(x)", "[1, 2, 2]"),
+        ("def f(x): return len(set(x)) == len(x)", "[1, 2, 3]"),
+        ("def f(x): return any(i < 0 for i in x)", "[1, 2]"),
+        ("def f(x): return max(x)", "[3, 1]"),
+        ("def f(x): return 3 in x", "[3, 4]"),
+        ("def f(x, y): return x > y", "5, 2"),
+        ("def f(x, y): return x in y", "'a', ['a', 'b']"),
+        ("def f(x): return not x", "True"),
+        ("def f(x): return bool(x)", "[1]"),
+        ("def f(x): return x.get('a', 0)", "{'a': 1}"),
+        ("def f(x): return 'b' in x", "{'a': 1, 'b': 2}"),
+        ("def f(x): return {'a': 1, 'b': 2}[x]", "'a'"),
+        ("def f(x):\n if x != 'secret': raise ValueError\n return 1", "'secret'"),
+        ("def f(x):\n while x != 3: pass\n return 1", "3"),
+        ("def f(x): return {x, 1, 2}", "9"),
+    ],
+)
+def test_a_program_that_uses_its_input_is_accepted(strict: Judge, program: str, given: str) -> None:
+    assert isinstance(validate(strict, Kind.DEDUCTION, program, given), Task)
+
+
+def test_variants_cost_no_child_and_stop_at_the_first_other_value(strict: Judge, watched: Watched) -> None:
+    assert isinstance(validate(strict, Kind.DEDUCTION, DOUBLE, "3"), Task)
+    assert watched.batches == [(DOUBLE, ["3"])] * 2
+    stats = strict.stats
+    assert (stats.executed, stats.variants, stats.inspected) == (3, 1, 0)
+    watched.batches.clear()
+    validate(strict, Kind.DEDUCTION, "def f(x): return 6", "3")
+    assert len(watched.batches) == 1, "there is no second run for what is refused after the first"
+    assert stats.variants > 5
+
+
+def test_a_tasks_outputs_are_those_of_its_own_inputs(strict: Judge, judge: Judge) -> None:
+    program = "seen = []\ndef f(x):\n seen.append(x)\n return [x, len(seen)]"
+    assert validate(strict, Kind.ABDUCTION, program, "3") == validate(judge, Kind.ABDUCTION, program, "3")
+    rejection = validate(strict, Kind.DEDUCTION, "def f(x): return hash('a') + x", "1")
+    assert isinstance(rejection, Rejection)
+    assert rejection.reason is RejectionReason.NONDETERMINISTIC
+
+
+def test_inputs_of_an_induction_proposal_are_each_others_variants(strict: Judge, watched: Watched) -> None:
+    task = validate(strict, Kind.INDUCTION, "def f(x): return x > 3", "1", "2", "5")
+    assert isinstance(task, Task)
+    assert task.outputs == ("False", "False", "True")
+    assert strict.stats.variants == 0
+    rejection = validate(strict, Kind.INDUCTION, "def f(x): return x > 3", "1", "2", "3")
+    assert rejection == Rejection(RejectionReason.IGNORES_INPUT, "False for 3 inputs")
+
+
+def test_without_the_rule_a_constant_is_a_task(judge: Judge) -> None:
+    assert isinstance(validate(judge, Kind.DEDUCTION, "def f(x): return 6", "1"), Task)
+    assert judge.stats.variants == 0
+
+
+def test_a_variant_that_dies_or_never_ends_changes_nothing(strict: Judge) -> None:
+    ways = [
+        "while True: pass",
+        "return bytearray(1 << 40)",
+        "raise ValueError",
+        "return range(x)",
+        "return 'a' * 10**6",
+    ]
+    for way in ways:
+        task = validate(strict, Kind.DEDUCTION, f"def f(x):\n if x != 5:\n  {way}\n return x", "5")
+        assert isinstance(task, Task), way
+        assert task.outputs == ("5",)
+
+
+def test_stripped_programs_are_what_is_validated(serial_pool: SerialPool, settings: ExecutorSettings) -> None:
+    rules = ValidationRules(strip_comments=True, strip_docstrings=True)
+    judge = Judge(serial_pool, settings, rules=rules)
+    task = validate(judge, Kind.DEDUCTION, "# twice\ndef f(x):\n    'Doubles.'\n    return x * 2  # so\n", "2")
+    assert task == Task(Kind.DEDUCTION, "def f(x):\n    return x * 2", ("2",), ("4",))
+    told = validate(judge, Kind.DEDUCTION, "def f(x):\n    'Doubles.'\n    return [x, f.__doc__]", "2")
+    assert isinstance(told, Task)
+    assert told.outputs == ("[2, None]",)
+    assert isinstance(task, Task)
+    asyncio.run(judge.inspect(task.program))
+    assert judge.stats.inspected == 2, "what is known of a program is known of it stripped"
+    broken = validate(judge, Kind.DEDUCTION, "def f(x) return x  # so", "2")
+    assert isinstance(broken, Rejection)
+    assert (broken.reason, broken.detail) == (RejectionReason.ERROR, "SyntaxError")
+
+
+def test_inspections_are_remembered(judge: Judge) -> None:
+    async def scenario() -> None:
+        first = await judge.inspect(DOUBLE)
+        assert first is not None
+        assert (first.normal, first.stripped) == ("def f(v0):\n    return v0 * 2", "")
+        assert await judge.inspect(f"\n{DOUBLE} ") is first
+        assert await judge.inspect("def f(x) x") is None
+        assert await judge.inspect("def f(x) x") is None
+
+    asyncio.run(scenario())
+    assert judge.stats.inspected == 2

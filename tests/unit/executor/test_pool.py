@@ -239,3 +239,28 @@ def test_without_seccomp_nothing_runs() -> None:
     assert result.returncode == 1
     assert "InfrastructureError: the wall is too weak" in result.stderr
     assert "seccomp" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "values"),
+    [
+        ("def f(x): return x", ["1", "2"]),
+        ("def f(x): return 7", ["7", "7", "7", "7"]),
+        ("def f(x): return 7 if x < 3 else x", ["7", "7", "3"]),
+        ("def f(x): return 1 // (2 - x) * 0", ["0", "error", "0", "0"]),
+        ("def f(x): return 5 // (1 - x)", ["error"]),
+        ("def f(x):\n while x == 2: pass\n return 1", ["1"]),
+        ("def f(x): return {8, 1, x // 9}", ["{0, 1, 8}"] * 4),
+    ],
+)
+def test_variants_follow_until_one_differs(serial_pool: SerialPool, program: str, values: list[str]) -> None:
+    outcomes = asyncio.run(serial_pool.execute(program, ["1"], fail_fast=True, variants=["2", "3", "4"]))
+    assert [outcome.value or outcome.status.value for outcome in outcomes] == values
+
+
+def test_variants_without_fail_fast_come_after_every_input(serial_pool: SerialPool) -> None:
+    program = "def f(x):\n while x == 2: pass\n return x // x"
+    outcomes = asyncio.run(serial_pool.execute(program, ["1", "2", "0", "3"], variants=["2", "5"]))
+    assert [outcome.value or outcome.status.value for outcome in outcomes] == ["1", "timeout", "error", "1"]
+    refused = asyncio.run(serial_pool.execute("import os", ["1"], variants=["2"]))
+    assert [outcome.status for outcome in refused] == [Status.UNSAFE]

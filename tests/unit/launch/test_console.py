@@ -48,6 +48,22 @@ def test_a_step_is_one_line() -> None:
     assert "abd    -" in line, "a kind without a rate is not 0%"
 
 
+def test_what_tells_learning_from_collapse_stands_beside_the_solve_rate() -> None:
+    facts = {"ignores_input/deduction": 0.75, "duplicates/deduction": 0.4, "ignores_input/abduction": 0.25}
+    heldout = {"heldout/mean": 0.125, "heldout/deduction": 0.25, "heldout/version": 5.0}
+    terminal = Terminal(width=120, record=True, force_terminal=False, file=io.StringIO())
+    status = {**STATUS, "last": NUMBERS | facts, "live": {**STATUS["live"], **heldout}}
+    terminal.print(Console(load("smollm2-cpu"))._render(status))
+    shown = terminal.export_text()
+    for words in ("ignore their input  75%", "known already  40%", "held-out", "solved  12%", "ded  25%", "version 5"):
+        assert words in shown, words
+    line = step_line(NUMBERS | facts | heldout, 16)
+    assert "ignore input:  50%" in line
+    assert "held-out (version 5):  12%" in line
+    assert "held-out" not in step_line(NUMBERS, 16)
+    assert "ignore input" not in step_line(NUMBERS, 16)
+
+
 def test_the_view_lives_before_the_first_step() -> None:
     terminal = Terminal(width=120, record=True, file=io.StringIO())
     terminal.print(Console(load("smollm2-cpu"))._render({}))

@@ -173,8 +173,8 @@ def test_no_more_of_a_file_is_read_than_the_window(streaming: subprocess.Popen[s
     os.write(fd, lines(item("endless", LOOP)).encode())
     os.set_blocking(fd, False)
     written, most = 0, 2 * execute.LINES_PER_WORKER * len(line) + (1 << 18)
-    # The reader is done when it has left the pipe full for a second.
-    while written <= most and select.select([], [fd], [], 1.0)[1]:
+    # The reader is done when it has left the pipe full for so long.
+    while written <= most and select.select([], [fd], [], 4.0)[1]:
         written += os.write(fd, line[written % len(line) :])
     assert written <= most
     assert written > execute.LINES_PER_WORKER * len(line)

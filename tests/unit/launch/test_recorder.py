@@ -5,7 +5,31 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from launch.recorder import RunFolder, work_log
+from launch.recorder import Recorder, RunFolder, work_log
+
+
+def test_held_out_numbers_are_written_once_a_version(tmp_path: Path) -> None:
+    """Actors report the newest with every heartbeat; a curve is made of what was measured."""
+
+    def step(recorder: Recorder, number: int, version: int | None) -> bool:
+        measured = {} if version is None else {"heldout/mean": 0.5, "heldout/version": float(version)}
+        recorder.step({"step": number, "version": number, **measured}, [])
+        assert "version" in recorder.last
+        return "heldout/mean" in recorder.last
+
+    recorder = Recorder(RunFolder(tmp_path), None, False)
+    assert [step(recorder, n, v) for n, v in ((1, None), (2, 0), (3, 0), (4, 0), (5, 5))] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
+    recorder.close()
+    resumed = Recorder(RunFolder(tmp_path), None, False, resumed_step=4)
+    assert not step(resumed, 5, 0), "version 0 is in the rows that were kept"
+    assert step(resumed, 6, 5), "version 5 was in a row that was forgotten"
+    resumed.close()
 
 
 def test_work_is_appended_to_a_file_of_its_actor(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from executor.tasks import Kind
 from launch.models import ModelError, prepare
 from launch.recorder import RunFolder
-from launch.summary import sparkline, summarise
+from launch.summary import sparkline, summarise, warnings
 from learner.staleness import CellCounts
 from learner.trajectory import Cell, Role
 
@@ -53,6 +53,34 @@ def test_a_run_without_steps_fails(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.create()
     assert summarise(folder, {CELL: CellCounts()}) == 1
+
+
+def test_a_run_that_collapsed_does_not_look_like_one_that_learned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished(tmp_path)
+    rows = folder.read_metrics()
+    for row, solved, ignoring, known in zip(rows, (0.1, 0.6, 0.9), (0.2, 0.8, 1.0), (0.0, 0.1, 0.2), strict=True):
+        row |= {"solve_rate/deduction": solved, "ignores_input/deduction": ignoring, "duplicates/deduction": known}
+    rows[0] |= {"heldout/deduction": 0.25, "heldout/mean": 0.25}
+    rows[2] |= {"heldout/deduction": 0.2, "heldout/mean": 0.2}
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summarise(folder, {CELL: CellCounts()})
+    printed = capsys.readouterr().out
+    lines = {line.split("│")[1].strip(): line for line in printed.splitlines() if line.count("│") > 3}
+    assert "25%" in lines["solved, held-out, deduction"] and "20%" in lines["solved, held-out, deduction"]
+    assert "▃·▂" in lines["solved, held-out, mean"], "steps without a measurement are no zeros"
+    assert "67%" in lines["ignore their input, deduction"]
+    assert "10%" in lines["known already, deduction"]
+    assert "67% of the last deduction proposals that ran ignore their input" in printed
+    assert "are in the buffer already" not in printed
+
+
+def test_warnings_look_at_the_end_of_a_run() -> None:
+    healthy = {"ignores_input/deduction": 0.1, "duplicates/abduction": 0.4}
+    assert warnings([{"ignores_input/deduction": 1.0}, *[healthy] * 3]) == []
+    assert len(warnings([*[healthy] * 3, *[{"duplicates/abduction": 0.9}] * 3])) == 1
+    assert warnings([]) == []
 
 
 def test_sparkline_marks_steps_without_a_value() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from executor.judge import Judge
-from executor.pool import Outcome, Status
+from executor.pool import Limits, Outcome, Status
 
 MARK = "azr-attack"
 """In the name of every file that an attack tries to leave behind."""
@@ -54,11 +54,18 @@ _CONTROLS = (
 )
 
 
+_TIGHT = Limits(timeout_s=0.5, memory_mb=64, output_bytes=1 << 16)
+# On a busy machine, nothing but an endless program may run out of time.
+_AMPLE = replace(_TIGHT, timeout_s=10)
+
+
 async def attempt(judge: Judge, attack: Attack) -> str:
     """Run an attack as a proposal would be, then two harmless programs; what is wrong, or an empty string."""
-    complaint = attack.complaint(await judge.determine(attack.program, attack.given))
+    expected = attack.expected if isinstance(attack.expected, frozenset) else {attack.expected}
+    limits = _TIGHT if Status.TIMEOUT in expected else _AMPLE
+    complaint = attack.complaint(await judge.determine(attack.program, attack.given, limits))
     for program, given, value in _CONTROLS:
-        after = await judge.determine(program, given)
+        after = await judge.determine(program, given, _AMPLE)
         if after != Outcome(Status.OK, value):
             return f"{attack.name}: a harmless program went wrong after it: {after}"
     return complaint

@@ -1,0 +1,148 @@
+"""The file of the task buffer: its tables, how it is opened, changed and copied."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from pathlib import Path
+
+from executor.tasks import Kind, Task
+
+SCHEMA_VERSION = 2
+"""`PRAGMA user_version` of a file of this form. 1, which had no number yet, knew no provenance."""
+BUSY_S = 60.0
+"""How long a statement waits for somebody else's, such as a user's, that holds the file."""
+
+# Indices: `digest` finds what is known; `tasks_active` lists the draw without reading the tasks; `tasks_settled` gives
+# what leaves it first. The latter two hold no more than the rows that they are asked about (and the columns of their conditions,
+# without which SQLite would read the tasks themselves).
+_SCHEMA = """
+CREATE TABLE tasks (
+    id INTEGER PRIMARY KEY,            -- in the order of entry
+    kind TEXT NOT NULL,
+    digest BLOB NOT NULL UNIQUE,       -- of kind, normalised program, inputs; for induction, of the message too
+    program_digest BLOB NOT NULL,      -- of the normalised program: equal where programs differ in names and layout only
+    program TEXT NOT NULL,
+    inputs TEXT NOT NULL,              -- JSON array of canonical literals
+    outputs TEXT NOT NULL,             -- JSON array of canonical literals
+    message TEXT NOT NULL,
+    proposer_version INTEGER NOT NULL, -- oldest policy version in the proposal's tokens; -1: given, not proposed
+    episode_id TEXT NOT NULL,
+    created REAL NOT NULL,             -- seconds since the epoch
+    reward REAL,                       -- the proposer's; null where none was given
+    attempts INTEGER NOT NULL DEFAULT 0,
+    solved INTEGER NOT NULL DEFAULT 0,
+    last_solved_version INTEGER,       -- newest policy version that solved it; null: none has
+    active INTEGER NOT NULL DEFAULT 1, -- 0: it has left the draw
+    settled INTEGER NOT NULL DEFAULT 0 -- 1: solved always or never, in enough attempts
+) STRICT;
+CREATE INDEX tasks_active ON tasks (kind, active) WHERE active = 1;
+CREATE INDEX tasks_settled ON tasks (kind, active, settled) WHERE active = 1 AND settled = 1;
+CREATE TABLE task_references (         -- what the proposer of a task was shown
+    task_id INTEGER NOT NULL,
+    reference_id INTEGER NOT NULL,
+    PRIMARY KEY (task_id, reference_id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE history (                 -- solutions by the policy version that wrote them
+    task_id INTEGER NOT NULL,
+    version INTEGER NOT NULL,
+    attempts INTEGER NOT NULL,
+    solved INTEGER NOT NULL,
+    PRIMARY KEY (task_id, version)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+"""
+
+
+class TaskBufferError(RuntimeError):
+    """A file that cannot be used as a task buffer; the message says what to do."""
+
+
+def open_database(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """Open or create; the flag says whether the file is new. Raises TaskBufferError for a file of another form."""
+    database = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
+    try:
+        try:
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise TaskBufferError(f"{path} is no task buffer ({error}); move it away") from None
+        if (tables or version) and version != SCHEMA_VERSION:
+            raise TaskBufferError(
+                f"{path} is a task buffer of form {version or 1}; this azr reads form {SCHEMA_VERSION}. Go on with the azr "
+                "that wrote it, or move the file away and start a new run (its tasks can come along as a seed file, "
+                "selfplay.seed_tasks)"
+            )
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=NORMAL")
+        database.execute("PRAGMA cache_size=-65536")  # KiB
+        if not tables:
+            database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    except BaseException:
+        database.close()
+        raise
+    return database, not tables
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Write one state of a buffer that may be in use to a file of its own, which is on the disk when this returns."""
+    partial = target.with_name(f"{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    # A connection of its own reads one state to the end, whatever is committed meanwhile.
+    reading, writing = sqlite3.connect(source, timeout=BUSY_S), sqlite3.connect(partial)
+    try:
+        reading.backup(writing)
+        writing.execute("PRAGMA journal_mode=DELETE")  # one file, nothing beside it
+    finally:
+        writing.close()
+        reading.close()
+    _sync(partial)
+    partial.rename(target)
+    _sync(target.parent)
+
+
+class Transaction:
+    """All that is done inside is in the file afterwards, or, where it raises, none of it."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def __enter__(self) -> sqlite3.Connection:
+        self._database.execute("BEGIN IMMEDIATE")
+        return self._database
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._database.execute("COMMIT")
+        elif self._database.in_transaction:  # some errors, such as a full disk, have ended it by themselves
+            self._database.execute("ROLLBACK")
+
+
+def row_of(task: Task, normal: str) -> tuple[str, bytes, bytes, str, str, str, str]:
+    """The columns of `tasks` from `kind` to `message`."""
+    parts = [task.kind.value, normal.strip(), *task.inputs]
+    if task.kind is Kind.INDUCTION:  # the message is part of what a solver is given
+        parts += ["", task.message.strip()]
+    # As JSON, so that no text of a program can pass for the border between two parts.
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()[:16]
+    program_digest = hashlib.sha256(json.dumps(normal.strip()).encode()).digest()[:16]
+    return (
+        task.kind.value,
+        digest,
+        program_digest,
+        task.program,
+        json.dumps(task.inputs),
+        json.dumps(task.outputs),
+        task.message,
+    )
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or what a folder lists, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

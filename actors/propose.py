@@ -1,0 +1,199 @@
+"""The proposer's side of an episode: what to ask for, and what a reply is worth before anybody has tried to solve it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from actors.buffer import Buffer
+from actors.composite import composite, definitions, fit
+from actors.generation import Completion
+from actors.parsing import FormatError, answer_of, parse_proposal
+from actors.prompts import Prompt, PromptTooLong
+from actors.rewards import COMPLEXITY_SCALE, HALSTEAD_SCALE, distance, saturating
+from actors.sampler import Sampler
+from executor.inspection import Facts
+from executor.judge import Judge
+from executor.tasks import Kind, Proposal, Rejection, RejectionReason, Task
+
+REDRAWS = 16
+"""Draws from the buffer before it counts as having nothing that fits a prompt."""
+REMEMBERED_OUTPUTS = 1000
+"""Valid proposals of a kind that answer diversity looks back on."""
+
+
+class ProposalOutcome(StrEnum):
+    """What became of a proposal that the judge did not reject and that could be read."""
+
+    VALID = "valid"
+    TOO_LONG = "too_long"
+    """A sound task, too long for a solver's prompt (`selfplay.max_prompt_tokens`): it does not enter the buffer."""
+    DUPLICATE = "duplicate"
+    """A sound task that the buffer has already (`selfplay.novelty = "reject"`)."""
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What a proposer is asked."""
+
+    kind: Kind
+    prompt: Prompt
+    references: tuple[tuple[int, Task], ...]
+    """What the prompt shows: ids and tasks."""
+    earlier: tuple[tuple[int, Task], ...] = ()
+    """Tasks whose programs are g_0, g_1, ...: ids and tasks."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A proposer's reply, judged. With a task it is valid, and `solve_prompt` asks for its solution."""
+
+    completion: Completion
+    outcome: str
+    """Value of the `FormatError`, `RejectionReason` or `ProposalOutcome`."""
+    execute_s: float
+    task: Task | None = None
+    solve_prompt: Prompt | None = None
+    normal: str = ""
+    """The normalised program: what makes two programs the same to the buffer."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """What is known of the program: `ignores_input`, `nodes`, `complexity`, `distance`, ..."""
+    measures: dict[str, float] = field(default_factory=dict)
+    """Intrinsic measures, 0..1, by the names of `IntrinsicSettings`."""
+
+
+class Recent:
+    """The outputs of the last tasks of one kind, and how much another differs from them."""
+
+    def __init__(self, limit: int = REMEMBERED_OUTPUTS) -> None:
+        self._limit = limit
+        self._outputs: deque[tuple[str, ...]] = deque()
+        self._counts: Counter[tuple[str, ...]] = Counter()
+
+    def diversity(self, outputs: tuple[str, ...]) -> float:
+        """1 - the share of `outputs` among those remembered (1 for the first of all); then remembers them."""
+        share = self._counts[outputs] / len(self._outputs) if self._outputs else 0.0
+        self._outputs.append(outputs)
+        self._counts[outputs] += 1
+        if len(self._outputs) > self._limit:
+            oldest = self._outputs.popleft()
+            self._counts[oldest] -= 1
+            if not self._counts[oldest]:
+                del self._counts[oldest]
+        return 1.0 - share
+
+
+class Proposer:
+    """Asks for tasks with one sampler, one judge and one buffer."""
+
+    def __init__(self, sampler: Sampler, judge: Judge, buffer: Buffer) -> None:
+        self._sampler = sampler
+        self._settings = sampler.settings
+        self._judge = judge
+        self._buffer = buffer
+        self._recent = {kind: Recent() for kind in Kind}
+
+    async def brief(self, kind: Kind, number: int | str) -> Brief | None:
+        """The prompt of one episode, drawn by `number`; None where nothing that the buffer gives fits into a prompt."""
+        induction = kind is Kind.INDUCTION
+        earlier = () if induction else await self._earlier(kind, number)
+        for attempt in range(REDRAWS):
+            salt = self._sampler.salt(number, f"references{attempt or ''}")
+            references = await self._buffer.references(kind, 1 if induction else self._settings.references, salt)
+            if induction and not references:
+                return None
+            for given in (earlier, ()) if earlier else ((),):
+                text = definitions([task.program for _, task in given]) if given else ""
+                try:
+                    prompt = self._sampler.prompts.propose(kind, [task for _, task in references], text)
+                except PromptTooLong:
+                    self._sampler.counts["prompts_too_long"] += 1
+                    continue
+                self._sampler.counts["references_left_out"] += len(references) - prompt.num_references
+                shown = tuple(references[len(references) - prompt.num_references :])
+                return Brief(kind, prompt, shown, tuple(given))
+            if not induction:
+                return None  # it does not fit without references either
+        return None
+
+    async def _earlier(self, kind: Kind, number: int | str) -> tuple[tuple[int, Task], ...]:
+        """Tasks whose programs the new f may call; none in most episodes, or where the buffer has no fit ones."""
+        share = self._settings.composite_functions
+        if not share or self._sampler.draw(number, "composite") / 2**63 >= share:
+            return ()
+        count = 1 + self._sampler.draw(number, "composite-count") % self._settings.composite_max
+        drawn = await self._buffer.references(kind, 4 * count, self._sampler.salt(number, "composite"))
+        return tuple((task_id, task) for task_id, task in drawn if fit(task.program))[-count:]
+
+    async def draft(self, brief: Brief, name: str) -> Draft:
+        """Sample one proposal and judge it. What the environment could not judge raises, and is never a verdict."""
+        completion = await self._sampler.generate(brief.prompt, self._settings.max_propose_tokens, name)
+        proposal = self._read(brief, completion)
+        if isinstance(proposal, FormatError):
+            return Draft(completion, proposal.value, 0.0)
+        started = time.monotonic()
+        task = await self._judge.validate(proposal)
+        if isinstance(task, Rejection):
+            ignores = {"ignores_input": 1.0} if task.reason is RejectionReason.IGNORES_INPUT else {}
+            return Draft(completion, task.reason.value, time.monotonic() - started, parts=ignores)
+        try:
+            solve_prompt = self._sampler.prompts.solve(task)
+        except PromptTooLong:
+            self._sampler.counts["tasks_too_long"] += 1
+            return Draft(completion, ProposalOutcome.TOO_LONG.value, time.monotonic() - started)
+        facts = await self._judge.inspect(task.program)
+        parts, measures = await self._describe(brief, task, facts)
+        return Draft(
+            completion,
+            ProposalOutcome.VALID.value,
+            time.monotonic() - started,
+            task,
+            solve_prompt,
+            facts.normal if facts else task.program,
+            parts,
+            measures,
+        )
+
+    def _read(self, brief: Brief, completion: Completion) -> Proposal | FormatError:
+        text = answer_of(brief.prompt.reply_start + completion.text, self._settings.prompt_format)
+        if text is None:
+            return FormatError.NO_ANSWER
+        program = brief.references[0][1].program if brief.kind is Kind.INDUCTION else ""
+        proposal = parse_proposal(brief.kind, text, program, self._settings.induction_inputs)
+        if isinstance(proposal, FormatError) or not brief.earlier:
+            return proposal
+        whole = composite(proposal.program, [task.program for _, task in brief.earlier])
+        return Proposal(proposal.kind, whole, proposal.inputs, proposal.message)
+
+    async def _describe(
+        self, brief: Brief, task: Task, facts: Facts | None
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Parts and measures of a valid proposal. An induction proposer did not write the program: nothing of it pays."""
+        diversity = self._recent[task.kind].diversity(task.outputs)
+        parts = {"answer_diversity": diversity}
+        measures = {"answer_diversity": diversity}
+        if brief.earlier:
+            parts["composite"] = float("_make_g" in task.program)
+        if facts is None:
+            return parts, measures
+        parts |= {
+            "ignores_input": float(not facts.uses_input),
+            "nodes": float(facts.nodes),
+            "complexity": float(facts.complexity),
+            "halstead": facts.halstead,
+        }
+        if task.kind is Kind.INDUCTION:
+            return parts, measures
+        measures["complexity"] = saturating(facts.complexity, COMPLEXITY_SCALE)
+        measures["halstead"] = saturating(facts.halstead, HALSTEAD_SCALE)
+        shapes = []
+        for _, reference in brief.references:
+            known = await self._judge.inspect(reference.program)
+            if known is not None:
+                shapes.append(known.shape)
+        if shapes:
+            parts["distance"] = sum(distance(facts.shape, shape) for shape in shapes) / len(shapes)
+            measures["distance"] = parts["distance"]
+        return parts, measures

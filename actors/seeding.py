@@ -1,0 +1,86 @@
+"""The seeding phase: before the first batch, the base model proposes until the buffer holds enough triplets.
+
+From the zero triplet on, each proposal sees what the buffer has by then, as in an episode. A valid one enters for deduction and
+for abduction alike; induction starts from the programs. Nothing is solved, nothing is trained on, no slot is used. Several
+actors seed together, each until the buffer has enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from actors.buffer import Buffer
+from actors.generation import Engine
+from actors.propose import Draft, Proposer
+from actors.sampler import Identity, Sampler, together
+from actors.settings import SelfPlaySettings
+from executor.judge import Judge
+from executor.tasks import Kind, Task
+
+ROUND = 64
+"""Proposals that one actor samples at once; they do not see each other."""
+PATIENCE = 200
+"""Proposals for each triplet that is wanted, before the model counts as unable to write them."""
+
+Progress = Callable[[int, int], None]
+
+
+class SeedingFailed(RuntimeError):
+    """The model does not write valid tasks often enough to start from."""
+
+
+async def seed(
+    engine: Engine,
+    judge: Judge,
+    buffer: Buffer,
+    settings: SelfPlaySettings,
+    identity: Identity,
+    seed: int | None,
+    progress: Progress = lambda have, target: None,
+) -> int:
+    """Propose until the buffer holds `settings.seed_tasks_target` triplets; returns how many proposals that took.
+
+    `seed`: as for `Player`. `progress` is called with (triplets so far, target) after every round. Raises SeedingFailed after
+    200 proposals for each triplet that is wanted.
+    """
+    target = settings.seed_tasks_target
+    proposer = Proposer(Sampler(engine, settings, identity, seed), judge, buffer)
+    count = 0
+    while (have := await _holds(buffer, target)) < target:
+        progress(have, target)
+        if count >= PATIENCE * target:
+            raise SeedingFailed(
+                f"after {count} proposals {identity.actor_id} sees {have} of selfplay.seed_tasks_target = {target} triplets: "
+                "ask for fewer, give it tasks to start with (selfplay.seed_tasks), or try another prompt_format"
+            )
+        numbers = range(count, count + ROUND)
+        count += ROUND
+        drafts = await together(_propose(proposer, f"seed{number}") for number in numbers)
+        # In the order of their numbers, not of their coming: a seeded run repeats.
+        for number, draft in zip(numbers, drafts, strict=True):
+            if draft is not None and draft.task is not None:
+                await _add(buffer, draft, draft.task, f"seed/{identity.actor_id}/{number}")
+    if count:
+        progress(have, target)
+    return count
+
+
+async def _holds(buffer: Buffer, target: int) -> int:
+    """How many deduction tasks the buffer has, as far as `target`."""
+    return len(await buffer.references(Kind.DEDUCTION, target, "seeding")) if target else 0
+
+
+async def _propose(proposer: Proposer, name: str) -> Draft | None:
+    brief = await proposer.brief(Kind.DEDUCTION, name)
+    return await proposer.draft(brief, name) if brief is not None else None
+
+
+async def _add(buffer: Buffer, draft: Draft, task: Task, episode_id: str) -> None:
+    version = min(span.version for span in draft.completion.versions)
+    for kind in (Kind.DEDUCTION, Kind.ABDUCTION):
+        await buffer.add(
+            Task(kind, task.program, task.inputs, task.outputs),
+            normal=draft.normal,
+            proposer_version=version,
+            episode_id=episode_id,
+        )

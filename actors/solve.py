@@ -1,0 +1,58 @@
+"""The solver's side of an episode: sample answers to a task, and have them judged together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from actors.generation import Completion
+from actors.parsing import FormatError, answer_of, parse_solution
+from actors.prompts import Prompt
+from actors.sampler import Sampler, together
+from executor.judge import Judge
+from executor.tasks import Task, VerdictReason
+
+
+class Solution(NamedTuple):
+    """One answer, judged."""
+
+    correct: bool
+    formatted: bool
+    outcome: str
+    """Value of the `FormatError` or `VerdictReason`."""
+    completion: Completion
+    execute_s: float
+    """Seconds until the answers of the task were judged."""
+
+
+class Solver:
+    """Answers tasks with one sampler and one judge."""
+
+    def __init__(self, sampler: Sampler, judge: Judge) -> None:
+        self._sampler = sampler
+        self._judge = judge
+
+    async def solve(self, task: Task, prompt: Prompt, names: Sequence[str]) -> list[Solution]:
+        """One solution a name, in that order. `prompt`: the task's, by `PromptBuilder.solve`."""
+        limit = self._sampler.settings.max_solve_tokens
+        completions = await together(self._sampler.generate(prompt, limit, name) for name in names)
+        return await self._judge_all(task, prompt, completions)
+
+    async def _judge_all(self, task: Task, prompt: Prompt, completions: Sequence[Completion]) -> list[Solution]:
+        """All solutions of one task in one request, so that the judge can share work among them."""
+        prompt_format = self._sampler.settings.prompt_format
+        texts = [answer_of(prompt.reply_start + one.text, prompt_format) for one in completions]
+        answers = [FormatError.NO_ANSWER if text is None else parse_solution(task.kind, text) for text in texts]
+        started = time.monotonic()
+        verdicts = iter(await self._judge.verify_all(task, [a for a in answers if not isinstance(a, FormatError)]))
+        execute_s = time.monotonic() - started
+        solutions = []
+        for completion, answer in zip(completions, answers, strict=True):
+            if isinstance(answer, FormatError):
+                solutions.append(Solution(False, False, answer.value, completion, 0.0))
+                continue
+            verdict = next(verdicts)
+            formatted = verdict.reason is not VerdictReason.UNPARSEABLE
+            solutions.append(Solution(verdict.correct, formatted, verdict.reason.value, completion, execute_s))
+        return solutions

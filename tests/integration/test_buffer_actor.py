@@ -1,0 +1,102 @@
+"""The task buffer as a Ray actor: the same answers as the store, snapshots beside requests, failures that surface."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from actors.buffer import Added, RemoteBuffer, TaskBuffer
+from executor.tasks import Kind, Task
+from launch.buffer_actor import start
+from launch.config import Config, RunSettings
+from launch.recorder import RunFolder
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    return folder
+
+
+@pytest.fixture
+def actor(folder: RunFolder) -> Iterator[Any]:
+    actor = start(Config(run=RunSettings(name="run")), folder.path)
+    ray.get(actor.open.remote(False))
+    yield actor
+    ray.kill(actor)
+
+
+def make(number: int) -> Task:
+    return Task(Kind.DEDUCTION, f"def f(x): return {number}", ("1",), (str(number),))
+
+
+def fields(task: Task) -> dict[str, Any]:
+    return {"normal": task.program, "proposer_version": 0, "episode_id": "e", "references": [1]}
+
+
+def test_many_callers_get_what_the_store_gives(actor: Any, folder: RunFolder, tmp_path: Path) -> None:
+    remote = RemoteBuffer(actor)
+
+    async def story() -> float:
+        added = await asyncio.gather(*(remote.add(make(n), **fields(make(n))) for n in range(400)))
+        assert sorted(one.task_id for one in added if one.task_id) == list(range(3, 403))
+        assert await remote.add(make(7), **fields(make(7))) == Added(None, True)
+        started = time.monotonic()
+        await asyncio.gather(*(remote.record(task_id, 1, 8, 3) for task_id in range(3, 403)))
+        seconds = time.monotonic() - started
+        await remote.rewarded(3, 0.5)
+        return seconds
+
+    assert asyncio.run(story()) < 20
+    snapshot = tmp_path / "copy.sqlite"
+    ray.get(actor.snapshot.remote(snapshot))
+    copy = TaskBuffer(snapshot)
+    for seed in ("a", "b"):
+        assert asyncio.run(remote.references(Kind.DEDUCTION, 6, seed)) == copy.references(Kind.DEDUCTION, 6, seed)
+        assert asyncio.run(remote.replay(Kind.DEDUCTION, seed)) == copy.replay(Kind.DEDUCTION, seed)
+    assert ray.get(actor.metrics.remote()) == copy.metrics()
+    copy.close()
+    with closing(sqlite3.connect(snapshot)) as database:
+        assert database.execute("SELECT sum(attempts), sum(solved), max(reward) FROM tasks").fetchone() == (
+            3200,
+            1200,
+            0.5,
+        )
+
+
+def test_a_request_that_the_file_fails_is_no_secret(actor: Any, folder: RunFolder) -> None:
+    with closing(sqlite3.connect(folder.tasks)) as database:
+        database.execute("CREATE TRIGGER full BEFORE INSERT ON tasks BEGIN SELECT RAISE(FAIL, 'disk full'); END")
+        database.commit()
+    assert ray.get(actor.metrics.remote())["buffer/deduction"] == 1
+    with pytest.raises(sqlite3.Error, match="disk full"):
+        ray.get(actor.add.remote(make(1), **fields(make(1))))
+    with pytest.raises(sqlite3.Error, match="disk full"):
+        ray.get(actor.metrics.remote())
+
+
+def test_a_killed_actor_has_lost_nothing_that_it_acknowledged(actor: Any, folder: RunFolder) -> None:
+    ids = [ray.get(actor.add.remote(make(n), **fields(make(n)))).task_id for n in range(20)]
+    ray.kill(actor)
+    time.sleep(1)
+    store = TaskBuffer(folder.tasks)
+    assert [task_id for task_id, _ in store.references(Kind.DEDUCTION, 99, "s")] == [1, *ids]
+    store.close()

@@ -1,0 +1,154 @@
+"""The task buffer against a model of a few lines: any sequence of requests, evictions, crashes and new openings."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from actors.buffer import TaskBuffer
+from actors.buffer_settings import BufferSettings
+from executor.tasks import Kind, Task
+
+CHOICES = st.builds(
+    BufferSettings,
+    sampling=st.sampled_from(["uniform", "recency"]),
+    recency_half_life=st.sampled_from([1.0, 3.0]),
+    capacity=st.sampled_from([0, 1, 3, 5]),
+    settled_attempts=st.integers(1, 4),
+)
+
+
+@dataclass
+class Entry:
+    """A task as the model knows it."""
+
+    task: Task
+    attempts: int = 0
+    solved: int = 0
+    active: bool = True
+
+
+class BufferMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.path = self.folder / "tasks.sqlite"
+        self.entries: dict[int, Entry] = {}
+        self.seed = 0
+        self.duplicates = self.evicted = 0
+
+    @initialize(choice=CHOICES)
+    def start(self, choice: BufferSettings) -> None:
+        self.choice = choice
+        self.store = TaskBuffer(self.path, choice)
+        for task_id, kind in enumerate((Kind.DEDUCTION, Kind.ABDUCTION), 1):
+            found = self.store.replay(kind, "s")
+            assert found is not None and found[0] == task_id
+            self.entries[task_id] = Entry(found[1])
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.store.close()
+        shutil.rmtree(self.folder)
+
+    def active(self, *kinds: Kind) -> list[int]:
+        return [task_id for task_id, e in sorted(self.entries.items()) if e.active and e.task.kind in kinds]
+
+    def shrink(self, kind: Kind) -> None:
+        def settled(task_id: int) -> bool:
+            e = self.entries[task_id]
+            return e.attempts >= self.choice.settled_attempts and e.solved in (0, e.attempts)
+
+        while self.choice.capacity and len(active := self.active(kind)) > self.choice.capacity:
+            leaving = min(active, key=lambda task_id: (not settled(task_id), task_id))
+            self.entries[leaving].active = False
+            self.evicted += 1
+
+    @rule(kind=st.sampled_from(Kind), number=st.integers(0, 25), references=st.lists(st.integers(1, 9), max_size=3))
+    def add(self, kind: Kind, number: int, references: list[int]) -> None:
+        task = Task(kind, f"def f(x): return {number}", ("1", "2"), ("3", "4"), "m")
+        known = any(entry.task == task for entry in self.entries.values())
+        added = self.store.add(task, normal=task.program, proposer_version=0, episode_id="e", references=references)
+        assert added.duplicate == known
+        self.duplicates += known
+        if not known:
+            assert added.task_id is not None
+            assert added.task_id > max(self.entries)
+            self.entries[added.task_id] = Entry(task)
+            self.shrink(kind)
+
+    @rule(data=st.data(), version=st.integers(0, 3), attempts=st.integers(0, 5))
+    def record(self, data: st.DataObject, version: int, attempts: int) -> None:
+        task_id = data.draw(st.sampled_from(sorted(self.entries)))
+        solved = data.draw(st.sampled_from([0, attempts, attempts // 2]))
+        self.store.record(task_id, version, attempts, solved)
+        self.entries[task_id].attempts += attempts
+        self.entries[task_id].solved += solved
+
+    @rule(kind=st.sampled_from(Kind), count=st.integers(0, 12))
+    def references(self, kind: Kind, count: int) -> None:
+        self.seed += 1
+        pool = self.active(Kind.DEDUCTION, Kind.ABDUCTION) if kind is Kind.INDUCTION else self.active(kind)
+        found = self.store.references(kind, count, str(self.seed))
+        ids = [task_id for task_id, _ in found]
+        assert ids == sorted(set(ids))
+        assert set(ids) <= set(pool)
+        assert len(ids) == min(count, len(pool))
+        assert all(self.entries[task_id].task == task for task_id, task in found)
+        assert found == self.store.references(kind, count, str(self.seed))
+        if kind is not Kind.INDUCTION and self.choice.sampling == "uniform":
+            ranks = random.Random(str(self.seed)).sample(range(len(pool)), min(count, len(pool)))
+            assert ids == sorted(pool[rank] for rank in ranks)
+
+    @rule(kind=st.sampled_from(Kind))
+    def replay(self, kind: Kind) -> None:
+        self.seed += 1
+        found = self.store.replay(kind, str(self.seed))
+        pool = self.active(kind)
+        assert (found is None) == (not pool)
+        if found is not None:
+            assert found[0] in pool
+            assert found[1] == self.entries[found[0]].task
+
+    @rule(choice=st.none() | CHOICES, closed=st.booleans())
+    def open_again(self, choice: BufferSettings | None, closed: bool) -> None:
+        draws = [self.store.references(kind, 4, "before") for kind in Kind]
+        before = self.store
+        if closed:
+            before.close()
+        self.store = TaskBuffer(self.path, choice or self.choice)
+        before.close()  # where it was open, as a killed process would have had it
+        if choice is None:
+            assert draws == [self.store.references(kind, 4, "before") for kind in Kind]
+        else:
+            self.choice = choice
+            for kind in Kind:
+                self.shrink(kind)
+
+    @precondition(lambda self: hasattr(self, "store"))
+    @rule()
+    def go_on_from_a_snapshot(self) -> None:
+        copy = self.folder / "copy.sqlite"
+        self.store.snapshot(copy)
+        self.store.close()
+        self.path.unlink()
+        copy.rename(self.path)
+        self.store = TaskBuffer(self.path, self.choice)
+
+    @invariant()
+    def counts_agree(self) -> None:
+        if hasattr(self, "store"):
+            expected = {f"buffer/{kind}": len(self.active(kind)) for kind in Kind}
+            expected |= {"buffer/evicted": self.evicted, "buffer/duplicates": self.duplicates}
+            assert self.store.metrics() == expected
+
+
+BufferMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestBufferModel = BufferMachine.TestCase

@@ -1,0 +1,186 @@
+"""The seeding phase: what the base model writes before the first batch, and what the actor's loop makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.buffer import LocalBuffer, TaskBuffer
+from actors.rollout import Rollout
+from actors.sampler import Identity
+from actors.seeding import ROUND, SeedingFailed, seed
+from actors.settings import SelfPlaySettings
+from executor.judge import Judge
+from executor.tasks import Kind
+from tests.unit.actors.scripted import Answer, Script, judging, new_store, reply
+
+SETTINGS = SelfPlaySettings(prompt_format="completion", references=2, max_prompt_tokens=4000)
+WHO = Identity("", "rollout0", 0)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[Judge]:
+    with judging() as judge:
+        yield judge
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[TaskBuffer]:
+    store = new_store(tmp_path)
+    yield store
+    store.close()
+
+
+def run(judge: Judge, store: TaskBuffer, answer: Answer, target: int) -> tuple[int, Script, list[tuple[int, int]]]:
+    engine, said = Script(answer), []
+    settings = SETTINGS.model_copy(update={"seed_tasks_target": target})
+    count = asyncio.run(
+        seed(engine, judge, LocalBuffer(store), settings, WHO, 1, lambda *numbers: said.append(numbers))  # type: ignore[arg-type]
+    )
+    return count, engine, said
+
+
+def numbered(every: int = 1) -> Answer:
+    """A new task with every so many replies."""
+    calls = iter(range(10**9))
+
+    def answer(prompt: str, turn: int) -> str:
+        number = next(calls)
+        return "x): no" if number % every else reply(f"def f(x):\n    return x + {number}", "1")
+
+    return answer
+
+
+def test_no_target_asks_nothing(judge: Judge, store: TaskBuffer) -> None:
+    count, engine, said = run(judge, store, numbered(), 0)
+    assert (count, engine.prompts, said) == (0, [], [])
+
+
+def test_deduction_and_abduction_start_from_the_same_set(judge: Judge, store: TaskBuffer) -> None:
+    count, engine, said = run(judge, store, numbered(every=4), 30)
+    assert count == len(engine.prompts) == 2 * ROUND
+    assert store.sizes() == {"deduction": 33, "abduction": 33, "induction": 0}, "the zero triplet, and a quarter of 128"
+    sets = [
+        {(t.program, t.inputs, t.outputs) for _, t in store.references(kind, 99, "s")}
+        for kind in (Kind.DEDUCTION, Kind.ABDUCTION)
+    ]
+    assert sets[0] == sets[1]
+    assert said == [(1, 30), (17, 30), (30, 30)]
+
+
+def test_later_proposals_see_earlier_ones(judge: Judge, store: TaskBuffer) -> None:
+    _, engine, _ = run(judge, store, numbered(every=4), 30)
+    first, second = engine.prompts[:ROUND], engine.prompts[ROUND:]
+    assert not any("x + " in prompt for prompt in first)
+    assert all("x + " in prompt for prompt in second)
+
+
+def test_a_buffer_that_has_enough_is_left_alone(judge: Judge, store: TaskBuffer) -> None:
+    run(judge, store, numbered(), 10)
+    count, engine, _ = run(judge, store, numbered(), 10)
+    assert (count, engine.prompts) == (0, [])
+
+
+def test_a_model_that_writes_no_tasks_is_given_up_with_words(judge: Judge, store: TaskBuffer) -> None:
+    with pytest.raises(
+        SeedingFailed, match=r"rollout0 sees 1 of selfplay.seed_tasks_target = 2 triplets: ask for fewer"
+    ):
+        run(judge, store, lambda prompt, turn: "x): no", 2)
+
+
+def test_the_same_seed_gives_the_same_set(judge: Judge, tmp_path: Path) -> None:
+    found = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        store = new_store(tmp_path / name)
+        _, engine, _ = run(judge, store, numbered(every=5), 20)
+        found.append((store.references(Kind.DEDUCTION, 99, "s"), engine.prompts))
+        store.close()
+    assert found[0] == found[1]
+
+
+class Client:
+    """The learner's end, as one actor sees it: says what was scripted, then shuts down."""
+
+    run_id = "run"
+    incarnation = 0
+    stats: Any = None
+
+    def __init__(self, log: list[str], actor_id: str, messages: list[dict[str, Any]]) -> None:
+        self.actor_id = actor_id
+        self._log = log
+        self._messages = messages
+
+    async def connect(self, timeout_s: float) -> int:
+        self._log.append("connect")
+        return 0
+
+    async def messages(self) -> AsyncIterator[dict[str, Any]]:
+        for message in self._messages:
+            yield message
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self._log.append(f"{message['type']} {message['version']}")
+
+    def next_seq(self) -> int:
+        return 1
+
+
+class Engine(Script):
+    """A scripted engine that takes weights."""
+
+    async def set_version(self, version: int) -> None:
+        pass
+
+    async def update_weights(self, manifest: Any, version: int) -> dict[str, float]:
+        return {}
+
+    def stats(self) -> dict[str, float]:
+        return {"running": 0.0}
+
+
+class Measured:
+    """A measurement that is due at every second version, and fails at the fourth."""
+
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+
+    async def maybe_run(self, version: int) -> dict[str, float] | None:
+        if version == 4:
+            raise RuntimeError("engine gone")
+        if version % 2:
+            return None
+        self._log.append(f"measured {version}")
+        return {"heldout/deduction": version / 10}
+
+
+def test_an_actor_seeds_before_it_greets_the_learner_and_measures_beside_its_play(
+    judge: Judge, store: TaskBuffer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log: list[str] = []
+    replies = numbered()
+
+    def answer(prompt: str, turn: int) -> str:
+        log.append("proposal")
+        return replies(prompt, turn)
+
+    weights = [{"type": "weights", "version": version, "manifest": []} for version in (0, 1, 2, 3, 4)]
+    client = Client(log, "rollout0", [*weights, {"type": "shutdown"}])
+    settings = SETTINGS.model_copy(update={"seed_tasks_target": 5})
+    rollout = Rollout(Engine(answer), judge, LocalBuffer(store), client, settings, heldout=Measured(log))  # type: ignore[arg-type]
+    asyncio.run(rollout.run())
+    assert log[:ROUND] == ["proposal"] * ROUND
+    assert log[ROUND] == "connect"
+    assert log[ROUND + 1 :] == ["loaded 0", "measured 0", "loaded 1", "loaded 2", "measured 2", "loaded 3", "loaded 4"]
+    numbers = client.stats()
+    assert numbers["heldout/deduction"] == 0.2, "the last one that succeeded"
+    assert (numbers["seeded"], numbers["heldout_failures"], numbers["tasks_too_long"]) == (ROUND, 1, 0)
+    said = capsys.readouterr().out
+    assert "seeding: 5 of 5 triplets" in said
+    assert "held-out measurement at version 4 failed: RuntimeError: engine gone" in said
