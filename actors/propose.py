@@ -172,14 +172,13 @@ class Proposer:
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Parts and measures of a valid proposal. An induction proposer did not write the program: nothing of it pays."""
         diversity = self._recent[task.kind].diversity(task.outputs)
-        parts = {"answer_diversity": diversity}
+        parts = {"answer_diversity": diversity, "ignores_input": float(task.ignores_input)}
         measures = {"answer_diversity": diversity}
         if brief.earlier:
             parts["composite"] = float("_make_g" in task.program)
         if facts is None:
             return parts, measures
         parts |= {
-            "ignores_input": float(not facts.uses_input),
             "nodes": float(facts.nodes),
             "complexity": float(facts.complexity),
             "halstead": facts.halstead,

@@ -81,7 +81,8 @@ class SelfPlaySettings(Section):
     @property
     def rules(self) -> ValidationRules:
         """What the judge is to hold proposals to."""
-        return ValidationRules(self.input_dependence, self.strip_comments, self.strip_docstrings)
+        dependence: Literal["measure", "reject"] = "reject" if self.input_dependence else "measure"
+        return ValidationRules(dependence, self.strip_comments, self.strip_docstrings)
 
 
 class EngineSettings(Section):

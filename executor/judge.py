@@ -126,19 +126,22 @@ class Judge:
             return Rejection(RejectionReason.DUPLICATE_INPUT, f"{count - len(set(inputs))} of {count} inputs")
         program = await self._stripped(proposal.program.strip())
         # The inputs of an induction proposal are each other's variants.
-        others = variants(given[0], program) if self._rules.input_dependence and count == 1 else []
+        looked_at = self._rules.input_dependence != "off"
+        others = variants(given[0], program) if looked_at and count == 1 else []
         workers = self._two_workers()
         first = await self._execute(program, inputs, workers[0], fail_fast=True, variants=others)
-        outcomes, varied = first[:count], first[count:]
+        outcomes, varied, detail = first[:count], first[count:], ""
         self.stats.variants += len(varied)
         if outcomes[-1].status is Status.OK:
-            if self._rules.input_dependence and (detail := await self._ignores_input(program, outcomes, varied)):
+            detail = await self._ignores_input(program, outcomes, varied) if looked_at else ""
+            if detail and self._rules.input_dependence == "reject":
                 return Rejection(RejectionReason.IGNORES_INPUT, detail)
             outcomes = await self._confirmed(program, inputs, outcomes, workers[1])
         last = outcomes[-1]
         if last.status is not Status.OK:
             return Rejection(RejectionReason(last.status.value), last.detail)
-        return Task(proposal.kind, program, inputs, tuple(outcome.value for outcome in outcomes), proposal.message)
+        values = tuple(outcome.value for outcome in outcomes)
+        return Task(proposal.kind, program, inputs, values, proposal.message, ignores_input=bool(detail))
 
     async def inspect(self, program: str) -> Facts | None:
         """What the syntax tree of `program` says; None if it does not parse, or can't be read within the limits.

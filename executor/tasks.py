@@ -5,8 +5,9 @@ Reasons are enums. Nobody decides anything by looking for words in a message.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 
 class Kind(StrEnum):
@@ -32,6 +33,8 @@ class Task:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     message: str = ""
+    ignores_input: bool = field(default=False, compare=False)
+    """Whether validation found that the value is the same for other inputs. Known only to whoever validated, and then."""
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.outputs) or not self.inputs:
@@ -71,8 +74,9 @@ class Proposal:
 class ValidationRules:
     """What `validate` asks of a proposal besides what makes it a task. The default is nothing more."""
 
-    input_dependence: bool = False
-    """Refuse a program whose value does not change with its input (IGNORES_INPUT)."""
+    input_dependence: Literal["off", "measure", "reject"] = "off"
+    """Whether a value changes with the input: not looked at, noted in `Task.ignores_input`, or, where it does not, refused
+    (IGNORES_INPUT)."""
     strip_comments: bool = False
     """The task's program is the proposal's without its comments; that is what is validated."""
     strip_docstrings: bool = False
@@ -102,7 +106,7 @@ class RejectionReason(StrEnum):
     NONDETERMINISTIC = "nondeterministic"
     """Two runs under different hash seeds did not agree."""
     IGNORES_INPUT = "ignores_input"
-    """The value is the same for other inputs, too; only where ValidationRules.input_dependence asks for it."""
+    """The value is the same for other inputs, too; only where ValidationRules.input_dependence is `reject`."""
 
 
 @dataclass(frozen=True)

@@ -402,7 +402,15 @@ def test_work_is_recorded_as_it_was_asked(serial_pool: SerialPool, settings: Exe
 
 @pytest.fixture
 def strict(watched: Watched, settings: ExecutorSettings) -> Judge:
-    return Judge(watched, settings, rules=ValidationRules(input_dependence=True))  # type: ignore[arg-type]
+    return Judge(watched, settings, rules=ValidationRules(input_dependence="reject"))  # type: ignore[arg-type]
+
+
+def test_ignoring_the_input_can_be_measured_without_being_refused(watched: Watched, settings: ExecutorSettings) -> None:
+    judge = Judge(watched, settings, rules=ValidationRules(input_dependence="measure"))  # type: ignore[arg-type]
+    found = [
+        validate(judge, Kind.DEDUCTION, program, "3") for program in ("def f(x): return 6", "def f(x): return x + 1")
+    ]
+    assert [isinstance(task, Task) and task.ignores_input for task in found] == [True, False]
 
 
 @pytest.mark.parametrize(
