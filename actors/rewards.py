@@ -1,14 +1,16 @@
 """The reward table of Absolute Zero: one pure function from what was found to named terms, whose sum is the reward.
 
-proposal    no valid task                        invalid            -1
-the buffer has it, novelty = reject  duplicate          -0.5
-mean solve rate 0 < r < 1            difficulty         1 - r
-r in {0, 1}                          difficulty         0 (paper), -0.5 (reference)
-the buffer has it, penalise      duplicate          -duplicate_penalty, but the sum stays >= -0.5
-intrinsic measures               their own names    weight x measure, each measure in 0..1
-solution    correct                              correct            1
-well-formed but wrong                wrong              -0.5
-cannot be read                       format             -1
+| role | found | term | reward |
+| --- | --- | --- | --- |
+| proposal | no valid task | invalid | -1 |
+| | the buffer has it, `novelty = reject` | duplicate | -0.5 |
+| | mean solve rate 0 < r < 1 | difficulty | 1 - r |
+| | r in {0, 1} | difficulty | 0 (paper), -0.5 (reference) |
+| | the buffer has it, `novelty = penalise` | duplicate | -duplicate_penalty; the two together >= -0.5 |
+| | intrinsic measures, each in 0..1 | their names | weight x measure |
+| solution | correct | correct | 1 |
+| | well-formed but wrong | wrong | -0.5 |
+| | cannot be read | format | -1 |
 """
 
 from __future__ import annotations

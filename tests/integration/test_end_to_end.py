@@ -35,9 +35,22 @@ def read_batches(folder: RunFolder) -> list[list[dict]]:
     return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 
 
+def easy_tasks(path: Path) -> Path:
+    """A seed file with tasks of each kind that even the untrained model solves now and then."""
+    tasks = [
+        {"kind": kind, "program": "def f(x):\n    return x", "inputs": [str(n), str(n + 1)][: 1 + (kind == "induction")],
+         "message": "f gives back what it gets."}
+        for kind in ("deduction", "abduction", "induction")
+        for n in range(4)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    return path
+
+
 def test_asynchronous_run_resumes_and_keeps_its_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Five steps at max_staleness 2, then two more after a resume."""
-    config = small(tmp_path, "async", "learner.steps=5", "learner.max_staleness=2")
+    seeds = f"selfplay.seed_tasks={easy_tasks(tmp_path / 'seeds.jsonl')}"
+    config = small(tmp_path, "async", "learner.steps=5", "learner.max_staleness=2", seeds)
     assert train(config) == 0
     printed = capsys.readouterr().out
     assert "equals the learner in all 272 tensors, bit by bit" in printed.replace("\n", " ")
@@ -56,12 +69,16 @@ def test_asynchronous_run_resumes_and_keeps_its_promises(tmp_path: Path, capsys:
         assert row["ledger/granted"] == ended
 
     batches = read_batches(folder)
-    assert {(t["kind"], t["role"]) for batch in batches for t in batch} >= {
-        ("deduction", "propose"),
-        ("deduction", "solve"),
-        ("abduction", "propose"),
-        ("induction", "propose"),
+    played = [t for batch in batches for t in batch]
+    assert {(t["kind"], t["role"]) for t in played} == {
+        (kind, role) for kind in ("deduction", "abduction", "induction") for role in ("propose", "solve")
     }
+    rewards = {role: {t["reward"] for t in played if t["role"] == role} for role in ("propose", "solve")}
+    assert rewards["solve"] <= {-1.0, -0.5, 1.0} and 1.0 in rewards["solve"] and len(rewards["solve"]) > 1
+    assert -1.0 in rewards["propose"] and all(-1.0 <= reward <= 1.0 for reward in rewards["propose"])
+    for t in played:
+        terms = [value for name, value in t["reward_parts"].items() if name.startswith("reward/")]
+        assert sum(terms) == pytest.approx(t["reward"])
     assert any(len(t["versions"]) > 1 for batch in batches for t in batch), "no trajectory spans two versions"
     for trained_at, batch in enumerate(batches):
         assert all(trained_at - min(v for v, _, _ in t["versions"]) <= 2 for t in batch)
@@ -71,7 +88,7 @@ def test_asynchronous_run_resumes_and_keeps_its_promises(tmp_path: Path, capsys:
     changed = [name for name in after if not before[name].equal(after[name])]
     assert len(changed) > len(after) / 2, "the weights did not move"
 
-    assert train(small(tmp_path, "async", "learner.steps=7", "learner.max_staleness=2"), resume=True) == 0
+    assert train(small(tmp_path, "async", "learner.steps=7", "learner.max_staleness=2", seeds), resume=True) == 0
     rows = folder.read_metrics()
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
     assert rows[-1]["ledger/trained"] > rows[4]["ledger/trained"]
