@@ -97,26 +97,15 @@ class Pool(Protocol):
         """End and reap every sandbox. Requests under way fail with InfrastructureError."""
 
 
-class SandboxPool:
-    """An async pool: the event loop itself reads and writes the sandboxes' pipes, so that a request costs no thread.
-
-    Starting and stopping block, and are done by a few threads that live as long as the pool does: a sandbox dies with the
-    thread that started it, and needs neither signal handlers nor a child watcher. A caller waits while every sandbox is
-    busy: the first `settings.queue` of them in a queue, first come, first served, and the rest at the door, before anything
-    of theirs is kept here. A cancelled caller's request still runs to its end, and its sandbox is free only then.
-    """
+class _Sandboxes:
+    """What every pool has: its sandboxes, and what is to be known of them."""
 
     def __init__(self, settings: ExecutorSettings, *, gate: bool = True, layers: frozenset[Layer] = ALL) -> None:
-        self._sandboxes = _sandboxes(settings, gate, layers)
+        self._sandboxes = [Sandbox(settings, index + 1, gate, layers) for index in range(settings.workers)]
         self._limits = Limits.of(settings)
-        self._door = asyncio.Semaphore(settings.workers + settings.queue)
-        self._starters = ThreadPoolExecutor(min(settings.workers, MAX_STARTERS), thread_name_prefix="sandbox-starter")
         self._free = set(range(settings.workers))
         self._waiting: deque[tuple[int | None, asyncio.Future[int]]] = deque()
         self._waiting_peak = 0
-        self._running: set[asyncio.Future[list[Outcome]]] = set()
-        self._replies: set[asyncio.Future[bytes]] = set()
-        self._closed = False
 
     @property
     def workers(self) -> int:
@@ -149,6 +138,24 @@ class SandboxPool:
             waiting=len(self._waiting),
             waiting_peak=self._waiting_peak,
         )
+
+
+class SandboxPool(_Sandboxes):
+    """An async pool: the event loop itself reads and writes the sandboxes' pipes, so that a request costs no thread.
+
+    Starting and stopping block, and are done by a few threads that live as long as the pool does: a sandbox dies with the
+    thread that started it, and needs neither signal handlers nor a child watcher. A caller waits while every sandbox is
+    busy: the first `settings.queue` of them in a queue, first come, first served, and the rest at the door, before anything
+    of theirs is kept here. A cancelled caller's request still runs to its end, and its sandbox is free only then.
+    """
+
+    def __init__(self, settings: ExecutorSettings, *, gate: bool = True, layers: frozenset[Layer] = ALL) -> None:
+        super().__init__(settings, gate=gate, layers=layers)
+        self._door = asyncio.Semaphore(settings.workers + settings.queue)
+        self._starters = ThreadPoolExecutor(min(settings.workers, MAX_STARTERS), thread_name_prefix="sandbox-starter")
+        self._running: set[asyncio.Future[list[Outcome]]] = set()
+        self._replies: set[asyncio.Future[bytes]] = set()
+        self._closed = False
 
     async def start(self) -> None:
         """Start every sandbox. Raises InfrastructureError, with none left running, where one can't be had."""
@@ -311,47 +318,11 @@ class SandboxPool:
         self._free.add(worker)
 
 
-class SerialPool:
+class SerialPool(_Sandboxes):
     """The same without threads: `execute` blocks and never yields to the event loop; `worker=None` is worker 0.
 
     Start it, use it and close it in one thread: the sandboxes die with the thread that started them.
     """
-
-    def __init__(self, settings: ExecutorSettings, *, gate: bool = True, layers: frozenset[Layer] = ALL) -> None:
-        self._sandboxes = _sandboxes(settings, gate, layers)
-        self._limits = Limits.of(settings)
-
-    @property
-    def workers(self) -> int:
-        """How many sandboxes there are."""
-        return len(self._sandboxes)
-
-    @property
-    def pids(self) -> list[int | None]:
-        """The fork servers' process ids."""
-        return [sandbox.pid for sandbox in self._sandboxes]
-
-    @property
-    def layers(self) -> dict[Layer, str]:
-        """Every layer of the wall: "" where it is active, otherwise why it is not."""
-        return self._sandboxes[0].layers
-
-    @property
-    def tier(self) -> Tier:
-        """What the active layers amount to."""
-        return self._sandboxes[0].tier
-
-    @property
-    def stats(self) -> PoolStats:
-        """Counters, now."""
-        started = [sandbox.starts for sandbox in self._sandboxes]
-        return PoolStats(
-            executions=sum(sandbox.executions for sandbox in self._sandboxes),
-            replaced=sum(starts - 1 for starts in started if starts),
-            running=0,
-            waiting=0,
-            waiting_peak=0,
-        )
 
     async def start(self) -> None:
         """Start every sandbox. Raises InfrastructureError, with none left running, where one can't be had."""
@@ -386,7 +357,3 @@ class SerialPool:
         """End and reap every sandbox."""
         for sandbox in self._sandboxes:
             sandbox.close()
-
-
-def _sandboxes(settings: ExecutorSettings, gate: bool, layers: frozenset[Layer]) -> list[Sandbox]:
-    return [Sandbox(settings, index + 1, gate, layers) for index in range(settings.workers)]
