@@ -31,7 +31,8 @@ COLLAPSE: dict[str, dict[str, Any]] = {
     "collapse-paper": {},
     "collapse-input-dependence": {"selfplay.input_dependence": True},
     "collapse-compat-reference": {"selfplay.compat": "reference"},
-    "collapse-novelty": {"selfplay.novelty": "penalise"},
+    "collapse-novelty": {"selfplay.novelty": "reject"},
+    "collapse-diversity": {"selfplay.intrinsic.distance": 0.5, "selfplay.intrinsic.answer_diversity": 0.5},
     "collapse-all": {
         "selfplay.input_dependence": True,
         "selfplay.compat": "reference",
