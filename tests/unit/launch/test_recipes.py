@@ -33,7 +33,11 @@ COLLAPSE: dict[str, dict[str, Any]] = {
     "collapse-compat-reference": {"selfplay.compat": "reference"},
     "collapse-novelty": {"selfplay.novelty": "reject"},
     "collapse-diversity": {"selfplay.intrinsic.distance": 0.5, "selfplay.intrinsic.answer_diversity": 0.5},
-    "collapse-seeded": {"selfplay.seed_tasks_target": 48, "selfplay.input_dependence": True},
+    "collapse-seeded": {
+        "selfplay.seed_tasks_target": 48,
+        "selfplay.input_dependence": True,
+        "selfplay.novelty": "reject",
+    },
     "collapse-all": {
         "selfplay.input_dependence": True,
         "selfplay.compat": "reference",
