@@ -27,6 +27,7 @@ from launch.recorder import Recorder, RunFolder, log_to, work_log
 from launch.summary import summarise
 
 LOOPBACK = "127.0.0.1"
+WAITING_FOR_ACTORS = "waiting for rollout actors"
 BUFFER_TIMEOUT_S = 60.0
 """How long the learner waits for the task buffer's numbers, and the supervisor for a sign of life."""
 
@@ -93,7 +94,7 @@ class LearnerActor:
         )
         try:
             if stream is not None:
-                hooks.on_wait("waiting for rollout actors")
+                hooks.on_wait(WAITING_FOR_ACTORS)
                 stream.wait_for_members(config.actors.num_actors, config.actors.start_timeout_s, hooks.interrupted)
             learn(trainer, stream, publisher, config.learner, hooks)
             hooks.on_wait("done")
@@ -203,6 +204,7 @@ class Supervisor:
         self.learners = [learner.remote(config, folder.path, rank, store, self.buffer) for rank in range(world)]
         self._endpoint = ray.get([actor.open.remote() for actor in self.learners])[0]
         self._asked: Any = None
+        self._buffer_metrics: dict[str, float] = {}
         self._asked_at = 0.0
         try:
             ray.get(opened)
@@ -250,6 +252,11 @@ class Supervisor:
             status: dict[str, Any] = ray.get(self.learners[0].status.remote())
         except ray.exceptions.RayError:
             return {}
+        target = self._config.selfplay.seed_tasks_target
+        have = self._buffer_metrics.get("buffer/deduction", target)
+        if status.get("phase") == WAITING_FOR_ACTORS and have < target:
+            percent = 10 * int(10 * have / target)
+            status["phase"] = f"{WAITING_FOR_ACTORS}, which propose the first tasks: {percent}% of {target} triplets"
         return status
 
     def stop(self, why: str) -> None:
@@ -283,7 +290,7 @@ class Supervisor:
         if ray.wait([self._asked], timeout=0)[0]:
             asked, self._asked = self._asked, None
             try:
-                ray.get(asked)
+                self._buffer_metrics = ray.get(asked)
             except ray.exceptions.RayError as error:
                 raise RunFailed(self._buffer_failed(error)) from None
         elif now - self._asked_at > BUFFER_TIMEOUT_S:

@@ -96,10 +96,24 @@ def test_asynchronous_run_resumes_and_keeps_its_promises(tmp_path: Path, capsys:
 
 
 def test_zero_staleness_is_on_policy(tmp_path: Path) -> None:
-    """At max_staleness = 0 every token of every trajectory was sampled by the version that it trained."""
-    config = small(tmp_path, "sync", "learner.steps=2", "learner.max_staleness=0")
+    """At max_staleness = 0 every token of every trajectory was sampled by the version that it trained.
+
+    The run starts from triplets that the model itself proposed before, and measures held-out tasks.
+    """
+    config = small(
+        tmp_path,
+        "sync",
+        "learner.steps=2",
+        "learner.max_staleness=0",
+        "selfplay.seed_tasks_target=3",
+        "selfplay.heldout_every=5",
+    )
     assert train(config) == 0
-    batches = read_batches(RunFolder(config.folder))
+    folder = RunFolder(config.folder)
+    batches = read_batches(folder)
+    first = folder.read_metrics()[0]
+    assert first["buffer/deduction"] >= 3
+    assert first["heldout/version"] == 0 and 0 <= first["heldout/mean"] < 1
     assert len(batches) == 2
     for version, batch in enumerate(batches):
         assert batch
