@@ -12,6 +12,8 @@ import pytest
 from executor.deadline import MAX_STRETCH, Deadline
 
 LIMIT_S = 0.1
+# A deadline begins before the test's own clock does.
+END_S = 0.9 * MAX_STRETCH * LIMIT_S
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def wait(deadline: Deadline) -> float:
 
 
 def test_one_that_is_kept_from_running_gets_more_time_and_not_for_ever(child: Callable[[bool], int]) -> None:
-    assert wait(Deadline(child(False), LIMIT_S)) >= MAX_STRETCH * LIMIT_S
+    assert wait(Deadline(child(False), LIMIT_S)) >= END_S
 
 
 def test_one_that_runs_has_its_time_and_no_more(child: Callable[[bool], int]) -> None:
@@ -55,10 +57,10 @@ def test_one_that_runs_has_its_time_and_no_more(child: Callable[[bool], int]) ->
     before = time.clock_gettime(clock)
     lasted = wait(deadline)
     # Where the machine is idle, it is the limit; where it is not, the child has had half of it at least, or four times as long.
-    assert time.clock_gettime(clock) - before >= LIMIT_S / 2 or lasted >= MAX_STRETCH * LIMIT_S
+    assert time.clock_gettime(clock) - before >= LIMIT_S / 2 or lasted >= END_S
     os.kill(pid, signal.SIGSTOP)
     deadline.restart(LIMIT_S)
-    assert wait(deadline) >= MAX_STRETCH * LIMIT_S, "time that an earlier input used does not count"
+    assert wait(deadline) >= END_S, "time that an earlier input used does not count"
 
 
 def test_one_that_has_ended_is_over_in_time() -> None:
@@ -66,4 +68,4 @@ def test_one_that_has_ended_is_over_in_time() -> None:
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    assert wait(Deadline(pid, LIMIT_S)) >= LIMIT_S
+    assert wait(Deadline(pid, LIMIT_S)) >= 0.9 * LIMIT_S
