@@ -14,7 +14,7 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-from executor import jail, namespaces
+from executor import frames, jail, namespaces
 from executor.layers import Layer
 
 REQUESTS, REPLIES = 3, 4
@@ -59,8 +59,7 @@ def main(supervisor: int, config: dict[str, Any]) -> NoReturn:
 
 
 def _announce(zygote: int) -> None:
-    data = json.dumps({"zygote": zygote}).encode("ascii")
-    os.write(REPLIES, len(data).to_bytes(4, "big") + data)
+    os.write(REPLIES, frames.pack(json.dumps({"zygote": zygote}).encode("ascii")))
 
 
 def _join_cgroup(folders: list[str]) -> None:

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+from executor import frames
 from executor.inspection import Facts
 from executor.layers import ALL, Layer, Tier
 from executor.sandbox import (
-    FRAME_LENGTH,
     MAX_REPLY_BYTES,
     DeadError,
     InfrastructureError,
@@ -262,12 +262,12 @@ class SandboxPool(_Sandboxes):
                 fail("the fork server died")
                 return
             received.extend(part)
-            if len(received) >= FRAME_LENGTH.size:
-                (size,) = FRAME_LENGTH.unpack_from(received)
-                if size > MAX_REPLY_BYTES or len(received) > size + FRAME_LENGTH.size:
+            if len(received) >= frames.LENGTH.size:
+                (size,) = frames.LENGTH.unpack_from(received)
+                if size > MAX_REPLY_BYTES or len(received) > size + frames.LENGTH.size:
                     fail("the fork server sent an impossible frame")
-                elif len(received) == size + FRAME_LENGTH.size and not reply.done():
-                    reply.set_result(bytes(received[FRAME_LENGTH.size :]))
+                elif len(received) == size + frames.LENGTH.size and not reply.done():
+                    reply.set_result(bytes(received[frames.LENGTH.size :]))
 
         self._replies.add(reply)
         loop.add_reader(replies, read)

@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import select
-import struct
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from executor import values
+from executor import frames, values
 from executor.cgroup import Cgroup
 from executor.deadline import MAX_STRETCH
 from executor.inspection import FACTS_BYTES, Facts
@@ -33,7 +32,6 @@ START_TIMEOUT_S = 60.0
 GRACE_S = 10.0
 """What the fork server may take beyond its children's deadlines before it counts as wedged."""
 
-FRAME_LENGTH = struct.Struct(">I")
 MAX_REPLY_BYTES = 1 << 30
 _STOP_TIMEOUT_S = 5.0
 _SERVER_BYTES = 128 << 20
@@ -164,7 +162,7 @@ class Request:
             "limits": [self.limits.timeout_s, self.limits.memory_mb, self.limits.output_bytes],
         }
         data = f'{json.dumps(options)[:-1]},"inputs":[{self.nodes}]}}'.encode("ascii")
-        return FRAME_LENGTH.pack(len(data)) + data
+        return frames.pack(data)
 
 
 def facts_of(outcome: Outcome) -> Facts | Outcome:
@@ -401,13 +399,13 @@ class Sandbox:
         """The next frame, without its length. What came with it stays for the next call."""
         received = self._received
         while True:
-            if len(received) >= FRAME_LENGTH.size:
-                (size,) = FRAME_LENGTH.unpack_from(received)
+            if len(received) >= frames.LENGTH.size:
+                (size,) = frames.LENGTH.unpack_from(received)
                 if size > MAX_REPLY_BYTES:
                     raise DeadError("the fork server sent an impossible length")
-                end = FRAME_LENGTH.size + size
+                end = frames.LENGTH.size + size
                 if len(received) >= end:
-                    frame = bytes(received[FRAME_LENGTH.size : end])
+                    frame = bytes(received[frames.LENGTH.size : end])
                     del received[:end]
                     return frame
             self._wait(self._replies, select.POLLIN, deadline)

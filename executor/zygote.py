@@ -36,7 +36,7 @@ from collections.abc import Callable, Collection
 from types import CodeType
 from typing import Any, NoReturn
 
-from executor import inspection, jail, keeper, namespaces, safety, values
+from executor import frames, inspection, jail, keeper, namespaces, safety, values
 from executor.deadline import Deadline
 from executor.layers import Layer
 from executor.programs import ProgramCache
@@ -60,7 +60,6 @@ _CODECS = ("ascii", "cp1252", "latin_1", "utf_16", "utf_16_be", "utf_16_le", "ut
 WARM_UP_RUNS = 64
 
 _NULL = 1  # standard output, which is the null device
-_LENGTH = struct.Struct(">I")
 _NONCE_BYTES = 16
 _HEADER = struct.Struct(f">{_NONCE_BYTES}sI")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"()[]{}"))
@@ -90,8 +89,8 @@ Code = CodeType | str | None
 
 def read_frame(fd: int) -> bytes | None:
     """One frame, or None at the end of the stream. For blocking descriptors."""
-    header = _read_exactly(fd, _LENGTH.size)
-    return None if header is None else _read_exactly(fd, _LENGTH.unpack(header)[0])
+    header = _read_exactly(fd, frames.LENGTH.size)
+    return None if header is None else _read_exactly(fd, frames.LENGTH.unpack(header)[0])
 
 
 def _read_exactly(fd: int, size: int) -> bytes | None:
@@ -110,14 +109,9 @@ def write_all(fd: int, data: bytes) -> None:
         data = data[os.write(fd, data) :]
 
 
-def pack_frame(data: bytes) -> bytes:
-    """A frame for the other side of the pipe."""
-    return _LENGTH.pack(len(data)) + data
-
-
 def pack_outcomes(outcomes: list[Outcome]) -> bytes:
     """A frame of outcomes for the supervisor."""
-    return pack_frame("\n".join(["\t".join(outcome) for outcome in outcomes]).encode("ascii"))
+    return frames.pack("\n".join(["\t".join(outcome) for outcome in outcomes]).encode("ascii"))
 
 
 class Zygote:
@@ -484,7 +478,7 @@ def main(
         zygote.filtered = Layer.SECCOMP in zygote.layers
     except BaseException as error:
         with contextlib.suppress(OSError):
-            write_all(replies, pack_frame(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode("ascii")))
+            write_all(replies, frames.pack(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode("ascii")))
         os._exit(1)
     zygote.kept = shifted
     zygote.pin = config["pin"]
@@ -492,5 +486,5 @@ def main(
     # Collected objects would be written to, and every page that is written to after a fork is copied.
     gc.collect()
     gc.freeze()
-    write_all(replies, pack_frame(json.dumps({"missing": missing}).encode("ascii")))
+    write_all(replies, frames.pack(json.dumps({"missing": missing}).encode("ascii")))
     zygote.serve()
