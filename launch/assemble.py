@@ -16,7 +16,8 @@ from launch.recorder import Recorder
 from launch.tasks import SNAPSHOT
 from learner.checkpoint import Checkpoints, read_stream_state, write_stream_state
 from learner.loop import Hooks, Stream
-from learner.model import PolicyModel, init_parallel
+from learner.model import PolicyModel
+from learner.parallel import init_parallel
 from learner.ranks import Ranks
 from learner.staleness import Gate
 from learner.trainer import Trainer

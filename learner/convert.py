@@ -12,7 +12,6 @@ import json
 import math
 import re
 import shutil
-from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from learner.architecture import Architecture
 
 FILE_BYTES = 4 << 30
 """Weights in one file of a folder that is written."""
@@ -64,58 +65,6 @@ TABLE: dict[str, tuple[Layout, tuple[str, ...]]] = {
     "decoder.final_layernorm.weight": (Layout.WHOLE, ("model.norm.weight",)),
     "output_layer.weight": (Layout.VOCAB, ("lm_head.weight",)),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """What the learner needs to know of a Hugging Face `config.json`."""
-
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_heads: int
-    num_query_groups: int
-    head_dim: int
-    vocab_size: int
-    norm_eps: float
-    rope_theta: float
-    qkv_bias: bool
-    qk_norm: bool
-    tied: bool
-
-    @classmethod
-    def read(cls, model_dir: Path) -> Architecture:
-        """From `model_dir/config.json`; raises ValueError for a model that is not a dense Llama, Qwen2 or Qwen3."""
-        config: dict[str, Any] = json.loads((model_dir / "config.json").read_text())
-        model_type = config["model_type"]
-        if model_type not in ("llama", "qwen2", "qwen3"):
-            raise ValueError(f"{model_dir}: model type {model_type!r} is not one of llama, qwen2, qwen3")
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        unsupported = {
-            "rope type": rope.get("rope_type", "default") != "default",
-            "sliding window": bool(config.get("use_sliding_window")),
-            "MLP bias": bool(config.get("mlp_bias")),
-            "attention bias": model_type != "qwen2" and bool(config.get("attention_bias")),
-            "activation": config.get("hidden_act", "silu") != "silu",
-        }
-        if any(unsupported.values()):
-            raise ValueError(
-                f"{model_dir}: unsupported {', '.join(name for name, found in unsupported.items() if found)}"
-            )
-        return cls(
-            num_layers=config["num_hidden_layers"],
-            hidden_size=config["hidden_size"],
-            ffn_hidden_size=config["intermediate_size"],
-            num_heads=config["num_attention_heads"],
-            num_query_groups=config.get("num_key_value_heads") or config["num_attention_heads"],
-            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-            vocab_size=config["vocab_size"],
-            norm_eps=config["rms_norm_eps"],
-            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-            qkv_bias=model_type == "qwen2",
-            qk_norm=model_type == "qwen3",
-            tied=bool(config.get("tie_word_embeddings")),
-        )
 
 
 def lookup(name: str) -> tuple[Layout, tuple[str, ...]]:

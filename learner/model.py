@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
 from learner import convert, cpu
-from learner.convert import Architecture, HfReader, Layout
+from learner.architecture import Architecture
+from learner.convert import HfReader, Layout
 from learner.logprobs import VocabLogprobs
 from learner.packing import MicroBatch
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
@@ -34,59 +32,21 @@ with warnings.catch_warnings():
         DistributedDataParallelConfig,
         finalize_model_grads,
     )
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
-    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-    from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from learner.attention import TreeAttention, plan_attention
-    from learner.kernels import RmsNorm, SwiGlu
+    from learner.attention import plan_attention
+    from learner.gpt import build_gpt, transformer_config
 
-
-def init_parallel(
-    parallel: ParallelSettings,
-    rank: int,
-    world_size: int,
-    init_method_or_store: str | Store | None = None,
-    timeout: float = 600.0,
-) -> None:
-    """Join the learner's process group and set up Megatron-Core's groups in it; collective.
-
-    A process group that is there already (vLLM's, in the same process) is used as it is, if its size is `world_size`.
-    Alone, a rank needs no address: without `init_method_or_store` it uses a store in memory. `timeout` in seconds.
-    """
-    if parallel.world_size != world_size:
-        raise ValueError(
-            f"tensor {parallel.tensor} x data {parallel.data} needs {parallel.world_size} ranks, not {world_size}"
-        )
-    if torch.cuda.is_available():
-        torch.cuda.set_device(rank % torch.cuda.device_count())
-    else:
-        cpu.keep_memory()
-    if not dist.is_initialized():
-        where: dict[str, Any] = {"store": init_method_or_store or HashStore()}
-        if isinstance(init_method_or_store, str):
-            where = {"init_method": init_method_or_store}
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout), **where)
-    if dist.get_world_size() != world_size:
-        raise ValueError(f"this process is in a group of {dist.get_world_size()} ranks already, not {world_size}")
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
-    with cpu.megatron_calls():
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=parallel.tensor,
-            distributed_timeout_minutes=math.ceil(timeout / 60),
-            create_gloo_process_groups=False,
-        )
+TokenLoss = Callable[[int, MicroBatch, Tensor, Tensor], Tensor]
+"""(index of the micro-batch, the part of it that this rank has, log-probabilities [R], entropies [R]) -> a scalar loss."""
 
 
 class PolicyModel:
     """A policy on this rank, with its optimizer. `init_parallel` comes first.
 
-    Collective over the tensor-parallel group: `token_logprobs`, `backward`, `export`; over all ranks: `step`.
+    Collective over the ranks that compute a micro-batch together: `forward_backward`, `logprobs`, `export`; over all
+    ranks: `step`.
     """
 
     def __init__(
@@ -114,8 +74,8 @@ class PolicyModel:
                 seed, inference_rng_tracker=self.device.type == "cpu", force_reset_rng=True
             )
             torch.manual_seed(seed)
-            config = self._megatron_config(parallel.tensor)
-            self.gpt = self._build(config, parallel.tensor).to(self.device)
+            config = transformer_config(self.architecture, self.dtype, parallel)
+            self.gpt = build_gpt(self.architecture, config).to(self.device)
             self._read_hf(self.model_dir)
             self._ddp = DistributedDataParallel(
                 config,
@@ -153,30 +113,26 @@ class PolicyModel:
         exponents = torch.arange(0, dim, 2, device=self.device).float() / dim
         self._inv_freq = 1.0 / self.architecture.rope_theta**exponents
 
-    def token_logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of each response token, float32 [R] each; only the first carries a gradient."""
-        if micro.num_targets == 0:
-            return torch.zeros(0, device=self.device, requires_grad=True), torch.zeros(0, device=self.device)
-        hidden = self._hidden_states(micro)
-        rows = hidden.index_select(0, torch.from_numpy(micro.logit_rows).to(self.device))
-        # Its backward sums the gradients of the vocabulary's shards.
-        rows = tensor_parallel.copy_to_tensor_model_parallel_region(rows)
-        weight = self._output_weight
-        first = parallel_state.get_tensor_model_parallel_rank() * len(weight)
-        num_valid = min(len(weight), self.architecture.vocab_size - first)
-        targets = torch.from_numpy(micro.targets).to(self.device)
-        group = parallel_state.get_tensor_model_parallel_group()
-        logprobs, entropy = VocabLogprobs.apply(rows, weight, targets, first, num_valid, group)  # type: ignore[no-untyped-call]
-        return logprobs, entropy
+    def forward_backward(self, micros: Sequence[MicroBatch], loss: TokenLoss) -> None:
+        """Add the gradient of the sum of `loss` over `micros` to the accumulated one.
+
+        `loss` is called in order, once a micro-batch, on the ranks that have its logits; the micro-batch that it is
+        given holds the response tokens whose logits this rank has, and the tensors are aligned with its `targets`,
+        `sequence_index` and `token_index`. Float32; only the log-probabilities carry a gradient.
+        """
+        for index, micro in enumerate(micros):
+            loss(index, micro, *self._token_logprobs(micro)).backward()
+
+    @torch.no_grad()
+    def logprobs(self, micros: Sequence[MicroBatch]) -> list[tuple[MicroBatch, Tensor, Tensor]]:
+        """Log-probabilities and entropies of the response tokens of `micros` as `forward_backward` hands them to a loss;
+        empty on ranks that have no logits."""
+        return [(micro, *self._token_logprobs(micro)) for micro in micros]
 
     def zero_grad(self) -> None:
         """Forget accumulated gradients; before the first micro-batch of a step."""
         self._ddp.zero_grad_buffer()
         self._optimizer.zero_grad()
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of `loss` to the accumulated one."""
-        loss.backward()
 
     def step(self, lr: float) -> tuple[float, bool]:
         """Sum gradients over data-parallel ranks, clip, and update the weights at learning rate `lr`.
@@ -253,6 +209,22 @@ class PolicyModel:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())
         tensor_parallel.get_cuda_rng_tracker().set_states(state["megatron_rng"])
 
+    def _token_logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of each response token, float32 [R] each; only the first carries a gradient."""
+        if micro.num_targets == 0:
+            return torch.zeros(0, device=self.device, requires_grad=True), torch.zeros(0, device=self.device)
+        hidden = self._hidden_states(micro)
+        rows = hidden.index_select(0, torch.from_numpy(micro.logit_rows).to(self.device))
+        # Its backward sums the gradients of the vocabulary's shards.
+        rows = tensor_parallel.copy_to_tensor_model_parallel_region(rows)
+        weight = self._output_weight
+        first = parallel_state.get_tensor_model_parallel_rank() * len(weight)
+        num_valid = min(len(weight), self.architecture.vocab_size - first)
+        targets = torch.from_numpy(micro.targets).to(self.device)
+        group = parallel_state.get_tensor_model_parallel_group()
+        logprobs, entropy = VocabLogprobs.apply(rows, weight, targets, first, num_valid, group)  # type: ignore[no-untyped-call]
+        return logprobs, entropy
+
     @property
     def _output_weight(self) -> Tensor:
         """[V, E]: this rank's rows of the output matrix."""
@@ -268,59 +240,6 @@ class PolicyModel:
             embedded = self.gpt.embedding(input_ids=input_ids, position_ids=None)
             hidden: Tensor = self.gpt.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=plan)
         return hidden.squeeze(1)
-
-    def _megatron_config(self, tensor_parallel_size: int) -> TransformerConfig:
-        shape = self.architecture
-        return TransformerConfig(
-            num_layers=shape.num_layers,
-            hidden_size=shape.hidden_size,
-            ffn_hidden_size=shape.ffn_hidden_size,
-            num_attention_heads=shape.num_heads,
-            num_query_groups=shape.num_query_groups,
-            kv_channels=shape.head_dim,
-            layernorm_epsilon=shape.norm_eps,
-            normalization="RMSNorm",
-            add_bias_linear=False,
-            add_qkv_bias=shape.qkv_bias,
-            qk_layernorm=shape.qk_norm,
-            gated_linear_unit=True,
-            activation_func=torch.nn.functional.silu,
-            # Megatron-Core's name for an activation module of the layer specification's own: `SwiGlu`.
-            use_te_activation_func=True,
-            attention_dropout=0.0,
-            hidden_dropout=0.0,
-            tensor_model_parallel_size=tensor_parallel_size,
-            bf16=self.dtype is torch.bfloat16,
-            params_dtype=self.dtype,
-            # Weights come from a folder.
-            perform_initialization=False,
-            use_cpu_initialization=self.device.type == "cpu",
-            # The caller's loss is normalised over the global batch already: with this set, gradients are summed over
-            # data-parallel ranks; without, averaged.
-            calculate_per_token_loss=True,
-        )
-
-    def _build(self, config: TransformerConfig, tensor_parallel_size: int) -> GPTModel:
-        layer = get_gpt_layer_local_spec(qk_layernorm=self.architecture.qk_norm, normalization="RMSNorm")
-        parts = layer.submodules
-        parts.input_layernorm = parts.pre_mlp_layernorm = RmsNorm
-        parts.mlp.submodules.activation_func = SwiGlu
-        attention = parts.self_attention.submodules
-        attention.core_attention = TreeAttention
-        if self.architecture.qk_norm:
-            attention.q_layernorm = attention.k_layernorm = RmsNorm
-        gpt = GPTModel(
-            config,
-            TransformerBlockSubmodules(layer_specs=[layer] * config.num_layers, layer_norm=RmsNorm),
-            vocab_size=math.ceil(self.architecture.vocab_size / tensor_parallel_size) * tensor_parallel_size,
-            max_sequence_length=0,
-            position_embedding_type="none",
-            share_embeddings_and_output_weights=self.architecture.tied,
-        )
-        for name, parameter in gpt.named_parameters():
-            # The gradient's norm counts what is whole on every rank once. Initialisation would say which is which.
-            parameter.tensor_model_parallel = convert.shard_dim(convert.lookup(name)[0]) is not None
-        return gpt
 
     @torch.no_grad()
     def _read_hf(self, model_dir: Path) -> None:

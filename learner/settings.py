@@ -21,17 +21,23 @@ class ModelSettings(Section):
 
 
 class ParallelSettings(Section):
-    """`[learner.parallel]`: learner ranks = tensor x data."""
+    """`[learner.parallel]`: learner ranks = tensor x pipeline x context x data."""
 
     tensor: int = Field(default=1, ge=1)
     """Tensor-parallel size."""
+    pipeline: int = Field(default=1, ge=1)
+    """Pipeline-parallel size: the layers are cut into that many stages."""
+    context: int = Field(default=1, ge=1)
+    """Context-parallel size: the rows of a micro-batch are shared out over that many ranks."""
     data: int = Field(default=1, ge=1)
     """Data-parallel size."""
+    distributed_optimizer: bool = True
+    """Share the optimizer's state out over data-parallel ranks (ZeRO 1); false keeps a whole copy on each."""
 
     @property
     def world_size(self) -> int:
         """Number of learner ranks."""
-        return self.tensor * self.data
+        return self.tensor * self.pipeline * self.context * self.data
 
 
 class OptimizerSettings(Section):

@@ -65,9 +65,9 @@ class Trainer:
         self.policy.zero_grad()
         sums = torch.zeros(len(DIAGNOSTICS) + 3, dtype=torch.float64)
         device = self.policy.device
-        for micro in micros:
+
+        def token_loss(_: int, micro: MicroBatch, logprobs: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
             index = flat.at(micro)
-            logprobs, entropy = self.policy.token_logprobs(micro)
             result = policy_loss(
                 logprobs,
                 torch.from_numpy(flat.behave[index]).to(device),
@@ -76,11 +76,13 @@ class Trainer:
                 entropy,
                 self.settings.loss,
             )
-            self.policy.backward(result.loss)
             current = torch.from_numpy(flat.versions[index] == self.version)
             gap = (logprobs.detach().cpu() - torch.from_numpy(flat.behave[index])).abs()[current]
             extra = torch.stack([result.loss.detach().double().cpu(), gap.sum().double(), current.sum().double()])
-            sums += torch.cat([result.sums.cpu(), extra])
+            sums.add_(torch.cat([result.sums.cpu(), extra]))
+            return result.loss
+
+        self.policy.forward_backward(micros, token_loss)
         computed = time.monotonic()
         # Tensor-parallel ranks hold the same numbers: summed over all ranks, they count `tensor` times.
         sums = self.ranks.sum(sums.to(device)).cpu() / self.settings.parallel.tensor
@@ -113,9 +115,9 @@ class Trainer:
         flat = _flatten(batch)
         result = np.zeros(len(flat.behave), dtype=np.float32)
         sequences = [(t.prompt_ids, t.response_ids) for t in batch]
-        with torch.no_grad():
-            for micro in pack_ranks(sequences, self.settings.micro_batch_tokens, 1)[0]:
-                result[flat.at(micro)] = self.policy.token_logprobs(micro)[0].float().cpu().numpy()
+        packed = pack_ranks(sequences, self.settings.micro_batch_tokens, 1)[0]
+        for micro, found, _ in self.policy.logprobs(packed):
+            result[flat.at(micro)] = found.float().cpu().numpy()
         return np.split(result, flat.offsets[1:])
 
     def _probe(self, fresh: Callable[[], Sequence[Trajectory]]) -> tuple[float, float]:

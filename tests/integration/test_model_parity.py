@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from launch.models import prepare
-from learner.model import PolicyModel, init_parallel
+from learner.model import PolicyModel
 from learner.packing import TokenSequence, pack
+from learner.parallel import init_parallel
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 
 MODEL_DIR = prepare("smollm2-135m-instruct")
@@ -55,7 +56,7 @@ def test_logprobs_are_those_of_transformers_in_float32(dtype: str, largest: floa
     (micro,) = pack(sequences, 4096)
     assert micro.num_tokens < sum(len(prompt) + len(response) - 1 for prompt, response in sequences)
     with torch.no_grad():
-        logprobs, entropy = policy.token_logprobs(micro)
+        ((_, logprobs, entropy),) = policy.logprobs([micro])
         off = torch.zeros(2, 0)
         for index, (prompt, response) in enumerate(sequences):
             ids = torch.from_numpy(np.concatenate((prompt, response)))
@@ -78,11 +79,11 @@ def test_a_trained_folder_loads_in_transformers_bit_for_bit(tmp_path: Path) -> N
     before = 0.0
     for step in range(3):
         policy.zero_grad()
-        logprobs, _ = policy.token_logprobs(micro)
-        policy.backward(-logprobs.mean())
+        if step == 0:
+            before = float(policy.logprobs([micro])[0][1].mean())
+        policy.forward_backward([micro], lambda _, part, logprobs, entropy: -logprobs.mean())
         assert policy.step(1e-4)[1]
-        before = before if step else float(logprobs.mean())
-    assert policy.token_logprobs(micro)[0].mean() > before + 0.1
+    assert policy.logprobs([micro])[0][1].mean() > before + 0.1
     policy.save_hf(tmp_path)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     trained = dict(policy.export())

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from launch.models import prepare
-from learner.model import PolicyModel, init_parallel
+from learner.model import PolicyModel
 from learner.packing import pack
+from learner.parallel import init_parallel
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -77,8 +78,7 @@ def test_every_sampled_token_has_the_learners_logprob(runs: list[Path]) -> None:
     sequences = [(np.array(t["prompt_ids"]), np.array(t["response_ids"])) for t in batch]
     worst = 0.0
     for micro in pack(sequences, 2048):
-        with torch.no_grad():
-            ours = policy.token_logprobs(micro)[0]
+        ((_, ours, _),) = policy.logprobs([micro])
         engine = [
             batch[i]["logprobs"][j]
             for i, j in zip(micro.sequence_index.tolist(), micro.token_index.tolist(), strict=True)

@@ -15,8 +15,10 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from learner import attention, convert, cpu, cpu_attention, logprobs
-from learner.model import PolicyModel, init_parallel
+from learner.architecture import Architecture
+from learner.model import PolicyModel
 from learner.packing import MicroBatch, TokenSequence, empty_micro_batch, pack, pack_ranks
+from learner.parallel import init_parallel
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 
 VOCAB = 131
@@ -100,10 +102,12 @@ def gather(micros: list[MicroBatch], values: list[Tensor]) -> list[Tensor]:
 def gradients(policy: PolicyModel, micros: list[MicroBatch]) -> tuple[list[Tensor], dict[str, Tensor]]:
     policy.zero_grad()
     found = []
-    for micro in micros:
-        values, _ = policy.token_logprobs(micro)
-        policy.backward(weigh(micro, values))
+
+    def loss(_: int, micro: MicroBatch, values: Tensor, entropy: Tensor) -> Tensor:
         found.append(values)
+        return weigh(micro, values)
+
+    policy.forward_backward(micros, loss)
     return gather(micros, found), {name: p.main_grad.clone() for name, p in policy.gpt.named_parameters()}
 
 
@@ -162,9 +166,13 @@ def test_two_steps_are_those_of_transformers_and_torch(folders: dict[str, Path],
         loss.backward()
 
         policy.zero_grad()
-        ours = [policy.token_logprobs(micro) for micro in micros]
-        for micro, (found, _) in zip(micros, ours, strict=True):
-            policy.backward(weigh(micro, found))
+        ours: list[tuple[Tensor, Tensor]] = []
+
+        def weighted(_: int, micro: MicroBatch, found: Tensor, entropy: Tensor) -> Tensor:
+            ours.append((found, entropy))  # noqa: B023
+            return weigh(micro, found)
+
+        policy.forward_backward(micros, weighted)
         torch.testing.assert_close(gather(micros, [found for found, _ in ours]), values, atol=1e-4, rtol=0)
         torch.testing.assert_close(gather(micros, [found for _, found in ours]), entropies, atol=1e-4, rtol=0)
 
@@ -285,8 +293,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(folders: dict[str, Path])
     micros = pack(batch(), 1000)
     policy = build(folders["llama"], "bfloat16")
     policy.zero_grad()
-    values, _ = policy.token_logprobs(micros[0])
-    policy.backward(values.sum() * float("nan"))
+    policy.forward_backward(micros[:1], lambda _, micro, values, entropy: values.sum() * float("nan"))
     before = weights(policy)
     norm, updated = policy.step(LR)
     assert not updated
@@ -301,8 +308,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(folders: dict[str, Path])
 def test_an_empty_micro_batch_is_harmless(folders: dict[str, Path]) -> None:
     policy = build(folders["llama"])
     policy.zero_grad()
-    values, entropy = policy.token_logprobs(empty_micro_batch())
-    policy.backward(values.sum())
+    ((_, values, entropy),) = policy.logprobs([empty_micro_batch()])
+    policy.forward_backward([empty_micro_batch()], lambda _, micro, values, entropy: values.sum())
     assert values.shape == entropy.shape == (0,)
     assert policy.step(LR)[0] == 0.0
 
@@ -331,7 +338,7 @@ def test_an_unknown_architecture_is_refused(
     config = json.loads((folders["llama"] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(ValueError, match=named):
-        convert.Architecture.read(tmp_path)
+        Architecture.read(tmp_path)
 
 
 def test_layouts_that_do_not_fit_are_refused(folders: dict[str, Path]) -> None:

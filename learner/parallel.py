@@ -1,0 +1,58 @@
+"""The learner's process groups: Megatron-Core's, over NCCL on GPUs and gloo on CPUs."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
+
+from learner import cpu
+from learner.settings import ParallelSettings
+
+with warnings.catch_warnings():
+    # Megatron-Core warns about every accelerator library that is not installed.
+    warnings.simplefilter("ignore")
+    from megatron.core import parallel_state
+
+
+def init_parallel(
+    parallel: ParallelSettings,
+    rank: int,
+    world_size: int,
+    init_method_or_store: str | Store | None = None,
+    timeout: float = 600.0,
+) -> None:
+    """Join the learner's process group and set up Megatron-Core's groups in it; collective.
+
+    A process group that is there already (vLLM's, in the same process) is used as it is, if its size is `world_size`.
+    Alone, a rank needs no address: without `init_method_or_store` it uses a store in memory. `timeout` in seconds.
+    """
+    if parallel.world_size != world_size:
+        raise ValueError(
+            f"tensor {parallel.tensor} x data {parallel.data} needs {parallel.world_size} ranks, not {world_size}"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+    else:
+        cpu.keep_memory()
+    if not dist.is_initialized():
+        where: dict[str, Any] = {"store": init_method_or_store or HashStore()}
+        if isinstance(init_method_or_store, str):
+            where = {"init_method": init_method_or_store}
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout), **where)
+    if dist.get_world_size() != world_size:
+        raise ValueError(f"this process is in a group of {dist.get_world_size()} ranks already, not {world_size}")
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    with cpu.megatron_calls():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=parallel.tensor,
+            distributed_timeout_minutes=math.ceil(timeout / 60),
+            create_gloo_process_groups=False,
+        )
