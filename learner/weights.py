@@ -3,7 +3,8 @@
 The learner is rank 0 and owns the group's store; every engine worker is one further rank. A group has an *epoch*: when
 an actor joins or dies the learner opens the next one, and nobody else's process group is touched. NCCL on GPUs and
 gloo on CPUs run the same code. Tensors travel in buckets: neighbours of one dtype are copied into one flat buffer,
-so neither end holds a second copy of the model. Both ends cut the buckets from the same manifest (`manifest.py`).
+so neither end holds a second copy of the model. One bucket travels while the next is gathered (sender) and the last is
+loaded (receiver): each end holds two. Both ends cut the buckets from the same manifest (`manifest.py`).
 
 Every wait has a deadline, and its error says which rank waited for which. A group that failed is never used again.
 
@@ -146,35 +147,37 @@ class WeightSender:
     def send(self, named_tensors: Iterable[tuple[str, torch.Tensor]], manifest: Sequence[TensorSpec]) -> None:
         """Broadcast the tensors, which must be those of the manifest, in its order. Blocks until every rank has them.
 
-        `timings`: `prepare_s` (producing and copying the tensors) and `transfer_s` (waiting for receivers, sending).
+        `timings`: `ready_s` (waiting for the receivers), `prepare_s` (producing and copying the tensors) and `transfer_s`
+        (waiting for buckets to be sent, while none was being prepared).
         """
         if self._group is None:
             raise WeightSyncError("no group: open() and connect() first", epoch=self._epoch, phase="transfer", rank=0)
-        prepare_s = transfer_s = 0.0
+        clock = _Clock("ready_s", "prepare_s", "transfer_s")
         try:
-            mark = time.monotonic()
             self._group.begin_update()
-            transfer_s += time.monotonic() - mark
+            clock.lap("ready_s")
             tensors = checked(named_tensors, manifest)
             buckets = plan_buckets(manifest, self.bucket_bytes)
+            sending: _Broadcast | None = None
             for bucket in buckets:
-                mark = time.monotonic()
                 flat = flatten(bucket, tensors, self.device)
                 if bucket is buckets[-1]:
                     for name, _ in tensors:  # before anybody takes the update for whole
                         raise ValueError(f"{name}: not in the manifest")
-                prepared = time.monotonic()
-                self._group.broadcast(flat)
-                prepare_s += prepared - mark
-                transfer_s += time.monotonic() - prepared
-            mark = time.monotonic()
+                clock.lap("prepare_s")
+                if sending is not None:
+                    sending.wait()
+                sending = self._group.broadcast(flat)
+                clock.lap("transfer_s")
+            if sending is not None:
+                sending.wait()
             self._group.end_update()
-            transfer_s += time.monotonic() - mark
+            clock.lap("transfer_s")
         except BaseException:
             # Ranks are at different buckets now: closing tells the receivers, and nothing can be sent out of step.
             self._drop_group()
             raise
-        self.timings |= {"prepare_s": prepare_s, "transfer_s": transfer_s}
+        self.timings |= clock.seconds
 
     def close(self) -> None:
         """Leave the group and stop the store."""
@@ -220,13 +223,18 @@ class WeightReceiver:
         if group is None:
             raise WeightSyncError("no group: connect() first", epoch=0, phase="transfer", rank=-1)
         self.timings["transfer_s"] = 0.0
+        mark = time.monotonic()
+        buckets = plan_buckets(manifest, group.spec.bucket_bytes)
+        coming: list[tuple[torch.Tensor, _Broadcast]] = []
         try:
-            mark = time.monotonic()
             group.begin_update()
-            for bucket in plan_buckets(manifest, group.spec.bucket_bytes):
-                numel = sum(spec.numel for spec in bucket)
-                flat = torch.empty(numel, dtype=bucket[0].torch_dtype, device=self.device)
-                group.broadcast(flat)
+            for index, bucket in enumerate(buckets):
+                for following in buckets[index + len(coming) : index + 2]:
+                    numel = sum(spec.numel for spec in following)
+                    flat = torch.empty(numel, dtype=following[0].torch_dtype, device=self.device)
+                    coming.append((flat, group.broadcast(flat)))
+                flat, broadcast = coming.pop(0)
+                broadcast.wait()
                 self.timings["transfer_s"] += time.monotonic() - mark
                 for spec, part in zip(bucket, flat.split([spec.numel for spec in bucket]), strict=True):
                     yield spec.name, part.view(spec.shape)
@@ -355,19 +363,21 @@ class _Group:
         else:
             self._announce("done")
 
-    def broadcast(self, flat: torch.Tensor) -> None:
-        """From rank 0 to all; blocks until this rank's part is over."""
+    def broadcast(self, flat: torch.Tensor) -> _Broadcast:
+        """Begin to send, or to receive, from rank 0 to all. One at a time on the sender, in order on the receivers."""
         options = dist.BroadcastOptions()
         options.rootRank = 0
         options.timeout = timedelta(seconds=self.spec.timeout_s)
-        started = time.monotonic()
         try:
-            # A timeout makes NCCL's wait block as gloo's does, so that deadlines mean the same on both.
-            self._process_group.broadcast([flat], options).wait(options.timeout)
+            return _Broadcast(self, flat, self._process_group.broadcast([flat], options))
         except RuntimeError as error:
-            if time.monotonic() - started >= self.spec.timeout_s:
-                raise self._timeout("transfer", self._unfinished()) from error
-            raise self._error(f"the broadcast broke: {error}", "transfer", self._unfinished()) from error
+            raise self.broken(error, waited_s=0.0) from error
+
+    def broken(self, error: RuntimeError, waited_s: float) -> WeightSyncError:
+        """What to raise for a broadcast that failed after so many seconds."""
+        if waited_s >= self.spec.timeout_s:
+            return self._timeout("transfer", self._unfinished())
+        return self._error(f"the broadcast broke: {error}", "transfer", self._unfinished())
 
     def close(self) -> None:
         """Abort what runs and leave."""
@@ -412,6 +422,38 @@ class _Group:
 
     def _error(self, what: str, phase: str, missing: Sequence[int] = ()) -> WeightSyncError:
         return WeightSyncError(what, epoch=self.spec.epoch, phase=phase, rank=self.rank, missing=missing)
+
+
+class _Broadcast:
+    """One bucket on its way. Keeps the bucket's memory until it has arrived."""
+
+    def __init__(self, group: _Group, flat: torch.Tensor, work: Any) -> None:
+        self._group = group
+        self._flat = flat
+        self._work = work
+
+    def wait(self) -> None:
+        """Block until this rank's part is over; `WeightSyncError` names the ranks that are not done."""
+        timeout = timedelta(seconds=self._group.spec.timeout_s)
+        started = time.monotonic()
+        try:
+            # A timeout makes NCCL's wait block as gloo's does, so that deadlines mean the same on both.
+            self._work.wait(timeout)
+        except RuntimeError as error:
+            raise self._group.broken(error, time.monotonic() - started) from error
+
+
+class _Clock:
+    """Seconds by phase: each lap belongs to the phase that has just ended."""
+
+    def __init__(self, *phases: str) -> None:
+        self.seconds = dict.fromkeys(phases, 0.0)
+        self._mark = time.monotonic()
+
+    def lap(self, phase: str) -> None:
+        now = time.monotonic()
+        self.seconds[phase] += now - self._mark
+        self._mark = now
 
 
 def _serve_store(host: str) -> dist.TCPStore:

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -75,11 +76,11 @@ def test_every_receiver_gets_every_update_bit_for_bit(threads: ThreadPoolExecuto
             assert [name for name, _ in got] == [name for name, _ in sent]
             assert all(torch.equal(a, b) and a.dtype == b.dtype for (_, a), (_, b) in zip(sent, got, strict=True))
             assert checksum(got) == checksum(sent)
-    assert set(sender.timings) == {"connect_s", "prepare_s", "transfer_s"}
+    assert set(sender.timings) == {"connect_s", "ready_s", "prepare_s", "transfer_s"}
     sender.close()
 
 
-def test_the_sender_never_holds_more_than_a_bucket(threads: ThreadPoolExecutor) -> None:
+def test_the_sender_holds_the_bucket_that_travels_and_the_next(threads: ThreadPoolExecutor) -> None:
     named = [(f"t{i}", torch.full((16,), float(i))) for i in range(32)]
     produced: list[int] = []
 
@@ -93,17 +94,30 @@ def test_the_sender_never_holds_more_than_a_bucket(threads: ThreadPoolExecutor) 
     received = start(threads, sender.open(2), [manifest])
     sender.connect()
     pulled: list[int] = []
+    travelling = 0
     broadcast = sender._group.broadcast  # type: ignore[union-attr]
 
-    def spy(flat: torch.Tensor) -> None:
+    def spy(flat: torch.Tensor) -> Any:
+        nonlocal travelling
         pulled.append(len(produced))
+        travelling += 1
         assert flat.nbytes <= 128
-        broadcast(flat)
+        assert travelling == 1, "the one before has arrived"
+        work = broadcast(flat)
+        wait = work.wait
+
+        def waited() -> None:
+            nonlocal travelling
+            wait()
+            travelling -= 1
+
+        work.wait = waited
+        return work
 
     sender._group.broadcast = spy  # type: ignore[union-attr,method-assign]
     sender.send(export(), manifest)
     assert len(received[0].result()[0]) == 32
-    assert pulled == list(range(2, 33, 2)), "each bucket of two tensors left before the next was produced"
+    assert pulled == list(range(2, 33, 2)), "each bucket of two tensors left as soon as it was produced"
     sender.close()
 
 
