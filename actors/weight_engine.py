@@ -26,6 +26,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+from learner.cpu import keep_memory
 from learner.weights import GroupSpec, LocalChannel, WeightReceiver, checksum, manifest_from_json
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
         self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: torch.nn.Module
     ) -> None:
         super().__init__(config, vllm_config, device, model)
+        if device.type == "cpu":
+            keep_memory()
         self.timings: dict[str, float] = {}
         self.dirty = False
         """Some weights of an update have gone in, but not all: the model is no policy that anybody trained."""

@@ -65,17 +65,21 @@ def manifest_from_json(items: Iterable[Mapping[str, Any]]) -> Manifest:
 
 
 def plan_buckets(manifest: Sequence[TensorSpec], bucket_bytes: int) -> list[list[TensorSpec]]:
-    """Cut the manifest into runs of one dtype, in order, of at most `bucket_bytes`; a larger tensor is alone."""
+    """Cut the manifest into runs of one dtype, in order, of at most `bucket_bytes`.
+
+    A tensor of a sixteenth of that or more is alone: it travels as it lies, where the copy into a bucket would cost more
+    than a message.
+    """
     buckets: list[list[TensorSpec]] = []
-    size = 0
+    room = 0
     for spec in manifest:
-        fits = buckets and buckets[-1][0].dtype == spec.dtype and size + spec.num_bytes <= bucket_bytes
-        if fits:
+        alone = 16 * spec.num_bytes >= bucket_bytes
+        if not alone and spec.num_bytes <= room and buckets[-1][0].dtype == spec.dtype:
             buckets[-1].append(spec)
-            size += spec.num_bytes
+            room -= spec.num_bytes
         else:
             buckets.append([spec])
-            size = spec.num_bytes
+            room = 0 if alone else bucket_bytes - spec.num_bytes
     return buckets
 
 

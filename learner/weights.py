@@ -3,8 +3,8 @@
 The learner is rank 0 and owns the group's store; every engine worker is one further rank. A group has an *epoch*: when
 an actor joins or dies the learner opens the next one, and nobody else's process group is touched. NCCL on GPUs and
 gloo on CPUs run the same code. Tensors travel in buckets: neighbours of one dtype are copied into one flat buffer,
-so neither end holds a second copy of the model. One bucket travels while the next is gathered (sender) and the last is
-loaded (receiver): each end holds two. Both ends cut the buckets from the same manifest (`manifest.py`).
+so neither end holds a second copy of the model; a large tensor is a bucket by itself and is not copied. Buckets travel
+while the next are gathered (sender) and the last is loaded (receiver). Both ends cut the same manifest (`manifest.py`).
 
 Every wait has a deadline, and its error says which rank waited for which. A group that failed is never used again.
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -52,7 +53,9 @@ __all__ = [
     "plan_buckets",
 ]
 
-DEFAULT_BUCKET_BYTES = 64 << 20
+DEFAULT_BUCKET_BYTES = 16 << 20
+_IN_FLIGHT = 4
+"""Buckets that travel at once."""
 # A receiver's deadlines for word from the sender end this much later than the sender's own, so that the word arrives.
 _GRACE_S = 2.0
 
@@ -158,19 +161,19 @@ class WeightSender:
             clock.lap("ready_s")
             tensors = checked(named_tensors, manifest)
             buckets = plan_buckets(manifest, self.bucket_bytes)
-            sending: _Broadcast | None = None
+            sending: deque[_Broadcast] = deque()
             for bucket in buckets:
                 flat = flatten(bucket, tensors, self.device)
                 if bucket is buckets[-1]:
                     for name, _ in tensors:  # before anybody takes the update for whole
                         raise ValueError(f"{name}: not in the manifest")
                 clock.lap("prepare_s")
-                if sending is not None:
-                    sending.wait()
-                sending = self._group.broadcast(flat)
+                if len(sending) == _IN_FLIGHT:
+                    sending.popleft().wait()
+                sending.append(self._group.broadcast(flat))
                 clock.lap("transfer_s")
-            if sending is not None:
-                sending.wait()
+            for broadcast in sending:
+                broadcast.wait()
             self._group.end_update()
             clock.lap("transfer_s")
         except BaseException:
@@ -178,6 +181,11 @@ class WeightSender:
             self._drop_group()
             raise
         self.timings |= clock.seconds
+
+    def broadcast(self, flat: torch.Tensor) -> None:
+        """Send one tensor as it is, every receiver in `WeightReceiver.broadcast`: the limit that a benchmark compares with."""
+        assert self._group is not None, "open() and connect() come first"
+        self._group.broadcast(flat).wait()
 
     def close(self) -> None:
         """Leave the group and stop the store."""
@@ -225,15 +233,15 @@ class WeightReceiver:
         self.timings["transfer_s"] = 0.0
         mark = time.monotonic()
         buckets = plan_buckets(manifest, group.spec.bucket_bytes)
-        coming: list[tuple[torch.Tensor, _Broadcast]] = []
+        coming: deque[tuple[torch.Tensor, _Broadcast]] = deque()
         try:
             group.begin_update()
             for index, bucket in enumerate(buckets):
-                for following in buckets[index + len(coming) : index + 2]:
+                for following in buckets[index + len(coming) : index + _IN_FLIGHT]:
                     numel = sum(spec.numel for spec in following)
                     flat = torch.empty(numel, dtype=following[0].torch_dtype, device=self.device)
                     coming.append((flat, group.broadcast(flat)))
-                flat, broadcast = coming.pop(0)
+                flat, broadcast = coming.popleft()
                 broadcast.wait()
                 self.timings["transfer_s"] += time.monotonic() - mark
                 for spec, part in zip(bucket, flat.split([spec.numel for spec in bucket]), strict=True):
@@ -244,6 +252,11 @@ class WeightReceiver:
         except BaseException:  # GeneratorExit too: a consumer that stops early leaves the group out of step
             self.close()
             raise
+
+    def broadcast(self, flat: torch.Tensor) -> None:
+        """The other end of `WeightSender.broadcast`, into `flat`."""
+        assert self._group is not None, "connect() comes first"
+        self._group.broadcast(flat).wait()
 
     def close(self) -> None:
         """Leave the group."""
@@ -364,7 +377,7 @@ class _Group:
             self._announce("done")
 
     def broadcast(self, flat: torch.Tensor) -> _Broadcast:
-        """Begin to send, or to receive, from rank 0 to all. One at a time on the sender, in order on the receivers."""
+        """Begin to send, or to receive, from rank 0 to all, in the same order on every rank."""
         options = dist.BroadcastOptions()
         options.rootRank = 0
         options.timeout = timedelta(seconds=self.spec.timeout_s)

@@ -6,6 +6,7 @@ Open `executor.py` and `buffer.py` for what is measured, `report.py` for what co
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,19 @@ examples:
   azr bench buffer --tasks 100000                    a few seconds
   azr bench buffer --tasks 10000000 --folder /data   ten million: minutes, and 5 GiB of disk
   azr bench buffer --json buffer.json                the same findings as JSON too
+"""
+
+_WEIGHTS = """\
+Measures the weight broadcast from learner to engines: a whole update, in buckets and under names, in turns with a raw broadcast of
+as many bytes over the same group and with a safetensors file saved and loaded. Then a vLLM engine takes updates while it generates,
+and each phase is timed apart.
+"""
+
+_WEIGHTS_EPILOG = """\
+examples:
+  azr bench weights                                  about two minutes; most of it starts the engine
+  azr bench weights --no-engine --receivers 2        the transport alone, to two processes
+  azr bench weights --json weights.json              the same findings as JSON too
 """
 
 
@@ -115,6 +129,24 @@ def register(commands: Any) -> None:
     )
     buffer.add_argument("--folder", type=Path, metavar="DIR", help="where the buffers lie while they are measured")
     buffer.set_defaults(run=_buffer)
+
+    weights = subjects.add_parser(
+        "weights",
+        help="the weight broadcast: its rate beside a raw broadcast and a file, and what an engine pauses for it",
+        description=_WEIGHTS,
+        epilog=_WEIGHTS_EPILOG,
+        formatter_class=raw,
+    )
+    weights.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
+    weights.add_argument("--runs", type=_positive(int), default=5, help="repetitions (default %(default)s)")
+    weights.add_argument("--model", default="smollm2-135m-instruct", metavar="NAME", help="a folder, or a known name")
+    weights.add_argument(
+        "--receivers", type=_positive(int), default=1, metavar="N", help="processes that receive (default %(default)s)"
+    )
+    weights.add_argument(
+        "--no-engine", action="store_true", help="leave the vLLM engine out: seconds in place of minutes"
+    )
+    weights.set_defaults(run=_weights)
 
 
 def _positive(kind: type[int] | type[float]) -> Any:
@@ -189,6 +221,18 @@ def _buffer(arguments: argparse.Namespace) -> int:
         print(f"azr: nothing was measured: {error}", file=sys.stderr)
         return 1
     return _give(report, arguments.json)
+
+
+def _weights(arguments: argparse.Namespace) -> int:
+    # As in a run, and before torch is loaded: a thread that spins at a barrier takes the core from the one that sends.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from launch.bench import weights
+
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        print(f"azr: {arguments.json}: there is no folder {arguments.json.parent}; make it first", file=sys.stderr)
+        return 2
+    options = weights.Options(arguments.model, arguments.runs, arguments.receivers, engine=not arguments.no_engine)
+    return _give(weights.run(options), arguments.json)
 
 
 def _give(report: Report, file: Path | None) -> int:

@@ -1,0 +1,249 @@
+"""The weight broadcast measured: the whole update beside a raw broadcast of as many bytes, and beside a file.
+
+Three ways to bring a model's weights to another process take turns, the second time backwards:
+
+- an *update* as training does it: exported from the learner's model, in buckets, under names, until the receiver has had each tensor;
+- a *raw broadcast* of as many bytes over the same process group: one flat tensor that is there already, into one that is;
+- a *file*: the same tensors saved as safetensors (to memory, where the machine has a file system there) and loaded.
+
+Then a real engine takes updates while it generates, and says how long each phase took: `ready` (the engine gets ready to
+load), `prepare` (gathering, copying into buckets), `pause` (until generation stands still), `transfer` (waiting for bytes),
+`load` (putting them in place), `resume`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_versions, progress
+from learner.weights import Manifest, WeightSender, manifest_of, manifest_to_json
+
+RATE_GOAL = Goal(0.8)
+PAUSE_GOAL = Goal(0.1, at_most=True)
+ENGINE_PHASES = ("ready", "prepare", "pause", "transfer", "load", "resume")
+REQUESTS = 32
+"""That the engine generates while its weights change."""
+
+Export = Callable[[], Iterator[tuple[str, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    model: str = "smollm2-135m-instruct"
+    """A Hugging Face folder, or the name of a model that `azr model prepare` knows."""
+    runs: int = 5
+    receivers: int = 1
+    repeats: int = 4
+    """Times that each way is taken in one half of a run."""
+    engine: bool = True
+    """Measure a vLLM engine, too."""
+
+
+def run(options: Options) -> Report:
+    """Measure and report."""
+    export = _policy(options.model)
+    manifest = manifest_of(export())
+    num_bytes = sum(spec.num_bytes for spec in manifest)
+    report = Report(
+        "weights",
+        {"model": options.model, "runs": options.runs, "receivers": options.receivers, "num_bytes": num_bytes},
+        describe_versions(("azr", "torch", "vllm", "safetensors")),
+    )
+    with ExitStack() as stack:
+        step = stack.enter_context(progress(2 * options.runs + (options.runs if options.engine else 0) + 1))
+        step("starting the receivers")
+        ways = stack.enter_context(_ways(export, manifest, num_bytes, options.receivers))
+        samples = {name: Samples(name, "MB") for name in ways}
+        for way in ways.values():
+            way()  # the first of each pays for its memory
+        for _ in range(options.runs):
+            for names in (list(ways), list(ways)[::-1]):
+                step("update, raw broadcast, file")
+                for name in names:
+                    for _ in range(options.repeats):
+                        samples[name].add(_timed(ways[name], num_bytes))
+            for sample in samples.values():
+                sample.end_run()
+        report.rows = [sample.row() for sample in samples.values()]
+        rates = {name: sample.rates for name, sample in samples.items()}
+        report.ratio("rate_over_raw_broadcast", by_run(rates["update"], rates["raw broadcast"]), RATE_GOAL)
+        report.ratio("rate_over_file", by_run(rates["update"], rates["file, saved and loaded"]))
+        if options.engine:
+            phases = asyncio.run(_engine(options, export, manifest, step))
+            _report_engine(report, phases, num_bytes)
+        else:
+            report.notes["pause_over_transfer"] = "the engine was left out (--no-engine)"
+    report.notes["sizes"] = f"{num_bytes / 1e6:.0f} MB in {len(manifest)} tensors to {options.receivers} receivers"
+    return report
+
+
+def _policy(model: str) -> Export:
+    from launch.models import prepare
+    from learner.model import PolicyModel
+    from learner.parallel import init_parallel
+    from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
+
+    init_parallel(ParallelSettings(), rank=0, world_size=1)
+    return PolicyModel(prepare(model), ModelSettings(), OptimizerSettings(), ParallelSettings()).export
+
+
+@contextmanager
+def _ways(
+    export: Export, manifest: Manifest, num_bytes: int, num_receivers: int
+) -> Iterator[dict[str, Callable[[], None]]]:
+    with ExitStack() as stack:
+        receivers = [stack.enter_context(_Receiver()) for _ in range(num_receivers)]
+        sender = WeightSender()
+        stack.callback(sender.close)
+        spec = sender.open(1 + num_receivers)
+        for index, receiver in enumerate(receivers):
+            receiver.tell(do="join", spec=spec.to_json(), rank=1 + index)
+        sender.connect()
+        for receiver in receivers:
+            receiver.answer()
+        flat = torch.zeros(num_bytes, dtype=torch.uint8)
+        memory = Path("/dev/shm")
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)))
+
+        def update() -> None:
+            for receiver in receivers:
+                receiver.tell(do="update", manifest=manifest_to_json(manifest))
+            sender.send(export(), manifest)
+            for receiver in receivers:
+                receiver.answer()
+
+        def raw() -> None:
+            for receiver in receivers:
+                receiver.tell(do="raw", num_bytes=num_bytes)
+            sender.broadcast(flat)
+            for receiver in receivers:
+                receiver.answer()
+
+        def file() -> None:
+            path = folder / "weights.safetensors"
+            save_file({name: tensor.detach().contiguous() for name, tensor in export()}, path)
+            for tensor in load_file(path).values():
+                tensor.sum()  # mapped memory is read when it is touched
+
+        yield {"update": update, "raw broadcast": raw, "file, saved and loaded": file}
+
+
+class _Receiver:
+    """`weights_receiver` in a process, and its answers."""
+
+    def __enter__(self) -> _Receiver:
+        command = [sys.executable, "-m", "launch.bench.weights_receiver"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    def tell(self, **command: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the receiver of the benchmark ended; its error is above")
+        timings: dict[str, float] = json.loads(line)
+        return timings
+
+
+def _timed(way: Callable[[], None], num_bytes: int) -> Slice:
+    started = time.perf_counter()
+    way()
+    seconds = time.perf_counter() - started
+    return Slice(round(num_bytes / 1e6), seconds, [seconds])
+
+
+async def _engine(
+    options: Options, export: Export, manifest: Manifest, step: Callable[[str], None]
+) -> list[dict[str, float]]:
+    """Seconds by phase of each update of an engine that generates."""
+    from actors.engine import AsyncEngine, Sampling
+    from actors.settings import EngineSettings
+    from launch.models import prepare
+
+    settings = EngineSettings(dtype="bfloat16", max_model_len=1024, max_num_seqs=REQUESTS, kv_cache_gib=0.5, threads=1)
+    engine = AsyncEngine(prepare(options.model), settings)
+    sender = WeightSender()
+    await engine.start()
+    running: set[asyncio.Task[Any]] = set()
+    try:
+        spec = sender.open(1 + engine.num_workers)
+        await asyncio.gather(engine.join(spec, 1), asyncio.to_thread(sender.connect))
+        sampling = Sampling(max_tokens=900, temperature=1.0)
+        running = {asyncio.create_task(_generate(engine, sampling, number)) for number in range(REQUESTS)}
+        found = []
+        for version in range(1, options.runs + 2):
+            step("an engine that generates")
+            before = engine.stats()["tokens_generated"]
+            while (
+                engine.stats()["tokens_generated"] < before + REQUESTS
+            ):  # it generates: an update interrupts something
+                await asyncio.sleep(0.01)
+            send = asyncio.to_thread(sender.send, export(), manifest)
+            engine_s, _ = await asyncio.gather(engine.update_weights(manifest, version), send)
+            phases = {"ready_s": engine_s["start_s"] + engine_s["finish_s"], "prepare_s": sender.timings["prepare_s"]}
+            phases |= {key: engine_s[key] for key in ("pause_s", "transfer_s", "load_s", "resume_s")}
+            found.append(phases)
+        return found[1:]  # an engine's first steps are slow
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        sender.close()
+        await engine.close()
+
+
+async def _generate(engine: Any, sampling: Any, number: int) -> None:
+    """One request after another, until cancelled."""
+    count = 0
+    while True:
+        await engine.generate([1 + number, 2, 3], sampling, f"bench-{number}-{count}")
+        count += 1
+
+
+def _report_engine(report: Report, found: list[dict[str, float]], num_bytes: int) -> None:
+    for phase in ENGINE_PHASES:
+        sample = Samples(f"engine: {phase}", "MB")
+        for phases in found:
+            seconds = max(phases[f"{phase}_s"], 1e-9)
+            sample.add(Slice(round(num_bytes / 1e6), seconds, [seconds]))
+            sample.end_run()
+        report.rows.append(sample.row())
+    # What a transfer takes, whichever end does the work: from the first byte asked for to the last one in place.
+    report.ratio(
+        "pause_over_transfer",
+        [phases["pause_s"] / (phases["transfer_s"] + phases["load_s"]) for phases in found],
+        PAUSE_GOAL,
+    )
+    still = [sum(phases[f"{phase}_s"] for phase in ENGINE_PHASES if phase != "prepare") for phases in found]
+    report.notes["engine"] = (
+        f"generation of {REQUESTS} requests stood still for {statistics.median(still):.2f} s an update (median of {len(still)})"
+    )
