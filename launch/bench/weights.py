@@ -69,7 +69,7 @@ def run(options: Options) -> Report:
         step = stack.enter_context(progress(2 * options.runs + (options.runs if options.engine else 0) + 1))
         step("starting the receivers")
         ways = stack.enter_context(_ways(export, manifest, num_bytes, options.receivers))
-        samples = {name: Samples(name, "MB") for name in ways}
+        samples = {name: Samples(name, "bytes") for name in ways}
         for way in ways.values():
             way()  # the first of each pays for its memory
         for _ in range(options.runs):
@@ -178,7 +178,7 @@ def _timed(way: Callable[[], None], num_bytes: int) -> Slice:
     started = time.perf_counter()
     way()
     seconds = time.perf_counter() - started
-    return Slice(round(num_bytes / 1e6), seconds, [seconds])
+    return Slice(num_bytes, seconds, [seconds])
 
 
 async def _engine(
@@ -231,10 +231,10 @@ async def _generate(engine: Any, sampling: Any, number: int) -> None:
 
 def _report_engine(report: Report, found: list[dict[str, float]], num_bytes: int) -> None:
     for phase in ENGINE_PHASES:
-        sample = Samples(f"engine: {phase}", "MB")
+        sample = Samples(f"engine: {phase}", "bytes")
         for phases in found:
             seconds = max(phases[f"{phase}_s"], 1e-9)
-            sample.add(Slice(round(num_bytes / 1e6), seconds, [seconds]))
+            sample.add(Slice(num_bytes, seconds, [seconds]))
             sample.end_run()
         report.rows.append(sample.row())
     # What a transfer takes, whichever end does the work: from the first byte asked for to the last one in place.
