@@ -106,3 +106,24 @@ class EngineSettings(Section):
     """Skip compilation: starts sooner, generates slower."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of the engine; 0 leaves the choice to vLLM."""
+
+
+class ConcurrencySettings(Section):
+    """`[actors.adapt]`: an actor's slots follow its engine's key/value cache, between `minimum` and `actors.concurrency`."""
+
+    enabled: bool = True
+    """False keeps every actor at `actors.concurrency`."""
+    start: int = Field(default=0, ge=0)
+    """Slots at the start; 0 starts at `actors.concurrency`."""
+    minimum: int = Field(default=8, ge=1)
+    """Never fewer slots than this (nor than one episode)."""
+    increase: int = Field(default=8, ge=1)
+    """Slots added at a heartbeat while all are used and the cache has room."""
+    decrease: float = Field(default=0.7, gt=0, lt=1)
+    """Factor at a heartbeat with a full cache or preempted sequences."""
+    cooldown: int = Field(default=5, ge=1)
+    """Heartbeats between two decreases."""
+    kv_high: float = Field(default=0.95, gt=0, le=1)
+    """Share of the cache in use from which the slots fall."""
+    kv_low: float = Field(default=0.8, gt=0, le=1)
+    """Share of the cache in use up to which the slots rise."""
