@@ -1,0 +1,107 @@
+"""Talking to a run that goes on: a socket of the driver's, and who asks it.
+
+The socket lies in a folder that only the run's user can enter, at a place that follows from the run's folder, so there is no
+file to read and none to go stale. A request is one JSON object, and so is its answer: `{"ok": true, ...}`, or `{"ok": false,
+"error": why}`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+ANSWER_S = 10.0
+"""How long somebody who asks waits for the driver."""
+
+Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+class ControlError(ValueError):
+    """A run cannot be asked, or refuses; the message says what to do."""
+
+
+class ControlServer:
+    """Answers on the run's socket, on a thread of its own, until closed."""
+
+    def __init__(self, run: Path, handlers: Mapping[str, Handler]) -> None:
+        """`handlers`: what answers `{"do": name, ...}`; a ValueError that it raises becomes the answer's `error`."""
+        self._handlers = handlers
+        path = socket_path(run)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        _check_private(path.parent)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.REP)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 1 << 16)
+        self._socket.bind(f"ipc://{path}")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="azr-control", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._stop.set()
+        self._thread.join()
+        self._socket.close()
+        self._context.term()
+
+    def _serve(self) -> None:
+        while not self._stop.is_set():
+            if self._socket.poll(200):
+                self._socket.send(json.dumps(self._answer(self._socket.recv())).encode())
+
+    def _answer(self, data: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(data)
+            handler = self._handlers.get(str(request.pop("do")))
+            if handler is None:
+                raise ValueError(f"this run knows {', '.join(sorted(self._handlers))}")
+            return {"ok": True, **handler(request)}
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            return {"ok": False, "error": str(error)}
+
+
+def ask(run: Path, do: str, **details: Any) -> dict[str, Any]:
+    """Ask the driver of the run in folder `run`; returns its answer without `ok`. Raises ControlError."""
+    path = socket_path(run)
+    context = zmq.Context()
+    socket = context.socket(zmq.REQ)
+    socket.setsockopt(zmq.LINGER, 0)
+    try:
+        if path.exists():
+            _check_private(path.parent)
+            socket.connect(f"ipc://{path}")
+            socket.send(json.dumps({"do": do, **details}).encode())
+        if not path.exists() or not socket.poll(int(1000 * ANSWER_S)):
+            raise ControlError(
+                f"nobody answers for the run {run}: is it running, on this machine and as this user? `azr train` starts one"
+            )
+        answer: dict[str, Any] = json.loads(socket.recv())
+    finally:
+        socket.close()
+        context.term()
+    if not answer.pop("ok"):
+        raise ControlError(f"the run {run} refuses: {answer.get('error')}")
+    return answer
+
+
+def socket_path(run: Path) -> Path:
+    """Where the driver of the run in folder `run` listens. Short: a socket's path may have about 100 characters."""
+    digest = hashlib.blake2b(str(run.resolve()).encode(), digest_size=8).hexdigest()
+    return Path(tempfile.gettempdir()) / f"azr-{os.getuid()}" / digest
+
+
+def _check_private(folder: Path) -> None:
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ControlError(
+            f"{folder} can be entered by others: remove it (rm -r {folder}); it is made again, mode 0700"
+        )
