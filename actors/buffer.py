@@ -15,6 +15,7 @@ A task that leaves the draw (`BufferSettings.capacity`) stays in the file, is st
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import random
@@ -320,20 +321,28 @@ class LocalBuffer:
         self._store.rewarded(task_id, reward)
 
 
-class RemoteBuffer:
-    """`Buffer` over a Ray actor that holds the store."""
+_RETRY_S = 0.2
 
-    def __init__(self, handle: Any) -> None:
+
+class RemoteBuffer:
+    """`Buffer` over a Ray actor that holds the store.
+
+    While that actor starts again, requests are made again, for `patience_s` seconds. One whose answer was lost with the
+    actor may so be carried out twice: a draw is the same again, and a task is added once; only an attempt may count twice.
+    """
+
+    def __init__(self, handle: Any, patience_s: float = 60.0) -> None:
         self._handle = handle
+        self._patience_s = patience_s
 
     async def references(self, kind: Kind, count: int, seed: str) -> list[tuple[int, Task]]:
         """See `Buffer`."""
-        found: list[tuple[int, Task]] = await self._handle.references.remote(kind, count, seed)
+        found: list[tuple[int, Task]] = await self._ask("references", kind, count, seed)
         return found
 
     async def replay(self, kind: Kind, seed: str) -> tuple[int, Task] | None:
         """See `Buffer`."""
-        found: tuple[int, Task] | None = await self._handle.replay.remote(kind, seed)
+        found: tuple[int, Task] | None = await self._ask("replay", kind, seed)
         return found
 
     async def add(
@@ -347,7 +356,8 @@ class RemoteBuffer:
         reward: float | None = None,
     ) -> Added:
         """See `Buffer`."""
-        added: Added = await self._handle.add.remote(
+        added: Added = await self._ask(
+            "add",
             task,
             normal=normal,
             proposer_version=proposer_version,
@@ -359,11 +369,23 @@ class RemoteBuffer:
 
     async def record(self, task_id: int, version: int, attempts: int, solved: int) -> None:
         """See `Buffer`."""
-        await self._handle.record.remote(task_id, version, attempts, solved)
+        await self._ask("record", task_id, version, attempts, solved)
 
     async def rewarded(self, task_id: int, reward: float) -> None:
         """See `Buffer`."""
-        await self._handle.rewarded.remote(task_id, reward)
+        await self._ask("rewarded", task_id, reward)
+
+    async def _ask(self, request: str, *arguments: Any, **named: Any) -> Any:
+        from ray.exceptions import ActorUnavailableError
+
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return await getattr(self._handle, request).remote(*arguments, **named)
+            except ActorUnavailableError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_RETRY_S)
 
 
 def _recent(size: int, half_life: float, uniform: float) -> int:

@@ -59,6 +59,9 @@ class _VllmEngine:
         self._llm: Any = None
         self._control = asyncio.Lock()
         self._version = 0
+        self._generation = 0
+        """Counts the versions loaded. Unlike a version it never repeats: a learner that starts again from a checkpoint makes
+        other weights under numbers that were there before."""
         self._stats = dict.fromkeys(
             ("running", "waiting", "kv_usage", "tokens_generated", "tokens_prompt", "tokens_cached"), 0.0
         )
@@ -100,6 +103,10 @@ class _VllmEngine:
     def stats(self) -> dict[str, float]:
         """See `Engine.stats`."""
         return dict(self._stats)
+
+    def _now_runs(self, version: int) -> None:
+        if version != self._version:
+            self._version, self._generation = version, self._generation + 1
 
     async def _rpc(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """Call a method of every worker; one result a worker."""
@@ -146,7 +153,7 @@ class _VllmEngine:
         if len(prompt_ids) >= self.settings.max_model_len:
             raise ValueError(f"a prompt of {len(prompt_ids)} tokens; max_model_len is {self.settings.max_model_len}")
         # The salt keeps keys and values that an older policy left in the prefix cache from being used again.
-        return {"prompt_token_ids": list(prompt_ids), "cache_salt": str(self._version)}
+        return {"prompt_token_ids": list(prompt_ids), "cache_salt": str(self._generation)}
 
     def _sampling_params(self, sampling: Sampling) -> SamplingParams:
         from vllm import SamplingParams
@@ -215,7 +222,7 @@ class AsyncEngine(_VllmEngine):
     async def set_version(self, version: int) -> None:
         """See `Engine.set_version`."""
         await self._llm.update_weight_version(str(version))
-        self._version = version
+        self._now_runs(version)
 
     async def update_weights(self, manifest: Sequence[TensorSpec], version: int) -> dict[str, float]:
         """See `Engine.update_weights`."""
@@ -234,7 +241,7 @@ class AsyncEngine(_VllmEngine):
                 clock.lap("load_s")
                 await self._llm.finish_weight_update(weight_version=str(version))
                 clock.lap("finish_s")
-                self._version = version
+                self._now_runs(version)
                 intact = True
             except Exception as error:
                 states = await self._rpc("azr_update_state")
@@ -344,7 +351,7 @@ class SerialEngine(_VllmEngine):
     async def set_version(self, version: int) -> None:
         """See `Engine.set_version`."""
         self._llm.set_weight_version(str(version))
-        self._version = version
+        self._now_runs(version)
 
     async def update_weights(self, manifest: Sequence[TensorSpec], version: int) -> dict[str, float]:
         """See `Engine.update_weights`. Never yields to the event loop, so no step can come between."""
@@ -364,6 +371,15 @@ class SerialEngine(_VllmEngine):
         await self.set_version(version)
         clock.lap("resume_s")
         return clock.split_transfer(_only(self._llm.collective_rpc("azr_update_state")))
+
+    async def rest(self) -> None:
+        """With no request running, be as an engine that has just started: nothing cached, no request's place in a batch left."""
+        if self._driver is not None:
+            await self._driver
+        while self._llm.engine_core.engine_core.scheduler.has_requests():  # ended ones that the worker was not told of
+            self._step()
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("the engine's prefix cache is in use: a request is still running")
 
     async def close(self) -> None:
         """See `Engine.close`."""

@@ -74,7 +74,8 @@ class Heldout:
         self._judge = judge
         self._settings = settings
         self._tasks = tasks
-        self._measured = -1
+        self.measured = -1
+        """The version that was measured last; -1: none. A run that goes on exactly sets it."""
         self._busy = False
 
     async def maybe_run(self, version: int) -> dict[str, float] | None:
@@ -85,10 +86,10 @@ class Heldout:
         is due.
         """
         every = self._settings.heldout_every
-        if not every or self._busy or (self._measured >= 0 and version // every <= self._measured // every):
+        if not every or self._busy or (self.measured >= 0 and version // every <= self.measured // every):
             return None
         self._busy = True
-        self._measured = version
+        self.measured = version
         try:
             return await self.run(version)
         finally:

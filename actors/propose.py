@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -84,6 +85,15 @@ class Recent:
                 del self._counts[oldest]
         return 1.0 - share
 
+    def state(self) -> list[list[str]]:
+        """What is remembered, oldest first, as plain data."""
+        return [list(outputs) for outputs in self._outputs]
+
+    def load(self, state: Iterable[Iterable[str]]) -> None:
+        """Remember what `state` gave, in place of what is remembered."""
+        self._outputs = deque(tuple(outputs) for outputs in state)
+        self._counts = Counter(self._outputs)
+
 
 class Proposer:
     """Asks for tasks with one sampler, one judge and one buffer."""
@@ -93,7 +103,8 @@ class Proposer:
         self._settings = sampler.settings
         self._judge = judge
         self._buffer = buffer
-        self._recent = {kind: Recent() for kind in Kind}
+        self.recent = {kind: Recent() for kind in Kind}
+        """By kind: the answers that answer diversity looks back on."""
 
     async def brief(self, kind: Kind, number: int | str) -> Brief | None:
         """The prompt of one episode, drawn by `number`; None where nothing that the buffer gives fits into a prompt."""
@@ -171,7 +182,7 @@ class Proposer:
         self, brief: Brief, task: Task, facts: Facts | None
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Parts and measures of a valid proposal. An induction proposer did not write the program: nothing of it pays."""
-        diversity = self._recent[task.kind].diversity(task.outputs)
+        diversity = self.recent[task.kind].diversity(task.outputs)
         parts = {"answer_diversity": diversity, "ignores_input": float(task.ignores_input)}
         measures = {"answer_diversity": diversity}
         if brief.earlier:

@@ -21,10 +21,10 @@ from actors.generation import Engine
 from actors.seeding import seed
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
-from executor.tasks import Kind
 from learner.staleness import Grant
 from learner.stream import StreamClient
 from learner.weights import GroupSpec, manifest_from_json
+from learner.wire import grant_from_message
 
 
 class Measure(Protocol):
@@ -46,6 +46,8 @@ class RolloutStats:
     heldout_failures: int = 0
     wait_for_policy_s: float = 0.0
     idle_since: float | None = field(default_factory=time.monotonic)
+    paused: bool = False
+    """The learner starts no new rollouts for now."""
 
     def numbers(self) -> dict[str, float]:
         """As a flat map, the present idle spell included."""
@@ -57,6 +59,7 @@ class RolloutStats:
             "seeded": self.seeded,
             "heldout_failures": self.heldout_failures,
             "wait_for_policy_s": self.wait_for_policy_s + idle,
+            "paused": float(self.paused),
         }
 
 
@@ -82,7 +85,8 @@ class Rollout:
         self._heldout = heldout
         self._measured: dict[str, float] = {}
         self._measuring: asyncio.Task[None] | None = None
-        self._playing: set[asyncio.Task[None]] = set()
+        self._playing: dict[asyncio.Task[None], set[int]] = {}
+        """Episodes in play, and the slots of each that are not answered yet."""
         self._updates: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._player: Player | None = None
         self.stats = RolloutStats()
@@ -97,7 +101,13 @@ class Rollout:
         await self._engine.set_version(version)
         identity = Identity(self._client.run_id, self._client.actor_id, self._client.incarnation)
         player = self._player = Player(
-            self._engine, self._judge, self._buffer, self._settings, identity, self._client.next_seq, seed=None
+            self._engine,
+            self._judge,
+            self._buffer,
+            self._settings,
+            identity,
+            next_seq=lambda: 0,  # the stream numbers what it sends
+            seed=None,
         )
         updating = asyncio.create_task(self._update_weights())
         try:
@@ -107,6 +117,10 @@ class Rollout:
                         self._start(player, grant_from_message(message))
                     case "join" | "weights":
                         self._updates.put_nowait(message)
+                    case "cancel":
+                        self._cancel(set(message["slots"]))
+                    case "pause" | "resume":
+                        self.stats.paused = message["type"] == "pause"
                     case "shutdown":
                         return
         finally:
@@ -125,18 +139,26 @@ class Rollout:
         if stats.idle_since is not None:
             stats.wait_for_policy_s += time.monotonic() - stats.idle_since
             stats.idle_since = None
-        task = asyncio.create_task(self._play(player, grant))
-        self._playing.add(task)
+        open_slots = set(grant.slots)
+        task = asyncio.create_task(self._play(player, grant, open_slots))
+        self._playing[task] = open_slots
         task.add_done_callback(self._finished)
 
+    def _cancel(self, slots: set[int]) -> None:
+        """The learner does not count on these: an episode that is left with no others is not played on."""
+        for task, open_slots in self._playing.items():
+            if open_slots & slots:
+                open_slots -= slots
+                if not open_slots:
+                    task.cancel()
+
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._playing.discard(task)
+        del self._playing[task]
         if not self._playing:
             self.stats.idle_since = time.monotonic()
 
-    async def _play(self, player: Player, grant: Grant) -> None:
+    async def _play(self, player: Player, grant: Grant, open_slots: set[int]) -> None:
         """One episode. A failure that says nothing about the model fails what is left of the grant, and is counted."""
-        open_slots = set(grant.slots)
 
         async def emit(trajectory: Any) -> None:
             await self._client.send_trajectory(trajectory)
@@ -176,24 +198,11 @@ class Rollout:
                     await self._engine.join(GroupSpec.from_json(message["spec"]), int(message["rank"]))
                     continue
                 timings = await self._engine.update_weights(manifest_from_json(message["manifest"]), version)
-                await self._client.send({"type": "loaded", "version": version, "timings": timings})
+                await self._client.send_loaded(version, timings)
                 self._measure(version)
             except Exception as error:  # the learner decides what a failed update means
-                await self._client.send(
-                    {"type": "load_failed", "version": version, "why": f"{type(error).__name__}: {error}"}
-                )
+                await self._client.send_load_failed(version, f"{type(error).__name__}: {error}")
 
 
 def _say_seeding(have: int, target: int) -> None:
     print(f"seeding: {have} of {target} triplets", flush=True)  # this process's output is its log
-
-
-def grant_from_message(message: dict[str, Any]) -> Grant:
-    """The inverse of `learner.stream.grant_to_message`."""
-    return Grant(
-        episode=int(message["episode"]),
-        kind=Kind(message["kind"]),
-        batch=int(message["batch"]),
-        propose=tuple(message["propose"]),
-        solve=tuple(message["solve"]),
-    )

@@ -21,7 +21,7 @@ class IntrinsicSettings(Section):
     """Weight of the mean edit distance between the syntax trees of the program and of the references. Not for induction."""
     answer_diversity: float = Field(default=0.0, ge=0)
     """Weight of 1 - p, where p is the share of the outputs among those of this actor's last 1,000 valid proposals of the kind.
-    With it, a resumed run does not repeat bit by bit what it would have done: that memory is not saved."""
+    Serial mode saves that memory; in a distributed run each actor's is its own, and a new life of it starts with none."""
 
 
 class SelfPlaySettings(Section):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,9 +20,16 @@ from launch.tasks import open_tasks
 
 T = TypeVar("T")
 
+BUFFER_RETRY_S = 0.2
+"""Between two requests to a buffer that starts again."""
+BUFFER_TIMEOUT_S = 60.0
+"""How long the learner waits for the task buffer's numbers, and the supervisor for a sign of life."""
+
 
 class BufferActor:
     """Requests go one after the other, snapshots beside them.
+
+    Ray starts it again when its process ends; its file has all that was answered, and is opened as it is.
 
     A request that fails because of the file (a full disk, say) fails for its caller, and for good: `metrics`, which the
     supervisor and the learner keep asking for, raises it too, so that a run does not go on without memory.
@@ -32,6 +41,8 @@ class BufferActor:
         log_to(self._folder, "buffer", 0)
         self._store: TaskBuffer | None = None
         self._failure: Exception | None = None
+        if ray.get_runtime_context().was_current_actor_reconstructed and self._folder.tasks.exists():
+            self._store = TaskBuffer(self._folder.tasks, config.buffer)
 
     def open(self, resume: bool) -> None:
         """See `launch.tasks.open_tasks`."""
@@ -87,6 +98,10 @@ class BufferActor:
         assert self._store is not None
         self._store.snapshot(path)
 
+    def pid(self) -> int:
+        """This process, for drills."""
+        return os.getpid()
+
     def close(self) -> None:
         """Close the file; there are no requests after this."""
         if self._store is not None:
@@ -104,4 +119,17 @@ class BufferActor:
 def start(config: Config, folder: Path) -> Any:
     """The actor's handle; `open` comes next."""
     # Snapshots have a thread of their own, so that no episode waits for one.
-    return ray.remote(num_cpus=0, concurrency_groups={"snapshot": 1})(BufferActor).remote(config, folder)
+    options = {"num_cpus": 0, "concurrency_groups": {"snapshot": 1}, "max_restarts": config.buffer.max_restarts}
+    return ray.remote(**options)(BufferActor).remote(config, folder)
+
+
+def ask_buffer(handle: Any, request: str, *arguments: Any) -> Any:
+    """Make a request, and make it again while the buffer starts again. Raises what fails it after `BUFFER_TIMEOUT_S`."""
+    deadline = time.monotonic() + BUFFER_TIMEOUT_S
+    while True:
+        try:
+            return ray.get(getattr(handle, request).remote(*arguments), timeout=BUFFER_TIMEOUT_S)
+        except ray.exceptions.ActorUnavailableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(BUFFER_RETRY_S)

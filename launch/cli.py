@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.buffer_file import TaskBufferError
-from launch import bench, doctor, execute, models, seeds
+from launch import bench, control, doctor, drill, execute, models, seeds, sft, sft_data
 from launch import config as configuration
+from learner.checkpoint import CheckpointError
 
 _EXAMPLES = """\
 examples:
@@ -17,7 +18,9 @@ examples:
   azr train smollm2-cpu learner.steps=200 run.name=long
   azr train --resume runs/smollm2-cpu learner.steps=40
   azr train smollm2-cpu run.mode=serial learner.max_staleness=0    one process, one thread, deterministic
+  azr scale runs/smollm2-cpu --actors 3              more rollout actors, or fewer, while it runs
   azr config show smollm2-cpu                        every setting of a recipe, resolved
+  azr sft sft-smollm2-cpu                            supervised fine-tuning first, as a warm start
   azr seeds save runs/first seeds.jsonl              a run's tasks, to start another with (selfplay.seed_tasks)
   azr model prepare smollm2-135m-instruct            build the model's folder in the cache
   azr exec program.py --input "[3, 1], 'abc'"        run a program in the sandbox, by hand
@@ -55,6 +58,8 @@ _WRONG_USE = (
     execute.ExecError,
     seeds.SeedError,
     TaskBufferError,
+    CheckpointError,
+    sft.SftError,
 )
 
 
@@ -81,14 +86,27 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", metavar="RUN", help="a run folder to go on with, such as runs/smollm2-cpu")
     train.set_defaults(run=_train)
 
+    scale = commands.add_parser(
+        "scale",
+        help="change the number of rollout actors of a run that goes on",
+        description="Ask a run that goes on, on this machine, to have so many rollout actors. New ones get the present weights "
+        "before they play; ones that are too many finish what they hold and leave. The recipe keeps its number.",
+    )
+    scale.add_argument("folder", metavar="RUN", help="the run's folder, such as runs/smollm2-cpu")
+    scale.add_argument("--actors", type=int, required=True, metavar="N", help="how many rollout actors to have")
+    scale.set_defaults(run=_scale)
+    drill.add_command(commands)
+
     config = commands.add_parser("config", help="look at settings").add_subparsers(required=True, metavar="WHAT")
     show = config.add_parser("show", help="a recipe with all defaults filled in, as TOML")
     show.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
     _add_overrides(show)
     show.set_defaults(run=_config_show)
     schema = config.add_parser("schema", help="the JSON schema of a recipe")
-    schema.set_defaults(run=lambda arguments: print(configuration.schema()) or 0)
+    schema.set_defaults(run=_config_schema)
     docs = config.add_parser("docs", help="every setting with what it means")
+    for command in (schema, docs):
+        command.add_argument("--sft", action="store_true", help="of `azr sft`, in place of `azr train`")
     docs.set_defaults(run=_config_docs)
 
     model = commands.add_parser("model", help="models without a hub").add_subparsers(required=True, metavar="WHAT")
@@ -101,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     execute.add_command(commands)
     doctor.add_command(commands)
     seeds.register(commands)
+    sft.register(commands)
+    sft_data.register(commands)
     bench.register(commands)
     return parser
 
@@ -139,13 +159,26 @@ def _train(arguments: argparse.Namespace) -> int:
     return train(config, resume=bool(arguments.resume))
 
 
+def _scale(arguments: argparse.Namespace) -> int:
+    answer = control.ask(Path(arguments.folder), "scale", actors=arguments.actors)
+    print(f"{arguments.folder} goes on with {answer['actors']} rollout actors")
+    return 0
+
+
 def _config_show(arguments: argparse.Namespace) -> int:
-    print(configuration.to_toml(configuration.load(arguments.recipe, [*arguments.overrides, *arguments.sets])), end="")
+    data, _ = configuration.read_recipe(configuration.find_recipe(arguments.recipe))
+    overrides = [*arguments.overrides, *arguments.sets]
+    print(configuration.to_toml(configuration.load(arguments.recipe, overrides, configuration.kind_of(data))), end="")
+    return 0
+
+
+def _config_schema(arguments: argparse.Namespace) -> int:
+    print(configuration.schema(configuration.SftConfig if arguments.sft else configuration.Config))
     return 0
 
 
 def _config_docs(arguments: argparse.Namespace) -> int:
-    for key, text in configuration.documented():
+    for key, text in configuration.documented(configuration.SftConfig if arguments.sft else configuration.Config):
         print(f"{key}\n    {text}")
     return 0
 

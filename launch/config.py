@@ -9,18 +9,19 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from actors.buffer_settings import BufferSettings
-from actors.settings import EngineSettings, SelfPlaySettings
+from actors.settings import ConcurrencySettings, EngineSettings, SelfPlaySettings
 from executor.settings import ExecutorSettings, Section
 from executor.tasks import Kind
 from learner.settings import LearnerSettings, ModelSettings
+from learner.sft_settings import SftLearnerSettings, SftSettings
 from learner.trajectory import Cell, Role
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -30,21 +31,28 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message says what to do."""
 
 
-class RunSettings(Section):
-    """`[run]`: the run's name, place, mode and bounds."""
+class RunBasics(Section):
+    """What `[run]` says of every kind of run."""
 
     name: str = Field(default="azr", pattern=r"^[A-Za-z0-9._-]+$")
     """The run's folder is `<dir>/<name>`."""
     dir: str = "runs"
     """Where run folders lie."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of initialisation and of every draw; in self-play, of the actors' draws in serial mode only."""
+    max_minutes: float | None = Field(default=None, gt=0)
+    """Wall-clock minutes of training after which the run saves and ends cleanly; unset: only the number of steps bounds it."""
+
+
+class RunSettings(RunBasics):
+    """`[run]`: the run's name, place, mode and bounds."""
+
     mode: Literal["async", "serial"] = "async"
     """`async`: Ray, many processes; `serial`: the same in one process and thread, deterministic by seed, for debugging."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of initialisation and, in serial mode, of every draw."""
-    max_minutes: float | None = Field(default=None, gt=0)
-    """Wall-clock minutes of training after which the run saves and ends cleanly; unset: only `learner.steps` bounds it."""
     verify_weights: bool = False
     """At the end, compare the weights that each engine runs with the learner's, tensor by tensor, bit by bit."""
+    watchdog_s: float = Field(default=900.0, gt=0)
+    """A part that shows no progress for so long is named, with whom it waits for; one that does not answer is started again."""
     record_trajectories: bool = True
     """Write every batch, readable, to `trajectories/`."""
 
@@ -59,7 +67,10 @@ class ActorsSettings(Section):
     start_timeout_s: float = Field(default=600.0, gt=0)
     """How long the learner waits for the first actor."""
     max_restarts: int = Field(default=3, ge=0)
-    """How often one actor is started again before the run stops."""
+    """How often one actor is started again within `restart_window_s` before the run stops."""
+    restart_window_s: float = Field(default=3600.0, gt=0)
+    """Failures that are longer ago are forgiven; of the actors and of the learner."""
+    adapt: ConcurrencySettings = ConcurrencySettings()
 
 
 class RaySettings(Section):
@@ -114,14 +125,56 @@ class Config(Section):
         return Path(self.run.dir) / self.run.name
 
 
-def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """A recipe (a path, or the name of one that ships) with overrides `table.key=value` on top; raises ConfigError."""
+class SftConfig(Section):
+    """All tables of a fine-tuning run (`azr sft`)."""
+
+    run: RunBasics = RunBasics()
+    model: ModelSettings = ModelSettings()
+    sft: SftSettings
+    learner: SftLearnerSettings = SftLearnerSettings()
+    ray: RaySettings = RaySettings()
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> SftConfig:
+        if self.sft.max_tokens > self.learner.micro_batch_tokens:
+            raise ValueError(
+                f"sft.max_tokens = {self.sft.max_tokens} allows examples that no micro-batch holds "
+                f"(learner.micro_batch_tokens = {self.learner.micro_batch_tokens}): raise that, or lower sft.max_tokens"
+            )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.run.dir) / self.run.name
+
+
+AnyConfig = TypeVar("AnyConfig", Config, SftConfig)
+
+
+@overload
+def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Config: ...
+@overload
+def load(recipe: str | Path, overrides: Sequence[str], root: type[AnyConfig]) -> AnyConfig: ...
+def load(recipe: str | Path, overrides: Sequence[str] = (), root: Any = Config) -> Any:
+    """A recipe (a path, or the name of one that ships) with overrides `table.key=value` on top; raises ConfigError.
+
+    `root`: what the recipe is of.
+    """
     data, sources = read_recipe(find_recipe(recipe))
+    if kind_of(data) is not root:
+        command, has = ("azr sft", "a") if root is Config else ("azr train", "no")
+        raise ConfigError(f"{recipe} is a recipe of `{command}`: it has {has} table [sft]")
     for override in overrides:
         key, value = parse_override(override)
         _assign(data, key, value)
         sources[key] = f"override {override!r}"
-    return build(data, sources)
+    return build(data, sources, root)
+
+
+def kind_of(data: Mapping[str, Any]) -> type[Config] | type[SftConfig]:
+    """What a recipe's plain data is of: a table `[sft]` makes it one of fine-tuning."""
+    return SftConfig if "sft" in data else Config
 
 
 def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
@@ -182,22 +235,26 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key.strip(), value
 
 
-def build(data: dict[str, Any], sources: dict[str, str] | None = None) -> Config:
+@overload
+def build(data: dict[str, Any], sources: dict[str, str] | None = None) -> Config: ...
+@overload
+def build(data: dict[str, Any], sources: dict[str, str] | None, root: type[AnyConfig]) -> AnyConfig: ...
+def build(data: dict[str, Any], sources: dict[str, str] | None = None, root: Any = Config) -> Any:
     """A checked configuration from plain data; `sources` says where each dotted key came from."""
     try:
-        return Config.model_validate(data)
+        return root.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item, sources or {}) for item in error.errors())) from None
+        raise ConfigError("\n".join(_explain(item, sources or {}, root) for item in error.errors())) from None
 
 
-def to_toml(config: Config) -> str:
+def to_toml(config: Section) -> str:
     """The resolved configuration; loads back to an equal one. Unset settings are left out."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
-def schema() -> str:
+def schema(root: type[BaseModel] = Config) -> str:
     """The JSON schema of a recipe."""
-    document = Config.model_json_schema()
+    document = root.model_json_schema()
     document["properties"]["base"] = {
         "type": "string",
         "description": "Another recipe, which this one is put on top of.",
@@ -215,9 +272,9 @@ def documented(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tu
             yield f"{prefix}{name}", field.description or ""
 
 
-def _explain(item: Any, sources: dict[str, str]) -> str:
+def _explain(item: Any, sources: dict[str, str], root: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in item["loc"] if part != "[key]")
-    keys = dict(documented())
+    keys = dict(documented(root))
     source = next((sources[k] for k in (key, *(s for s in sources if s.startswith(f"{key}."))) if k in sources), "")
     where = f" ({source})" if source else ""
     if item["type"] == "extra_forbidden":
@@ -235,7 +292,10 @@ def _explain(item: Any, sources: dict[str, str]) -> str:
             ][:1]
         )
         hint = f" Did you mean {near[0]}?" if near else ""
-        return f"unknown setting {key}{where}.{hint} `azr config docs` lists all settings."
+        docs = "azr config docs" if root is Config else "azr config docs --sft"
+        return f"unknown setting {key}{where}.{hint} `{docs}` lists all settings."
+    if item["type"] == "missing":
+        return f"{key} must be set{where}: {keys.get(key, 'a table')}"
     if not key:
         return str(item["msg"]).removeprefix("Value error, ")
     about = keys.get(key, "")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console as Terminal
+from rich.console import RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
@@ -19,11 +21,10 @@ from launch.config import Config
 REFRESH_S = 0.5
 
 
-class Console:
-    """Shows `status`: `phase`, `last` (the numbers of the last step), `live` (what actors report), `ledger`."""
+class View(ABC):
+    """A live view of a `status` that changes, or its news line by line; `last` in it has the numbers of the last step."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self) -> None:
         self._terminal = Terminal(highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._printed_step = 0
@@ -51,7 +52,7 @@ class Console:
             self._live.update(self._render(status))
         elif last.get("step", 0) > self._printed_step:
             self._printed_step = last["step"]
-            self.say(step_line(last, self._config.learner.steps))
+            self.say(self._line(last))
         elif not self._printed_step and status.get("phase", self._printed_phase) != self._printed_phase:
             self._printed_phase = status["phase"]  # until the first step there is nothing else to see
             self.say(f"learner: {self._printed_phase}")
@@ -74,6 +75,25 @@ class Console:
                 done.set()
                 thread.join()
                 self.show(status)
+
+    @abstractmethod
+    def _line(self, last: Mapping[str, float]) -> str:
+        """A step's numbers on one line."""
+
+    @abstractmethod
+    def _render(self, status: Mapping[str, Any]) -> RenderableType:
+        """The live view."""
+
+
+class Console(View):
+    """Shows self-play's `status`: `phase`, `last`, `live` (what actors report), `ledger`."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self._config = config
+
+    def _line(self, last: Mapping[str, float]) -> str:
+        return step_line(last, self._config.learner.steps)
 
     def _render(self, status: Mapping[str, Any]) -> Panel:
         last: dict[str, float] = status.get("last") or {}

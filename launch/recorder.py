@@ -40,7 +40,9 @@ class RunFolder:
         """One object a step, in order."""
         if not self.metrics.exists():
             return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines() if line]
+        # A line without its end is one that a kill cut short.
+        lines = self.metrics.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
 
 def append_event(folder: RunFolder, name: str, **details: Any) -> None:
@@ -88,7 +90,12 @@ class Recorder:
         self._record_trajectories = record_trajectories
         self._lock = threading.Lock()
         kept = [row for row in folder.read_metrics() if row["step"] <= resumed_step]
-        folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        fresh = folder.metrics.with_suffix(".partial")
+        fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        fresh.rename(folder.metrics)
+        for path in folder.trajectories.glob("step_*.jsonl"):
+            if int(path.stem.removeprefix("step_")) > resumed_step:
+                path.unlink()
         # Time goes on where the run stopped, so that curves over time have no gap and no overlap.
         self._started = time.monotonic() - (kept[-1]["time_s"] if kept else 0.0)
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1)

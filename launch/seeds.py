@@ -154,7 +154,7 @@ async def _load(
         for start in range(0, len(lines), AT_ONCE):
             part = lines[start : start + AT_ONCE]
             # Validated together, added one after the other: ids do not depend on who was faster.
-            found = await asyncio.gather(*(_validate(judge, line) for _, line in part))
+            found = await asyncio.gather(*(validate(judge, line) for _, line in part))
             for (number, _), result in zip(part, found, strict=True):
                 if isinstance(result, str):
                     report.rejected.append((number, result))
@@ -168,7 +168,7 @@ async def _load(
     return report
 
 
-async def _validate(judge: Judge, line: str) -> tuple[Task, str] | str:
+async def validate(judge: Judge, line: str) -> tuple[Task, str] | str:
     """The task of a line with its normalised program, or why there is none."""
     try:
         proposal, outputs = _parse(line)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
 
 from actors.buffer import LocalBuffer
 from actors.engine import Engine, SerialEngine
@@ -41,7 +44,7 @@ class SerialStream:
         self.gate = gate
         self._player = player
         self._capacity = capacity
-        self._loop = loop
+        self.loop = loop
         self._queue: dict[int, Trajectory] = {}
         self._playing: set[asyncio.Task[None]] = set()
         self.generated = 0
@@ -50,7 +53,7 @@ class SerialStream:
 
     def next_batch(self, timeout_s: float, interrupt: Callable[[], bool]) -> list[Trajectory] | None:
         """Play until the next batch is complete. An episode that fails raises here: there is nobody to restart."""
-        return self._loop.run_until_complete(self._play_until_ready(interrupt))
+        return self.loop.run_until_complete(self._play_until_ready(interrupt))
 
     def queued(self) -> list[Trajectory]:
         """Trajectories that wait to be trained."""
@@ -83,7 +86,14 @@ class SerialStream:
         for task in self._playing:
             task.cancel()
         if self._playing:
-            self._loop.run_until_complete(asyncio.wait(self._playing))
+            self.loop.run_until_complete(asyncio.wait(self._playing))
+
+    def drain(self) -> None:
+        """Play what is in flight to its end, and start nothing new: after this the engine runs no request."""
+        while self._playing:
+            done, self._playing = self.loop.run_until_complete(asyncio.wait(self._playing))
+            for task in done:
+                task.result()
 
     async def _play_until_ready(self, interrupt: Callable[[], bool]) -> list[Trajectory] | None:
         while True:
@@ -101,8 +111,8 @@ class SerialStream:
     async def _play(self, grant: Grant) -> None:
         async def emit(trajectory: Trajectory) -> None:
             check(trajectory)
-            assert self.gate.arrive(trajectory.slot, HOLDER, trajectory.cell)
-            self._queue[trajectory.slot] = trajectory
+            if self.gate.arrive(trajectory.slot, HOLDER, trajectory.cell, trajectory.oldest_version):
+                self._queue[trajectory.slot] = trajectory
             self.generated += len(trajectory.response_ids)
 
         async def give_back(slots: Sequence[int]) -> None:
@@ -145,6 +155,63 @@ class SerialPublisher:
         self._channel.close()
 
 
+class Numbers:
+    """1, 2, 3, ..."""
+
+    newest = 0
+
+    def next(self) -> int:
+        """The next number."""
+        self.newest += 1
+        return self.newest
+
+
+class SerialState:
+    """What the next steps of a serial run depend on, beyond weights, ledger, queue and buffer: counts and memories.
+
+    Samples and draws need none: each is a function of the seed and of its slot's number.
+    """
+
+    def __init__(
+        self, engine: SerialEngine, player: Player, stream: SerialStream, heldout: Heldout, numbers: Numbers
+    ) -> None:
+        self._engine = engine
+        self._player = player
+        self._stream = stream
+        self._heldout = heldout
+        self._numbers = numbers
+
+    def settle(self) -> None:
+        """Bring the run to a point that another process can go on from: nothing in flight, an engine without a past.
+
+        A run does this at each checkpoint, whether or not it is ever killed; so checkpoints change the path that a run takes
+        (how its requests share batches), and runs are compared at equal `checkpoint_every`.
+        """
+        self._stream.drain()
+        self._stream.loop.run_until_complete(self._engine.rest())
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `launch.assemble.Exact`."""
+        return {
+            "seq": self._numbers.newest,
+            "generated": self._stream.generated,
+            "measured": self._stream.measured,
+            "heldout_version": self._heldout.measured,
+            "recent": {kind.value: recent.state() for kind, recent in self._player.proposer.recent.items()},
+            "engine_random": self._engine.random_state.numpy().tobytes().hex(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `launch.assemble.Exact`."""
+        self._numbers.newest = state["seq"]
+        self._stream.generated = state["generated"]
+        self._stream.measured = state["measured"]
+        self._heldout.measured = state["heldout_version"]
+        for kind, recent in self._player.proposer.recent.items():
+            recent.load(state["recent"][kind.value])
+        self._engine.random_state = torch.frombuffer(bytearray.fromhex(state["engine_random"]), dtype=torch.uint8)
+
+
 def run(config: Config, folder: RunFolder, resume: bool, console: Console | None = None) -> int:
     """Run to the end; returns the exit code."""
     view = console or Console(config)
@@ -158,9 +225,7 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
     loop.run_until_complete(engine.start())
     trainer = make_trainer(config, model_dir)
     status: dict[str, object] = {}
-    saved = Saved(Checkpoints(folder.checkpoints, config.learner.keep_checkpoints), trainer, store.snapshot)
     gate = make_gate(config)
-    seq = iter(range(1, 1 << 62))
     judge = Judge(
         pool,
         config.executor,
@@ -179,25 +244,36 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
             lambda have, target: view.say(f"seeding: {have} of {target} triplets"),
         )
     )
+    numbers = Numbers()
     player = Player(
         engine,
         judge,
         LocalBuffer(store),
         config.selfplay,
         identity,
-        lambda: next(seq),
+        numbers.next,
         seed=config.run.seed,
     )
     stream = SerialStream(gate, player, config.actors.concurrency, loop)
+    heldout = Heldout(engine, judge, config.selfplay)
+    state = SerialState(engine, player, stream, heldout, numbers)
+    checkpoints = Checkpoints(folder.checkpoints, config.learner.keep_checkpoints)
+    saved = Saved(checkpoints, trainer, store.snapshot, state)
     step = saved.resume(stream, stream.requeue) if resume else 0
     recorder = Recorder(folder, engine.tokenizer, config.run.record_trajectories, step)
-    heldout = Heldout(engine, judge, config.selfplay)
     publisher = SerialPublisher(trainer.policy, engine, loop, stream, heldout)
-    hooks = make_hooks(config, recorder, lambda version: saved.save(version, stream), status, store.metrics)
+
+    def save(version: int) -> None:
+        state.settle()
+        saved.save(version, stream)
+
+    hooks = make_hooks(config, recorder, save, status, store.metrics, stream.generated)
     try:
         with view.following(status):
             learn(trainer, stream, publisher, config.learner, hooks)
+            saved.wait()
     finally:
+        checkpoints.join()  # its writer asks the process group, which ends with the engine, for its rank
         stream.close()
         publisher.close()
         loop.run_until_complete(engine.close())

@@ -27,18 +27,13 @@ def open_tasks(config: Config, folder: RunFolder, resume: bool) -> TaskBuffer:
     Raises TaskBufferError for a file that cannot be used, SeedError for a seed file that cannot, and InfrastructureError.
     """
     checkpoint = Checkpoints(folder.checkpoints, 1).latest() if resume else None
-    new = True
     if checkpoint is None:
         set_aside(folder, "no checkpoint to go on from" if resume else "a new run")
-    elif (checkpoint / SNAPSHOT).is_file():
+    else:
         restore(folder, checkpoint)
-        new = False
-    else:  # a checkpoint of an older azr
-        append_event(folder, "tasks_not_restored", checkpoint=checkpoint.name, why="it holds no snapshot of the tasks")
-        new = not folder.tasks.exists()
     store = TaskBuffer(folder.tasks, config.buffer)
     try:
-        if new and config.selfplay.seed_tasks:
+        if checkpoint is None and config.selfplay.seed_tasks:
             report = load_seeds(Path(config.selfplay.seed_tasks), config.executor, store, config.selfplay.rules)
             for line, why in report.rejected:
                 append_event(folder, "seed_rejected", file=config.selfplay.seed_tasks, line=line, why=why)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from launch.config import Config, to_toml
 from launch.console import Console
 from launch.models import prepare
-from launch.recorder import RunFolder
+from launch.recorder import RunFolder, append_event
+from learner.checkpoint import Checkpoints
 
 
 def train(config: Config, resume: bool = False) -> int:
@@ -14,6 +15,10 @@ def train(config: Config, resume: bool = False) -> int:
     prepare(config.model.path, console.say)
     folder = RunFolder(config.folder)
     folder.create()
+    if resume:
+        for notice in Checkpoints(folder.checkpoints, config.learner.keep_checkpoints).recover():
+            console.say(notice)
+            append_event(folder, "checkpoint_incomplete", notice=notice)
     folder.config.write_text(to_toml(config))
     console.say(f"run folder: {folder.path}")
     # Each mode brings in its own world (Ray, or vLLM in this process): only the one that runs is imported.

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from learner.context import heads_to_rows, rows_to_heads
 from learner.cpu_attention import CpuPlan, CpuTreeAttention, plan_cpu
 from learner.kernels import Rotate
 from learner.packing import MicroBatch, Segment
@@ -50,15 +52,19 @@ class TreePlan:
     """In order of rows. (start, stop) is plain causal attention among these rows."""
     cpu: CpuPlan | None = None
     """In place of `blocks` where the attention has kernels of its own."""
+    context: ProcessGroup | None = None
+    """Context ranks that the rows are shared out over (`learner.context`); None if this rank has all rows."""
     qkv_format: str = "tree"
     """Megatron-Core asks for it; any but its own "thd" leaves the layout [T, 1, ...] alone."""
 
 
-def plan_attention(micro: MicroBatch, inv_freq: Tensor, dtype: torch.dtype, cpu_kernels: bool) -> TreePlan:
-    """Build the plan of `micro` on the device of `inv_freq` [D / 2], the rotary frequencies (float32)."""
+def plan_attention(
+    micro: MicroBatch, inv_freq: Tensor, dtype: torch.dtype, cpu_kernels: bool, context: ProcessGroup | None = None
+) -> TreePlan:
+    """Build the plan of (all of) `micro` on the device of `inv_freq` [D / 2], the rotary frequencies (float32)."""
     positions = torch.from_numpy(micro.position_ids).to(inv_freq.device, torch.float32)
     angles = torch.outer(positions, inv_freq)[:, None, :]
-    plan = TreePlan(cos=angles.cos().to(dtype), sin=angles.sin().to(dtype))
+    plan = TreePlan(cos=angles.cos().to(dtype), sin=angles.sin().to(dtype), context=context)
     if cpu_kernels:
         plan.cpu = plan_cpu(micro)
     else:
@@ -98,15 +104,19 @@ class TreeAttention(torch.nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, _: None, *, packed_seq_params: TreePlan, **__: Any
     ) -> Tensor:
-        """[T, 1, H, D], [T, 1, G, D] twice -> [T, 1, H * D]."""
+        """[T, 1, H, D], [T, 1, G, D] twice -> [T, 1, H * D]; with context parallelism T counts this rank's rows."""
         plan = packed_seq_params
         query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
+        if plan.context is not None:
+            query, key, value = rows_to_heads(query, key, value, len(plan.cos), plan.context)
         table = (plan.cos, plan.sin)
         if plan.cpu is not None:
             out: Tensor = CpuTreeAttention.apply(query, key, value, plan.cpu, *table)  # type: ignore[no-untyped-call]
         else:
             query, key = (Rotate.apply(x, *table) for x in (query, key))  # type: ignore[no-untyped-call]
             out = _attend(query, key, value, plan)
+        if plan.context is not None:
+            out = heads_to_rows(out, plan.context)
         return out.flatten(1).unsqueeze(1)
 
 

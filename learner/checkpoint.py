@@ -1,16 +1,41 @@
-"""Checkpoints: a folder appears whole under its final name, or not at all."""
+"""Checkpoints: a folder appears whole under its final name, or not at all, while training goes on.
+
+- `.partial_00000012/`: being written; a kill leaves it, and the next start removes it
+- `step_00000012/`: complete: every file is on the disk, and `complete.json` lists them with their sizes
+- `.replaced_00000012/`: the old one, while a new one of the same version takes its name
+- `broken_00000012/`: was found incomplete at a start, and is left for a human
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import threading
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from learner.ranks import Ranks
 from learner.trajectory import Trajectory, dumps, loads
+
+FORMAT = 2
+"""Of the folder; 1, which had no `complete.json`, held a torch file for each rank."""
+MARKER = "complete.json"
+WRITE_TIMEOUT = timedelta(minutes=30)
+"""How long the ranks of a learner wait for each other's part of a checkpoint."""
+
+Finish = Callable[["dist.ProcessGroup | None"], None]
+"""The slow part of a write, run beside training; collective over the group (None: one rank) and over nothing else."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; the message names it, and what to do."""
 
 
 class Checkpoints:
@@ -19,32 +44,156 @@ class Checkpoints:
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory = directory
         self._keep = keep
+        self._group: dist.ProcessGroup | None = None
+        self._writer: threading.Thread | None = None
+        self._failure: tuple[Path, BaseException] | None = None
 
     def latest(self) -> Path | None:
-        """The newest complete checkpoint."""
-        found = sorted(self.directory.glob("step_????????"))
-        return found[-1] if found else None
+        """The newest complete checkpoint; None where there is none. Raises CheckpointError for one of an older azr."""
+        return next((folder for folder in self._newest_first() if defect(folder) is None), None)
 
-    def save(self, version: int, ranks: Ranks, write: Callable[[Path], None]) -> Path:
-        """Every rank writes its part through `write(folder)`; rank 0 then gives the folder its name. Collective."""
-        final = self.directory / f"step_{version:08d}"
+    def recover(self) -> list[str]:
+        """Put in order what a kill left, before a run goes on; returns what a human should know.
+
+        Incomplete checkpoints that are newer than the newest complete one move to `broken_*`. Raises CheckpointError
+        where only incomplete ones are left, or the newest is of an older azr.
+        """
+        for replaced in self.directory.glob(".replaced_*"):
+            final = self.directory / f"step_{replaced.name.removeprefix('.replaced_')}"
+            if defect(replaced) is None and (not final.exists() or defect(final) is not None):
+                shutil.rmtree(final, ignore_errors=True)
+                replaced.rename(final)
+        for left in [path for kind in ("partial", "replaced", "deleted") for path in self.directory.glob(f".{kind}_*")]:
+            shutil.rmtree(left)
+        bad = []
+        for folder in self._newest_first():
+            why = defect(folder)
+            if why is None:
+                break
+            bad.append((folder, why))
+        else:
+            if bad:
+                told = "; ".join(f"{folder}: {why}" for folder, why in bad)
+                raise CheckpointError(
+                    f"no complete checkpoint is left to go on from ({told}). Start a new run, without --resume"
+                )
+            return []
+        notices = []
+        for broken, why in bad:
+            aside = self.directory / broken.name.replace("step_", "broken_")
+            shutil.rmtree(aside, ignore_errors=True)
+            broken.rename(aside)
+            notices.append(f"checkpoint {broken} is incomplete ({why}), now {aside.name}; going on from {folder.name}")
+        return notices
+
+    def save(self, version: int, ranks: Ranks, write: Callable[[Path], Finish | None]) -> None:
+        """Start a checkpoint. Collective over the ranks.
+
+        `write(folder)` writes or copies at once what training will change, and returns the rest of the work, which a thread
+        does. Once every rank is done, rank 0 gives the folder its name. Waits for the checkpoint before, and raises
+        CheckpointError if that one could not be written.
+        """
+        self.wait()
+        if ranks.world_size > 1 and self._group is None:
+            # Apart from training's groups, whose collectives must not come between this one's.
+            self._group = dist.new_group(backend="gloo", timeout=WRITE_TIMEOUT)
         partial = self.directory / f".partial_{version:08d}"
         if ranks.is_main:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         ranks.barrier()  # nobody writes before the folder is there
-        write(partial)
-        ranks.barrier()
-        if ranks.is_main:
-            for file in partial.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            _sync(self.directory)
-            for old in sorted(self.directory.glob("step_????????"))[: -self._keep]:
-                shutil.rmtree(old)
-        return final
+        finish = write(partial)
+        # Not a daemon: a run that ends by an exception still completes what it has begun.
+        self._writer = threading.Thread(
+            target=self._complete, args=(version, partial, ranks.is_main, finish), name=f"checkpoint {version}"
+        )
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written; raises CheckpointError, on every rank, if it could not be."""
+        self.join()
+        if self._failure is not None:
+            (folder, error), self._failure = self._failure, None
+            raise CheckpointError(f"the checkpoint {folder} could not be written: {error}") from error
+
+    def join(self) -> None:
+        """Wait for the checkpoint that is being written, whatever becomes of it."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    def _complete(self, version: int, partial: Path, is_main: bool, finish: Finish | None) -> None:
+        final = self.directory / f"step_{version:08d}"
+        try:
+            self._together(lambda: finish(self._group) if finish is not None else None)
+            self._together(lambda: self._name(version, partial, final) if is_main else None)
+        except Exception as error:
+            self._failure = (final, error)
+
+    def _together(self, work: Callable[[], None]) -> None:
+        """Do this rank's work; raises on every rank if it failed on one."""
+        error: Exception | None = None
+        try:
+            work()
+        except Exception as caught:
+            error = caught
+        if self._group is not None:
+            failed = torch.tensor([error is not None], dtype=torch.int32)
+            dist.all_reduce(failed, group=self._group)
+            if error is None and int(failed):
+                error = CheckpointError("another learner rank failed to write its part; its log says why")
+        if error is not None:
+            raise error
+
+    def _name(self, version: int, partial: Path, final: Path) -> None:
+        """Bring everything to the disk, give the folder its name, and remove what is beyond `keep`."""
+        seal(partial, version)
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
+        replaced = self.directory / f".replaced_{version:08d}"
+        if final.exists():
+            final.rename(replaced)
+        partial.rename(final)
+        _sync(self.directory)
+        shutil.rmtree(replaced, ignore_errors=True)
+        others = [folder for folder in self._newest_first() if folder != final and defect(folder) is None]
+        for old in others[self._keep - 1 :]:
+            # By a name that no start takes for a checkpoint: a kill amid the deletion would leave half of one.
+            deleted = self.directory / f".deleted_{old.name}"
+            old.rename(deleted)
+            shutil.rmtree(deleted)
+
+    def _newest_first(self) -> list[Path]:
+        return sorted((p for p in self.directory.glob("step_*") if re.fullmatch(r"step_\d{8}", p.name)), reverse=True)
+
+
+def seal(folder: Path, version: int) -> None:
+    """List what is in `folder`, which makes it complete."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    (folder / MARKER).write_text(json.dumps({"format": FORMAT, "version": version, "files": sizes}))
+
+
+def defect(folder: Path) -> str | None:
+    """What `folder` lacks of a complete checkpoint; None if nothing. Raises CheckpointError for one of another format."""
+    try:
+        marker = json.loads((folder / MARKER).read_text())
+        found, files = marker["format"], dict(marker["files"])
+    except FileNotFoundError:
+        if any((folder / "model").glob("rank_*.pt")):
+            raise CheckpointError(_other_format(folder, 1)) from None
+        return f"it has no {MARKER}"
+    except (ValueError, KeyError, TypeError):
+        return f"its {MARKER} cannot be read"
+    if found != FORMAT:
+        raise CheckpointError(_other_format(folder, found))
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+    return None
 
 
 def write_stream_state(directory: Path, gate_state: dict[str, Any], queued: Sequence[Trajectory]) -> None:
@@ -56,6 +205,13 @@ def write_stream_state(directory: Path, gate_state: dict[str, Any], queued: Sequ
 def read_stream_state(directory: Path) -> tuple[dict[str, Any], list[Trajectory]]:
     """The inverse of `write_stream_state`."""
     return json.loads((directory / "gate.json").read_text()), loads((directory / "queue.msgpack").read_bytes())
+
+
+def _other_format(folder: Path, found: Any) -> str:
+    return (
+        f"{folder} is a checkpoint of format {found}; this azr reads format {FORMAT}. Go on with the azr that wrote it, or "
+        f"start a new run from its weights: model.path={folder / 'hf'}"
+    )
 
 
 def _sync(path: Path) -> None:

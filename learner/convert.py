@@ -1,8 +1,8 @@
 """Names and layouts: Hugging Face parameters and Megatron-Core's, in both directions.
 
 Megatron-Core fuses query, key and value (interleaved by query group) and the two halves of the gated MLP, and shards
-over tensor-parallel ranks; Hugging Face does neither. `TABLE` is the whole correspondence for dense Llama, Qwen2 and
-Qwen3 models. A *piece* is one Hugging Face tensor's part of one Megatron-Core parameter on one rank.
+over tensor-parallel ranks; Hugging Face does neither. `TABLE` is the whole correspondence for Llama, Qwen2, Qwen3 and
+Qwen3-MoE models. A *piece* is one Hugging Face tensor's part of one Megatron-Core parameter on one rank.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ class Layout(Enum):
 
     WHOLE = auto()
     """One tensor, the same on every rank."""
-    ROWS = auto()
-    """One tensor, rows sharded."""
     COLUMNS = auto()
     """One tensor, columns sharded."""
     VOCAB = auto()
@@ -45,35 +43,48 @@ class Layout(Enum):
 
 
 _ATTENTION = "model.layers.{}.self_attn."
-_QKV_WEIGHTS = tuple(_ATTENTION + name for name in ("q_proj.weight", "k_proj.weight", "v_proj.weight"))
-_QKV_BIASES = tuple(_ATTENTION + name for name in ("q_proj.bias", "k_proj.bias", "v_proj.bias"))
+_MLP = "model.layers.{}.mlp."
+_EXPERT = _MLP + "experts.{}."
+
+
+def _names(prefix: str, suffix: str, *projections: str) -> tuple[str, ...]:
+    return tuple(f"{prefix}{projection}_proj.{suffix}" for projection in projections)
+
 
 TABLE: dict[str, tuple[Layout, tuple[str, ...]]] = {
     "embedding.word_embeddings.weight": (Layout.VOCAB, ("model.embed_tokens.weight",)),
     "decoder.layers.{}.input_layernorm.weight": (Layout.WHOLE, ("model.layers.{}.input_layernorm.weight",)),
-    "decoder.layers.{}.self_attention.linear_qkv.weight": (Layout.QKV, _QKV_WEIGHTS),
-    "decoder.layers.{}.self_attention.linear_qkv.bias": (Layout.QKV, _QKV_BIASES),
+    "decoder.layers.{}.self_attention.linear_qkv.weight": (Layout.QKV, _names(_ATTENTION, "weight", "q", "k", "v")),
+    "decoder.layers.{}.self_attention.linear_qkv.bias": (Layout.QKV, _names(_ATTENTION, "bias", "q", "k", "v")),
     "decoder.layers.{}.self_attention.q_layernorm.weight": (Layout.WHOLE, (_ATTENTION + "q_norm.weight",)),
     "decoder.layers.{}.self_attention.k_layernorm.weight": (Layout.WHOLE, (_ATTENTION + "k_norm.weight",)),
-    "decoder.layers.{}.self_attention.linear_proj.weight": (Layout.COLUMNS, (_ATTENTION + "o_proj.weight",)),
+    "decoder.layers.{}.self_attention.linear_proj.weight": (Layout.COLUMNS, _names(_ATTENTION, "weight", "o")),
+    "decoder.layers.{}.self_attention.linear_proj.bias": (Layout.WHOLE, _names(_ATTENTION, "bias", "o")),
     "decoder.layers.{}.pre_mlp_layernorm.weight": (Layout.WHOLE, ("model.layers.{}.post_attention_layernorm.weight",)),
-    "decoder.layers.{}.mlp.linear_fc1.weight": (
+    "decoder.layers.{}.mlp.linear_fc1.weight": (Layout.GATE_UP, _names(_MLP, "weight", "gate", "up")),
+    "decoder.layers.{}.mlp.linear_fc1.bias": (Layout.GATE_UP, _names(_MLP, "bias", "gate", "up")),
+    "decoder.layers.{}.mlp.linear_fc2.weight": (Layout.COLUMNS, _names(_MLP, "weight", "down")),
+    "decoder.layers.{}.mlp.linear_fc2.bias": (Layout.WHOLE, _names(_MLP, "bias", "down")),
+    "decoder.layers.{}.mlp.router.weight": (Layout.WHOLE, (_MLP + "gate.weight",)),
+    "decoder.layers.{}.mlp.experts.local_experts.{}.linear_fc1.weight": (
         Layout.GATE_UP,
-        ("model.layers.{}.mlp.gate_proj.weight", "model.layers.{}.mlp.up_proj.weight"),
+        _names(_EXPERT, "weight", "gate", "up"),
     ),
-    "decoder.layers.{}.mlp.linear_fc2.weight": (Layout.COLUMNS, ("model.layers.{}.mlp.down_proj.weight",)),
+    "decoder.layers.{}.mlp.experts.local_experts.{}.linear_fc2.weight": (
+        Layout.COLUMNS,
+        _names(_EXPERT, "weight", "down"),
+    ),
     "decoder.final_layernorm.weight": (Layout.WHOLE, ("model.norm.weight",)),
     "output_layer.weight": (Layout.VOCAB, ("lm_head.weight",)),
 }
+"""Megatron-Core's name, with {} for the number of a layer and of an expert, to its layout and Hugging Face's names."""
 
 
 def lookup(name: str) -> tuple[Layout, tuple[str, ...]]:
     """Layout and Hugging Face names of the Megatron-Core parameter `name`; KeyError for an unknown one."""
-    layer = re.search(r"\.layers\.(\d+)\.", name)
-    if layer is None:
-        return TABLE[name]
-    layout, hf_names = TABLE[name.replace(layer.group(), ".layers.{}.", 1)]
-    return layout, tuple(hf_name.format(layer.group(1)) for hf_name in hf_names)
+    numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)
+    layout, hf_names = TABLE[re.sub(r"(?<=\.)\d+(?=\.)", "{}", name)]
+    return layout, tuple(hf_name.format(*numbers) for hf_name in hf_names)
 
 
 def shard_dim(layout: Layout) -> int | None:

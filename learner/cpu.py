@@ -34,7 +34,11 @@ def megatron_calls() -> Iterator[None]:
         yield
         return
     cpu = torch.device("cpu")
-    with mock.patch.object(torch.cuda, "current_device", return_value=cpu), _CudaMeansCpu():
+    with (
+        mock.patch.object(torch.cuda, "current_device", return_value=cpu),
+        mock.patch.object(torch.cuda, "synchronize"),
+        _CudaMeansCpu(),
+    ):
         yield
 
 

@@ -16,16 +16,24 @@ import torch
 from torch import Tensor
 
 from learner.kernels import rotate
-from learner.packing import MicroBatch
+from learner.packing import MicroBatch, Segment
 
 SCORES = 1 << 22
 """Scores that the backward pass holds at once."""
+DENSE_ROWS = 1024
+"""Rows of a segment that is computed as one masked block, at most; the mask has their square."""
+DENSE_WASTE = 5
+"""A segment is computed as one masked block where that has at most this many times its scores. Measured: on short responses the
+copies that the parts of a segment need cost more than the scores that are masked."""
 
 
 @dataclass(frozen=True, slots=True)
 class CpuPlan:
     """The parts into which the attention of a micro-batch falls."""
 
+    dense: tuple[tuple[int, int, Tensor, Tensor], ...]
+    """(start, stop, visible, mask): a segment at once, where that costs little more. `visible`, float32 [rows, rows], is 1
+    where a row attends to another, else 0; `mask` is its logarithm."""
     causal: tuple[tuple[int, int], ...]
     """(start, stop): rows that attend to one another, causally: prompts, and prompts with their only response."""
     cross: tuple[tuple[int, int, int, int], ...]
@@ -38,6 +46,7 @@ class CpuPlan:
 
 def plan_cpu(micro: MicroBatch) -> CpuPlan:
     """Lay out the attention of `micro`."""
+    dense: list[tuple[int, int, Tensor, Tensor]] = []
     causal: list[tuple[int, int]] = []
     cross: list[tuple[int, int, int, int]] = []
     responses: list[tuple[int, int]] = []
@@ -45,6 +54,11 @@ def plan_cpu(micro: MicroBatch) -> CpuPlan:
         if len(segment.response_lens) == 1:
             causal.append((segment.start, segment.stop))
             continue
+        if segment.stop - segment.start <= DENSE_ROWS:
+            visible = _visible(segment)
+            if visible.numel() <= DENSE_WASTE * int(visible.sum()):
+                dense.append((segment.start, segment.stop, visible, visible.log()))
+                continue
         row = segment.start + segment.prompt_len
         causal.append((segment.start, row))
         if segment.stop > row:
@@ -64,7 +78,15 @@ def plan_cpu(micro: MicroBatch) -> CpuPlan:
         places = torch.arange(longest)
         leaves.append(starts + places.minimum(lengths - 1))
         masks.append(places < lengths)
-    return CpuPlan(tuple(causal), tuple(cross), tuple(leaves), tuple(masks))
+    return CpuPlan(tuple(dense), tuple(causal), tuple(cross), tuple(leaves), tuple(masks))
+
+
+def _visible(segment: Segment) -> Tensor:
+    """Float32 [rows, rows]: 1 where a row of the segment attends to another, else 0."""
+    rows = torch.arange(segment.stop - segment.start)
+    lengths = [segment.prompt_len, *(length - 1 for length in segment.response_lens)]
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    return (((owner[:, None] == owner) | (owner == 0)) & (rows[:, None] >= rows)).float()
 
 
 class CpuTreeAttention(torch.autograd.Function):
@@ -76,6 +98,9 @@ class CpuTreeAttention(torch.autograd.Function):
         q, k, v = rotate(query, cos, sin), rotate(key, cos, sin), value.contiguous()
         out = torch.empty_like(q)
         lse = q.new_empty(q.shape[:2], dtype=torch.float32)
+        for start, stop, _, mask in plan.dense:
+            rows = slice(start, stop)
+            out[None, rows], lse[None, rows] = _flash(q[None, rows], k[None, rows], v[None, rows], False, mask)
         for start, stop in plan.causal:
             rows = slice(start, stop)
             out[None, rows], lse[None, rows] = _flash(q[None, rows], k[None, rows], v[None, rows], causal=True)
@@ -105,6 +130,15 @@ class CpuTreeAttention(torch.autograd.Function):
         def part(rows: Any, keys: Any, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
             return _part_backward(q[rows], k[keys], v[keys], grad[rows], lse[rows], delta[rows], causal)
 
+        for start, stop, visible, _ in plan.dense:
+            rows = slice(start, stop)
+            dq[rows], dk[rows], dv[rows] = (
+                x[0]
+                for x in _part_backward(
+                    q[None, rows], k[None, rows], v[None, rows], grad[None, rows], lse[None, rows], delta[None, rows],
+                    True, visible,
+                )
+            )  # fmt: skip
         for start, stop in plan.causal:
             rows = slice(start, stop)
             dq[None, rows], dk[None, rows], dv[None, rows] = part((None, rows), (None, rows), True)
@@ -125,21 +159,30 @@ class CpuTreeAttention(torch.autograd.Function):
         return rotate(dq, cos, -sin), rotate(dk, cos, -sin), dv, None, None, None
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, causal: bool, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """[B, L, heads, D] -> output [B, L, H, D] and log-sum-exp [B, L, H], float32."""
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), 0.0, causal
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), 0.0, causal, attn_mask=mask
     )
     return out.transpose(1, 2), lse.transpose(1, 2)
 
 
 def _part_backward(
-    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, lse: Tensor, delta: Tensor, causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grad: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    causal: bool,
+    visible: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query [B, L, H, D], key and value [B, K, G, D]; `lse` and `delta` [B, L, H] are float32.
 
     Scores are computed in float32, the products of probabilities in the dtype of the inputs. Queries are cut into
-    chunks of rows, and under a causal mask a chunk meets no keys after its last row.
+    chunks of rows, and under a causal mask a chunk meets no keys after its last row. `visible` [L, K] is 0 where a row is not seen.
     """
     batch, num_rows, num_heads, dim = query.shape
     num_keys, groups = key.shape[1], key.shape[2]
@@ -162,8 +205,13 @@ def _part_backward(
         seen = stop if causal else num_keys
         q_chunk, g_chunk = q[:, :, start:stop].flatten(1, 2), g[:, :, start:stop].flatten(1, 2)
         bias_chunk, d_chunk = (x[:, :, start:stop].flatten(1, 2).unsqueeze(2) for x in (bias, d))
-        probs = torch.baddbmm(bias_chunk, q_chunk.float(), k32[:, :seen].mT, beta=-1, alpha=scale).exp_()
-        if causal:
+        probs = torch.baddbmm(bias_chunk, q_chunk.float(), k32[:, :seen].mT, beta=-1, alpha=scale)
+        if visible is None:
+            probs.exp_()
+        else:
+            # A score that is not seen may be large; and minus infinity, whose exponential is slow, is no way to hide it.
+            probs.clamp_max_(0.0).exp_().unflatten(1, (shared, -1)).mul_(visible[start:stop, :seen])
+        if causal and visible is None:
             probs.unflatten(1, (shared, -1)).tril_(start)
         dv[:, :seen] += probs.to(g.dtype).mT @ g_chunk
         scores = (g_chunk @ v[:, :seen].mT).float().sub_(d_chunk).mul_(probs).to(q.dtype)

@@ -61,6 +61,10 @@ class SwiGlu(torch.nn.Module):
         out: Tensor = _SwiGlu.apply(x)  # type: ignore[no-untyped-call]
         return out
 
+    def sharded_state_dict(self, *args: Any) -> dict[str, Any]:
+        """Nothing to save: Megatron-Core's MLP asks each of its parts."""
+        return {}
+
 
 class _SwiGlu(torch.autograd.Function):
     @staticmethod

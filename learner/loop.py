@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from learner.metrics import describe_batch
 from learner.publisher import Publisher
 from learner.settings import LearnerSettings
-from learner.staleness import Gate, totals
+from learner.staleness import Gate, describe_ledger
 from learner.trainer import Trainer
 from learner.trajectory import Trajectory, dumps, loads
 
@@ -83,14 +83,16 @@ def learn(
         hooks.on_wait(f"training step {trained_at + 1}")
         numbers = trainer.train(batch, lambda: stream.queued() if stream else [])
         if stream:
-            stream.mark_trained([trajectory.slot for trajectory in batch])
+            slots = [trajectory.slot for trajectory in batch]
+            numbers |= describe_batch(batch, trained_at, stream.gate.arrivals(slots))
+            stream.mark_trained(slots)
         hooks.on_wait("publishing weights")
         phases = publisher.publish(trainer.version)
         if stream:
             stream.mark_published(trainer.version)
             numbers |= {"step": trainer.version, "version": trainer.version, "wait_for_batch_s": wait_for_batch_s}
             numbers |= {f"weights/{phase}": seconds for phase, seconds in phases.items()}
-            numbers |= describe_batch(batch, trained_at) | _stream_numbers(stream)
+            numbers |= _stream_numbers(stream)
             hooks.on_step(numbers, batch)
         if settings.checkpoint_every and trainer.version % settings.checkpoint_every == 0:
             hooks.save(trainer.version)
@@ -114,5 +116,6 @@ def _next(stream: Stream | None, settings: LearnerSettings, hooks: Hooks) -> Any
 
 
 def _stream_numbers(stream: Stream) -> dict[str, float]:
-    ledger = {f"ledger/{state}": float(count) for state, count in totals(stream.gate.ledger()).items()}
-    return stream.stats() | ledger
+    with stream.frozen():
+        ledger = stream.gate.ledger()
+    return stream.stats() | describe_ledger(ledger)

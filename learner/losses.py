@@ -1,4 +1,19 @@
-"""The policy loss and its diagnostics, per response token, in float32.
+"""The policy loss and its diagnostics, per response token.
+
+One formula, PPO's clipped surrogate (Schulman et al. 2017, eq. 7), with an anchor and a weight that the correction picks::
+
+    ratio = pi_theta / pi_anchor
+    loss  = -weight * min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)
+
+    correction   pi_anchor      weight
+    clip         pi_behave      1
+    decoupled    pi_prox        min(pi_prox / pi_behave, cap)          Hilton et al. 2022, eq. 2; cap: AReaL, Fu et al. 2025
+    tis          sg(pi_theta)   min(sg(pi_theta) / pi_behave, cap)     Espeholt et al. 2018 (IMPALA); Yao et al. 2025
+    none         sg(pi_theta)   1                                      Williams 1992 (REINFORCE)
+
+sg stops the gradient. With sg(pi_theta) as the anchor the ratio is 1, never clipped, and its gradient is that of
+log pi_theta. pi_prox is the policy at the start of the batch's first update: with one update it is sg(pi_theta), and then
+`decoupled` is `tis`. Weights carry no gradient.
 
 Shapes: R response tokens of one micro-batch. Everything is summed here and divided by counts over the *global* batch, so
 neither micro-batches nor ranks change the result.
@@ -6,72 +21,150 @@ neither micro-batches nor ranks change the result.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from learner.settings import LossSettings
 
-DIAGNOSTICS = ("tokens", "clipped", "kl", "weight", "weight_squared", "entropy")
+DIAGNOSTICS = (
+    "tokens",
+    "clipped_low",
+    "clipped_high",
+    "clipped_dual",
+    "truncated",
+    "ratio",
+    "ratio_squared",
+    "kl_behave",
+    "kl_prox",
+    "entropy",
+)
+"""What `TokenLoss.sums` adds up. `ratio` is pi_theta / pi_behave, whatever the correction."""
+MAX_LOG_RATIO = 20.0
+"""Log-ratios beyond this, on either side, count as this and have no gradient: exp would overflow soon after."""
 
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """`loss`: scalar with gradient, already weighted. `sums`: float64 [len(DIAGNOSTICS)], to be added up over micro-batches."""
+    """The loss of one micro-batch's tokens, and what is known of them."""
 
-    loss: torch.Tensor
-    sums: torch.Tensor
+    loss: Tensor
+    """Scalar with gradient, weighted."""
+    sums: Tensor
+    """Float64 [len(DIAGNOSTICS)], to be added up over micro-batches and ranks."""
+    max_ratio: Tensor
+    """Float64 scalar: the largest pi_theta / pi_behave; 0 without tokens."""
 
 
 def policy_loss(
-    logprobs_R: torch.Tensor,
-    behave_logprobs_R: torch.Tensor,
-    advantages_R: torch.Tensor,
-    weights_R: torch.Tensor,
-    entropy_R: torch.Tensor,
+    logprobs_R: Tensor,
+    behave_logprobs_R: Tensor,
+    advantages_R: Tensor,
+    weights_R: Tensor,
+    entropy_R: Tensor,
     settings: LossSettings,
+    prox_logprobs_R: Tensor | None = None,
 ) -> TokenLoss:
-    """PPO's clipped surrogate against the behaviour policy (Schulman et al. 2017, eq. 7), with optional dual clip.
+    """The module's formula, summed over tokens with `weights_R`, which `token_weights` makes.
 
-    ratio = exp(logprobs - behave_logprobs); loss = -min(ratio * A, clip(ratio, 1 - low, 1 + high) * A). With dual clip c
-    (Ye et al. 2020), where A < 0: loss = min(loss, -c * A). `correction = none`: loss = -A * logprobs (REINFORCE).
-    `weights_R` carries the aggregation: 1 / tokens of the global batch, or 1 / (sequences * tokens of the sequence).
+    Dual clip c (Ye et al. 2020) bounds the loss where A < 0: loss = min(loss, -weight * c * A). It is for `clip` and
+    `decoupled`, as the clip range is: the ratio of the others is 1. `prox_logprobs_R`: log pi_prox, for `decoupled`; None
+    says that no update came since the start of the batch, so that it is `logprobs_R` without its gradient.
     """
-    log_ratio = logprobs_R - behave_logprobs_R
-    ratio = log_ratio.clamp(-20, 20).exp()
-    clipped = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-    if settings.correction == "none":
-        per_token = -advantages_R * logprobs_R
-        outside = torch.zeros_like(ratio)
-    else:
-        per_token = torch.maximum(-ratio * advantages_R, -clipped * advantages_R)
-        if settings.dual_clip is not None:
-            bounded = torch.minimum(per_token, -settings.dual_clip * advantages_R)
-            per_token = torch.where(advantages_R < 0, bounded, per_token)
-        outside = (-clipped * advantages_R > -ratio * advantages_R).float()
+    current_R = logprobs_R.detach()
+    prox_R = current_R if prox_logprobs_R is None else prox_logprobs_R
+    importance_R = torch.ones_like(current_R)
+    match settings.correction:
+        case "clip":
+            anchor_R = behave_logprobs_R
+        case "decoupled":
+            anchor_R = prox_R
+            importance_R = _ratio(prox_R - behave_logprobs_R)
+        case "tis":
+            anchor_R = current_R
+            importance_R = _ratio(current_R - behave_logprobs_R)
+        case "none":
+            anchor_R = current_R
+    ratio_R = _ratio(logprobs_R - anchor_R)
+    clipped_R = ratio_R.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    per_token_R = torch.maximum(-ratio_R * advantages_R, -clipped_R * advantages_R)
+    if settings.dual_clip is not None:
+        bounded_R = torch.minimum(per_token_R, -settings.dual_clip * advantages_R)
+        per_token_R = torch.where(advantages_R < 0, bounded_R, per_token_R)
+    loss = (per_token_R * importance_R.clamp(max=settings.importance_cap) * weights_R).sum()
+
     with torch.no_grad():
-        # KL(behave || theta) = E_behave[ratio - 1 - log ratio] >= 0, term by term (Schulman's k3 estimator)
-        kl = ratio - 1 - log_ratio
-        sums = torch.stack(
-            [
-                torch.ones_like(ratio).sum(),
-                outside.sum(),
-                kl.sum(),
-                ratio.sum(),
-                ratio.square().sum(),
-                entropy_R.sum(),
-            ]
-        ).double()
-    return TokenLoss((per_token * weights_R).sum(), sums)
+        falls_R, rises_R = advantages_R < 0, advantages_R > 0
+        log_ratio_R = current_R.double() - behave_logprobs_R
+        importance_ratio_R = _ratio(log_ratio_R)
+        columns = {
+            "tokens": torch.ones_like(log_ratio_R),
+            "clipped_low": falls_R & (ratio_R < 1 - settings.clip_low),
+            "clipped_high": rises_R & (ratio_R > 1 + settings.clip_high),
+            "clipped_dual": falls_R & (ratio_R > (settings.dual_clip or float("inf"))),
+            "truncated": importance_R > settings.importance_cap,
+            "ratio": importance_ratio_R,
+            "ratio_squared": importance_ratio_R.square(),
+            "kl_behave": _kl(log_ratio_R),
+            "kl_prox": _kl(prox_R.double() - behave_logprobs_R),
+            "entropy": entropy_R,
+        }
+        sums = torch.stack([columns[name].double().sum() for name in DIAGNOSTICS])
+        # The padding is the maximum of a micro-batch without tokens.
+        max_ratio = torch.nn.functional.pad(importance_ratio_R, (0, 1)).max()
+    return TokenLoss(loss, sums, max_ratio)
 
 
-def diagnostics(sums: torch.Tensor) -> dict[str, float]:
-    """From sums over the global batch: clip fraction, KL(behave || theta), entropy, and the effective sample size of the
-    importance weights as a share of the tokens, (sum w)^2 / (n * sum w^2)."""
-    tokens, clipped, kl, weight, weight_squared, entropy = sums.tolist()
-    return {
-        "clip_fraction": clipped / tokens,
-        "kl_behave": kl / tokens,
-        "ess": weight**2 / (tokens * weight_squared) if weight_squared else 0.0,
-        "entropy": entropy / tokens,
+def token_weights(lengths: Sequence[int], settings: LossSettings) -> np.ndarray:
+    """The weight of each response token of each sequence, float32 [B]: what makes a sum over tokens the wanted mean.
+
+    `lengths`: response tokens of all B sequences that one optimizer step is over, those of other ranks included. With N
+    tokens in all, `token`: 1 / N; `sequence`: 1 / (B * length), a mean of means; `fixed`: 1 / (B * fixed_length), so that
+    a token counts the same however long its response is and whatever else is in the batch (Dr. GRPO, Liu et al. 2025).
+    """
+    tokens = np.array(lengths, dtype=np.float64)
+    match settings.aggregation:
+        case "token":
+            weights = np.full(len(tokens), 1.0 / tokens.sum())
+        case "sequence":
+            weights = 1.0 / (len(tokens) * tokens)
+        case "fixed":
+            assert settings.fixed_length is not None  # the settings' own check
+            weights = np.full(len(tokens), 1.0 / (len(tokens) * settings.fixed_length))
+    return weights.astype(np.float32)
+
+
+def diagnostics(sums: Tensor, settings: LossSettings) -> dict[str, float]:
+    """From sums over the global batch: means over its response tokens.
+
+    `clip_fraction`: tokens whose gradient the clip range takes away, below (`_low`: A < 0) and above (`_high`: A > 0), and
+    `clip_fraction_dual`: those whose loss the dual clip bounds; `truncated_weights`: tokens whose weight is above the cap.
+    `kl_behave`: KL(behave || theta), and of `decoupled` `kl_prox`: KL(behave || prox). `ess`: the effective sample size of
+    the weights w = pi_theta / pi_behave as a share of the tokens, (sum w)^2 / (tokens * sum w^2) (Kong 1992), 1 on policy.
+    """
+    total = dict(zip(DIAGNOSTICS, sums.tolist(), strict=True))
+    tokens = total["tokens"]
+    numbers = {
+        "clip_fraction": (total["clipped_low"] + total["clipped_high"]) / tokens,
+        "clip_fraction_low": total["clipped_low"] / tokens,
+        "clip_fraction_high": total["clipped_high"] / tokens,
+        "clip_fraction_dual": total["clipped_dual"] / tokens,
+        "truncated_weights": total["truncated"] / tokens,
+        "kl_behave": total["kl_behave"] / tokens,
+        "ess": total["ratio"] ** 2 / (tokens * total["ratio_squared"]),
+        "entropy": total["entropy"] / tokens,
     }
+    return numbers | ({"kl_prox": total["kl_prox"] / tokens} if settings.correction == "decoupled" else {})
+
+
+def _ratio(log_ratio_R: Tensor) -> Tensor:
+    return log_ratio_R.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def _kl(log_ratio_R: Tensor) -> Tensor:
+    """Terms of KL(q || p) >= 0 for tokens that q sampled, from log p - log q: p/q - 1 - log(p/q), Schulman's k3 estimator.
+    Float64, and expm1: close policies leave nothing of it in float32."""
+    return log_ratio_R.clamp(max=MAX_LOG_RATIO).expm1() - log_ratio_R.clamp(max=MAX_LOG_RATIO)

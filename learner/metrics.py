@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -32,8 +32,8 @@ _FACTS = {
 """What is known of a proposal's program once it was looked at: reward part -> metric."""
 
 
-def describe_batch(batch: Sequence[Trajectory], version: int) -> dict[str, float]:
-    """Numbers of a batch that was trained at `version`."""
+def describe_batch(batch: Sequence[Trajectory], version: int, arrivals: Mapping[int, int]) -> dict[str, float]:
+    """Numbers of a batch that was trained at `version`. `arrivals`: see `describe_ages`."""
     by_cell: dict[Cell, list[Trajectory]] = {cell: [] for cell in CELLS}
     for trajectory in batch:
         by_cell[trajectory.cell].append(trajectory)
@@ -42,7 +42,8 @@ def describe_batch(batch: Sequence[Trajectory], version: int) -> dict[str, float
         if members:
             numbers |= _describe_cell(cell, members)
             numbers |= (_describe_proposals if cell.role is Role.PROPOSE else _describe_solutions)(cell.kind, members)
-    return numbers | _describe_ages(batch, version)
+    numbers |= {"batch_size": len(batch), "reward_mean": _mean([t.reward for t in batch])}
+    return numbers | describe_ages(batch, version, arrivals)
 
 
 def describe_advantages(batch: Sequence[Trajectory], advantages: np.ndarray) -> dict[str, float]:
@@ -112,19 +113,30 @@ def _describe_solutions(kind: Kind, members: Sequence[Trajectory]) -> dict[str, 
     return numbers
 
 
-def _describe_ages(batch: Sequence[Trajectory], version: int) -> dict[str, float]:
-    """Ages are in versions: `age = version - oldest`, which is `age_generation` (newest - oldest: weights that changed
-    under the rollout) plus `age_queue` (version - newest)."""
-    ages = np.array([version - t.oldest_version for t in batch])
-    within = np.array([t.newest_version - t.oldest_version for t in batch])
+def describe_ages(batch: Sequence[Trajectory], version: int, arrivals: Mapping[int, int]) -> dict[str, float]:
+    """How old a batch is that was trained at `version`. `arrivals`: slot -> the version that the learner had made when the
+    trajectory came in (`Gate.arrivals`).
+
+    In versions, a trajectory's age = version - oldest = generation + queue + publish:
+
+        age/generation   newest - oldest    the weights that changed while it was sampled
+        age/queue        arrival - newest   from its last token to the learner: versions that the engine had not loaded yet, and
+                                            the judging (a proposal waits for its solutions)
+        age/publish      version - arrival  the wait for the rest of its batch, and for the batches before
+
+    with oldest and newest of its tokens. `age_mean`, `age_max` and the three means are over trajectories.
+    """
+    oldest = np.array([t.oldest_version for t in batch])
+    newest = np.array([t.newest_version for t in batch])
+    arrival = np.array([arrivals[t.slot] for t in batch])
+    ages = version - oldest
     return {
         "age_mean": float(ages.mean()),
         "age_max": float(ages.max()),
-        "age_generation": float(within.mean()),
-        "age_queue": float((ages - within).mean()),
+        "age/generation": float((newest - oldest).mean()),
+        "age/queue": float((arrival - newest).mean()),
+        "age/publish": float((version - arrival).mean()),
         "spanning": _mean([len(t.versions) > 1 for t in batch]),
-        "batch_size": len(batch),
-        "reward_mean": _mean([t.reward for t in batch]),
     }
 
 

@@ -1,13 +1,15 @@
 """The policy that the learner trains: Megatron-Core's GPTModel and optimizer on this rank.
 
 Hugging Face folders in and out (`load_hf`, `save_hf`, `export`), log-probabilities of the responses of a `MicroBatch`,
-and an optimizer step. One tensor-parallel group computes a micro-batch together; data-parallel groups compute
-different ones, and `step` sums their gradients.
+and an optimizer step. Tensor-, pipeline- and context-parallel ranks compute a micro-batch together, each with a part of the
+matrices, of the layers (`pipeline.py`), of the rows (`context.py`); data-parallel ranks compute different ones, and `step`
+sums their gradients.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learner import convert, cpu
+from learner import convert, cpu, pipeline
 from learner.architecture import Architecture
 from learner.convert import HfReader, Layout
 from learner.logprobs import VocabLogprobs
@@ -36,17 +38,21 @@ with warnings.catch_warnings():
     from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
     from learner.attention import plan_attention
+    from learner.context import local_part
     from learner.gpt import build_gpt, transformer_config
+    from learner.model_state import ModelState
 
 TokenLoss = Callable[[int, MicroBatch, Tensor, Tensor], Tensor]
 """(index of the micro-batch, the part of it that this rank has, log-probabilities [R], entropies [R]) -> a scalar loss."""
+TokenLogprobs = tuple[MicroBatch, Tensor, Tensor]
+"""(the part of a micro-batch that this rank has, log-probabilities [R], entropies [R])."""
 
 
 class PolicyModel:
     """A policy on this rank, with its optimizer. `init_parallel` comes first.
 
     Collective over the ranks that compute a micro-batch together: `forward_backward`, `logprobs`, `export`; over all
-    ranks: `step`.
+    ranks: the constructor and `step`.
     """
 
     def __init__(
@@ -62,12 +68,12 @@ class PolicyModel:
         self.architecture = Architecture.read(self.model_dir)
         self.dtype: torch.dtype = getattr(torch, model.dtype)
         self.device = cpu.device()
-        for heads in (self.architecture.num_heads, self.architecture.num_query_groups):
-            if heads % parallel.tensor:
-                raise ValueError(
-                    f"{heads} attention heads cannot be shared over {parallel.tensor} tensor-parallel ranks"
-                )
+        _check_heads(self.architecture, parallel)
+        if model.deterministic:
+            torch.use_deterministic_algorithms(True)
         self._clip_grad = optimizer.clip_grad or math.inf
+        # With context parallelism the optimizer's state is shared out over these ranks too.
+        distributed_optimizer = parallel.distributed_optimizer and parallel.data * parallel.context > 1
         with cpu.megatron_calls(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tensor_parallel.model_parallel_cuda_manual_seed(
@@ -80,7 +86,7 @@ class PolicyModel:
             self._ddp = DistributedDataParallel(
                 config,
                 DistributedDataParallelConfig(
-                    grad_reduce_in_fp32=True, use_distributed_optimizer=parallel.data > 1, bucket_size=None
+                    grad_reduce_in_fp32=True, use_distributed_optimizer=distributed_optimizer, bucket_size=None
                 ),
                 self.gpt,
             )
@@ -95,7 +101,7 @@ class PolicyModel:
                     clip_grad=self._clip_grad,
                     bf16=self.dtype is torch.bfloat16,
                     params_dtype=self.dtype,
-                    use_distributed_optimizer=parallel.data > 1,
+                    use_distributed_optimizer=distributed_optimizer,
                 ),
                 [self._ddp],
                 use_gloo_process_groups=False,
@@ -109,25 +115,30 @@ class PolicyModel:
             if isinstance(self._adam, torch.optim.AdamW):
                 # One pass over the parameters in place of a dozen.
                 group.update(fused=True, foreach=False)
-        dim = self.architecture.head_dim
-        exponents = torch.arange(0, dim, 2, device=self.device).float() / dim
-        self._inv_freq = 1.0 / self.architecture.rope_theta**exponents
+        self.state = ModelState(self.gpt, self._ddp, self._optimizer)
+        self._inv_freq = self.architecture.inverse_frequencies(self.device)
+        self._exports = self._list_exports()
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether this rank has logits, that is, is in the last pipeline stage."""
+        return bool(self.gpt.post_process)
 
     def forward_backward(self, micros: Sequence[MicroBatch], loss: TokenLoss) -> None:
         """Add the gradient of the sum of `loss` over `micros` to the accumulated one.
 
-        `loss` is called in order, once a micro-batch, on the ranks that have its logits; the micro-batch that it is
-        given holds the response tokens whose logits this rank has, and the tensors are aligned with its `targets`,
-        `sequence_index` and `token_index`. Float32; only the log-probabilities carry a gradient.
+        `loss` is called in order, once a micro-batch that has tokens, on the ranks that have its logits. The micro-batch that
+        it is given holds the response tokens whose logits this rank has (with context parallelism a part of them, which may
+        be none), and the tensors are aligned with its `targets`, `sequence_index` and `token_index`. Float32; only the
+        log-probabilities carry a gradient, and the loss must depend on them.
         """
-        for index, micro in enumerate(micros):
-            loss(index, micro, *self._token_logprobs(micro)).backward()
+        self._run(micros, loss)
 
-    @torch.no_grad()
-    def logprobs(self, micros: Sequence[MicroBatch]) -> list[tuple[MicroBatch, Tensor, Tensor]]:
+    def logprobs(self, micros: Sequence[MicroBatch]) -> list[TokenLogprobs]:
         """Log-probabilities and entropies of the response tokens of `micros` as `forward_backward` hands them to a loss;
         empty on ranks that have no logits."""
-        return [(micro, *self._token_logprobs(micro)) for micro in micros]
+        with torch.no_grad():
+            return self._run(micros, None)
 
     def zero_grad(self) -> None:
         """Forget accumulated gradients; before the first micro-batch of a step."""
@@ -135,7 +146,7 @@ class PolicyModel:
         self._optimizer.zero_grad()
 
     def step(self, lr: float) -> tuple[float, bool]:
-        """Sum gradients over data-parallel ranks, clip, and update the weights at learning rate `lr`.
+        """Sum gradients over data- and context-parallel ranks, clip, and update the weights at learning rate `lr`.
 
         Returns the gradient's norm before clipping, and whether weights changed: a norm that is not finite leaves
         them, and the optimizer, as they were.
@@ -153,16 +164,21 @@ class PolicyModel:
         return grad_norm, True
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
-        """Full tensors under Hugging Face names, in the model's dtype, on every rank, one gathered at a time.
+        """Full tensors under Hugging Face names, in the model's dtype, on every rank and in the same order, one at a time.
 
-        A tensor that is not sharded may be the parameter itself: copy it to keep it. Tied embeddings come once.
+        A tensor may be the parameter itself: copy it to keep it. Tied embeddings come once. A pipeline stage gathers
+        its own over its tensor-parallel ranks and gives them to the other stages.
         """
-        for name, parameter in self.gpt.named_parameters():
-            layout, hf_names = convert.lookup(name)
-            pieces = convert.split(layout, parameter.detach(), self.architecture)
-            for hf_name, piece in zip(hf_names, pieces, strict=True):
-                tensor = self._gather(piece, convert.shard_dim(layout))
-                yield hf_name, tensor[: self.architecture.vocab_size] if layout is Layout.VOCAB else tensor
+        mine = self._export_stage()
+        for stage, listed in enumerate(self._exports):
+            for name, shape in listed:
+                if stage == parallel_state.get_pipeline_model_parallel_rank():
+                    tensor = next(mine)
+                else:
+                    tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
+                if len(self._exports) > 1:
+                    pipeline.broadcast(tensor, stage)
+                yield name, tensor
 
     def load_hf(self, model_dir: Path) -> None:
         """Take the weights of another folder of the same architecture. Adam's moments stay."""
@@ -180,40 +196,56 @@ class PolicyModel:
             writer.finish(self.model_dir, self.dtype)
 
     def save_checkpoint(self, directory: Path) -> None:
-        """Write this rank's file in `directory`: parameters, optimizer state and random number generators."""
-        directory.mkdir(parents=True, exist_ok=True)
-        masters = [parameter.detach() for group in self._adam.param_groups for parameter in group["params"]]
-        state = {
-            "parameters": {name: parameter.detach() for name, parameter in self.gpt.named_parameters()},
-            "masters": masters if self.dtype is not torch.float32 else [],
-            "adam": self._adam.state_dict()["state"],
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
-            "megatron_rng": tensor_parallel.get_cuda_rng_tracker().get_states(),
-        }
-        torch.save(state, directory / _rank_file())
+        """Write parameters, optimizer and random number generators into `directory`; collective over all ranks."""
+        self.state.save(directory)
 
     def load_checkpoint(self, directory: Path) -> None:
-        """The inverse of `save_checkpoint`, bit for bit, on the same parallel layout."""
-        state = torch.load(directory / _rank_file(), map_location=self.device, weights_only=True)
-        with torch.no_grad():
-            for name, parameter in self.gpt.named_parameters():
-                parameter.copy_(state["parameters"][name])
-            masters = [parameter for group in self._adam.param_groups for parameter in group["params"]]
-            for master, saved in zip(masters, state["masters"], strict=False):
-                master.copy_(saved)
-        # Hyperparameters are the recipe's, not the checkpoint's.
-        self._adam.load_state_dict({"state": state["adam"], "param_groups": self._adam.state_dict()["param_groups"]})
-        torch.set_rng_state(state["rng"].cpu())
-        if state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu())
-        tensor_parallel.get_cuda_rng_tracker().set_states(state["megatron_rng"])
+        """The inverse of `save_checkpoint`, bit for bit, on any parallel layout; collective over all ranks."""
+        self.state.load(directory)
 
-    def _token_logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of each response token, float32 [R] each; only the first carries a gradient."""
+    def _run(self, micros: Sequence[MicroBatch], loss: TokenLoss | None) -> list[TokenLogprobs]:
+        """Forward and backward passes over `micros`, or without a loss forward only, returning what was found."""
+        # Ranks that compute a micro-batch together agree on which are empty, and gradients are summed only in `step`.
+        filled = [(index, micro) for index, micro in enumerate(micros) if micro.num_tokens]
+        context = parallel_state.get_context_parallel_group()
+        parts = [local_part(micro, context.rank(), context.size()) for _, micro in filled]
+
+        def forward(place: int) -> Tensor:
+            _, micro = filled[place]
+            plan = plan_attention(
+                micro,
+                self._inv_freq,
+                self.dtype,
+                cpu_kernels=self.device.type == "cpu",
+                context=context if context.size() > 1 else None,
+            )
+            embedded = None
+            if self.gpt.pre_process:
+                input_ids = torch.from_numpy(parts[place].input_ids).to(self.device).unsqueeze(0)
+                embedded = self.gpt.embedding(input_ids=input_ids, position_ids=None)
+            # GPTModel's own forward knows neither shared prompts nor chosen rows.
+            hidden: Tensor = self.gpt.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=plan)
+            return hidden
+
+        def finish(place: int, hidden: Tensor) -> Tensor | TokenLogprobs:
+            part = parts[place]
+            logprobs, entropy = self._token_logprobs(part, hidden.squeeze(1))
+            if loss is None:
+                return part, logprobs, entropy
+            value = loss(filled[place][0], part, logprobs, entropy)
+            if not value.requires_grad:
+                # The schedule would leave out this backward pass, and other ranks wait for it.
+                raise ValueError("a loss must depend on the log-probabilities that it is given, even if there are none")
+            return value
+
+        with cpu.megatron_calls():
+            return pipeline.run(self.gpt, len(filled), forward, finish, forward_only=loss is None)
+
+    def _token_logprobs(self, micro: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of each response token, float32 [R] each, of the last stage's output [T, E]; only the
+        first carries a gradient."""
         if micro.num_targets == 0:
-            return torch.zeros(0, device=self.device, requires_grad=True), torch.zeros(0, device=self.device)
-        hidden = self._hidden_states(micro)
+            return hidden[:0].sum(1).float(), torch.zeros(0, device=self.device)
         rows = hidden.index_select(0, torch.from_numpy(micro.logit_rows).to(self.device))
         # Its backward sums the gradients of the vocabulary's shards.
         rows = tensor_parallel.copy_to_tensor_model_parallel_region(rows)
@@ -227,19 +259,47 @@ class PolicyModel:
 
     @property
     def _output_weight(self) -> Tensor:
-        """[V, E]: this rank's rows of the output matrix."""
-        tied = self.architecture.tied
-        weight: Tensor = self.gpt.embedding.word_embeddings.weight if tied else self.gpt.output_layer.weight
-        return weight
+        """[V, E]: this rank's rows of the output matrix. Where it is the embedding, and both are here, there is one parameter."""
+        weight: Tensor | None = self.gpt.output_layer.weight
+        return self.gpt.embedding.word_embeddings.weight if weight is None else weight
 
-    def _hidden_states(self, micro: MicroBatch) -> Tensor:
-        """[T, E], after the final norm. GPTModel's own forward knows neither shared prompts nor chosen rows."""
-        plan = plan_attention(micro, self._inv_freq, self.dtype, cpu_kernels=self.device.type == "cpu")
-        input_ids = torch.from_numpy(micro.input_ids).to(self.device).unsqueeze(0)
-        with cpu.megatron_calls():
-            embedded = self.gpt.embedding(input_ids=input_ids, position_ids=None)
-            hidden: Tensor = self.gpt.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=plan)
-        return hidden.squeeze(1)
+    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """This rank's parameters under the names that they have in a model without pipeline stages; a tied embedding's
+        second copy, on the last stage, under the embedding's."""
+        offset = self.gpt.decoder.layers[0].layer_number - 1
+        for name, parameter in self.gpt.named_parameters():
+            if name == "output_layer.weight" and self.architecture.tied:
+                name = "embedding.word_embeddings.weight"
+            yield re.sub(r"(?<=\.layers\.)\d+", lambda layer: str(int(layer.group()) + offset), name), parameter
+
+    def _pieces(self) -> Iterator[tuple[str, Layout, Tensor]]:
+        """(Hugging Face name, layout, piece) of what this stage exports."""
+        for name, parameter in self._parameters():
+            if name == "embedding.word_embeddings.weight" and not self.gpt.pre_process:
+                continue  # the first stage exports it
+            layout, hf_names = convert.lookup(name)
+            for hf_name, piece in zip(
+                hf_names, convert.split(layout, parameter.detach(), self.architecture), strict=True
+            ):
+                yield hf_name, layout, piece
+
+    def _list_exports(self) -> list[list[tuple[str, list[int]]]]:
+        """Names and shapes of the whole tensors of every stage; collective over stages."""
+        listed = []
+        for name, layout, piece in self._pieces():
+            shape, dim = list(piece.shape), convert.shard_dim(layout)
+            if layout is Layout.VOCAB:
+                shape[0] = self.architecture.vocab_size
+            elif dim is not None:
+                shape[dim] *= parallel_state.get_tensor_model_parallel_world_size()
+            listed.append((name, shape))
+        return pipeline.gather(listed, self.device)
+
+    def _export_stage(self) -> Iterator[Tensor]:
+        """Whole tensors of this stage; collective over its tensor-parallel ranks."""
+        for _, layout, piece in self._pieces():
+            tensor = self._gather(piece, convert.shard_dim(layout))
+            yield (tensor[: self.architecture.vocab_size] if layout is Layout.VOCAB else tensor).contiguous()
 
     @torch.no_grad()
     def _read_hf(self, model_dir: Path) -> None:
@@ -248,7 +308,7 @@ class PolicyModel:
             parallel_state.get_tensor_model_parallel_world_size(),
         )
         with HfReader(model_dir) as reader:
-            for name, parameter in self.gpt.named_parameters():
+            for name, parameter in self._parameters():
                 layout, hf_names = convert.lookup(name)
                 pieces = [reader.read(hf_name, layout, rank, size) for hf_name in hf_names]
                 local = convert.join(layout, pieces, self.architecture)
@@ -265,5 +325,17 @@ class PolicyModel:
         return torch.cat(pieces, dim)
 
 
-def _rank_file() -> str:
-    return f"rank_{dist.get_rank():05d}.pt"
+def _check_heads(shape: Architecture, parallel: ParallelSettings) -> None:
+    """ValueError, with the mend, for attention heads that the tensor- and context-parallel ranks cannot share."""
+    for heads in (shape.num_heads, shape.num_query_groups):
+        if heads % parallel.tensor:
+            raise ValueError(
+                f"{heads} attention heads cannot be shared over {parallel.tensor} tensor-parallel ranks: "
+                f"set tensor to a divisor of {math.gcd(shape.num_heads, shape.num_query_groups)}"
+            )
+    local = shape.num_heads // parallel.tensor
+    if local % parallel.context:
+        raise ValueError(
+            f"{local} attention heads (of {shape.num_heads}, on each tensor-parallel rank) cannot be shared over "
+            f"{parallel.context} context-parallel ranks: set context to a divisor of {local}"
+        )

@@ -24,6 +24,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from learner import balance
+from learner.balance import CostModel, Group
+
 TokenSequence = tuple[np.ndarray, np.ndarray]
 """(prompt_ids [P], response_ids [N]), both of integers and with at least one token."""
 
@@ -71,61 +74,64 @@ class MicroBatch:
         return len(self.targets)
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Sequences that share a prompt, as indices into the batch, longest response first."""
-
-    members: tuple[int, ...]
-    num_rows: int
-
-
 def pack(
-    sequences: Sequence[TokenSequence], token_budget: int, members: Iterable[int] | None = None
+    sequences: Sequence[TokenSequence],
+    token_budget: int,
+    members: Iterable[int] | None = None,
+    cost: CostModel | None = None,
 ) -> list[MicroBatch]:
-    """Pack `sequences` into micro-batches of at most `token_budget` rows.
+    """Pack `sequences` into micro-batches of at most `token_budget` rows, as few as that needs, of even cost.
 
     Groups larger than the budget are split, repeating the prompt; a single sequence larger than the budget has a
     micro-batch of its own. Deterministic: the same input gives the same micro-batches. `members` are the indices of
     the sequences to pack, all by default; `sequence_index` counts in `sequences` either way.
     """
-    groups: list[_Group] = []
-    for group in _group(sequences, range(len(sequences)) if members is None else members):
-        groups.extend(_split(sequences, group, token_budget))
-    bins: list[list[_Group]] = []
-    free: list[int] = []
-    # First-fit decreasing: within 22% of the fewest micro-batches, and simple to reason about.
-    for group in sorted(groups, key=lambda group: (-group.num_rows, group.members)):
-        for index, room in enumerate(free):
-            if group.num_rows <= room:
-                bins[index].append(group)
-                free[index] -= group.num_rows
-                break
-        else:
-            bins.append([group])
-            free.append(token_budget - group.num_rows)
-    return [_build(sequences, groups) for groups in bins]
+    chosen = range(len(sequences)) if members is None else members
+    parts = _parts(sequences, chosen, token_budget, cost or CostModel())
+    bins = balance.fill(parts, balance.fewest_bins(parts, token_budget), token_budget)
+    return [_build(sequences, groups) for groups in bins if groups]
 
 
-def pack_ranks(sequences: Sequence[TokenSequence], token_budget: int, num_ranks: int) -> list[list[MicroBatch]]:
-    """The micro-batches of each data-parallel rank, equally many on all: ranks that have fewer get empty ones."""
-    packed = [pack(sequences, token_budget, members) for members in split_ranks(sequences, num_ranks)]
-    most = max(len(micros) for micros in packed)
-    return [micros + [empty_micro_batch()] * (most - len(micros)) for micros in packed]
+def pack_ranks(
+    sequences: Sequence[TokenSequence], token_budget: int, num_ranks: int, cost: CostModel | None = None
+) -> list[list[MicroBatch]]:
+    """The micro-batches of each data-parallel rank, equally many on all: ranks that have fewer get empty ones.
 
-
-def split_ranks(sequences: Sequence[TokenSequence], num_ranks: int) -> list[list[int]]:
-    """Share `sequences` out over data-parallel ranks: lists of indices, ascending, balanced by rows to compute.
-
-    Sequences with the same prompt stay on one rank. The largest group goes first, each to the rank with the least.
+    Ranks and the micro-batches of each are even by `cost`, by default the rows. See `pack` and `split_ranks`.
     """
-    shares: list[list[int]] = [[] for _ in range(num_ranks)]
-    loads = [0] * num_ranks
-    groups = sorted(_group(sequences, range(len(sequences))), key=lambda group: (-group.num_rows, group.members))
-    for group in groups:
-        rank = loads.index(min(loads))
-        shares[rank].extend(group.members)
-        loads[rank] += group.num_rows
-    return [sorted(share) for share in shares]
+    model = cost or CostModel()
+    parts = [_parts(sequences, share, token_budget, model) for share in split_ranks(sequences, num_ranks, model)]
+    count = max(balance.fewest_bins(groups, token_budget) for groups in parts)
+    return [
+        [_build(sequences, groups) if groups else empty_micro_batch() for groups in bins]
+        for bins in (balance.fill(groups, count, token_budget) for groups in parts)
+    ]
+
+
+def split_ranks(sequences: Sequence[TokenSequence], num_ranks: int, cost: CostModel | None = None) -> list[list[int]]:
+    """Share `sequences` out over data-parallel ranks, balanced by cost: lists of indices, ascending.
+
+    Sequences with the same prompt stay on one rank unless that leaves ranks waiting: see `balance.share_out`.
+    """
+    groups = _group(sequences, range(len(sequences)), cost or CostModel())
+    return [
+        sorted(member for group in share for member in group.members) for share in balance.share_out(groups, num_ranks)
+    ]
+
+
+def micro_batch_cost(micro: MicroBatch, cost: CostModel) -> int:
+    """What `micro` costs to compute, in the units of `cost`; nothing for padding that its attention may add."""
+    return sum(
+        cost.prompt(segment.prompt_len)
+        + sum(cost.response(segment.prompt_len, length) for length in segment.response_lens)
+        for segment in micro.segments
+    )
+
+
+def idle_share(by_rank: Sequence[Sequence[MicroBatch]], cost: CostModel) -> float:
+    """The share of their time that ranks wait for the slowest, by cost: 1 - mean / max over ranks."""
+    loads = [sum(micro_batch_cost(micro, cost) for micro in micros) for micros in by_rank]
+    return 1.0 - sum(loads) / (len(loads) * max(loads))
 
 
 def empty_micro_batch() -> MicroBatch:
@@ -134,40 +140,49 @@ def empty_micro_batch() -> MicroBatch:
     return MicroBatch(none, none, (), none, none, none, none)
 
 
-def _group(sequences: Sequence[TokenSequence], members: Iterable[int]) -> list[_Group]:
+def _group(sequences: Sequence[TokenSequence], members: Iterable[int], cost: CostModel) -> list[Group]:
     """Groups of identical prompts, in order of first appearance."""
     by_prompt: dict[bytes, list[int]] = {}
     for index in members:
         by_prompt.setdefault(np.asarray(sequences[index][0], dtype=np.int64).tobytes(), []).append(index)
-    # Longest first: the attention pads responses of similar length together.
-    return [
-        _sized(sequences, sorted(indices, key=lambda i: (-len(sequences[i][1]), i))) for indices in by_prompt.values()
-    ]
+    groups = []
+    for indices in by_prompt.values():
+        # Longest first: the attention pads responses of similar length together.
+        ordered = sorted(indices, key=lambda index: (-len(sequences[index][1]), index))
+        prompt_len = len(sequences[ordered[0]][0])
+        lengths = [len(sequences[index][1]) for index in ordered]
+        groups.append(
+            Group(
+                prompt=ordered[0],
+                members=tuple(ordered),
+                prompt_rows=prompt_len,
+                response_rows=tuple(length - 1 for length in lengths),
+                prompt_cost=cost.prompt(prompt_len),
+                response_costs=tuple(cost.response(prompt_len, length) for length in lengths),
+            )
+        )
+    return groups
 
 
-def _sized(sequences: Sequence[TokenSequence], members: Sequence[int]) -> _Group:
-    num_rows = len(sequences[members[0]][0]) + sum(len(sequences[i][1]) - 1 for i in members)
-    return _Group(tuple(members), num_rows)
+def _parts(
+    sequences: Sequence[TokenSequence], members: Iterable[int], token_budget: int, cost: CostModel
+) -> list[Group]:
+    """Groups of identical prompts, those beyond the budget cut into parts that fit it, each with the prompt again."""
+    parts: list[Group] = []
+    for group in _group(sequences, members, cost):
+        places: list[int] = []
+        room = token_budget - group.prompt_rows
+        for place, rows in enumerate(group.response_rows):
+            if places and rows > room:
+                parts.append(group.part(places))
+                places, room = [], token_budget - group.prompt_rows
+            places.append(place)
+            room -= rows
+        parts.append(group.part(places))
+    return parts
 
 
-def _split(sequences: Sequence[TokenSequence], group: _Group, token_budget: int) -> list[_Group]:
-    """Cut a group into parts that fit the budget, each with the prompt again."""
-    if group.num_rows <= token_budget:
-        return [group]
-    prompt_len = len(sequences[group.members[0]][0])
-    parts: list[list[int]] = []
-    room = 0
-    for index in group.members:
-        rows = len(sequences[index][1]) - 1
-        if not parts or rows > room:
-            parts.append([])
-            room = token_budget - prompt_len
-        parts[-1].append(index)
-        room -= rows
-    return [_sized(sequences, part) for part in parts]
-
-
-def _build(sequences: Sequence[TokenSequence], groups: Sequence[_Group]) -> MicroBatch:
+def _build(sequences: Sequence[TokenSequence], groups: Sequence[Group]) -> MicroBatch:
     tokens: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     segments: list[Segment] = []

@@ -34,7 +34,8 @@ def init_parallel(
     """
     if parallel.world_size != world_size:
         raise ValueError(
-            f"tensor {parallel.tensor} x data {parallel.data} needs {parallel.world_size} ranks, not {world_size}"
+            f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x context {parallel.context} x data {parallel.data} "
+            f"needs {parallel.world_size} ranks, not {world_size}"
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(rank % torch.cuda.device_count())
@@ -53,6 +54,14 @@ def init_parallel(
     with cpu.megatron_calls():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,
+            pipeline_model_parallel_size=parallel.pipeline,
+            context_parallel_size=parallel.context,
             distributed_timeout_minutes=math.ceil(timeout / 60),
             create_gloo_process_groups=False,
         )
+
+
+def data_rank() -> int:
+    """Which of the data-parallel shares of a batch this rank computes; ranks that compute one together have the same."""
+    rank: int = parallel_state.get_data_parallel_rank(with_context_parallel=False)
+    return rank

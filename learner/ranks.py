@@ -57,6 +57,12 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def max(self, values: torch.Tensor) -> torch.Tensor:
+        """Maximum over all ranks, element by element, in place. Collective."""
+        if self.world_size > 1:
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
+
     def barrier(self) -> None:
         """Wait for all ranks. Collective."""
         if self.world_size > 1:

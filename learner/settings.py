@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import ipaddress
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from executor.settings import Section
 from executor.tasks import Kind
 from learner.trajectory import Cell, Role
+
+OnStale = Literal["wait", "drop", "train"]
+"""What becomes of a straggler (`learner.staleness`)."""
 
 
 class ModelSettings(Section):
@@ -18,6 +22,9 @@ class ModelSettings(Section):
     """A Hugging Face model folder, or the name of a model that `azr model prepare` knows."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Parameters and activations of the learner; the optimizer's masters are float32 either way."""
+    deterministic: bool = False
+    """Use only operations that give the same bits every time, and fail at others: slower on GPUs, where it also needs
+    `CUBLAS_WORKSPACE_CONFIG=:4096:8` in the environment. It holds for the whole process. With `float32`, for tests."""
 
 
 class ParallelSettings(Section):
@@ -46,7 +53,7 @@ class OptimizerSettings(Section):
     lr: float = Field(default=1e-6, gt=0)
     """Learning rate."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises linearly from 0."""
+    """Versions over which the learning rate rises linearly from 0."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """AdamW's decay of the first moment."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -62,16 +69,32 @@ class OptimizerSettings(Section):
 class LossSettings(Section):
     """`[learner.loss]`: the off-policy correction and the aggregation over tokens."""
 
-    correction: Literal["clip", "none"] = "clip"
-    """`clip`: PPO's clipped ratio against the behaviour policy; `none`: plain policy gradient, for the ablation."""
+    correction: Literal["clip", "decoupled", "tis", "none"] = "clip"
+    """`clip`: PPO's clipped ratio against the behaviour policy. `decoupled`: against the policy at the batch's start, weighted
+    with that policy's truncated ratio to the behaviour policy. `tis`: policy gradient with truncated importance weights.
+    `none`: plain policy gradient, for the ablation."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
-    """The ratio is clipped below at 1 - clip_low."""
+    """The ratio of `clip` and `decoupled` is clipped below at 1 - clip_low."""
     clip_high: float = Field(default=0.2, gt=0)
-    """The ratio is clipped above at 1 + clip_high."""
+    """The ratio of `clip` and `decoupled` is clipped above at 1 + clip_high."""
     dual_clip: float | None = Field(default=None, gt=1)
-    """Bound of the loss for negative advantages (dual-clip PPO); unset turns it off."""
-    aggregation: Literal["token", "sequence"] = "token"
-    """`token`: mean over the response tokens of the global batch; `sequence`: mean over sequences of their token means."""
+    """Of `clip` and `decoupled`: bound of the loss for negative advantages (dual-clip PPO); unset turns it off."""
+    importance_cap: float = Field(default=2.0, ge=1)
+    """Of `decoupled` and `tis`: importance weights are truncated here. Lower has less variance and more bias."""
+    aggregation: Literal["token", "sequence", "fixed"] = "token"
+    """`token`: mean over the response tokens of the global batch; `sequence`: mean over sequences of their token means;
+    `fixed`: sum over tokens / (sequences x fixed_length), as in Dr. GRPO."""
+    fixed_length: int | None = Field(default=None, gt=0)
+    """Of `aggregation = fixed`, which needs it: the length that a response's sum is divided by, in tokens."""
+
+    @model_validator(mode="after")
+    def _fixed_needs_a_length(self) -> Self:
+        if self.aggregation == "fixed" and self.fixed_length is None:
+            raise ValueError(
+                'aggregation = "fixed" needs fixed_length: the number of tokens that the sum over a response is divided by, '
+                "for instance the longest response allowed"
+            )
+        return self
 
 
 class AdvantageSettings(Section):
@@ -87,7 +110,7 @@ class AdvantageSettings(Section):
 
 
 class BatchSettings(Section):
-    """`[learner.batch]`: how many trajectories of each (kind, role) cell make one optimizer step.
+    """`[learner.batch]`: how many trajectories of each (kind, role) cell make one batch, and so one version.
 
     A batch holds these quotas, cell by cell, however unevenly episodes finish. A cell starves where its kind's proposals
     are invalid: its solve slots are then spent on tasks of the buffer (`replayed/<kind>` in the metrics says how many), and
@@ -113,17 +136,25 @@ class LearnerSettings(Section):
     """`[learner]`: batches, loss, optimizer, parallel layout, checkpoints."""
 
     steps: int = Field(default=500, ge=1)
-    """Optimizer steps of the whole run, resumed ones included."""
+    """Batches that the whole run trains on, resumed ones included; each makes one version of the policy."""
     max_staleness: int = Field(default=1, ge=0, le=64)
     """A trajectory is trained at most this many versions after the policy that started it; 0 is synchronous."""
+    on_stale: OnStale = "wait"
+    """`wait`: a batch waits for its stragglers, so slow and hard tasks are not under-represented. `drop` and `train`: a batch is
+    what came first; a trajectory that is then too old is dropped and counted, or trained (above `max_staleness`) and counted."""
+    updates_per_batch: int = Field(default=1, ge=1, le=64)
+    """Optimizer steps that one batch is split into (PPO's mini-batches), each on its own part; they make one version."""
     micro_batch_tokens: int = Field(default=4096, ge=64)
     """Token budget of one forward and backward pass."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of each learner rank; 0 leaves the choice to torch."""
     checkpoint_every: int = Field(default=50, ge=0)
-    """Steps between checkpoints; one is always written at the end. 0: only that one."""
+    """Steps between checkpoints; one is always written at the end. 0: only that one. The run waits only while the state is
+    copied in memory (16 bytes a parameter on rank 0, until it is written); serial mode first plays what is in flight to its end."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints that stay on disk."""
+    max_restarts: int = Field(default=3, ge=0)
+    """How often the learner is started again from its last checkpoint within `actors.restart_window_s` before the run stops."""
     sync_timeout_s: float = Field(default=120.0, gt=0)
     """Deadline of each phase of a weight broadcast, in seconds."""
     batch_timeout_s: float = Field(default=600.0, gt=0)
@@ -133,3 +164,43 @@ class LearnerSettings(Section):
     advantage: AdvantageSettings = AdvantageSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     parallel: ParallelSettings = ParallelSettings()
+
+
+class StreamSettings(Section):
+    """`[stream]`: the learner's socket, who may use it, and how long silence is borne."""
+
+    host: str = "127.0.0.1"
+    """Address that the learner binds to and that actors connect to. Actors on other machines need one that they can reach."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port of the learner; 0 takes a free one."""
+    curve: Literal["auto", "on", "off"] = "auto"
+    """Encrypt, and let in only who has the keys of this run (made for it in its folder `keys/`): `auto` means beyond loopback.
+    With `off` anybody who reaches the port can read trajectories and send their own."""
+    actor_silent_s: float = Field(default=60.0, gt=0)
+    """An actor that is silent, or takes nothing, for so many seconds is lost: what it held is granted to others."""
+    learner_silent_s: float = Field(default=10.0, gt=0)
+    """After so many seconds without a word from the learner an actor says so, and greets it again until it answers."""
+    learner_timeout_s: float = Field(default=600.0, gt=0)
+    """After so many seconds without a word from the learner an actor gives up, naming it."""
+    drain_s: float = Field(default=30.0, ge=0)
+    """How long a run that stops waits for what is in flight, so that its last checkpoint has it. 0: not at all."""
+
+    @property
+    def bind(self) -> str:
+        """As ZeroMQ writes it."""
+        return f"tcp://{self.host}:{self.port}"
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the stream needs keys."""
+        return self.curve == "on" or (self.curve == "auto" and not _is_loopback(self.host))
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether nobody outside this machine can reach `host`. A name may lead anywhere."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

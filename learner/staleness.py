@@ -1,45 +1,69 @@
-"""The gate and the ledger: what may start, and where everything that started is.
+"""The gate: what may start, and what a batch is made of. With the ledger (`learner/ledger.py`).
 
 Policy only: no I/O, no clocks, no threads. The stream server, serial mode and a simulator drive the same objects.
 
-Every *slot* is granted for one trajectory of one cell of one numbered batch; batch `b` makes version `b + 1` out of
-version `b`. With `v` the published version (trained, and loaded by every engine) and `S = max_staleness`:
+Batch `b` makes version `b + 1` out of version `b`. A batch has `quota` *places* in every cell. A *slot* is granted for one
+trajectory and sits on one place. With `v` the published version (trained, and loaded by every engine), `t` the next batch
+to train (`t = v`, or more between training and publishing) and `S = max_staleness`:
 
-  G1  slots of batch b are granted only while b <= v + S, so that in every cell
+  G1  batch b is open, and its places are granted, once b <= v + S. Hence in every cell
           granted - settled <= (S + 1) * quota
-  G2  batch b is trained at version b by construction, hence age = b - (oldest version in its tokens) <= S
-  G3  batch b is ready when each of its slots is queued or was returned; `on_stale = wait` means that nothing overtakes a
-      straggler, so slow and hard tasks are not under-represented
-  L1  granted = trained + dropped + returned + queued + in flight, in every cell, at every moment
+      A slot is settled when the version that it trained is published, or when it is dropped or returned.
+  G2  age = b - (oldest version in the tokens) <= S for all that is trained, unless `on_stale` is `train`.
+  G3  A place of an open batch is ungranted, in flight, queued or spent; it has one of these states and never moves between
+      batches: only slots do. A trajectory that comes in makes it queued. A dropped slot makes it ungranted again: it is
+      granted anew. A returned slot (its actor had no task to fill it with) spends it: the batch goes on without it.
+  G4  Batch t is ready when each of its places is queued or spent. It has quota - spent trajectories in each cell; what is
+      queued keeps its place, so nothing is trained twice or in another batch.
+  L1  granted = trained + dropped + returned + queued + in flight, in every cell, at every moment.
 
-A slot is *settled* when the version that it trained is published, or when it is dropped or returned. A dropped slot (its
-actor died) is granted again within the same batch. A returned slot (its actor had no task to fill it with) is not: the
-batch goes on without it, so no batch waits for a cell that cannot fill.
+`on_stale` says who sits on which place when a slot comes in, filled or returned:
 
-Slots are handed out as *episodes*: some proposals of one kind, with the slots of their solutions, to one actor. An
-actor that holds a proposal therefore already holds all that the proposal can come to need: nobody waits for a slot
-while holding one, and there is no deadlock, at any staleness, valid proposals or not.
+  wait    Its own. Nothing overtakes a straggler, so slow and hard tasks are not under-represented. G2 holds by construction:
+          a slot of batch b was granted at version b - S or later.
+  drop    The earliest place of its cell that is not filled; who sat there sits on the other's place from now on. So a batch
+          is what came first, and a straggler holds nothing up. Its place says what version it would train: a trajectory
+          that would be too old there is dropped as `stale` at once (what is queued keeps its place, hence G2).
+  train   As `drop`, but the old trajectory is taken and counted (`stale_trained`).
+
+At S = 0 only one batch is open, so there is nothing to overtake: the three are one, and exactly synchronous.
+
+No deadlock, at any S, in any mode. Slots are handed out as *episodes*: some proposals of one kind, with the slots of their
+solutions, to one actor. An actor that holds a proposal thus holds all that the proposal can come to need, so every slot in
+flight comes in, or its actor fails or is lost: nobody waits for a slot while holding one. Any ungranted place is granted to
+whoever asks and has nothing in flight. Batch t is open once t - 1 is published. A slot that is granted at version t comes in
+with age <= S whatever its place, so only the finitely many that were in flight before can be dropped as stale. Hence the
+places of batch t are filled or spent after finitely many events; if everything is returned, all are spent.
+
+Restarts. A gate is restored from a checkpoint, and with it the ledger of that moment. If the actors died, too, what was in
+flight is dropped, and numbers go on where they were: a run that is resumed is the run that was not interrupted. If they live
+(`keep_in_flight`), what was in flight may still come in; an actor says what it has (`reclaim`), the rest is dropped. What
+was granted *after* the checkpoint is unknown to the restored gate, is in no count, and is refused:
+
+  R1  slots and episodes of a later life of the learner have numbers that no earlier life has used: they start at
+      epoch * 2**32, where epoch = the checkpoint's epoch + life. `life` counts the restarts under one supervisor, so epochs
+      rise from life to life, also where two lives start from the same checkpoint or from none.
+
+Tokens that were sampled from a version which the restart undid carry its number. Their log-probabilities are their own, so
+the correction holds for them as for any other.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from executor.tasks import Kind
-from learner.settings import BatchSettings
+from learner.ledger import CellCounts, DropReason, conserved, describe_ledger, totals, verdict
+from learner.settings import BatchSettings, OnStale
 from learner.trajectory import CELLS, Cell, Role
 
+__all__ = ["CellCounts", "DropReason", "Gate", "Grant", "Holder", "conserved", "describe_ledger", "totals", "verdict"]
 
-class DropReason(StrEnum):
-    """Why a slot's trajectory will never be trained."""
-
-    ACTOR_LOST = "actor_lost"
-    LEARNER_RESTART = "learner_restart"
-    ROLLOUT_FAILED = "rollout_failed"
+NUMBERS_PER_EPOCH = 1 << 32
+"""More slots than one life of a learner can grant."""
 
 
 class Holder(NamedTuple):
@@ -56,6 +80,7 @@ class Grant:
     episode: int
     kind: Kind
     batch: int
+    """The batch on whose places the slots sit at first."""
     propose: tuple[int, ...]
     solve: tuple[int, ...]
 
@@ -70,43 +95,54 @@ class _Slot:
     cell: Cell
     batch: int
     holder: Holder
-    queued: bool = False
+    arrived: int | None = None
+    """The next batch to train when it came in; None while it is in flight."""
+    oldest: int = -1
 
 
-@dataclass(slots=True)
-class CellCounts:
-    """Where the slots of one cell are. `queued` and `in_flight` are counted from the slots themselves, the rest as events."""
+class _Batch:
+    """The places of an open batch. The spent ones are those that are in none of the three."""
 
-    granted: int = 0
-    trained: int = 0
-    returned: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    queued: int = 0
-    in_flight: int = 0
+    def __init__(self, ungranted: Mapping[Cell, int]) -> None:
+        self.ungranted = dict.fromkeys(CELLS, 0) | dict(ungranted)
+        self.in_flight: dict[Cell, dict[int, None]] = {cell: {} for cell in CELLS}
+        self.queued: list[int] = []
 
     @property
-    def conserved(self) -> bool:
-        """L1 for this cell."""
-        ended = self.trained + self.returned + self.dropped.total()
-        return self.granted == ended + self.queued + self.in_flight
+    def filled(self) -> bool:
+        return not any(self.ungranted.values()) and not any(self.in_flight.values())
 
 
 class Gate:
-    """Grants slots under bounded staleness, forms batches in the order of grants, and keeps the ledger."""
+    """Grants slots under bounded staleness, forms batches, and keeps the ledger."""
 
     def __init__(
-        self, batch: BatchSettings, max_staleness: int, solutions: int, proposals_per_prompt: int = 1, version: int = 0
+        self,
+        batch: BatchSettings,
+        max_staleness: int,
+        solutions: int,
+        proposals_per_prompt: int = 1,
+        version: int = 0,
+        on_stale: OnStale = "wait",
+        life: int = 0,
     ) -> None:
-        """`solutions`: n, the most solve slots that travel with one proposal. `version`: the first published version."""
+        """`solutions`: n, the most solve slots that travel with one proposal. `version`: the first published version.
+        `life`: how often the learner was restarted while its actors may have lived on (R1)."""
         self.max_staleness = max_staleness
         self.version = version
+        self.on_stale = on_stale
+        self.life = life
+        self.late = 0
+        """Trajectories that were refused: their slot ended, is queued already, was never granted, or is somebody else's."""
         self._quota = {cell: batch.quota(cell) for cell in CELLS}
         self._solutions = solutions
         self._proposals_per_prompt = proposals_per_prompt
-        self._next_slot = 0
-        self._next_episode = 0
-        self._needs: dict[int, dict[Cell, int]] = {}
+        self.epoch = life
+        self._next_slot = self._next_episode = self.epoch * NUMBERS_PER_EPOCH
+        self._batches: dict[int, _Batch] = {}
         self._slots: dict[int, _Slot] = {}
+        self._held: defaultdict[Holder, dict[int, None]] = defaultdict(dict)
+        self._retired: set[Holder] = set()
         self._trained_unpublished: Counter[Cell] = Counter()
         self._counts: dict[Cell, CellCounts] = {cell: CellCounts() for cell in CELLS}
         self._trained_batches = version
@@ -115,119 +151,207 @@ class Gate:
     # -- granting ------------------------------------------------------------------------------------------------
 
     def grant(self, holder: Holder, room: int) -> Grant | None:
-        """One more episode for `holder`, or None: the gate is shut, or the holder has no room for it.
+        """One more episode for `holder`, or None: the gate is shut, or the holder has no room for it, or is retired.
 
         `room` is the number of slots that the holder may have in flight. An episode larger than that still goes to a
         holder with nothing in flight, for otherwise it could never be played.
         """
-        for batch in sorted(self._needs):
-            for kind in self._kinds_by_need(batch):
-                propose, solve = self._episode_size(batch, kind)
-                held = self.in_flight(holder)
-                if held and held + propose + solve > room:
-                    return None
-                self._next_episode += 1
-                return Grant(
-                    episode=self._next_episode,
-                    kind=kind,
-                    batch=batch,
-                    propose=self._take(batch, Cell(kind, Role.PROPOSE), propose, holder),
-                    solve=self._take(batch, Cell(kind, Role.SOLVE), solve, holder),
-                )
-        return None
+        number = self._next_to_grant()
+        if number is None or holder in self._retired:
+            return None
+        kind = self._neediest(self._batches[number])
+        propose, solve = self._episode_size(self._batches[number], kind)
+        held = self.in_flight(holder)
+        if held and held + propose + solve > room:
+            return None
+        self._next_episode += 1
+        return Grant(
+            episode=self._next_episode,
+            kind=kind,
+            batch=number,
+            propose=self._take(number, Cell(kind, Role.PROPOSE), propose, holder),
+            solve=self._take(number, Cell(kind, Role.SOLVE), solve, holder),
+        )
 
-    def _kinds_by_need(self, batch: int) -> list[Kind]:
-        """Kinds with ungranted slots, proposals first (their solutions take longest), then by the share still needed."""
-        needs = self._needs[batch]
+    @property
+    def is_shut(self) -> bool:
+        """Whether nobody can be granted anything now, however much room there is."""
+        return self._next_to_grant() is None
+
+    def _next_to_grant(self) -> int | None:
+        """The first batch with ungranted places that G1 lets start (a checkpoint of a larger S has further ones open)."""
+        newest = self.version + self.max_staleness
+        return next((n for n, batch in self._batches.items() if n <= newest and any(batch.ungranted.values())), None)
+
+    def _neediest(self, batch: _Batch) -> Kind:
+        """Proposals first (their solutions take longest), then by the share still needed; among equals the last kind."""
 
         def urgency(kind: Kind) -> tuple[float, float]:
             propose, solve = Cell(kind, Role.PROPOSE), Cell(kind, Role.SOLVE)
             return (
-                needs[propose] / max(1, self._quota[propose]),
-                needs[solve] / max(1, self._quota[solve]),
+                batch.ungranted[propose] / max(1, self._quota[propose]),
+                batch.ungranted[solve] / max(1, self._quota[solve]),
             )
 
-        return sorted((k for k in Kind if needs[Cell(k, Role.PROPOSE)] or needs[Cell(k, Role.SOLVE)]), key=urgency)[
-            ::-1
-        ]
+        return max(reversed(Kind), key=urgency)
 
-    def _episode_size(self, batch: int, kind: Kind) -> tuple[int, int]:
+    def _episode_size(self, batch: _Batch, kind: Kind) -> tuple[int, int]:
         """Proposals and solutions of the next episode: the solve slots are shared out evenly over the proposals."""
-        needs = self._needs[batch]
-        to_propose, to_solve = needs[Cell(kind, Role.PROPOSE)], needs[Cell(kind, Role.SOLVE)]
+        to_propose, to_solve = batch.ungranted[Cell(kind, Role.PROPOSE)], batch.ungranted[Cell(kind, Role.SOLVE)]
         if not to_propose:
             return 0, min(to_solve, self._solutions)
         propose = min(to_propose, self._proposals_per_prompt)
         fair_share = -(-to_solve * propose // to_propose)
         return propose, min(fair_share, propose * self._solutions)
 
-    def _take(self, batch: int, cell: Cell, count: int, holder: Holder) -> tuple[int, ...]:
-        self._needs[batch][cell] -= count
+    def _take(self, number: int, cell: Cell, count: int, holder: Holder) -> tuple[int, ...]:
+        batch = self._batches[number]
+        batch.ungranted[cell] -= count
         self._counts[cell].granted += count
         slots = tuple(range(self._next_slot, self._next_slot + count))
         self._next_slot += count
-        self._slots.update({slot: _Slot(cell, batch, holder) for slot in slots})
+        for slot in slots:
+            self._slots[slot] = _Slot(cell, number, holder)
+            batch.in_flight[cell][slot] = None
+            self._held[holder][slot] = None
         return slots
 
     # -- what happens to a slot ----------------------------------------------------------------------------------
 
-    def arrive(self, slot: int, holder: Holder, cell: Cell) -> bool:
-        """A trajectory came in. False where `holder` does not hold that slot in flight (late, or never granted)."""
-        entry = self._slots.get(slot)
-        if entry is None or entry.queued or entry.holder != holder or entry.cell != cell:
+    def arrive(self, slot: int, holder: Holder, cell: Cell, oldest_version: int) -> bool:
+        """A trajectory came in; `oldest_version` is the oldest that sampled one of its tokens.
+
+        True: it waits to be trained, keep it. False: it was dropped as stale, or `holder` does not have that slot in flight
+        and it is counted in `late`.
+        """
+        entry = self._in_flight(slot, holder)
+        if entry is None or entry.cell != cell:
+            self.late += 1
             return False
-        entry.queued = True
+        self._advance(slot, entry)
+        if self.on_stale == "drop" and entry.batch - oldest_version > self.max_staleness:
+            self._drop(slot, entry, DropReason.STALE)
+            return False
+        self._land(slot, entry)
+        entry.arrived = self._trained_batches
+        entry.oldest = oldest_version
+        self._batches[entry.batch].queued.append(slot)
         return True
 
     def give_back(self, slot: int, holder: Holder) -> bool:
         """`holder` had nothing to fill the slot with: the batch goes on without it."""
-        entry = self._slots.get(slot)
-        if entry is None or entry.queued or entry.holder != holder:
+        entry = self._in_flight(slot, holder)
+        if entry is None:
             return False
+        self._advance(slot, entry)
+        self._land(slot, entry)
         del self._slots[slot]
         self._counts[entry.cell].returned += 1
         return True
 
-    def drop(self, slot: int, reason: DropReason) -> None:
-        """The slot's trajectory will not be trained; the batch gets another slot in its place."""
-        entry = self._slots.pop(slot)
-        self._counts[entry.cell].dropped[reason] += 1
-        self._needs[entry.batch][entry.cell] += 1
-
     def fail(self, slot: int, holder: Holder) -> bool:
         """`holder` could not play the slot (an engine or executor failure, never a verdict on the model)."""
-        entry = self._slots.get(slot)
-        if entry is None or entry.queued or entry.holder != holder:
+        entry = self._in_flight(slot, holder)
+        if entry is None:
             return False
-        self.drop(slot, DropReason.ROLLOUT_FAILED)
+        self._drop(slot, entry, DropReason.ROLLOUT_FAILED)
         return True
 
     def lose(self, holder: Holder) -> int:
-        """Drop everything that `holder` had in flight; returns how many slots."""
-        lost = [slot for slot, entry in self._slots.items() if entry.holder == holder and not entry.queued]
-        for slot in lost:
-            self.drop(slot, DropReason.ACTOR_LOST)
-        return len(lost)
+        """Drop everything that `holder` had in flight and forget the holder; returns how many slots."""
+        reason = DropReason.RETIRED if holder in self._retired else DropReason.ACTOR_LOST
+        self._retired.discard(holder)
+        return self._drop_all(list(self._held.get(holder, ())), reason)
+
+    def retire(self, holder: Holder) -> int:
+        """`holder` leaves in good order: no more grants. Returns what it still has in flight: once that is 0, or a deadline
+        is over, `lose` ends it."""
+        self._retired.add(holder)
+        return self.in_flight(holder)
+
+    def reclaim(self, holder: Holder, slots: Collection[int]) -> list[int]:
+        """`holder` came (back) and says what it is playing, or has played and not been acknowledged.
+
+        What it should have and has not is dropped. Returns those of `slots` that are its own; the others will be refused, so
+        it need not go on with them.
+        """
+        claimed = set(slots)
+        gone = [slot for slot in self._held.get(holder, ()) if slot not in claimed]
+        first_of_epoch = self.epoch * NUMBERS_PER_EPOCH
+        self._drop_all([slot for slot in gone if slot >= first_of_epoch], DropReason.GRANT_LOST)
+        self._drop_all([slot for slot in gone if slot < first_of_epoch], DropReason.LEARNER_RESTART)
+        return sorted(self._held.get(holder, ()))
+
+    def _in_flight(self, slot: int, holder: Holder) -> _Slot | None:
+        entry = self._slots.get(slot)
+        return entry if entry is not None and entry.arrived is None and entry.holder == holder else None
+
+    def _advance(self, slot: int, entry: _Slot) -> None:
+        """Unless stragglers are waited for: change places with whoever keeps the earliest place of the cell unfilled."""
+        if self.on_stale == "wait":
+            return
+        cell, later = entry.cell, self._batches[entry.batch]
+        for number, batch in self._batches.items():
+            if number == entry.batch:
+                return
+            straggler = next(iter(batch.in_flight[cell]), None)
+            if straggler is not None:
+                del batch.in_flight[cell][straggler]
+                later.in_flight[cell][straggler] = None
+                self._slots[straggler].batch = entry.batch
+            elif batch.ungranted[cell]:
+                batch.ungranted[cell] -= 1
+                later.ungranted[cell] += 1
+            else:
+                continue
+            del later.in_flight[cell][slot]
+            batch.in_flight[cell][slot] = None
+            entry.batch = number
+            return
+
+    def _land(self, slot: int, entry: _Slot) -> None:
+        """The slot is no longer in flight."""
+        del self._batches[entry.batch].in_flight[entry.cell][slot]
+        held = self._held[entry.holder]
+        del held[slot]
+        if not held:
+            del self._held[entry.holder]
+
+    def _drop(self, slot: int, entry: _Slot, reason: DropReason) -> None:
+        """The slot's trajectory will not be trained; its place is granted again."""
+        self._land(slot, entry)
+        del self._slots[slot]
+        self._counts[entry.cell].dropped[reason] += 1
+        self._batches[entry.batch].ungranted[entry.cell] += 1
+
+    def _drop_all(self, slots: Collection[int], reason: DropReason) -> int:
+        for slot in slots:
+            self._drop(slot, self._slots[slot], reason)
+        return len(slots)
 
     # -- batches and versions ------------------------------------------------------------------------------------
 
     def ready(self) -> list[int] | None:
-        """The slots of the next batch, in the order of grants, once each of them is queued; else None."""
-        batch = self._trained_batches
-        if batch not in self._needs or any(self._needs[batch].values()):
-            return None
-        members = [(slot, entry) for slot, entry in self._slots.items() if entry.batch == batch]
-        if not all(entry.queued for _, entry in members):
-            return None
-        return sorted(slot for slot, _ in members)
+        """The slots of the next batch, in the order of grants, once each of its places is queued or spent; else None."""
+        batch = self._batches.get(self._trained_batches)
+        return sorted(batch.queued) if batch is not None and batch.filled else None
+
+    def arrivals(self, slots: Iterable[int]) -> dict[int, int]:
+        """Queued slot -> the version that the learner had made when it came in, for `learner.metrics.describe_batch`."""
+        return {slot: arrived for slot in slots if (arrived := self._slots[slot].arrived) is not None}
 
     def trained(self, slots: Iterable[int]) -> None:
-        """The optimizer step over the next batch is done."""
-        for slot in slots:
+        """The optimizer step over the next batch is done. Raises ValueError unless `slots` are what `ready` returned."""
+        members = sorted(slots)
+        if members != self.ready():
+            raise ValueError(f"{len(members)} slots were trained that are not batch {self._trained_batches}")
+        for slot in members:
             entry = self._slots.pop(slot)
-            self._counts[entry.cell].trained += 1
+            counts = self._counts[entry.cell]
+            counts.trained += 1
+            counts.stale_trained += entry.batch - entry.oldest > self.max_staleness
             self._trained_unpublished[entry.cell] += 1
-        self._needs.pop(self._trained_batches)
+        del self._batches[self._trained_batches]
         self._trained_batches += 1
 
     def published(self, version: int) -> None:
@@ -239,49 +363,54 @@ class Gate:
         self._open()
 
     def _open(self) -> None:
-        for batch in range(self._trained_batches, self.version + self.max_staleness + 1):
-            self._needs.setdefault(batch, dict(self._quota))
+        for number in range(self._trained_batches, self.version + self.max_staleness + 1):
+            if number not in self._batches:
+                self._batches[number] = _Batch(self._quota)
 
     # -- the ledger ----------------------------------------------------------------------------------------------
 
     def in_flight(self, holder: Holder | None = None) -> int:
         """Slots that are being played, by `holder` or by anyone."""
-        return sum(not entry.queued for entry in self._slots.values() if holder in (None, entry.holder))
+        return len(self._slots) - self.queued() if holder is None else len(self._held.get(holder, ()))
+
+    def holders(self) -> list[Holder]:
+        """Who has slots in flight."""
+        return list(self._held)
 
     def queued(self) -> int:
         """Trajectories that have arrived and wait to be trained."""
-        return sum(entry.queued for entry in self._slots.values())
+        return sum(len(batch.queued) for batch in self._batches.values())
 
     def unsettled(self, cell: Cell) -> int:
         """`granted - settled`: what the bound G1 limits."""
-        return sum(entry.cell == cell for entry in self._slots.values()) + self._trained_unpublished[cell]
+        counts = self._counts[cell]
+        return counts.granted - counts.ended + self._trained_unpublished[cell]
 
     def ledger(self) -> dict[Cell, CellCounts]:
         """A copy of the counts of every cell that is in use."""
-        counts = {
-            cell: CellCounts(c.granted, c.trained, c.returned, Counter(c.dropped)) for cell, c in self._counts.items()
-        }
+        counts = {cell: CellCounts.of(c.events()) for cell, c in self._counts.items()}
         for entry in self._slots.values():
-            if entry.queued:
-                counts[entry.cell].queued += 1
-            else:
+            if entry.arrived is None:
                 counts[entry.cell].in_flight += 1
+            else:
+                counts[entry.cell].queued += 1
         return {cell: c for cell, c in counts.items() if self._quota[cell] or c.granted}
 
     def waiting_for(self) -> str:
         """Words for a human: what the next batch still lacks, and who holds it."""
-        batch = self._trained_batches
-        if batch not in self._needs:
-            return f"batch {batch} is not open: version {batch - self.max_staleness} is not published yet"
-        ungranted = {cell.name: need for cell, need in self._needs[batch].items() if need}
+        number = self._trained_batches
+        batch = self._batches.get(number)
+        if batch is None:
+            return f"batch {number} is not open: version {number - self.max_staleness} is not published yet"
         held: dict[str, Counter[str]] = defaultdict(Counter)
-        for entry in self._slots.values():
-            if entry.batch == batch and not entry.queued:
-                held[entry.holder.actor_id][entry.cell.name] += 1
+        for cell, slots in batch.in_flight.items():
+            for slot in slots:
+                held[self._slots[slot].holder.actor_id][cell.name] += 1
         parts = [f"{actor} plays {dict(cells)}" for actor, cells in sorted(held.items())]
+        ungranted = {cell.name: count for cell, count in batch.ungranted.items() if count}
         if ungranted:
             parts.append(f"nobody has taken {ungranted}")
-        return f"batch {batch}: " + ("; ".join(parts) or "complete")
+        return f"batch {number}: " + ("; ".join(parts) or "complete")
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -290,68 +419,54 @@ class Gate:
         return {
             "version": self.version,
             "trained_batches": self._trained_batches,
+            "epoch": self.epoch,
             "next_slot": self._next_slot,
             "next_episode": self._next_episode,
-            "needs": {str(b): {cell.name: n for cell, n in needs.items()} for b, needs in self._needs.items()},
-            "slots": [[s, e.cell.name, e.batch, *e.holder, e.queued] for s, e in self._slots.items()],
-            "trained_unpublished": {cell.name: n for cell, n in self._trained_unpublished.items()},
-            "counts": {
-                cell.name: {
-                    "granted": c.granted,
-                    "trained": c.trained,
-                    "returned": c.returned,
-                    "dropped": dict(c.dropped),
-                }
-                for cell, c in self._counts.items()
-            },
+            "late": self.late,
+            "ungranted": {str(b): _named(batch.ungranted) for b, batch in self._batches.items()},
+            "slots": [[s, e.cell.name, e.batch, *e.holder, e.arrived, e.oldest] for s, e in self._slots.items()],
+            "retired": sorted(list(holder) for holder in self._retired),
+            "trained_unpublished": _named(self._trained_unpublished),
+            "counts": {cell.name: counts.events() for cell, counts in self._counts.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore, then drop what was in flight: its actors are gone, and the batch gets other slots in their place."""
+    def load_state_dict(self, state: Mapping[str, Any], keep_in_flight: bool = False) -> None:
+        """Restore a checkpoint of any `on_stale`.
+
+        What was in flight is dropped: its actors are gone, and its places are granted again. With `keep_in_flight` they may be
+        alive; then this must be a later life (R1; ValueError otherwise), actors that come back `reclaim`, and of those in
+        `holders` that do not, `lose` after a deadline.
+        """
+        if keep_in_flight and not self.life:
+            raise ValueError("the first life of a learner has no actors from before it: keep_in_flight needs life >= 1")
         self.version = state["version"]
         self._trained_batches = state["trained_batches"]
-        self._next_slot = state["next_slot"]
-        self._next_episode = state["next_episode"]
-        self._needs = {
-            int(b): dict.fromkeys(CELLS, 0) | {Cell.parse(name): n for name, n in needs.items()}
-            for b, needs in state["needs"].items()
+        self.epoch = state["epoch"] + self.life
+        self._next_slot = max(state["next_slot"], self.epoch * NUMBERS_PER_EPOCH)
+        self._next_episode = max(state["next_episode"], self.epoch * NUMBERS_PER_EPOCH)
+        self.late = state["late"]
+        self._batches = {
+            int(number): _Batch({Cell.parse(name): count for name, count in ungranted.items()})
+            for number, ungranted in state["ungranted"].items()
         }
-        self._slots = {
-            slot: _Slot(Cell.parse(name), batch, Holder(actor, incarnation), queued)
-            for slot, name, batch, actor, incarnation, queued in state["slots"]
-        }
+        self._slots, self._held = {}, defaultdict(dict)
+        for slot, name, number, actor, incarnation, arrived, oldest in state["slots"]:
+            entry = _Slot(Cell.parse(name), number, Holder(actor, incarnation), arrived, oldest)
+            self._slots[slot] = entry
+            if arrived is None:
+                self._batches[number].in_flight[entry.cell][slot] = None
+                self._held[entry.holder][slot] = None
+            else:
+                self._batches[number].queued.append(slot)
+        self._retired = {Holder(*holder) for holder in state["retired"]} if keep_in_flight else set()
         self._trained_unpublished = Counter({Cell.parse(n): k for n, k in state["trained_unpublished"].items()})
-        self._counts = {
-            Cell.parse(name): CellCounts(c["granted"], c["trained"], c["returned"], Counter(c["dropped"]))
-            for name, c in state["counts"].items()
-        }
-        for slot in [slot for slot, entry in self._slots.items() if not entry.queued]:
-            self.drop(slot, DropReason.LEARNER_RESTART)
+        self._counts = {Cell.parse(name): CellCounts.of(events) for name, events in state["counts"].items()}
+        if not keep_in_flight:
+            self._drop_all(
+                [slot for slot, entry in self._slots.items() if entry.arrived is None], DropReason.LEARNER_RESTART
+            )
         self._open()
 
 
-def conserved(ledger: Mapping[Cell, CellCounts]) -> bool:
-    """L1 in every cell."""
-    return all(counts.conserved for counts in ledger.values())
-
-
-def totals(ledger: Mapping[Cell, CellCounts]) -> dict[str, int]:
-    """The ledger summed over cells, as it is logged: `granted`, `trained`, `dropped`, `returned`, `queued`, `in_flight`."""
-    return {
-        "granted": sum(c.granted for c in ledger.values()),
-        "trained": sum(c.trained for c in ledger.values()),
-        "dropped": sum(c.dropped.total() for c in ledger.values()),
-        "returned": sum(c.returned for c in ledger.values()),
-        "queued": sum(c.queued for c in ledger.values()),
-        "in_flight": sum(c.in_flight for c in ledger.values()),
-    }
-
-
-def verdict(ledger: Mapping[Cell, CellCounts]) -> str:
-    """The line that ends a run: `ledger: conserved (...)` or `ledger: VIOLATED (...)`."""
-    sums = totals(ledger)
-    detail = " + ".join(f"{sums[key]} {key}" for key in ("trained", "dropped", "returned", "queued", "in_flight"))
-    if conserved(ledger):
-        return f"ledger: conserved ({sums['granted']} granted = {detail})"
-    broken = ", ".join(cell.name for cell, counts in ledger.items() if not counts.conserved)
-    return f"ledger: VIOLATED in {broken} ({sums['granted']} granted, but {detail})"
+def _named(counts: Mapping[Cell, int]) -> dict[str, int]:
+    return {cell.name: count for cell, count in counts.items()}

@@ -1,20 +1,23 @@
-"""One optimizer step: trajectories in, new weights and numbers out. The same for every mode of running.
+"""One batch, one version: trajectories in, new weights and numbers out. The same for every mode of running.
 
-trajectories -> advantages (per cell) -> micro-batches (prompts shared) -> loss (clipped ratio) -> gradients -> step
+trajectories -> advantages (per cell) -> parts (one, or PPO's mini-batches), and for each of them, one optimizer step:
+micro-batches (prompts shared) -> loss, with the off-policy correction -> gradients -> step
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from learner.advantages import advantages
-from learner.losses import DIAGNOSTICS, diagnostics, policy_loss
+from learner.losses import DIAGNOSTICS, diagnostics, policy_loss, token_weights
 from learner.metrics import describe_advantages
+from learner.minibatches import split_batch
 from learner.model import PolicyModel
 from learner.packing import MicroBatch, pack_ranks
 from learner.ranks import Ranks
@@ -25,17 +28,30 @@ MISMATCH_PROBES = 4
 """Trajectories that the engine's and the learner's log-probabilities are compared on, each step."""
 
 
-class _Flat(NamedTuple):
-    """Per-token arrays of a list of trajectories, end to end: [sum of R]."""
+@dataclass
+class _Part:
+    """What one optimizer step is over: B sequences, whose N response tokens lie end to end in the tensors."""
 
+    micros: list[MicroBatch]
+    """This data-parallel rank's."""
+    num_rows: int
+    """Rows that all data-parallel ranks compute."""
     offsets: np.ndarray
-    behave: np.ndarray
-    versions: np.ndarray
+    """[B]: where each sequence's tokens begin."""
+    behave: Tensor
+    """Float32 [N]: log-probabilities of the policy that sampled."""
+    advantages: Tensor
+    """Float32 [N]"""
+    weights: Tensor
+    """Float32 [N]: the aggregation's."""
+    compared: Tensor
+    """Float32 [N]: 1 where the token was sampled at the version that it is compared with, the engine's mismatch; else 0."""
+    prox: Tensor | None = None
+    """Float32 [N]: log-probabilities before the batch's first update, where this rank has them."""
 
-    def at(self, micro: MicroBatch) -> np.ndarray:
-        """Indices of a micro-batch's response tokens."""
-        flat: np.ndarray = self.offsets[micro.sequence_index] + micro.token_index
-        return flat
+    def at(self, micro: MicroBatch) -> Tensor:
+        """Places of a micro-batch's response tokens in N."""
+        return torch.from_numpy(self.offsets[micro.sequence_index] + micro.token_index).to(self.behave.device)
 
 
 class Trainer:
@@ -44,7 +60,7 @@ class Trainer:
     def __init__(
         self, policy: PolicyModel, settings: LearnerSettings, ranks: Ranks, version: int = 0, data_rank: int = 0
     ) -> None:
-        """`data_rank`: this process's data-parallel rank. `version` counts optimizer steps from the first weights on."""
+        """`data_rank`: this process's data-parallel rank. `version` counts batches from the first weights on."""
         self.policy = policy
         self.settings = settings
         self.ranks = ranks
@@ -52,73 +68,125 @@ class Trainer:
         self._data_rank = data_rank
 
     def train(self, batch: Sequence[Trajectory], fresh: Callable[[], Sequence[Trajectory]] = list) -> dict[str, float]:
-        """Take one step on `batch`; collective over the learner's ranks. `fresh`: trajectories that wait in the queue,
-        from which, on rank 0, those of the present version are drawn to measure the engine's mismatch."""
+        """Train on `batch` and count one version; collective over the learner's ranks.
+
+        With `updates_per_batch` above 1 there is an optimizer step on each part of the batch, over which the aggregation
+        normalises. Advantages are the whole batch's. `fresh`: trajectories that wait in the queue, from which, on rank 0,
+        those of the present version are drawn to measure the engine's mismatch, where the batch has none.
+        """
         started = time.monotonic()
-        flat = _flatten(batch)
         advantage = advantages(batch, self.settings.advantage)
-        weights = _token_weights(batch, self.settings.loss.aggregation)
-        sequences = [(t.prompt_ids, t.response_ids) for t in batch]
-        by_rank = pack_ranks(sequences, self.settings.micro_batch_tokens, self.settings.parallel.data)
-        micros = by_rank[self._data_rank]
+        members = split_batch(batch, self.settings.updates_per_batch)
+        parts = [self._part([batch[i] for i in part], advantage[part]) for part in members]
+        # Only before the first update are the weights those of this version.
+        compared = float(parts[0].compared.sum())
+        gap, compared = (0.0, compared) if compared else self._probe(fresh)
+        if self.settings.loss.correction == "decoupled" and len(parts) > 1:
+            self._fill_prox(parts)
 
-        self.policy.zero_grad()
-        sums = torch.zeros(len(DIAGNOSTICS) + 3, dtype=torch.float64)
-        device = self.policy.device
-
-        def token_loss(_: int, micro: MicroBatch, logprobs: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
-            index = flat.at(micro)
-            result = policy_loss(
-                logprobs,
-                torch.from_numpy(flat.behave[index]).to(device),
-                torch.from_numpy(advantage[micro.sequence_index]).to(device),
-                torch.from_numpy(weights[micro.sequence_index]).to(device),
-                entropy,
-                self.settings.loss,
-            )
-            current = torch.from_numpy(flat.versions[index] == self.version)
-            gap = (logprobs.detach().cpu() - torch.from_numpy(flat.behave[index])).abs()[current]
-            extra = torch.stack([result.loss.detach().double().cpu(), gap.sum().double(), current.sum().double()])
-            sums.add_(torch.cat([result.sums.cpu(), extra]))
-            return result.loss
-
-        self.policy.forward_backward(micros, token_loss)
-        computed = time.monotonic()
-        # Tensor-parallel ranks hold the same numbers: summed over all ranks, they count `tensor` times.
-        sums = self.ranks.sum(sums.to(device)).cpu() / self.settings.parallel.tensor
-        loss, gap_sum, gap_count = sums[len(DIAGNOSTICS) :].tolist()
-        if not gap_count:
-            gap_sum, gap_count = self._probe(fresh)
-        grad_norm, updated = self.policy.step(self._learning_rate())
+        sums = torch.zeros(len(DIAGNOSTICS) + 2, dtype=torch.float64, device=self.policy.device)
+        max_ratio = torch.zeros(1, dtype=torch.float64, device=self.policy.device)
+        computed_s = 0.0
+        grad_norms: list[float] = []
+        skipped = 0
+        for part in parts:
+            began = time.monotonic()
+            self.policy.zero_grad()
+            self._forward_backward(part, sums, max_ratio, compare=part is parts[0])
+            computed_s += time.monotonic() - began
+            grad_norm, updated = self.policy.step(self._learning_rate())
+            grad_norms.append(grad_norm)
+            skipped += not updated
         self.version += 1
-        tokens_trained = int(sums[0])
-        computed_tokens = sum(micro.num_tokens for micros_of in by_rank for micro in micros_of)
+
+        # Tensor-parallel ranks hold the same numbers: summed over all ranks, they count `tensor` times.
+        sums = self.ranks.sum(sums).cpu() / self.settings.parallel.tensor
+        loss, gap_in_batch = sums[len(DIAGNOSTICS) :].tolist()
+        num_rows = sum(part.num_rows for part in parts)
         seconds = time.monotonic() - started
         return {
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "skipped_update": float(not updated),
-            "tokens_trained": tokens_trained,
+            "loss": loss / len(parts),
+            "grad_norm": float(np.mean(grad_norms)),
+            "grad_norm_max": float(np.max(grad_norms)),
+            "skipped_update": skipped / len(parts),
+            "updates": len(parts),
+            "tokens_trained": int(sums[DIAGNOSTICS.index("tokens")]),
             "tokens_in_batch": sum(t.num_tokens for t in batch),
-            "tokens_computed": computed_tokens,
-            "micro_batches": len(micros),
+            "tokens_computed": num_rows,
+            "micro_batches": sum(len(part.micros) for part in parts),
             "train_s": seconds,
-            "forward_backward_s": computed - started,
-            "learner_tokens_per_s": computed_tokens / seconds,
-            **({"logprob_mismatch": gap_sum / gap_count} if gap_count else {}),
-            **diagnostics(sums[: len(DIAGNOSTICS)]),
+            "forward_backward_s": computed_s,
+            "learner_tokens_per_s": num_rows / seconds,
+            **({"logprob_mismatch": (gap + gap_in_batch) / compared} if compared else {}),
+            **diagnostics(sums[: len(DIAGNOSTICS)], self.settings.loss),
+            "max_ratio": float(self.ranks.max(max_ratio)),
             **describe_advantages(batch, advantage),
         }
 
     def logprobs(self, batch: Sequence[Trajectory]) -> list[np.ndarray]:
-        """Log-probabilities of every response token under the present weights, float32 [R] a trajectory."""
-        flat = _flatten(batch)
-        result = np.zeros(len(flat.behave), dtype=np.float32)
+        """Log-probabilities of every response token under the present weights, float32 [R] a trajectory, on every rank.
+        Collective; data-parallel ranks compute a share each."""
+        lengths = [len(t.response_ids) for t in batch]
+        offsets = _offsets(lengths)
+        found = torch.zeros(sum(lengths), device=self.policy.device)
+        for micro, logprobs, _ in self.policy.logprobs(self._pack(batch)[self._data_rank]):
+            index = torch.from_numpy(offsets[micro.sequence_index] + micro.token_index)
+            found[index.to(found.device)] = logprobs.float()
+        # Each token is with one data and one context rank of the last stage, and with every tensor rank of these.
+        whole = self.ranks.sum(found).cpu().numpy() / np.float32(self.settings.parallel.tensor)
+        return np.split(whole, offsets[1:])
+
+    def _part(self, batch: Sequence[Trajectory], advantage: np.ndarray) -> _Part:
+        by_rank = self._pack(batch)
+        lengths = [len(t.response_ids) for t in batch]
+        versions = [np.repeat([s.version for s in t.versions], [s.end - s.start for s in t.versions]) for t in batch]
+
+        def on_device(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values.astype(np.float32)).to(self.policy.device)
+
+        return _Part(
+            micros=by_rank[self._data_rank],
+            num_rows=sum(micro.num_tokens for micros in by_rank for micro in micros),
+            offsets=_offsets(lengths),
+            behave=on_device(np.concatenate([t.logprobs for t in batch])),
+            advantages=on_device(np.repeat(advantage, lengths)),
+            weights=on_device(np.repeat(token_weights(lengths, self.settings.loss), lengths)),
+            compared=on_device(np.concatenate(versions) == self.version),
+        )
+
+    def _pack(self, batch: Sequence[Trajectory]) -> list[list[MicroBatch]]:
         sequences = [(t.prompt_ids, t.response_ids) for t in batch]
-        packed = pack_ranks(sequences, self.settings.micro_batch_tokens, 1)[0]
-        for micro, found, _ in self.policy.logprobs(packed):
-            result[flat.at(micro)] = found.float().cpu().numpy()
-        return np.split(result, flat.offsets[1:])
+        return pack_ranks(sequences, self.settings.micro_batch_tokens, self.settings.parallel.data)
+
+    def _forward_backward(self, part: _Part, sums: Tensor, max_ratio: Tensor, compare: bool) -> None:
+        """Accumulate the part's gradient, and its numbers into `sums` (the diagnostics, the loss and, with `compare`, the
+        engine's mismatch) and `max_ratio`. Nothing waits for the device in here."""
+
+        def token_loss(_: int, micro: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Tensor:
+            at = part.at(micro)
+            result = policy_loss(
+                logprobs,
+                part.behave[at],
+                part.advantages[at],
+                part.weights[at],
+                entropy,
+                self.settings.loss,
+                None if part.prox is None else part.prox[at],
+            )
+            gap = ((logprobs.detach() - part.behave[at]).abs() * part.compared[at]).sum() * compare
+            sums.add_(torch.cat([result.sums, torch.stack([result.loss.detach(), gap]).double()]))
+            torch.maximum(max_ratio, result.max_ratio, out=max_ratio)
+            return result.loss
+
+        self.policy.forward_backward(part.micros, token_loss)
+
+    def _fill_prox(self, parts: Sequence[_Part]) -> None:
+        """One pass over all parts under the weights that the batch begins with. With a single part none is needed: the
+        policy before its update is the one that its loss is computed with."""
+        for part in parts:
+            part.prox = torch.zeros_like(part.behave)
+            for micro, logprobs, _ in self.policy.logprobs(part.micros):
+                part.prox[part.at(micro)] = logprobs.float()
 
     def _probe(self, fresh: Callable[[], Sequence[Trajectory]]) -> tuple[float, float]:
         """Sum and count of |learner - engine| over response tokens of queued trajectories of exactly this version."""
@@ -138,16 +206,5 @@ class Trainer:
         return self.settings.optimizer.lr * min(1.0, (self.version + 1) / (warmup + 1))
 
 
-def _flatten(batch: Sequence[Trajectory]) -> _Flat:
-    lengths = [len(t.response_ids) for t in batch]
-    offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-    versions = [np.repeat([s.version for s in t.versions], [s.end - s.start for s in t.versions]) for t in batch]
-    return _Flat(offsets, np.concatenate([t.logprobs for t in batch]), np.concatenate(versions))
-
-
-def _token_weights(batch: Sequence[Trajectory], aggregation: str) -> np.ndarray:
-    """The weight of each token of each trajectory, float32 [B]: what makes a sum over tokens the wanted mean."""
-    lengths = np.array([len(t.response_ids) for t in batch], dtype=np.float64)
-    if aggregation == "token":
-        return np.full(len(batch), 1.0 / lengths.sum(), dtype=np.float32)
-    return (1.0 / (len(batch) * lengths)).astype(np.float32)
+def _offsets(lengths: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)

@@ -21,6 +21,8 @@ from executor.tasks import Kind
 SCHEMA_VERSION = 1
 MAX_TOKENS = 1 << 20
 MAX_HEADER_BYTES = 1 << 16
+MAX_ITEMS = 1 << 14
+"""Items of one list, and keys of one map, that are unpacked: nested headers that announce more cost their sender more than us."""
 
 
 class Role(StrEnum):
@@ -79,6 +81,8 @@ class Refusal(StrEnum):
     NOT_FINITE = "not_finite"
     VERSIONS = "bad_version_spans"
     FIELD = "bad_field"
+    TYPE = "unknown_type"
+    SENDER = "unknown_sender"
 
 
 class WireError(ValueError):
@@ -146,8 +150,8 @@ def check(trajectory: Trajectory) -> None:
         raise WireError(Refusal.NOT_FINITE, "a logprob is NaN or infinite")
     if (trajectory.logprobs > 1e-3).any():
         raise WireError(Refusal.FIELD, "a logprob is above zero")
-    numbers = [trajectory.reward, *trajectory.reward_parts.values(), *trajectory.timings.values()]
-    if not all(math.isfinite(number) for number in numbers):
+    values = [trajectory.reward, *trajectory.reward_parts.values(), *trajectory.timings.values()]
+    if not all(math.isfinite(value) for value in values):
         raise WireError(Refusal.NOT_FINITE, "a reward or timing is NaN or infinite")
     if (trajectory.prompt_ids < 0).any() or (trajectory.response_ids < 0).any():
         raise WireError(Refusal.FIELD, "a token id is negative")
@@ -201,27 +205,27 @@ def decode(frames: Sequence[bytes | memoryview]) -> Trajectory:
     if header.get("schema") != SCHEMA_VERSION:
         raise WireError(Refusal.SCHEMA, f"schema {header.get('schema')!r}, not {SCHEMA_VERSION}")
     try:
-        num_prompt, num_response = (_integer(n) for n in header["lengths"])
+        num_prompt, num_response = (whole(n) for n in header["lengths"])
         for frame, length in zip(frames[1:], (num_prompt, num_response, num_response), strict=True):
             if len(frame) != 4 * length:
                 raise WireError(Refusal.LENGTH, f"{len(frame)} bytes where {length} items were announced")
         trajectory = Trajectory(
-            run_id=_string(header["run_id"]),
-            actor_id=_string(header["actor_id"]),
-            incarnation=_integer(header["incarnation"]),
-            seq=_integer(header["seq"]),
-            slot=_integer(header["slot"]),
-            episode_id=_string(header["episode_id"]),
-            cell=Cell.parse(_string(header["cell"])),
+            run_id=text(header["run_id"]),
+            actor_id=text(header["actor_id"]),
+            incarnation=whole(header["incarnation"]),
+            seq=whole(header["seq"]),
+            slot=whole(header["slot"]),
+            episode_id=text(header["episode_id"]),
+            cell=Cell.parse(text(header["cell"])),
             prompt_ids=np.frombuffer(frames[1], dtype="<i4"),
             response_ids=np.frombuffer(frames[2], dtype="<i4"),
             logprobs=np.frombuffer(frames[3], dtype="<f4"),
-            versions=tuple(VersionSpan(*(_integer(n) for n in span)) for span in header["versions"]),
-            reward=float(header["reward"]),
-            reward_parts=_numbers(header["reward_parts"]),
+            versions=tuple(VersionSpan(*(whole(n) for n in span)) for span in header["versions"]),
+            reward=number(header["reward"]),
+            reward_parts=numbers(header["reward_parts"]),
             status=Status(header["status"]),
-            outcome=_string(header["outcome"]),
-            timings=_numbers(header["timings"]),
+            outcome=text(header["outcome"]),
+            timings=numbers(header["timings"]),
         )
     except WireError:
         raise
@@ -231,10 +235,12 @@ def decode(frames: Sequence[bytes | memoryview]) -> Trajectory:
     return trajectory
 
 
-def unpack_header(frame: bytes | memoryview) -> dict[str, Any]:
+def unpack_header(frame: bytes | memoryview, max_items: int = MAX_ITEMS) -> dict[str, Any]:
     """A msgpack map with string keys; anything else is refused as `bad_header`."""
     try:
-        header = msgpack.unpackb(frame, raw=False, strict_map_key=True, max_ext_len=0)
+        header = msgpack.unpackb(
+            frame, raw=False, strict_map_key=True, max_ext_len=0, max_array_len=max_items, max_map_len=max_items
+        )
     except Exception as error:  # msgpack raises many types, RecursionError and UnicodeDecodeError among them
         raise WireError(Refusal.HEADER, type(error).__name__) from error
     if not isinstance(header, dict) or not all(isinstance(key, str) for key in header):
@@ -242,22 +248,32 @@ def unpack_header(frame: bytes | memoryview) -> dict[str, Any]:
     return header
 
 
-def _integer(value: object) -> int:
+def whole(value: object) -> int:
+    """`value` if it is an integer of 0 to 2**63 - 1; raises `WireError` otherwise, as the others of its kind do."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise WireError(Refusal.FIELD, f"{value!r:.40} where a whole number was due")
     return value
 
 
-def _string(value: object) -> str:
+def number(value: object) -> float:
+    """`value` as a float, if it is a number. Whether it is finite is checked by who uses it."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where a number was due")
+    return float(value)
+
+
+def text(value: object) -> str:
+    """`value` if it is a string of at most 512 characters."""
     if not isinstance(value, str) or len(value) > 512:
         raise WireError(Refusal.FIELD, f"{value!r:.40} where a short string was due")
     return value
 
 
-def _numbers(value: object) -> dict[str, float]:
+def numbers(value: object) -> dict[str, float]:
+    """`value` as a map from short strings to floats."""
     if not isinstance(value, dict):
         raise WireError(Refusal.FIELD, f"{value!r:.40} where a map of numbers was due")
-    return {_string(key): float(number) for key, number in value.items()}
+    return {text(key): number(item) for key, item in value.items()}
 
 
 def dumps(trajectories: Sequence[Trajectory]) -> bytes:
@@ -268,4 +284,12 @@ def dumps(trajectories: Sequence[Trajectory]) -> bytes:
 
 def loads(data: bytes) -> list[Trajectory]:
     """The inverse of `dumps`; raises `WireError`."""
-    return [decode(frames) for frames in msgpack.unpackb(data, max_bin_len=len(data))]
+    try:
+        items = msgpack.unpackb(data, max_bin_len=len(data), max_ext_len=0)
+    except Exception as error:  # as in `unpack_header`
+        raise WireError(Refusal.HEADER, type(error).__name__) from error
+    if not isinstance(items, list) or not all(
+        isinstance(frames, list) and all(isinstance(frame, bytes) for frame in frames) for frames in items
+    ):
+        raise WireError(Refusal.HEADER, "not a list of lists of frames")
+    return [decode(frames) for frames in items]

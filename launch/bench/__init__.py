@@ -74,6 +74,30 @@ examples:
   azr bench weights --json weights.json              the same findings as JSON too
 """
 
+_STREAM = """\
+Measures the stream from an actor to the learner, at 200, 2,000 and 8,000 tokens a trajectory: what a run does (grants, checks, gate,
+acknowledgements), in turns with the same frames over bare ZeroMQ, a Ray queue and a multiprocessing queue.
+"""
+
+_STREAM_EPILOG = """\
+examples:
+  azr bench stream                                   one to two minutes
+  azr bench stream --json stream.json                the same findings as JSON too
+"""
+
+_LEARNER = """\
+Measures the learner: whole optimizer steps on a recorded self-play batch, in turns with transformers and torch.optim on the same
+batch and threads; peak memory of both; the transformer layers at 2,048 packed rows beside the machine's bfloat16 matrix peak; and
+what packing and shared prompts compute. A ratio is the median over the runs. Run it on a machine that does nothing else.
+"""
+
+_LEARNER_EPILOG = """\
+examples:
+  azr bench learner                                  SmolLM2-135M on all cores: five to ten minutes
+  azr bench learner --runs 1                         a first look
+  azr bench learner --json learner.json              the same findings as JSON too
+"""
+
 
 def register(commands: Any) -> None:
     """Add `bench` to argparse's subcommands, the object that `add_subparsers` gave."""
@@ -147,6 +171,40 @@ def register(commands: Any) -> None:
         "--no-engine", action="store_true", help="leave the vLLM engine out: seconds in place of minutes"
     )
     weights.set_defaults(run=_weights)
+
+    stream = subjects.add_parser(
+        "stream",
+        help="the stream: trajectories and bytes a second, latency, beside bare ZeroMQ and two queues",
+        description=_STREAM,
+        epilog=_STREAM_EPILOG,
+        formatter_class=raw,
+    )
+    stream.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
+    stream.add_argument("--runs", type=_positive(int), default=5, help="repetitions (default %(default)s)")
+    stream.add_argument(
+        "--seconds",
+        type=_positive(float),
+        default=0.5,
+        metavar="S",
+        help="a way's time at one length, twice in each run (default %(default)s)",
+    )
+    stream.set_defaults(run=_stream)
+
+    learner = subjects.add_parser(
+        "learner",
+        help="the learner: tokens a second and memory beside transformers, share of the machine's peak, packing",
+        description=_LEARNER,
+        epilog=_LEARNER_EPILOG,
+        formatter_class=raw,
+    )
+    learner.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
+    learner.add_argument("--runs", type=_positive(int), default=5, help="repetitions (default %(default)s)")
+    learner.add_argument("--threads", type=_positive(int), default=0, help="of each side (default: all cores)")
+    learner.add_argument("--model", default="smollm2-135m-instruct", metavar="NAME", help="a folder, or a known name")
+    learner.add_argument(
+        "--token-budget", type=_positive(int), default=4096, metavar="N", help="of a micro-batch (default %(default)s)"
+    )
+    learner.set_defaults(run=_learner)
 
 
 def _positive(kind: type[int] | type[float]) -> Any:
@@ -233,6 +291,33 @@ def _weights(arguments: argparse.Namespace) -> int:
         return 2
     options = weights.Options(arguments.model, arguments.runs, arguments.receivers, engine=not arguments.no_engine)
     return _give(weights.run(options), arguments.json)
+
+
+def _stream(arguments: argparse.Namespace) -> int:
+    from launch.bench import stream
+
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        print(f"azr: {arguments.json}: there is no folder {arguments.json.parent}; make it first", file=sys.stderr)
+        return 2
+    return _give(stream.run(stream.Options(arguments.runs, arguments.seconds)), arguments.json)
+
+
+def _learner(arguments: argparse.Namespace) -> int:
+    from launch.bench import learner, peers
+    from launch.models import ModelError
+
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        print(f"azr: {arguments.json}: there is no folder {arguments.json.parent}; make it first", file=sys.stderr)
+        return 2
+    options = learner.Options(arguments.runs, arguments.threads, arguments.model, arguments.token_budget)
+    try:
+        return _give(learner.run(options), arguments.json)
+    except ModelError as error:
+        print(f"azr: {error}", file=sys.stderr)
+        return 2
+    except peers.PeerError as error:
+        print(f"azr: nothing was measured: {error}", file=sys.stderr)
+        return 1
 
 
 def _give(report: Report, file: Path | None) -> int:

@@ -1,12 +1,18 @@
-"""A real model: SmolLM2-135M-Instruct in the learner against transformers, token by token."""
+"""A real model, SmolLM2-135M-Instruct, in the learner against transformers, token by token; exported folders in vLLM."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 
 from launch.models import prepare
 from learner.model import PolicyModel
@@ -40,10 +46,10 @@ def batch() -> list[TokenSequence]:
     ]
 
 
-def build(dtype: str) -> PolicyModel:
+def build(dtype: str, model_dir: Path = MODEL_DIR) -> PolicyModel:
     init_parallel(ParallelSettings(), rank=0, world_size=1)
     settings = ModelSettings.model_validate({"dtype": dtype})
-    return PolicyModel(MODEL_DIR, settings, OptimizerSettings(), ParallelSettings())
+    return PolicyModel(model_dir, settings, OptimizerSettings(), ParallelSettings())
 
 
 @pytest.mark.parametrize(("dtype", "largest", "mean"), [("float32", 1e-4, 1e-5), ("bfloat16", 0.5, 0.05)])
@@ -93,3 +99,102 @@ def test_a_trained_folder_loads_in_transformers_bit_for_bit(tmp_path: Path) -> N
     assert AutoTokenizer.from_pretrained(tmp_path).encode("def f(") == AutoTokenizer.from_pretrained(MODEL_DIR).encode(
         "def f("
     )
+
+
+def run_rank(rank: int, parallel: ParallelSettings, sequences: list[TokenSequence], out: Path) -> None:
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(out / "store"), parallel.world_size)
+    init_parallel(parallel, rank, parallel.world_size, store)
+    policy = PolicyModel(MODEL_DIR, ModelSettings(dtype="float32"), OptimizerSettings(), parallel)
+    for _, logprobs, entropy in policy.logprobs(pack(sequences, 4096)):
+        torch.save((logprobs, entropy), out / f"{rank}.pt")
+
+
+@pytest.mark.parametrize("parallel", [ParallelSettings(tensor=3), ParallelSettings(pipeline=2)], ids=["TP3", "PP2"])
+def test_a_layout_of_ranks_computes_what_one_rank_does(tmp_path: Path, parallel: ParallelSettings) -> None:
+    mp.spawn(run_rank, args=(parallel, batch(), tmp_path), nprocs=parallel.world_size)
+    ((_, logprobs, entropy),) = build("float32").logprobs(pack(batch(), 4096))
+    found = list(tmp_path.glob("*.pt"))
+    assert len(found) == parallel.tensor
+    for path in found:
+        for ours, single in zip(torch.load(path), (logprobs, entropy), strict=True):
+            torch.testing.assert_close(ours, single, atol=1e-4, rtol=0)
+
+
+VLLM = """
+import json, sys
+from vllm import LLM, SamplingParams
+
+folders, tokens = json.load(sys.stdin)
+found = {}
+for name, folder in folders.items():
+    llm = LLM(
+        folder, dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=8, skip_tokenizer_init=True,
+        enable_prefix_caching=False, kv_cache_memory_bytes=1 << 28, logprobs_mode="raw_logprobs",
+    )
+    sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in tokens], sampling, use_tqdm=False)
+    found[name] = [
+        [entry[token].logprob for token, entry in zip(ids[1:], output.prompt_logprobs[1:])]
+        for ids, output in zip(tokens, outputs)
+    ]
+    del llm
+json.dump(found, open(sys.argv[1], "w"))
+"""
+TINY: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 512,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.1,
+}
+ROPE_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"attention_bias": True, "rope_parameters": ROPE_LLAMA3},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True},
+}
+
+
+def test_exported_folders_load_in_vllm_and_say_what_the_learner_says(tmp_path: Path) -> None:
+    """All families, trained for a step, in one process of vLLM."""
+    import transformers as tf
+
+    rng = np.random.default_rng(0)
+    sequences = [(rng.integers(0, 512, 1), rng.integers(0, 512, length)) for length in (50, 9)]
+    policies = {}
+    for name, changes in FAMILIES.items():
+        torch.manual_seed(1)
+        folder = tmp_path / f"{name}-source"
+        tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(name, **TINY | changes)).save_pretrained(folder)
+        policy = policies[name] = build("float32", folder)
+        policy.zero_grad()
+        policy.forward_backward(pack(sequences, 100), lambda _, part, logprobs, entropy: -logprobs.mean())
+        assert policy.step(1e-2)[1]
+        policy.save_hf(tmp_path / name)
+    task = ({name: str(tmp_path / name) for name in FAMILIES}, [np.concatenate(s).tolist() for s in sequences])
+    subprocess.run(
+        [sys.executable, "-c", VLLM, str(tmp_path / "found.json")],
+        input=json.dumps(task).encode(),
+        env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=500,
+    )
+    found = json.loads((tmp_path / "found.json").read_text())
+    for name, policy in policies.items():
+        for (_, ours, _), theirs in zip(
+            policy.logprobs([pack([s], 1)[0] for s in sequences]), found[name], strict=True
+        ):
+            torch.testing.assert_close(ours, torch.tensor(theirs), atol=1e-3, rtol=0, msg=lambda m, n=name: f"{n}: {m}")

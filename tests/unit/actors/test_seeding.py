@@ -125,11 +125,8 @@ class Client:
             for _ in range(20):
                 await asyncio.sleep(0)
 
-    async def send(self, message: dict[str, Any]) -> None:
-        self._log.append(f"{message['type']} {message['version']}")
-
-    def next_seq(self) -> int:
-        return 1
+    async def send_loaded(self, version: int, timings: dict[str, float]) -> None:
+        self._log.append(f"loaded {version}")
 
 
 class Engine(Script):

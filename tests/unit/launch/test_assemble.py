@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from launch.assemble import Saved, make_gate, make_hooks
 from launch.config import Config
@@ -15,10 +18,20 @@ from learner.ranks import Ranks
 
 
 class FakePolicy:
-    def save_checkpoint(self, folder: Path) -> None:
-        folder.mkdir()
+    dtype = torch.float32
 
-    save_hf = save_checkpoint
+    def __init__(self, model_dir: Path) -> None:
+        self.model_dir = model_dir
+        (model_dir / "config.json").write_text("{}")
+        self.weight = torch.zeros(2)
+        self.state = SimpleNamespace(copy=self.copy)
+
+    def copy(self) -> Any:
+        weight = self.weight.clone()
+        return SimpleNamespace(write=lambda folder, group: (folder / "weight").write_text(str(weight.tolist())))
+
+    def export(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "weight", self.weight
 
 
 class FakeStream:
@@ -40,7 +53,7 @@ class FakeStream:
 
 
 def make(folder: Path, snapshot: Any) -> Saved:
-    trainer: Any = SimpleNamespace(policy=FakePolicy(), ranks=Ranks())
+    trainer: Any = SimpleNamespace(policy=FakePolicy(folder), ranks=Ranks())
     return Saved(Checkpoints(folder, 2), trainer, snapshot)
 
 
@@ -52,8 +65,14 @@ def test_the_buffer_is_written_after_the_queue_while_the_stream_runs(tmp_path: P
         assert not stream.held, "a large copy would hold up the actors' heartbeats"
         path.write_text("tasks")
 
-    make(tmp_path, snapshot).save(3, stream)
-    assert (tmp_path / "step_00000003" / "tasks.sqlite").read_text() == "tasks"
+    saved = make(tmp_path, snapshot)
+    saved.save(3, stream)
+    saved.trainer.policy.weight.fill_(1.0)  # training goes on at once
+    saved.wait()
+    folder = tmp_path / "step_00000003"
+    assert (folder / "tasks.sqlite").read_text() == "tasks"
+    assert (folder / "model" / "weight").read_text() == "[0.0, 0.0]"
+    assert load_file(folder / "hf" / "model-00001.safetensors")["weight"].tolist() == [0.0, 0.0]
 
 
 def test_a_snapshot_that_fails_is_no_checkpoint(tmp_path: Path) -> None:
@@ -68,7 +87,9 @@ def test_a_snapshot_that_fails_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_only_the_rank_with_the_stream_asks_for_the_buffer(tmp_path: Path) -> None:
-    make(tmp_path, lambda path: pytest.fail("a second rank wrote it too")).save(3, None)
+    saved = make(tmp_path, lambda path: pytest.fail("a second rank wrote it too"))
+    saved.save(3, None)
+    saved.wait()
     assert not (tmp_path / "step_00000003" / "tasks.sqlite").exists()
 
 

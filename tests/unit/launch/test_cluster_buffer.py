@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from launch import cluster
+from launch import supervisor as supervision
 from launch.recorder import RunFolder
 
 
@@ -37,7 +37,7 @@ class FakeRay:
 
 @pytest.fixture
 def supervisor(tmp_path: Path) -> Any:
-    supervisor: Any = cluster.Supervisor.__new__(cluster.Supervisor)
+    supervisor: Any = supervision.Supervisor.__new__(supervision.Supervisor)
     supervisor._folder = RunFolder(tmp_path)
     supervisor._asked, supervisor._asked_at = None, 0.0
     return supervisor
@@ -46,8 +46,8 @@ def supervisor(tmp_path: Path) -> Any:
 def watch(supervisor: Any, fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> Any:
     supervisor.buffer = SimpleNamespace(metrics=fake)
     module = SimpleNamespace(wait=fake.wait, get=fake.get, exceptions=ray.exceptions)
-    monkeypatch.setattr(cluster, "ray", module)
-    monkeypatch.setattr(cluster, "time", SimpleNamespace(monotonic=lambda: fake.now))
+    monkeypatch.setattr(supervision, "ray", module)
+    monkeypatch.setattr(supervision, "time", SimpleNamespace(monotonic=lambda: fake.now))
     return supervisor._watch_buffer
 
 
@@ -66,7 +66,7 @@ def test_it_asks_once_a_second(supervisor: Any, monkeypatch: pytest.MonkeyPatch)
 def test_its_failure_ends_the_run(supervisor: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     poll = watch(supervisor, FakeRay(error), monkeypatch)
     poll()
-    with pytest.raises(cluster.RunFailed, match=r"the task buffer failed: (.|\n)*buffer\.0\.log"):
+    with pytest.raises(supervision.RunFailed, match=r"the task buffer failed: (.|\n)*buffer\.0\.log"):
         poll()
 
 
@@ -74,8 +74,8 @@ def test_its_silence_ends_the_run(supervisor: Any, monkeypatch: pytest.MonkeyPat
     fake = FakeRay(None)
     poll = watch(supervisor, fake, monkeypatch)
     poll()
-    fake.now += cluster.BUFFER_TIMEOUT_S - 1
+    fake.now += supervision.BUFFER_TIMEOUT_S - 1
     poll()
     fake.now += 2
-    with pytest.raises(cluster.RunFailed, match="has not answered for 60 s"):
+    with pytest.raises(supervision.RunFailed, match="has not answered for 60 s"):
         poll()

@@ -11,7 +11,11 @@ from launch import cli
 from launch.config import RECIPES, Config, ConfigError, build, documented, load, parse_override, schema, to_toml
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    sorted(path for path in RECIPES.glob("*.toml") if not path.stem.startswith("sft-")),
+    ids=lambda path: path.stem,
+)
 def test_every_recipe_loads_and_its_dump_loads_back_equal(recipe: Path) -> None:
     config = load(recipe)
     assert build(tomllib.loads(to_toml(config))) == config

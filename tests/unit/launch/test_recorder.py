@@ -42,3 +42,21 @@ def test_work_is_appended_to_a_file_of_its_actor(tmp_path: Path) -> None:
         record({"op": "verify", "answers": ["\ud800", "2\n3"], "number": number})
     lines = [json.loads(line) for line in (tmp_path / "executor_work.rollout0.jsonl").read_text().splitlines()]
     assert lines == [{"op": "verify", "answers": ["\ud800", "2\n3"], "number": number} for number in (1, 2)]
+
+
+def test_a_resumed_run_forgets_what_lies_beyond_its_checkpoint(tmp_path: Path) -> None:
+    """Steps, trajectories, and the line that a kill cut short."""
+    folder = RunFolder(tmp_path)
+    recorder = Recorder(folder, None, True)
+    for number in (1, 2, 3):
+        recorder.step({"step": number, "version": number}, [])
+    recorder.close()
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 4, "ver')
+    assert [row["step"] for row in folder.read_metrics()] == [1, 2, 3]
+    resumed = Recorder(folder, None, True, resumed_step=2)
+    resumed.step({"step": 3, "version": 3}, [])
+    resumed.close()
+    assert [row["step"] for row in folder.read_metrics()] == [1, 2, 3]
+    Recorder(folder, None, True, resumed_step=1).close()
+    assert [path.name for path in folder.trajectories.iterdir()] == ["step_00000001.jsonl"]

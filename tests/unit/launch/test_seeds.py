@@ -18,6 +18,7 @@ from launch.config import Config
 from launch.recorder import RunFolder
 from launch.seeds import SeedError, SeedReport, load_seeds, save
 from launch.tasks import open_tasks
+from learner.checkpoint import seal
 
 DOUBLE = "def f(x):\n    return x + x"
 TASKS = [
@@ -139,6 +140,7 @@ def test_a_new_run_starts_with_them_once_and_names_the_rejected(run_folder: Path
     checkpoint = folder.checkpoints / "step_00000001"
     checkpoint.mkdir()
     store.snapshot(checkpoint / "tasks.sqlite")
+    seal(checkpoint, 1)
     store.close()
     lines = [json.loads(line) for line in folder.events.read_text().splitlines()]
     assert [(line["event"], line.get("line"), line.get("rejected")) for line in lines] == [

@@ -49,7 +49,7 @@ def test_every_metric_of_a_batch_is_in_the_glossary() -> None:
         for cell in CELLS
         for replayed in (0.0, 1.0)
     ]  # fmt: skip
-    numbers = describe_batch(batch, 0) | describe_advantages(batch, np.zeros(len(batch)))
+    numbers = describe_batch(batch, 0, {0: 0}) | describe_advantages(batch, np.zeros(len(batch)))
     for name in numbers:
         what = name.split("/")[0]
         assert f"`{what}/" in GLOSSARY or f"`{what}`" in GLOSSARY or what in ("batch_size", "reward_mean"), name

@@ -17,6 +17,7 @@ from executor.tasks import Kind, Task
 from launch.config import Config, RunSettings
 from launch.recorder import RunFolder
 from launch.tasks import SNAPSHOT, open_tasks, restore, set_aside
+from learner.checkpoint import seal
 
 CONFIG = Config(run=RunSettings(name="run"))
 
@@ -39,6 +40,7 @@ def checkpoint(folder: RunFolder, store: TaskBuffer, version: int) -> Path:
     path = folder.checkpoints / f"step_{version:08d}"
     path.mkdir(parents=True)
     store.snapshot(path / SNAPSHOT)
+    seal(path, version)
     return path
 
 
@@ -123,16 +125,6 @@ def test_without_a_checkpoint_a_run_starts_from_the_zero_triplet(folder: RunFold
     assert again.sizes() == {"deduction": 1, "abduction": 1, "induction": 0}
     again.close()
     assert programs(folder.path / "tasks.aside.1.sqlite") == ["1"]
-
-
-def test_a_checkpoint_without_a_snapshot_keeps_the_buffer_and_says_so(folder: RunFolder) -> None:
-    store = open_tasks(CONFIG, folder, resume=False)
-    put(store, 1)
-    store.close()
-    (folder.checkpoints / "step_00000003").mkdir()
-    open_tasks(CONFIG, folder, resume=True).close()
-    assert programs(folder.tasks) == ["1"]
-    assert [event["event"] for event in events(folder)] == ["tasks_not_restored"]
 
 
 def test_a_restore_that_was_cut_short_can_be_done_again(folder: RunFolder) -> None:

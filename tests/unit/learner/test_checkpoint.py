@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from executor.tasks import Kind
-from learner.checkpoint import Checkpoints, read_stream_state, write_stream_state
+from learner.checkpoint import CheckpointError, Checkpoints, Finish, read_stream_state, write_stream_state
 from learner.metrics import describe_batch
 from learner.ranks import Ranks
 from learner.settings import BatchSettings
@@ -23,30 +28,6 @@ def trajectory(slot: int, role: Role, spans: list[tuple[int, int, int]], reward:
     )  # fmt: skip
 
 
-def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    store = Checkpoints(tmp_path, keep=2)
-    assert store.latest() is None
-    store.save(1, Ranks(), lambda folder: (folder / "x").write_text("1") and None)
-
-    def fail(folder: Path) -> None:
-        (folder / "x").write_text("2")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        store.save(2, Ranks(), fail)
-    latest = store.latest()
-    assert latest is not None
-    assert latest.name == "step_00000001"
-    assert (latest / "x").read_text() == "1"
-
-
-def test_the_newest_are_kept(tmp_path: Path) -> None:
-    store = Checkpoints(tmp_path, keep=2)
-    for version in (8, 9, 10):
-        store.save(version, Ranks(), lambda folder: (folder / "x").write_text("") and None)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000009", "step_00000010"]
-
-
 def test_ledger_and_queue_come_back(tmp_path: Path) -> None:
     batch = BatchSettings(propose={Kind.DEDUCTION: 2}, solve={})
     gate = Gate(batch, 0, solutions=1)
@@ -55,7 +36,7 @@ def test_ledger_and_queue_come_back(tmp_path: Path) -> None:
     assert first is not None
     assert second is not None
     queued = trajectory(first.propose[0], Role.PROPOSE, [(0, 0, 2)], -1.0)
-    assert gate.arrive(queued.slot, holder, queued.cell)
+    assert gate.arrive(queued.slot, holder, queued.cell, 0)
     write_stream_state(tmp_path, gate.state_dict(), [queued])
 
     state, trajectories = read_stream_state(tmp_path)
@@ -77,7 +58,7 @@ def test_a_batch_is_described_by_what_is_in_it() -> None:
         trajectory(2, Role.SOLVE, [(2, 0, 2)], 1.0, correct=1.0, replayed=1.0),
         trajectory(3, Role.SOLVE, [(2, 0, 2)], -0.5, correct=0.0, replayed=0.0),
     ]
-    numbers = describe_batch(batch, version=3)
+    numbers = describe_batch(batch, 3, {0: 2, 1: 3, 2: 2, 3: 3})
     assert numbers["valid_rate/deduction"] == 0.5
     assert numbers["solve_rate/deduction"] == 0.5
     assert numbers["solve_rate_fresh/deduction"] == 0.0
@@ -85,8 +66,9 @@ def test_a_batch_is_described_by_what_is_in_it() -> None:
     assert numbers["truncated/deduction/propose"] == 0.5
     assert numbers["age_max"] == 2
     assert numbers["age_mean"] == pytest.approx(1.25)
-    assert numbers["age_generation"] == pytest.approx(0.25)
-    assert numbers["age_queue"] == pytest.approx(1.0)
+    assert numbers["age/generation"] == pytest.approx(0.25)
+    assert numbers["age/queue"] == pytest.approx(0.5)
+    assert numbers["age/publish"] == pytest.approx(0.5)
     assert numbers["spanning"] == 0.25
     assert not any("abduction" in name for name in numbers), "an empty cell has no rate"
 
@@ -94,16 +76,21 @@ def test_a_batch_is_described_by_what_is_in_it() -> None:
 HOLDER = Holder("a", 0)
 
 
-def write_text(text: str) -> object:
-    def write(folder: Path) -> None:
-        (folder / "model").mkdir()
-        (folder / "model" / "part").write_text(text)
+def write_text(text: str) -> Callable[[Path], Finish]:
+    def write(folder: Path) -> Finish:
+        def finish(group: object) -> None:
+            (folder / "model").mkdir()
+            (folder / "model" / "part").write_text(text)
+
+        return finish
 
     return write
 
 
 def save(checkpoints: Checkpoints, version: int, text: str = "") -> Path:
-    return checkpoints.save(version, Ranks(), write_text(text or str(version)))  # type: ignore[arg-type]
+    checkpoints.save(version, Ranks(), write_text(text or str(version)))
+    checkpoints.wait()
+    return checkpoints.directory / f"step_{version:08d}"
 
 
 def names(directory: Path) -> list[str]:
@@ -111,8 +98,9 @@ def names(directory: Path) -> list[str]:
 
 
 def test_nothing_saved_is_nothing_to_resume(tmp_path: Path) -> None:
-    assert Checkpoints(tmp_path / "absent", 2).latest() is None
-    assert Checkpoints(tmp_path, 2).latest() is None
+    for checkpoints in (Checkpoints(tmp_path / "absent", 2), Checkpoints(tmp_path, 2)):
+        assert checkpoints.recover() == []
+        assert checkpoints.latest() is None
 
 
 def test_the_newest_are_kept_and_the_latest_is_the_newest(tmp_path: Path) -> None:
@@ -124,34 +112,61 @@ def test_the_newest_are_kept_and_the_latest_is_the_newest(tmp_path: Path) -> Non
     assert (folder / "model" / "part").read_text() == "100"
 
 
-def test_a_checkpoint_has_no_name_while_it_is_written(tmp_path: Path) -> None:
+def test_the_run_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     first = save(checkpoints, 1)
+    begun, go_on = threading.Event(), threading.Event()
 
-    def write(folder: Path) -> None:
-        (folder / "part").write_text("half")
-        assert checkpoints.latest() == first, "seen before it was complete"
+    def write(folder: Path) -> Finish:
+        (folder / "small").write_text("at once")
 
-    assert checkpoints.save(2, Ranks(), write) == checkpoints.latest() == tmp_path / "step_00000002"
+        def finish(group: object) -> None:
+            (folder / "part").write_text("half")
+            begun.set()
+            assert go_on.wait(30)
+
+        return finish
+
+    checkpoints.save(2, Ranks(), write)
+    assert begun.wait(30)
+    assert checkpoints.latest() == first, "seen before it was complete"
+    go_on.set()
+    checkpoints.wait()
+    assert checkpoints.latest() == tmp_path / "step_00000002"
+    assert names(tmp_path) == ["step_00000002"]
+    assert names(tmp_path / "step_00000002") == ["complete.json", "part", "small"]
 
 
-def test_a_write_that_fails_leaves_the_previous_one_whole(tmp_path: Path) -> None:
+def test_the_next_checkpoint_waits_for_the_one_before(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for version in (1, 2, 3):
+        checkpoints.save(version, Ranks(), write_text(str(version)))
+    checkpoints.wait()
+    assert names(tmp_path) == ["step_00000001", "step_00000002", "step_00000003"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_write_that_fails_is_told_and_leaves_the_previous_one_whole(tmp_path: Path, late: bool) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     first = save(checkpoints, 1, "good")
 
-    def fail(folder: Path) -> None:
+    def fail(folder: Path) -> Finish:
         (folder / "left over").write_text("half")
-        raise OSError("the disk is full")
 
-    with pytest.raises(OSError, match="disk is full"):
-        checkpoints.save(2, Ranks(), fail)
+        def full(group: object) -> None:
+            raise OSError("the disk is full")
+
+        return full
+
+    checkpoints.save(2, Ranks(), fail)
+    with pytest.raises(CheckpointError, match="step_00000002 could not be written: the disk is full"):
+        checkpoints.save(3, Ranks(), write_text("3")) if late else checkpoints.wait()
     assert checkpoints.latest() == first
-    assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000001"]
     assert (first / "model" / "part").read_text() == "good"
 
-    again = save(checkpoints, 2, "after")
+    again = save(checkpoints, 2, "after")  # it is told once
     assert checkpoints.latest() == again
-    assert names(again) == ["model"], "what the failed attempt left behind went in"
+    assert names(again) == ["complete.json", "model"], "what the failed attempt left behind went in"
     assert names(tmp_path) == ["step_00000002"]
 
 
@@ -160,6 +175,110 @@ def test_saving_a_version_again_replaces_it(tmp_path: Path) -> None:
     save(checkpoints, 3, "first")
     assert (save(checkpoints, 3, "second") / "model" / "part").read_text() == "second"
     assert names(tmp_path) == ["step_00000003"]
+
+
+class Killed(BaseException):
+    """Nothing after it runs."""
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_killed_at_any_moment_of_a_replacement_a_whole_one_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Of version 2 there is a checkpoint; another is named over it, and version 1 goes. Each change on the disk may be the last."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, 2, "old")
+    save(Checkpoints(tmp_path, keep=2), 1, "older")
+    partial = tmp_path / ".partial_00000002"
+    write_text("new")(partial if partial.mkdir() is None else partial)(None)
+    count = 0
+
+    def killing(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            nonlocal count
+            if count == at:
+                raise Killed
+            count += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killing(Path.rename))
+        patched.setattr(Path, "write_text", killing(Path.write_text))
+        patched.setattr(shutil, "rmtree", killing(shutil.rmtree))
+        patched.setattr("os.fsync", killing(os.fsync))
+        with contextlib.suppress(Killed):
+            checkpoints._name(2, partial, tmp_path / "step_00000002")
+    assert Checkpoints(tmp_path, keep=1).recover() == []
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.name == "step_00000002"
+    assert (latest / "model" / "part").read_text() in ("old", "new")
+    assert set(names(tmp_path)) <= {"step_00000002", "step_00000001"}
+
+
+def damage(folder: Path, how: str) -> None:
+    if how == "no list":
+        (folder / "complete.json").unlink()
+    elif how == "list cut":
+        (folder / "complete.json").write_text("{")
+    elif how == "missing":
+        (folder / "model" / "part").unlink()
+    else:
+        (folder / "model" / "part").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("no list", "no complete.json"),
+        ("list cut", "cannot be read"),
+        ("missing", "model/part is missing"),
+        ("cut", "model/part has 0 bytes, not 1"),
+    ],
+)
+def test_an_incomplete_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, how: str, why: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for version in (1, 2, 3):
+        save(checkpoints, version)
+    for version in (2, 3):
+        damage(tmp_path / f"step_{version:08d}", how)
+    assert checkpoints.latest() == tmp_path / "step_00000001"
+    told = checkpoints.recover()
+    assert len(told) == 2
+    assert "step_00000003" in told[0] and why in told[0] and "going on from step_00000001" in told[0]
+    assert names(tmp_path) == ["broken_00000002", "broken_00000003", "step_00000001"]
+    assert checkpoints.recover() == []
+    assert checkpoints.latest() == tmp_path / "step_00000001"
+
+
+def test_without_a_complete_one_a_run_does_not_start_from_nothing(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    damage(save(checkpoints, 1), "missing")
+    with pytest.raises(CheckpointError, match="no complete checkpoint is left.*step_00000001: model/part is missing"):
+        checkpoints.recover()
+    assert names(tmp_path) == ["step_00000001"]
+
+
+def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    save(checkpoints, 1)
+    (tmp_path / ".partial_00000002" / "model").mkdir(parents=True)
+    (tmp_path / ".deleted_step_00000000").mkdir()
+    assert checkpoints.recover() == []
+    assert names(tmp_path) == ["step_00000001"]
+
+
+def test_a_checkpoint_of_an_older_azr_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    save(checkpoints, 1)
+    old = tmp_path / "step_00000002" / "model"
+    old.mkdir(parents=True)
+    (old / "rank_00000.pt").write_text("")
+    for read in (checkpoints.latest, checkpoints.recover):
+        with pytest.raises(CheckpointError, match=r"step_00000002 is a checkpoint of format 1.*model.path=.*hf"):
+            read()
 
 
 def make(slot: int, cell: Cell) -> Trajectory:
@@ -177,7 +296,7 @@ def test_gate_and_queue_come_back_together(tmp_path: Path) -> None:
     grants = list(iter(lambda: before.grant(HOLDER, 100), None))
     cell = Cell(Kind.DEDUCTION, Role.PROPOSE)
     queued = [make(grant.propose[0], cell) for grant in grants[:3]]
-    assert all(before.arrive(t.slot, HOLDER, cell) for t in queued)
+    assert all(before.arrive(t.slot, HOLDER, cell, 0) for t in queued)
     write_stream_state(tmp_path, before.state_dict(), queued)
 
     state, waiting = read_stream_state(tmp_path)
@@ -192,7 +311,7 @@ def test_gate_and_queue_come_back_together(tmp_path: Path) -> None:
         grant = after.grant(HOLDER, 100)
         assert grant is not None
         for slot in grant.slots:
-            after.arrive(slot, HOLDER, Cell(grant.kind, Role.PROPOSE if slot in grant.propose else Role.SOLVE))
+            after.arrive(slot, HOLDER, Cell(grant.kind, Role.PROPOSE if slot in grant.propose else Role.SOLVE), 0)
     assert {t.slot for t in queued[:2]} <= set(slots)
     assert len(slots) == 5
 

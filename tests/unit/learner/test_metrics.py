@@ -8,7 +8,7 @@ import pytest
 from actors.parsing import FormatError
 from actors.propose import ProposalOutcome
 from executor.tasks import Kind
-from learner.metrics import SOLVE_RATE_BINS, describe_advantages, describe_batch, solve_rate_bin
+from learner.metrics import SOLVE_RATE_BINS, describe_advantages, describe_ages, describe_batch, solve_rate_bin
 from learner.trajectory import Cell, Role, Status, Trajectory, VersionSpan
 
 
@@ -49,10 +49,12 @@ BATCH = [
     make(Kind.DEDUCTION, Role.SOLVE, 1.0, {"correct": 1.0, "replayed": 1.0}, ((4, 0, 4),), prompt=2),
     make(Kind.INDUCTION, Role.SOLVE, -1.0, {"correct": 0.0, "replayed": 1.0}),
 ]
+ARRIVED = {0: 5}
+"""All of these tests' trajectories are of slot 0."""
 
 
 def test_rates_rewards_and_ages() -> None:
-    numbers = describe_batch(BATCH, 5)
+    numbers = describe_batch(BATCH, 5, ARRIVED)
     assert (
         numbers
         == pytest.approx(
@@ -84,8 +86,9 @@ def test_rates_rewards_and_ages() -> None:
                 "replayed/induction": 1.0,
                 "age_mean": 0.5,  # ages 2, 0, 0, 0, 1, 0
                 "age_max": 2.0,
-                "age_generation": 1 / 6,  # one rollout went from version 3 to 4
-                "age_queue": 1 / 3,  # and waited one version, as another did
+                "age/generation": 1 / 6,  # one rollout went from version 3 to 4
+                "age/queue": 1 / 3,  # and came in one version later, as another did
+                "age/publish": 0.0,
                 "spanning": 1 / 6,
                 "batch_size": 6,
                 "reward_mean": 0.0,
@@ -96,7 +99,7 @@ def test_rates_rewards_and_ages() -> None:
 
 
 def test_an_empty_cell_is_absent_and_not_zero() -> None:
-    numbers = describe_batch(BATCH, 5)
+    numbers = describe_batch(BATCH, 5, ARRIVED)
     assert not [name for name in numbers if "abduction" in name]
     assert "valid_rate/induction" not in numbers
     assert "solve_rate_fresh/induction" not in numbers, "its only solution was a replay"
@@ -104,9 +107,12 @@ def test_an_empty_cell_is_absent_and_not_zero() -> None:
 
 
 def test_the_age_is_the_sum_of_its_parts() -> None:
-    numbers = describe_batch(BATCH, 8)
-    assert numbers["age_mean"] == pytest.approx(3.5)
-    assert numbers["age_generation"] + numbers["age_queue"] == pytest.approx(numbers["age_mean"])
+    ages = describe_ages(BATCH, 8, {0: 6})
+    assert ages["age_mean"] == pytest.approx(3.5)
+    assert ages["age/generation"] == pytest.approx(1 / 6)
+    assert ages["age/queue"] == pytest.approx(8 / 6)  # the newest tokens are of 4, 5, 5, 5, 4, 5
+    assert ages["age/publish"] == 2
+    assert sum(ages[f"age/{part}"] for part in ("generation", "queue", "publish")) == pytest.approx(ages["age_mean"])
 
 
 def test_outcomes_are_shares_by_reason_and_unreadable_replies_are_format_errors() -> None:
@@ -114,7 +120,7 @@ def test_outcomes_are_shares_by_reason_and_unreadable_replies_are_format_errors(
     judged = ["correct", "wrong", "unparseable", "no_output"]
     batch = [proposal({}, outcome=outcome) for outcome in rejected]
     batch += [solution(1, 0, outcome) for outcome in judged]
-    numbers = describe_batch(batch, 5)
+    numbers = describe_batch(batch, 5, ARRIVED)
     outcomes = {name.removeprefix("outcome/deduction/"): v for name, v in numbers.items() if name.startswith("outcome")}
     assert outcomes == pytest.approx(
         {"propose/valid": 0.4, "propose/nondeterministic": 0.2, "propose/no_input": 0.2, "propose/no_program": 0.2}
@@ -126,7 +132,7 @@ def test_outcomes_are_shares_by_reason_and_unreadable_replies_are_format_errors(
 
 def test_the_metrics_know_every_outcome_of_an_episode() -> None:
     for outcome in (*ProposalOutcome, *FormatError):
-        numbers = describe_batch([proposal({}, outcome=outcome.value)], 5)
+        numbers = describe_batch([proposal({}, outcome=outcome.value)], 5, ARRIVED)
         assert numbers["format_errors/deduction/propose"] == isinstance(outcome, FormatError), outcome
 
 
@@ -136,7 +142,7 @@ def test_every_reward_term_has_a_mean_and_together_they_are_the_reward() -> None
         proposal({"reward/learnability": 0.25}, 0.25),
         proposal({"reward/format": -1.0}, -1.0),
     ]
-    numbers = describe_batch(batch, 5)
+    numbers = describe_batch(batch, 5, ARRIVED)
     terms = {name: value for name, value in numbers.items() if name.startswith("reward/deduction/propose/")}
     assert terms == pytest.approx(
         {
@@ -154,7 +160,7 @@ def test_what_is_known_of_programs_is_averaged_over_those_it_is_known_of() -> No
         proposal({"valid": 1.0, "duplicate": 0.0, "ignores_input": 1.0, "nodes": 30.0, "complexity": 2.0, "distance": 0.1}),
         proposal({"valid": 0.0}, -1.0, "error"),
     ]  # fmt: skip
-    numbers = describe_batch(batch, 5)
+    numbers = describe_batch(batch, 5, ARRIVED)
     found = {
         name: numbers[f"{name}/deduction"]
         for name in ("duplicates", "ignores_input", "nodes", "complexity", "distance")
@@ -179,7 +185,7 @@ def test_learnability_is_a_histogram_of_solve_rates() -> None:
     batch = [proposal({"valid": 1.0, "solve_rate": rate}) for rate in (0.0, 0.0, 0.125, 1.0)] + [
         proposal({"valid": 0.0})
     ]
-    numbers = describe_batch(batch, 5)
+    numbers = describe_batch(batch, 5, ARRIVED)
     shares = [numbers[f"learnability/deduction/{name}"] for name in SOLVE_RATE_BINS]
     assert shares == [0.5, 0.25, 0, 0, 0, 0.25]
 
@@ -188,12 +194,12 @@ def test_answer_diversity_is_over_tasks_that_were_tried_more_than_once() -> None
     batch = [solution(1, 5) for _ in range(4)]  # all the same: 0
     batch += [solution(2, first) for first in (1, 1, 2)]  # two of three: 1/2
     batch += [solution(3, 9)]
-    assert describe_batch(batch, 5)["answer_diversity/deduction"] == pytest.approx(0.25)
+    assert describe_batch(batch, 5, ARRIVED)["answer_diversity/deduction"] == pytest.approx(0.25)
 
 
 def test_solutions_that_estimate_are_counted() -> None:
     batch = [solution(1, 0, estimate=1.0), solution(1, 0, estimate=0.0)]
-    assert describe_batch(batch, 5)["estimates/deduction"] == pytest.approx(0.5)
+    assert describe_batch(batch, 5, ARRIVED)["estimates/deduction"] == pytest.approx(0.5)
 
 
 def test_advantages_by_cell() -> None:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.packing import MicroBatch, Segment, TokenSequence, empty_micro_batch, pack, pack_ranks, split_ranks
+from learner.balance import CostModel
+from learner.packing import (
+    MicroBatch,
+    Segment,
+    TokenSequence,
+    empty_micro_batch,
+    idle_share,
+    micro_batch_cost,
+    pack,
+    pack_ranks,
+    split_ranks,
+)
 
 
 def sequence(prompt: list[int], response: list[int]) -> TokenSequence:
@@ -100,12 +114,78 @@ def test_groups_fill_micro_batches_first_fit() -> None:
     assert sorted(micro.num_tokens for micro in pack(batch, 10)) == [10, 10]
 
 
-@given(batches(), st.integers(1, 4))
-def test_ranks_share_the_batch_and_no_prompt_is_on_two(batch: list[TokenSequence], num_ranks: int) -> None:
-    shares = split_ranks(batch, num_ranks)
-    assert sorted(index for share in shares for index in share) == list(range(len(batch)))
-    prompts = [{batch[index][0].tobytes() for index in share} for share in shares]
-    assert sum(len(found) for found in prompts) == len(set().union(*prompts))
+COSTS = st.builds(CostModel, per_row=st.just(100), per_pair=st.integers(0, 30), per_target=st.integers(0, 100))
+
+
+@settings(deadline=None)
+@given(batches(), st.integers(1, 5), st.integers(4, 40), COSTS)
+def test_ranks_share_the_batch_evenly(batch: list[TokenSequence], num_ranks: int, budget: int, cost: CostModel) -> None:
+    by_rank = pack_ranks(batch, budget, num_ranks, cost)
+    assert len(by_rank) == num_ranks
+    assert len({len(micros) for micros in by_rank}) == 1, "equally many micro-batches"
+    everything = [micro for micros in by_rank for micro in micros]
+    tokens = [pair for micro in everything for pair in zip(micro.sequence_index, micro.token_index, strict=True)]
+    assert sorted(tokens) == [(i, j) for i, (_, response) in enumerate(batch) for j in range(len(response))]
+    assert all(micro.num_tokens <= budget or len(set(micro.sequence_index)) == 1 for micro in everything)
+    again = pack_ranks(batch, budget, num_ranks, cost)
+    for micros, others in zip(by_rank, again, strict=True):
+        assert [micro.segments for micro in micros] == [other.segments for other in others]
+        assert [micro.sequence_index.tolist() for micro in micros] == [o.sequence_index.tolist() for o in others]
+
+
+@settings(deadline=None)
+@given(batches(), st.integers(1, 5), COSTS)
+def test_no_rank_waits_for_more_than_one_sequence(batch: list[TokenSequence], num_ranks: int, cost: CostModel) -> None:
+    # A budget that cuts nothing, so that costs are those that the ranks were balanced by.
+    by_rank = pack_ranks(batch, 10_000, num_ranks, cost)
+    loads = [sum(micro_batch_cost(micro, cost) for micro in micros) for micros in by_rank]
+    alone = max(cost.prompt(len(prompt)) + cost.response(len(prompt), len(response)) for prompt, response in batch)
+    assert max(loads) - min(loads) <= max(alone, 0.02 * max(loads))
+    assert idle_share(by_rank, cost) == pytest.approx(1 - sum(loads) / num_ranks / max(loads))
+
+
+@given(batches())
+def test_one_rank_computes_each_prompt_once(batch: list[TokenSequence]) -> None:
+    (micros,) = pack_ranks(batch, 10_000, 1)
+    prompts = {prompt.tobytes(): len(prompt) for prompt, _ in batch}
+    rows = sum(prompts.values()) + sum(len(response) - 1 for _, response in batch)
+    assert [micro.num_tokens for micro in micros] == [rows]
+
+
+def test_the_cost_is_that_of_its_rows_and_pairs() -> None:
+    cost = CostModel(per_row=1000, per_pair=10, per_target=1)
+    (micro,) = pack([sequence([1, 2, 3], [4, 5, 6]), sequence([1, 2, 3], [7, 8])], 100, cost=cost)
+    pairs = sum(int(position) + 1 for position in micro.position_ids)
+    assert micro_batch_cost(micro, cost) == 1000 * micro.num_tokens + 10 * pairs + micro.num_targets
+
+
+def long_responses() -> list[TokenSequence]:
+    """As in the papers' long-response runs: prompts of 300 to 1,200 tokens, responses lognormal about 600."""
+    rng = np.random.default_rng(0)
+    lengths = rng.lognormal(np.log(600), 0.8, 384).clip(1, 8000).astype(int)
+    prompts = [rng.integers(0, 9, rng.integers(300, 1200)) for _ in range(64)]
+    return [(prompts[i // 6], rng.integers(0, 9, length)) for i, length in enumerate(lengths)]
+
+
+def test_long_responses_leave_no_rank_idle() -> None:
+    batch, cost = long_responses(), CostModel(per_row=10_000, per_pair=4, per_target=3_500)
+    for num_ranks in (1, 2, 4, 8):
+        by_rank = pack_ranks(batch, 16_384, num_ranks, cost)
+        assert idle_share(by_rank, cost) < 0.01
+        rows = sum(micro.num_tokens for micros in by_rank for micro in micros)
+        assert len(by_rank[0]) <= math.ceil(1.05 * rows / (num_ranks * 16_384)) + 1
+        for micros in by_rank:
+            costs = [micro_batch_cost(micro, cost) for micro in micros]
+            assert max(costs) < 1.3 * sum(costs) / len(costs)
+
+
+def test_a_group_is_split_where_ranks_would_wait_and_its_prompt_counts() -> None:
+    lone = [sequence([1] * 10, [2] * 11) for _ in range(8)]
+    shares = split_ranks(lone, 2)
+    assert sorted(map(len, shares)) == [4, 4]
+    # What a rank would wait is less than the prompt again.
+    uneven = [sequence([1] * 100, [2] * 11)] * 2 + [sequence([3] * 60, [2] * 11)]
+    assert sorted(split_ranks(uneven, 2)) == [[0, 1], [2]]
 
 
 def test_ranks_are_balanced_by_tokens() -> None:

@@ -193,6 +193,12 @@ BROKEN: list[tuple[str, Callable[[], Frames], Refusal]] = [
     ("an unknown status", lambda: with_header(status="aborted"), Refusal.FIELD),
     ("a long name", lambda: with_header(actor_id="x" * 513), Refusal.FIELD),
     ("parts that are a list", lambda: with_header(reward_parts=[1.0]), Refusal.FIELD),
+    ("a reward that is a string", lambda: with_header(reward="1.0"), Refusal.FIELD),
+    ("a reward that is a bool", lambda: with_header(reward=True), Refusal.FIELD),
+    ("a part that is a string", lambda: with_header(reward_parts={"valid": "1"}), Refusal.FIELD),
+    ("a timing that is a bool", lambda: with_header(timings={"queue_s": False}), Refusal.FIELD),
+    ("nested lists that announce much", lambda: [b"\xdd\x00\x01\x00\x00" * 1000, *on_wire(make())[1:]], Refusal.HEADER),
+    ("a list longer than any", lambda: with_header(versions=[0] * 20_000), Refusal.HEADER),
     ("a part that is no number", lambda: with_header(reward_parts={"valid": None}), Refusal.FIELD),
     ("a field that is missing", lambda: without("episode_id"), Refusal.FIELD),
 ]
@@ -207,7 +213,8 @@ def test_what_is_broken_is_refused_by_name(build: Callable[[], Frames], refusal:
 
 
 def test_every_refusal_is_reached() -> None:
-    assert {case[2] for case in BROKEN} == set(Refusal)
+    messages_only = {Refusal.TYPE, Refusal.SENDER}  # of the stream's messages: see `test_wire.py`, `test_stream.py`
+    assert {case[2] for case in BROKEN} == set(Refusal) - messages_only
 
 
 def test_what_encode_writes_from_a_sound_trajectory_is_sound() -> None:
@@ -246,6 +253,46 @@ def test_damage_to_a_sound_message_raises_nothing_but_wire_errors(index: int, da
         check(decode(frames))
 
 
+HEADER_FIELDS = sorted(msgpack.unpackb(encode(make())[0]))
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+
+
+@given(st.sampled_from(HEADER_FIELDS), anything)
+def test_a_header_with_one_strange_field_never_raises_anything_else(name: str, value: Any) -> None:
+    header, *arrays = encode(make())
+    with contextlib.suppress(WireError):
+        decode([msgpack.packb(msgpack.unpackb(header) | {name: value}), *(bytes(a) for a in arrays)])
+
+
 def test_many_keep_their_order() -> None:
     assert [t.slot for t in loads(dumps([make(slot=slot) for slot in (3, 1, 2)]))] == [3, 1, 2]
     assert loads(dumps([])) == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xc1", b"\x91", msgpack.packb({"a": 1}), msgpack.packb([1]), msgpack.packb([["x"]]), msgpack.packb([[b""] * 4])],
+    ids=["nothing", "no msgpack", "cut off", "a map", "numbers", "text", "empty frames"],
+)
+def test_what_is_no_list_of_trajectories_is_refused(data: bytes) -> None:
+    with pytest.raises(WireError) as caught:
+        loads(data)
+    assert caught.value.refusal is Refusal.HEADER
+
+
+def test_a_flipped_byte_in_a_checkpoints_queue_raises_nothing_but_wire_errors() -> None:
+    sound = dumps([make(), make(slot=6)])
+    for place in range(len(sound)):
+        for bit in (0x01, 0x80):
+            damaged = bytearray(sound)
+            damaged[place] ^= bit
+            with contextlib.suppress(WireError):
+                loads(bytes(damaged))

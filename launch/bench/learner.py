@@ -1,0 +1,210 @@
+"""The learner measured: whole optimizer steps beside transformers, the layers beside the machine's peak, and the packing.
+
+Both sides are processes of their own (`learner_side.py`) that take turns, A B B A, on the same recorded self-play batch and
+the same number of threads; the one whose turn it is not sleeps. Tokens count as transformers computes them: each sequence
+with its prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch import models
+from launch.bench.learner_side import SHIPPED, load_batch
+from launch.bench.peers import LineProcess
+from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_versions, progress
+from learner.architecture import Architecture
+from learner.balance import CostModel
+from learner.cpu_attention import plan_cpu
+from learner.packing import MicroBatch, TokenSequence, idle_share, micro_batch_cost, pack_ranks
+
+LAYER_ROWS = 2048
+"""Packed rows that the layers are measured at."""
+TIMEOUT_S = 600.0
+"""Of loading a model and of one step."""
+RANKS = (1, 2, 4, 8)
+"""Data-parallel ranks that the packing is computed for."""
+GOALS = {
+    "layers_share_of_peak": Goal(0.6),
+    "tokens_over_transformers": Goal(1.5),
+    "memory_over_transformers": Goal(1.0, at_most=True),
+    "padding_share": Goal(0.02, at_most=True),
+    "shared_prompt_compute": Goal(1.05, at_most=True),
+}
+
+_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from launch.bench import learner_side; learner_side.main()"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    runs: int = 5
+    threads: int = 0
+    """Of each side; 0 takes every core that this process may use."""
+    model: str = "smollm2-135m-instruct"
+    token_budget: int = 4096
+    """Of a micro-batch, on both sides."""
+    batch: Path = SHIPPED
+    layer_rows: int = LAYER_ROWS
+
+
+class Side(LineProcess):
+    """A loaded side."""
+
+    def __init__(self, name: str, model_dir: Path, options: Options, keep_memory: bool = True) -> None:
+        """Raises PeerError where it does not start or load."""
+        # As in a run: threads that spin at a barrier would take the cores from the side whose turn it is.
+        environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+        super().__init__(name, [sys.executable, "-W", "ignore", "-c", _CHILD, json.dumps(sys.path)], environment)
+        try:
+            loaded = self.request(
+                "load", side=name, model_dir=str(model_dir), batch=str(options.batch), keep_memory=keep_memory,
+                threads=options.threads or len(os.sched_getaffinity(0)), token_budget=options.token_budget,
+            )  # fmt: skip
+        except BaseException:
+            self.close()
+            raise
+        self.rows = int(loaded["rows"])
+
+    def request(self, op: str, **details: Any) -> dict[str, Any]:
+        """Ask for one thing. Raises PeerError."""
+        return self.ask({"op": op, **details}, TIMEOUT_S)
+
+
+def run(options: Options) -> Report:
+    """Measure. Ctrl-C ends it with the runs that are complete. Raises PeerError, ModelError, OSError, ValueError."""
+    batch = load_batch(options.batch)
+    model_dir = models.prepare(options.model)
+    threads = options.threads or len(os.sched_getaffinity(0))
+    report = Report(
+        "learner",
+        settings={
+            "runs": options.runs, "threads": threads, "model": options.model, "token_budget": options.token_budget,
+            "layer_rows": options.layer_rows, "batch": options.batch.name, "dtype": "bfloat16",
+        },
+        versions=describe_versions(("azr", "torch", "megatron-core", "transformers")),
+    )  # fmt: skip
+    load, cores = report.machine["load_at_start"], report.machine["cores"]
+    if load > 0.3 * cores:
+        report.notes["load"] = f"the machine was busy at the start ({load} on {cores} cores); don't trust these figures"
+    _packing(report, batch, Architecture.read(model_dir), options.token_budget)
+    with ExitStack() as stack:
+        with progress(4 + 6 * options.runs) as say:
+            say("loading azr's learner")
+            ours = stack.enter_context(Side("azr", model_dir, options))
+            say("loading transformers")
+            peer = stack.enter_context(Side("transformers", model_dir, options))
+            say("first steps")
+            # The first step allocates, and both have the same weights only before it.
+            losses = [side.request("step")["loss"] for side in (ours, peer)]
+            ours.request("layers", rows=options.layer_rows)
+            say("memory of transformers with the allocator as it comes")
+            with Side("transformers", model_dir, options, keep_memory=False) as plain:
+                plain.request("step")
+                plain.request("step")
+                peer_mib = float(plain.request("memory")["mib"])
+            _steps(report, options, ours, peer, sum(len(p) + len(r) for p, r in batch), say)
+        report.ratio("memory_over_transformers", [float(ours.request("memory")["mib"]) / peer_mib])
+    report.notes["loss"] = f"before the first step: {losses[0]:.4f} here, {losses[1]:.4f} in transformers"
+    report.notes["memory"] = (
+        f"peak resident: {peer_mib * report.ratios['memory_over_transformers'].median:,.0f} MiB here, "
+        f"{peer_mib:,.0f} MiB in transformers"
+    )
+    report.goals |= {key: goal for key, goal in GOALS.items() if key in report.ratios}
+    return report
+
+
+def _steps(report: Report, options: Options, ours: Side, peer: Side, tokens: int, say: Any) -> None:
+    """Whole steps and the layers, in turns."""
+    sides = {"azr": ours, "transformers": peer}
+    samples = {name: Samples(f"step, {name}", "tokens") for name in sides}
+    layers: list[float] = []
+    peaks: list[float] = []
+    own_peaks: list[float] = []
+    try:
+        for number in range(1, options.runs + 1):
+            for name in ("azr", "transformers", "transformers", "azr"):
+                say(f"run {number} of {options.runs}: {name}")
+                seconds = float(sides[name].request("step")["seconds"])
+                samples[name].add(Slice(tokens, seconds, [seconds]))
+            say(f"run {number} of {options.runs}: layers")
+            found = [ours.request("layers", rows=options.layer_rows) for _ in range(3)]
+            say(f"run {number} of {options.runs}: peak")
+            peak = ours.request("peak", rows=options.layer_rows)
+            found += [ours.request("layers", rows=options.layer_rows) for _ in range(3)]
+            rates = sorted(one["flops"] / one["seconds"] / 1e9 for one in found)
+            layers.append((rates[2] + rates[3]) / 2)
+            peaks.append(float(peak["best"]))
+            own_peaks.append(float(peak["own"]))
+            for each in samples.values():
+                each.end_run()
+    except KeyboardInterrupt:
+        report.notes["interrupted"] = f"stopped after {len(layers)} of {options.runs} runs"
+    if not layers:
+        for key in (
+            "tokens_over_transformers",
+            "rows_over_transformers",
+            "layers_share_of_peak",
+            "layers_share_of_own",
+        ):
+            report.notes[key] = "no run was complete"
+        return
+    ratio = by_run(samples["azr"].rates, samples["transformers"].rates)
+    for name, side in sides.items():
+        report.rows.append(samples[name].row(f"{side.rows:,} rows computed for {tokens:,} tokens"))
+    report.ratio("tokens_over_transformers", ratio)
+    report.ratio("rows_over_transformers", [value * ours.rows / peer.rows for value in ratio])
+    report.ratio("layers_share_of_peak", by_run(layers, peaks))
+    report.ratio("layers_share_of_own_shapes", by_run(layers, own_peaks))
+    report.notes["peak"] = (
+        f"10^9 operations a second, medians: layers {np.median(layers):,.0f}, products of the layers' own shapes alone "
+        f"{np.median(own_peaks):,.0f}, of the best shape {np.median(peaks):,.0f}"
+    )
+
+
+def _packing(report: Report, batch: Sequence[TokenSequence], shape: Architecture, token_budget: int) -> None:
+    """What is computed, against what is in the batch. It needs no clock."""
+    cost = CostModel.of(shape)
+    unique = sum(map(len, {tuple(prompt.tolist()) for prompt, _ in batch})) + sum(len(ids) for _, ids in batch)
+    padding, idle = [], []
+    for num_ranks in RANKS:
+        by_rank = pack_ranks(batch, token_budget, num_ranks, cost)
+        padding.append(padding_share(by_rank, cost))
+        idle.append(f"{num_ranks}: {100 * idle_share(by_rank, cost):.2f}%")
+        if num_ranks == 1:
+            rows = sum(micro.num_tokens for micros in by_rank for micro in micros)
+            report.ratio("shared_prompt_compute", [rows / unique])
+    report.ratio("padding_share", [max(padding)])
+    report.notes["packing"] = (
+        f"{sum(len(p) + len(ids) for p, ids in batch):,} tokens in {len(batch)} sequences, {unique:,} of them unique; "
+        f"ranks idle by cost, of {', '.join(idle)}"
+    )
+
+
+def padding_share(by_rank: Sequence[Sequence[MicroBatch]], cost: CostModel) -> float:
+    """The share of what ranks compute that is for no token of the batch, by cost.
+
+    Rows are never padded. What is: responses of similar length whose attention is computed together, up to the
+    longest of them. A prompt that is computed on two ranks is no padding; `shared_prompt_compute` counts it. Nor are scores
+    between rows that are there anyway and do not see one another: they cost time, which the rates show.
+    """
+    real = padded = 0
+    for micro in (micro for micros in by_rank for micro in micros):
+        real += micro_batch_cost(micro, cost)
+        plan = plan_cpu(micro)
+        for mask in plan.leaf_masks:
+            lengths = mask.sum(1).numpy()
+            longest = mask.shape[1]
+            pairs = len(lengths) * longest * (longest + 1) // 2 - int((lengths * (lengths + 1) // 2).sum())
+            padded += cost.per_pair * pairs
+    return padded / (real + padded) if real else 0.0

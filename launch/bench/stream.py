@@ -1,0 +1,335 @@
+"""The stream measured: trajectories and bytes a second, and latency, beside other ways to bring them to another process.
+
+Four ways take turns, the second time backwards, each from one process to this one, at 200, 2,000 and 8,000 tokens:
+
+- *stream*: what a run does. An actor answers every granted slot; here everything that arrives is checked, taken by the gate,
+  acknowledged, and handed out in batches.
+- *raw pyzmq*: the same frames over bare ZeroMQ sockets, looked at by nobody: the limit.
+- *Ray queue*: `ray.util.queue`, the trajectory as an object (pickled).
+- *multiprocessing queue*: the standard library's, the trajectory as an object (pickled).
+
+The latency of a single trajectory, from the moment before it is sent until it can be used here, is measured apart, while
+nothing else travels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import zmq
+
+from executor.tasks import Kind
+from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_versions, progress
+from launch.bench.stream_sender import CAPACITY, trajectory
+from learner.settings import BatchSettings
+from learner.staleness import Gate
+from learner.stream import StreamServer
+from learner.trajectory import Trajectory, encode
+
+TOKENS = (200, 2_000, 8_000)
+SINGLES = 50
+"""Trajectories whose latency is taken, in each half of a run."""
+GAP_S = 0.002
+PEERS = ("ray", "multiprocessing")
+BYTES_GOAL = Goal(0.7)
+RAY_GOAL = Goal(10.0)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    runs: int = 5
+    seconds: float = 0.5
+    """Of one way at one length, in each half of a run."""
+    tokens: tuple[int, ...] = TOKENS
+    peers: tuple[str, ...] = PEERS
+
+
+class Way(Protocol):
+    """One way to bring trajectories here."""
+
+    def receive(self, tokens: int, seconds: float) -> tuple[int, float]:
+        """Trajectories of that length that arrived within about so many seconds, and how many seconds those were."""
+
+    def latencies(self, tokens: int, count: int) -> list[float]:
+        """Seconds that each of `count` single trajectories was under way."""
+
+
+def run(options: Options) -> Report:
+    """Measure and report."""
+    report = Report(
+        "stream",
+        {"runs": options.runs, "seconds": options.seconds, "tokens": list(options.tokens)},
+        describe_versions(("azr", "pyzmq", "msgpack", "ray")),
+    )
+    samples: dict[tuple[str, int], Samples] = {}
+    with ExitStack() as stack:
+        step = stack.enter_context(progress(2 * options.runs * len(options.tokens) + 1))
+        step("starting the senders")
+        ways: dict[str, Way] = {"stream": _Stream(stack), "raw pyzmq": stack.enter_context(_raw())}
+        if "ray" in options.peers:
+            ways["Ray queue"] = stack.enter_context(_ray_queue())
+        if "multiprocessing" in options.peers:
+            ways["multiprocessing queue"] = stack.enter_context(_multiprocessing_queue())
+        for name, way in ways.items():
+            for tokens in options.tokens:
+                samples[name, tokens] = Samples(f"{name}, {tokens:,} tokens", "trajectories")
+                way.receive(tokens, options.seconds / 5)
+        for _ in range(options.runs):
+            for names in (list(ways), list(ways)[::-1]):
+                for tokens in options.tokens:
+                    step(f"{tokens:,} tokens")
+                    for name in names:
+                        samples[name, tokens].add(_measure(ways[name], tokens, options.seconds))
+            for sample in samples.values():
+                sample.end_run()
+    for (_, tokens), sample in samples.items():
+        size = sum(len(frame) for frame in encode(trajectory(tokens)))
+        row = sample.row()
+        report.rows.append(row | {"detail": f"{row['rate'] * size / 1e6:.0f} MB/s"})
+    _ratio(report, samples, "bytes_over_raw_zmq_8k", ("stream", "raw pyzmq"), 8_000, BYTES_GOAL)
+    _ratio(report, samples, "rate_over_ray_queue_200", ("stream", "Ray queue"), 200, RAY_GOAL)
+    _ratio(report, samples, "rate_over_multiprocessing_200", ("stream", "multiprocessing queue"), 200)
+    _ratio(report, samples, "bytes_over_multiprocessing_8k", ("stream", "multiprocessing queue"), 8_000)
+    return report
+
+
+def _ratio(
+    report: Report,
+    samples: dict[tuple[str, int], Samples],
+    key: str,
+    names: tuple[str, str],
+    tokens: int,
+    goal: Goal | None = None,
+) -> None:
+    over, under = (samples.get((name, tokens)) for name in names)
+    if over is None or under is None:
+        report.notes[key] = f"{' or '.join(names)} was not measured at {tokens:,} tokens"
+    report.ratio(key, by_run(over.rates, under.rates) if over and under else [], goal)
+
+
+def _measure(way: Way, tokens: int, seconds: float) -> Slice:
+    count, took = way.receive(tokens, seconds)
+    return Slice(count, took, way.latencies(tokens, SINGLES))
+
+
+@contextmanager
+def _sender(way: str, endpoint: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "launch.bench.stream_sender", way, endpoint]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _tell(process: subprocess.Popen[str], **command: Any) -> None:
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(command) + "\n")
+    process.stdin.flush()
+
+
+def _done(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    if process.stdout.readline() != "done\n":
+        raise RuntimeError("the sender of the benchmark ended; its error is above")
+
+
+class _Actor:
+    """A server, its gate, and one actor that answers at once. A batch is `quota` solutions, and `1 + ahead` are open."""
+
+    def __init__(self, stack: ExitStack, quota: int, ahead: int) -> None:
+        batch = BatchSettings(kinds=(Kind.DEDUCTION,), propose={}, solve={Kind.DEDUCTION: quota})
+        self._server = StreamServer(Gate(batch, max_staleness=ahead, solutions=8), run_id="bench")
+        stack.callback(self._server.close)
+        self._process = stack.enter_context(_sender("azr", self._server.endpoint))
+        self._server.wait_for_members(1, 30.0)
+        self._publish()
+
+    def lengthen(self, tokens: int) -> None:
+        """Have trajectories of that length from now on."""
+        _tell(self._process, tokens=tokens)
+        _done(self._process)
+        for _ in range(2):
+            self.batch()  # what was granted before may be of another length
+
+    def batch(self) -> tuple[list[Trajectory], float]:
+        """The next batch, and when it was here."""
+        batch = self._server.next_batch(60.0)
+        arrived = time.monotonic()
+        assert batch is not None
+        self._server.mark_trained([item.slot for item in batch])
+        self._server.mark_published(self._server.gate.version + 1)
+        self._publish()
+        return batch, arrived
+
+    def _publish(self) -> None:
+        # Nobody loads weights here: the actor is at whatever version is published.
+        for member in self._server.members():
+            member.loaded_version = self._server.gate.version
+        self._server.mark_loaded()
+
+
+class _Stream:
+    """One actor with many slots for the rate, one with a single slot for the latency."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._many = _Actor(stack, CAPACITY // 4, ahead=3)
+        self._single = _Actor(stack, 1, ahead=0)
+
+    def receive(self, tokens: int, seconds: float) -> tuple[int, float]:
+        self._many.lengthen(tokens)
+        started = time.perf_counter()
+        count = 0
+        while (took := time.perf_counter() - started) < seconds:
+            count += len(self._many.batch()[0])
+        return count, took
+
+    def latencies(self, tokens: int, count: int) -> list[float]:
+        self._single.lengthen(tokens)
+        found = []
+        for _ in range(count):
+            (item,), arrived = self._single.batch()
+            found.append(arrived - item.timings["sent_at"])
+            time.sleep(GAP_S)
+        return found
+
+
+class _Raw:
+    def __init__(self, socket: zmq.Socket[bytes], process: subprocess.Popen[str]) -> None:
+        self._socket = socket
+        self._process = process
+        self._rate = 1000.0
+
+    def receive(self, tokens: int, seconds: float) -> tuple[int, float]:
+        count = max(100, int(self._rate * seconds))
+        _tell(self._process, tokens=tokens, count=count, gap_s=0)
+        self._socket.recv_multipart()
+        started = time.perf_counter()
+        for _ in range(count - 1):
+            self._socket.recv_multipart()
+        took = time.perf_counter() - started
+        _done(self._process)
+        self._rate = count / took
+        return count - 1, took
+
+    def latencies(self, tokens: int, count: int) -> list[float]:
+        from learner.trajectory import decode
+
+        _tell(self._process, tokens=tokens, count=count, gap_s=GAP_S)
+        found = []
+        for _ in range(count):
+            frames = self._socket.recv_multipart()
+            arrived = time.monotonic()
+            found.append(arrived - decode(frames).timings["sent_at"])
+        _done(self._process)
+        return found
+
+
+@contextmanager
+def _raw() -> Iterator[_Raw]:
+    context = zmq.Context()
+    socket = context.socket(zmq.PULL)
+    socket.bind("tcp://127.0.0.1:0")
+    try:
+        with _sender("zmq", socket.getsockopt_string(zmq.LAST_ENDPOINT)) as process:
+            yield _Raw(socket, process)
+    finally:
+        socket.close(0)
+        context.term()
+
+
+class _Queue:
+    """A queue of objects, with somebody at the other end who fills it as `order` says."""
+
+    def __init__(self, get: Callable[[], Any], order: Callable[[int, int, float], None]) -> None:
+        self._get = get
+        self._order = order
+        self._rate = 200.0
+
+    def receive(self, tokens: int, seconds: float) -> tuple[int, float]:
+        count = max(20, int(self._rate * seconds))
+        self._order(tokens, count, 0.0)
+        self._get()
+        started = time.perf_counter()
+        for _ in range(count - 1):
+            self._get()
+        took = time.perf_counter() - started
+        self._rate = count / took
+        return count - 1, took
+
+    def latencies(self, tokens: int, count: int) -> list[float]:
+        self._order(tokens, count, GAP_S)
+        found = []
+        for _ in range(count):
+            item = self._get()
+            found.append(time.monotonic() - item.timings["sent_at"])
+        return found
+
+
+def fill(target: Any, tokens: int, count: int, gap_s: float) -> None:
+    """Put so many trajectories into a queue."""
+    made = trajectory(tokens)
+    for _ in range(count):
+        if gap_s:
+            time.sleep(gap_s)
+            made = trajectory(tokens, sent_at=time.monotonic())
+        target.put(made)
+
+
+def fill_as_told(orders: Any, target: Any) -> None:
+    """A process that fills a queue as another one says; None ends it."""
+    while (order := orders.get()) is not None:
+        fill(target, *order)
+
+
+@contextmanager
+def _multiprocessing_queue() -> Iterator[_Queue]:
+    context = multiprocessing.get_context("spawn")
+    orders, target = context.Queue(), context.Queue(CAPACITY)
+    process = context.Process(target=fill_as_told, args=(orders, target), daemon=True)
+    process.start()
+    try:
+        yield _Queue(lambda: target.get(timeout=60), lambda *order: orders.put(order))
+    finally:
+        orders.put(None)
+        process.join(10)
+        process.kill()
+
+
+@contextmanager
+def _ray_queue() -> Iterator[_Queue]:
+    import ray
+    from ray.util.queue import Queue
+
+    ray.init(
+        num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False, _node_ip_address="127.0.0.1"
+    )
+    try:
+        target = Queue(maxsize=CAPACITY)
+        filler = ray.remote(num_cpus=1)(fill)
+        ray.get(filler.remote(target, 10, 1, 0.0))
+        target.get(timeout=60)
+
+        def order(tokens: int, count: int, gap_s: float) -> None:
+            filler.remote(target, tokens, count, gap_s)
+
+        yield _Queue(lambda: target.get(timeout=60), order)
+    finally:
+        ray.shutdown()

@@ -1,0 +1,196 @@
+"""`azr drill`: does a run survive? Kills its processes at random while it trains, and holds the ledger to account.
+
+Real processes of the real system, ended by SIGKILL: nothing can be caught, flushed or said goodbye to. The next kill comes
+when the run has recovered from the last one (every part is there, and a step has been taken since) and a random while has
+passed, so that kills fall anywhere in a step. After the last one the run takes two more steps and ends by itself.
+
+Passed: every part that was killed came back, the run went on, and the ledger is conserved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from launch import config as configuration
+from launch.console import Console
+from launch.recorder import RunFolder, append_event
+
+if TYPE_CHECKING:
+    from launch.supervisor import Supervisor
+
+PARTS = ("actor", "executor", "buffer", "learner")
+MORE_STEPS = 2
+"""Steps after the last kill."""
+LONGEST_WAIT_S = 10.0
+"""Between a recovery and the next kill: uniform from 0 to this."""
+
+_EXAMPLES = """\
+examples:
+  azr drill smollm2-cpu-small --times 5                               five kills of anything: some minutes
+  azr drill smollm2-cpu-small --kill learner,actor --times 4 --seed 7
+"""
+
+
+class DrillError(ValueError):
+    """A drill that cannot be held; the message says what to do."""
+
+
+class Drill:
+    """Kills one part after another; `watch` is called by the run's driver."""
+
+    def __init__(self, parts: list[str], times: int, seed: int, folder: RunFolder, console: Console) -> None:
+        self._random = random.Random(seed)
+        # Every part in turn, in random order: no part is left out by chance.
+        order: list[str] = []
+        while len(order) < times:
+            order += self._random.sample(parts, len(parts))
+        self._order = order[:times]
+        self._folder = folder
+        self._console = console
+        self.killed: Counter[str] = Counter()
+        self._step = 0
+        """Steps that the run had taken at the last kill."""
+        self._due: float | None = None
+        self._ending = False
+
+    @property
+    def done(self) -> bool:
+        """Whether every kill was made and the run has recovered from the last one."""
+        return self._ending
+
+    def watch(self, supervisor: Supervisor) -> None:
+        """Kill, where it is time to."""
+        step = int((supervisor.status().get("last") or {}).get("step", 0))
+        # A learner that went back to its checkpoint has fewer steps than before.
+        self._step = min(self._step, step)
+        whole = supervisor.whole()
+        if not self._order:
+            if whole and step >= self._step + MORE_STEPS and not self._ending:
+                self._ending = True
+                supervisor.stop("the drill is over")
+            return
+        if not whole or step <= self._step:
+            self._due = None
+            return
+        now = time.monotonic()
+        if self._due is None:
+            self._due = now + self._random.uniform(0, LONGEST_WAIT_S)
+        if now >= self._due:
+            self._kill(supervisor, self._order.pop(0))
+            self._step, self._due = step, None
+
+    def _kill(self, supervisor: Supervisor, part: str) -> None:
+        import ray
+
+        index, actor = self._random.choice(sorted(supervisor.parts(part).items()))
+        pid = int(ray.get(actor.pid.remote(), timeout=30))
+        if part == "executor":
+            pid = self._random.choice(sandboxes(pid))
+        os.kill(pid, signal.SIGKILL)
+        self.killed[part] += 1
+        name = f"{part}{index}" if part in ("actor", "learner") else f"{part} of rollout{index}" if index else part
+        self._console.say(f"drill: killed {name} (process {pid}); {len(self._order)} more to come")
+        append_event(self._folder, "drill_kill", part=part, index=index, pid=pid)
+
+
+def sandboxes(pid: int) -> list[int]:
+    """The processes of the sandboxes of a rollout actor."""
+    import psutil
+
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if any("executor import keeper" in text for text in child.cmdline()):
+                found.append(child.pid)
+    if not found:
+        raise DrillError(f"process {pid} has no sandbox")
+    return found
+
+
+def add_command(commands: Any) -> None:
+    """Add `drill` to argparse's subcommands."""
+    drill = commands.add_parser(
+        "drill",
+        help="kill a run's processes at random, and see whether anything is lost",
+        description="Runs a recipe, kills its processes (SIGKILL) one after another at random moments, and passes only if the "
+        "run goes on each time and the ledger is conserved at the end. Prints the ledger, restarts and versions.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    drill.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
+    drill.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top")
+    drill.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="the same, as an option"
+    )
+    drill.add_argument(
+        "--kill", type=_parts, default=list(PARTS), metavar="PARTS", help=f"of {','.join(PARTS)} (default: all)"
+    )
+    drill.add_argument("--times", type=int, default=5, metavar="N", help="kills (default %(default)s)")
+    drill.add_argument("--seed", type=int, default=0, metavar="S", help="of what is killed when (default %(default)s)")
+    drill.set_defaults(run=_run)
+
+
+def _parts(text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if unknown := set(parts) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
+    return parts
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Hold the drill; exit code 0 only where it was passed."""
+    from launch import cluster
+    from launch.config import to_toml
+    from launch.models import prepare
+
+    if arguments.times < 1:
+        raise DrillError(f"--times {arguments.times}: at least one kill")
+    budget = arguments.times + 1
+    forced = [
+        "learner.steps=1000000",
+        f"actors.max_restarts={budget}",
+        f"learner.max_restarts={budget}",
+        f"buffer.max_restarts={budget}",
+    ]
+    config = configuration.load(arguments.recipe, [*forced, *arguments.overrides, *arguments.sets])
+    if config.run.mode != "async" or config.ray.address:
+        raise DrillError("a drill needs run.mode = async and a Ray of its own (no ray.address): it ends processes here")
+    if not config.learner.checkpoint_every:
+        config = configuration.load(
+            arguments.recipe, [*forced, *arguments.overrides, *arguments.sets, "learner.checkpoint_every=2"]
+        )
+    if config.folder.exists():
+        raise DrillError(f"{config.folder} is there already: add run.name=NAME, or remove it")
+    console = Console(config)
+    prepare(config.model.path, console.say)
+    folder = RunFolder(config.folder)
+    folder.create()
+    folder.config.write_text(to_toml(config))
+    drill = Drill(arguments.kill, arguments.times, arguments.seed, folder, console)
+    restarts: dict[str, int] = {}
+
+    def watch(supervisor: Supervisor) -> None:
+        drill.watch(supervisor)
+        restarts.update(supervisor.restarts())
+
+    code = cluster.run(config, folder, resume=False, console=console, watch=watch)
+    versions = [row["version"] for row in folder.read_metrics()]
+    killed = ", ".join(f"{count} {part}" for part, count in sorted(drill.killed.items()))
+    console.say(f"drill: killed {sum(drill.killed.values())} ({killed}); restarts: {restarts}")
+    console.say(
+        f"drill: versions {versions[0] if versions else 0} to {versions[-1] if versions else 0}, none missing"
+        if versions == list(range(1, len(versions) + 1))
+        else f"drill: versions are MISSING: {versions}"
+    )
+    passed = code == 0 and drill.done and versions == list(range(1, len(versions) + 1))
+    console.say(
+        "drill: PASSED" if passed else f"drill: FAILED (exit code of the run {code}, all kills made: {drill.done})"
+    )
+    return 0 if passed else 1

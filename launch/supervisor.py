@@ -1,0 +1,406 @@
+"""The parts of one run, started, watched and started again; the driver's side of a distributed run.
+
+Who may fail, and what then happens:
+
+    a rollout actor   what it held is dropped and granted again; it starts again as its next incarnation
+    its sandboxes     the actor's own pool starts them again
+    the task buffer   Ray starts it again on the same file; requests are made again meanwhile
+    a learner rank    all ranks start again from the last checkpoint; the actors stay, and are brought to that version
+
+Each within a budget (`launch/budget.py`), and then the run stops with an error that names the part and its log. What neither
+answers nor ends is named after `run.watchdog_s`, and started again where that can help.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from launch import buffer_actor
+from launch.budget import FailureBudget
+from launch.buffer_actor import BUFFER_TIMEOUT_S
+from launch.config import Config
+from launch.console import REFRESH_S, Console
+from launch.learner_actor import LOOPBACK, WAITING_FOR_ACTORS, LearnerActor
+from launch.recorder import RunFolder, append_event
+from launch.rollout_actor import RolloutActor
+from learner.checkpoint import Checkpoints
+
+
+class RunFailed(RuntimeError):
+    """A part of the run died for good; the message names it and its log."""
+
+
+class Rollouts:
+    """The rollout actors: as many as wanted, each in some incarnation of its life."""
+
+    def __init__(self, config: Config, folder: RunFolder, resume: bool) -> None:
+        self.wanted = config.actors.num_actors
+        self.handles: dict[int, Any] = {}
+        self.playing: dict[Any, int] = {}
+        """Ray's reference to the run of an actor -> its index."""
+        self.results: dict[str, dict[str, str]] = {}
+        self.again: dict[int, float] = {}
+        """Index -> when (monotonic seconds) to start it again."""
+        self.seen: dict[int, float] = {}
+        """Index -> when the learner last had it among its members, or its start."""
+        self.leaving: set[int] = set()
+        self._budgets: dict[int, FailureBudget] = {}
+        self._config = config.actors
+        # A resumed run's actors are new lives: their numbers must not repeat those of the checkpoint's.
+        logs = folder.logs.glob("rollout*.log") if resume else ()
+        self._next = 1 + max((int(path.stem.rsplit(".", 1)[-1]) for path in logs), default=-1)
+        self.incarnations: dict[int, int] = {}
+
+    def next_incarnation(self, index: int) -> int:
+        """Take the number of the life that begins."""
+        self.incarnations[index] = self.incarnations.get(index, self._next - 1) + 1
+        return self.incarnations[index]
+
+    def budget(self, index: int) -> FailureBudget:
+        """How often this actor may still fail."""
+        return self._budgets.setdefault(index, FailureBudget(self._config.max_restarts, self._config.restart_window_s))
+
+    @property
+    def restarts(self) -> int:
+        """Failures of all actors so far."""
+        return sum(budget.total for budget in self._budgets.values())
+
+
+class Supervisor:
+    """The parts of one run, and what to do when one of them ends. Belongs to one thread."""
+
+    def __init__(self, config: Config, folder: RunFolder, resume: bool, console: Console) -> None:
+        self._config = config
+        self._folder = folder
+        self._console = console
+        self._gpu = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        self._endpoint = f"tcp://{LOOPBACK}:{free_port()}"
+        window_s = config.actors.restart_window_s
+        self._learner_budget = FailureBudget(config.learner.max_restarts, window_s)
+        self._buffer_budget = FailureBudget(config.buffer.max_restarts, window_s)
+        self._learner_attempt = -1
+        self.learners: list[Any] = []
+        self._learning: list[Any] = []
+        self._learner_again: float | None = None
+        self._stopping: str | None = None
+        self.rollouts = Rollouts(config, folder, resume)
+        self.buffer = buffer_actor.start(config, folder.path)
+        self._buffer_is_back = True
+        self._asked: Any = None
+        self._asked_at = 0.0
+        self._buffer_metrics: dict[str, float] = {}
+        self._status: dict[str, Any] = {}
+        self._status_asked: Any = None
+        self._status_at = time.monotonic()
+        self._named_at = time.monotonic()
+        opened = self.buffer.open.remote(resume)
+        self._start_learners(resume, expected=config.actors.num_actors)
+        try:
+            ray.get(opened)
+        except ray.exceptions.RayError as error:
+            self.kill()
+            raise RunFailed(self._buffer_failed(error)) from None
+        for index in range(config.actors.num_actors):
+            self._start(index)
+
+    # -- what the driver asks ------------------------------------------------------------------------------------
+
+    def poll(self) -> bool:
+        """Look at every part once; True when the learner has finished. Raises RunFailed."""
+        playing = self.rollouts.playing
+        done, _ = (
+            ray.wait(self._learning + list(playing), num_returns=1, timeout=REFRESH_S)
+            if (self._learning or playing)
+            else ([], [])
+        )
+        if not self._learning:
+            time.sleep(0.0 if done else REFRESH_S)
+        for ref in done:
+            if ref in playing:
+                self._ended(ref)
+        self._watch_buffer()
+        if self._watch_learners():
+            return True
+        self._watch_actors()
+        return False
+
+    def status(self) -> dict[str, Any]:
+        """What the learner last said of itself, with what only the supervisor knows."""
+        status = dict(self._status)
+        if self._learner_again is not None:
+            status["phase"] = "ended; it starts again from the last checkpoint"
+        target = self._config.selfplay.seed_tasks_target
+        have = self._buffer_metrics.get("buffer/deduction", target)
+        if status.get("phase") == WAITING_FOR_ACTORS and have < target:
+            percent = 10 * int(10 * have / target)
+            status["phase"] = f"{WAITING_FOR_ACTORS}, which propose the first tasks: {percent}% of {target} triplets"
+        return status
+
+    def restarts(self) -> dict[str, int]:
+        """Failures so far, by part."""
+        return {
+            "actor": self.rollouts.restarts,
+            "buffer": self._buffer_budget.total,
+            "learner": self._learner_budget.total,
+        }
+
+    def parts(self, part: str) -> dict[int, Any]:
+        """Ray's handles of a part by index: of `actor` (also where its sandboxes are meant, `executor`), `buffer`, `learner`."""
+        if part in ("actor", "executor"):
+            return {index: self.rollouts.handles[index] for index in self.rollouts.playing.values()}
+        return {0: self.buffer} if part == "buffer" else dict(enumerate(self.learners))
+
+    def whole(self) -> bool:
+        """Whether every part is there, and every actor plays."""
+        connected = {f"rollout{index}" for index in range(self.rollouts.wanted)} <= set(self._status.get("members", ()))
+        playing = len(self.rollouts.playing) == self.rollouts.wanted
+        return connected and playing and self._learner_again is None and self._buffer_is_back
+
+    def scale(self, num_actors: int) -> None:
+        """Have so many rollout actors from now on: new ones start, the last ones leave after what they hold."""
+        self.rollouts.wanted = num_actors
+        append_event(self._folder, "scaled", actors=num_actors)
+        self._console.say(f"scaling to {num_actors} rollout actors")
+
+    def stop(self, why: str) -> None:
+        """Ask every rank to stop cleanly."""
+        self._stopping = why
+        for actor in self.learners:
+            actor.stop.remote(why)
+
+    def kill(self) -> None:
+        """End what is left; the buffer first closes its file."""
+        with contextlib.suppress(Exception):
+            ray.get(self.buffer.close.remote(), timeout=10)
+        for actor in [*self.rollouts.handles.values(), *self.learners, self.buffer]:
+            with contextlib.suppress(Exception):
+                ray.kill(actor)
+
+    def wait_for_actors(self, timeout_s: float = 60.0) -> dict[str, dict[str, str]]:
+        """After a shutdown, give engines and sandboxes the time to close; returns what each actor's run returned."""
+        playing = self.rollouts.playing
+        if playing:
+            for ref in ray.wait(list(playing), num_returns=len(playing), timeout=timeout_s)[0]:
+                with contextlib.suppress(Exception):
+                    self.rollouts.results[f"rollout{playing[ref]}"] = ray.get(ref)
+        return self.rollouts.results
+
+    # -- the learner ---------------------------------------------------------------------------------------------
+
+    def _start_learners(self, resume: bool, expected: int) -> None:
+        """Start every rank; `expected`: rollout actors that are worth waiting for."""
+        self._learner_attempt += 1
+        world = self._config.learner.parallel.world_size
+        store = f"tcp://{LOOPBACK}:{free_port()}" if world > 1 else None
+        learner = ray.remote(LearnerActor).options(num_cpus=1, num_gpus=self._gpu, max_concurrency=4)
+        self.learners = [
+            learner.remote(self._config, self._folder.path, rank, self._learner_attempt, store, self.buffer)
+            for rank in range(world)
+        ]
+        # The stream opens before the model loads, so that actors can start, or come back, meanwhile.
+        opened = [actor.open.remote(self._endpoint) for actor in self.learners]
+        self._learning = [actor.run.remote(resume, expected) for actor in self.learners]
+        self._opened = opened  # a failure to open is one of `run`, too
+        self.rollouts.leaving.clear()  # the new one has not been told
+        self._status_asked, self._status_at = None, time.monotonic()
+        if self._stopping:
+            self.stop(self._stopping)
+
+    def _watch_learners(self) -> bool:
+        """True when every rank has ended well. A rank that died takes the others with it, and all start again."""
+        now = time.monotonic()
+        if self._learner_again is not None:
+            if now >= self._learner_again:
+                self._learner_again = None
+                self._start_learners(resume=True, expected=1)
+            return False
+        finished, running = ray.wait(self._learning, num_returns=len(self._learning), timeout=0)
+        for ref in finished:
+            try:
+                ray.get(ref)
+            except ray.exceptions.RayActorError as error:  # its process is gone
+                self._learner_died(self._learning.index(ref), _root(error))
+                return False
+            except Exception as error:
+                raise RunFailed(f"the learner failed: {_root(error)}\nIts log: {self._learner_log(ref)}") from None
+        if not running:
+            return True
+        self._ask_status(now)
+        return False
+
+    def _learner_died(self, rank: int, why: str) -> None:
+        log = self._folder.logs / f"learner{rank}.{self._learner_attempt}.log"
+        wait_s = self._learner_budget.failed(time.monotonic())
+        append_event(self._folder, "learner_lost", rank=rank, why=why)
+        step = int((self._status.get("last") or {}).get("step", 0))
+        if step and Checkpoints(self._folder.checkpoints, 1).latest() is None:
+            raise RunFailed(
+                f"learner{rank} ended ({why}) after step {step}, and there is no checkpoint to go on from: set "
+                f"learner.checkpoint_every to some steps.\nIts log: {log}"
+            )
+        if wait_s is None:
+            raise RunFailed(
+                f"learner{rank} failed {self._learner_budget.total} times (learner.max_restarts = "
+                f"{self._config.learner.max_restarts}): {why}\nIts log: {log}"
+            )
+        self._console.say(f"learner{rank} ended ({why}); all ranks start again from the last checkpoint; log: {log}")
+        for actor in self.learners:
+            with contextlib.suppress(Exception):
+                ray.kill(actor)
+        self._learning = []
+        self._learner_again = time.monotonic() + wait_s
+
+    def _ask_status(self, now: float) -> None:
+        """Keep the newest status; name who waits for whom when nothing has changed for long."""
+        if self._status_asked is None:
+            self._status_asked = self.learners[0].status.remote()
+        if ray.wait([self._status_asked], timeout=0)[0]:
+            asked, self._status_asked = self._status_asked, None
+            with contextlib.suppress(ray.exceptions.RayError):  # that it died is found out where its run ends
+                self._status, self._status_at = ray.get(asked), now
+                for name in self._status.get("members", ()):
+                    self.rollouts.seen[int(name.removeprefix("rollout"))] = now
+        watchdog_s = self._config.run.watchdog_s
+        if now - self._status_at > watchdog_s:
+            phase = self._status.get("phase", "starting")
+            self._learner_died(0, f"it has not answered for {now - self._status_at:.0f} s; its last phase: {phase}")
+        elif self._status.get("phase_s", 0.0) > watchdog_s and now - self._named_at > watchdog_s:
+            self._named_at = now
+            waits = self._status.get("waiting_for", "")
+            text = f"the learner has been {self._status['phase']} for {self._status['phase_s']:.0f} s. {waits}"
+            self._console.say(text)
+            append_event(self._folder, "watchdog", text=text)
+
+    def _learner_log(self, ref: Any) -> Path:
+        return self._folder.logs / f"learner{self._learning.index(ref)}.{self._learner_attempt}.log"
+
+    # -- the task buffer -----------------------------------------------------------------------------------------
+
+    def _watch_buffer(self) -> None:
+        """Ask for its numbers again and again: what it answers says whether it lives."""
+        now = time.monotonic()
+        if self._asked is None:
+            if now - self._asked_at > 1.0:
+                self._asked, self._asked_at = self.buffer.metrics.remote(), now
+            return
+        if ray.wait([self._asked], timeout=0)[0]:
+            asked, self._asked = self._asked, None
+            try:
+                self._buffer_metrics = ray.get(asked)
+                self._buffer_is_back = True
+            except ray.exceptions.ActorUnavailableError as error:  # Ray starts it again
+                if not self._buffer_is_back:  # it is being started again
+                    self._asked_at = now
+                    return
+                self._buffer_is_back = False
+                append_event(self._folder, "buffer_lost", why=_root(error))
+                if self._buffer_budget.failed(now) is None:
+                    raise RunFailed(self._buffer_failed(error)) from None
+                self._console.say("the task buffer ended; it starts again on the same file")
+            except ray.exceptions.RayError as error:
+                raise RunFailed(self._buffer_failed(error)) from None
+        elif now - self._asked_at > BUFFER_TIMEOUT_S:
+            raise RunFailed(self._buffer_failed(TimeoutError(f"it has not answered for {BUFFER_TIMEOUT_S:.0f} s")))
+
+    def _buffer_failed(self, error: BaseException) -> str:
+        return f"the task buffer failed: {_root(error)}\nIts log: {self._folder.logs / 'buffer.0.log'}"
+
+    # -- the rollout actors --------------------------------------------------------------------------------------
+
+    def _watch_actors(self) -> None:
+        """Start what is due, send away what is too many, replace what is silent."""
+        now = time.monotonic()
+        rollouts = self.rollouts
+        for index, at in list(rollouts.again.items()):
+            if index >= rollouts.wanted:
+                del rollouts.again[index]
+            elif now >= at:
+                del rollouts.again[index]
+                self._start(index)
+        here = set(rollouts.playing.values())
+        for index in range(rollouts.wanted):
+            if index not in here and index not in rollouts.again:
+                self._start(index)
+        if self._learner_again is not None:
+            return
+        for index in here - rollouts.leaving:
+            if index >= rollouts.wanted:
+                rollouts.leaving.add(index)
+                self.learners[0].retire.remote(f"rollout{index}")
+            elif now - rollouts.seen[index] > self._config.actors.start_timeout_s + self._config.run.watchdog_s:
+                self._console.say(
+                    f"rollout{index} has not been connected to the learner for {now - rollouts.seen[index]:.0f} s; replacing it"
+                )
+                rollouts.seen[index] = now
+                ray.kill(rollouts.handles[index])  # its run then ends with an error, and `_ended` starts it again
+
+    def _start(self, index: int) -> None:
+        rollouts = self.rollouts
+        incarnation = rollouts.next_incarnation(index)
+        actor = (
+            ray.remote(RolloutActor)
+            .options(num_cpus=1, num_gpus=self._gpu * self._config.engine.tensor_parallel)
+            .remote(self._config, self._folder.path, index, incarnation, self._endpoint, self.buffer)
+        )
+        rollouts.leaving.discard(index)
+        rollouts.handles[index] = actor
+        rollouts.seen[index] = time.monotonic()
+        rollouts.playing[actor.run.remote()] = index
+
+    def _ended(self, ref: Any) -> None:
+        """A rollout actor's run is over: fine after a shutdown; otherwise it starts again, later each time."""
+        rollouts = self.rollouts
+        index = rollouts.playing.pop(ref)
+        incarnation = rollouts.incarnations[index]
+        try:
+            rollouts.results[f"rollout{index}"] = ray.get(ref)
+            if index in rollouts.leaving:
+                self._console.say(f"rollout{index} has left")
+                del rollouts.handles[index], rollouts.results[f"rollout{index}"]
+            elif self._learning:
+                # The learner said shutdown: it is about to end. Should it not, the actor is started again.
+                rollouts.again[index] = time.monotonic() + self._config.run.watchdog_s
+        except Exception as error:
+            self.learners[0].lost.remote(f"rollout{index}", incarnation)
+            log = self._folder.logs / f"rollout{index}.{incarnation}.log"
+            budget = rollouts.budget(index)
+            wait_s = budget.failed(time.monotonic())
+            if index in rollouts.leaving:
+                return
+            if wait_s is None:
+                raise RunFailed(
+                    f"rollout{index} failed {budget.total} times (actors.max_restarts = {budget.most} within "
+                    f"{budget.window_s:.0f} s): {_root(error)}\nIts log: {log}"
+                ) from None
+            self._console.say(
+                f"rollout{index} failed ({_root(error)}); starting it again in {wait_s:.0f} s; log: {log}"
+            )
+            rollouts.again[index] = time.monotonic() + wait_s
+
+
+def parse_scale(request: Mapping[str, Any]) -> int:
+    """The number of actors of a scale request; ValueError says what is wrong with it."""
+    actors = request["actors"]
+    if not isinstance(actors, int) or isinstance(actors, bool) or not 1 <= actors <= 100_000:
+        raise ValueError(f"{actors!r} rollout actors: a whole number from 1 on")
+    return actors
+
+
+def free_port() -> int:
+    """A TCP port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _root(error: BaseException) -> str:
+    """What went wrong, without Ray's frames around it."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else ''}"

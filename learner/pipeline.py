@@ -1,0 +1,103 @@
+"""Pipeline parallelism: layers are cut into stages, and micro-batches travel through them.
+
+The schedule is Megatron-Core's own: one forward, one backward (1F1B) over several stages, one micro-batch after the other
+on one stage. The first stage has the embedding, the last the final norm, the output matrix and so the logits; a tied
+embedding is on both.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+with warnings.catch_warnings():
+    # Megatron-Core warns about every accelerator library that is not installed.
+    warnings.simplefilter("ignore")
+    from megatron.core import parallel_state
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+Stages = list[list[str]]
+"""What each stage has, first to last, in Megatron-Core's words."""
+
+
+def split_layers(num_layers: int, num_stages: int) -> Stages:
+    """Cut the layers into stages that differ by at most one; the first ones have more, as the last has the logits to compute.
+
+    ValueError if there are more stages than layers.
+    """
+    if num_layers < num_stages:
+        raise ValueError(
+            f"{num_layers} layers cannot be cut into {num_stages} pipeline stages: set pipeline to at most {num_layers}"
+        )
+    share, rest = divmod(num_layers, num_stages)
+    stages = [["decoder"] * (share + (stage < rest)) for stage in range(num_stages)]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return stages
+
+
+def run(
+    gpt: torch.nn.Module,
+    num_micro_batches: int,
+    forward: Callable[[int], Tensor],
+    finish: Callable[[int, Tensor], Any],
+    forward_only: bool,
+) -> list[Any]:
+    """Take micro-batches 0, 1, ... through all stages, backward too unless `forward_only`; collective over the stages.
+
+    `forward(index)` computes this stage's output [T, 1, E] (its input, if it has one, is in `gpt`); on the last stage
+    `finish(index, output)` turns that into a scalar loss or, if `forward_only`, into what is wanted. Returns these, in order; an
+    empty list on other stages. Within `cpu.megatron_calls()`.
+    """
+    if num_micro_batches == 0:
+        return []
+
+    def step(indices: Any, _: Any) -> tuple[Tensor, Callable[..., Any]]:
+        index = next(indices)
+
+        def end(output: Tensor, non_loss_data: bool = False) -> Any:
+            found = finish(index, output)
+            # Megatron-Core's triple: a loss that it leaves as it is, a number of tokens that it only sums, and what it returns.
+            return found if non_loss_data else (found, torch.zeros((), dtype=torch.int), found.detach())
+
+        return forward(index), end
+
+    done: list[Any] = get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=iter(range(num_micro_batches)),
+        model=gpt,
+        num_microbatches=num_micro_batches,
+        # Not used: shapes travel with the tensors.
+        seq_length=1,
+        micro_batch_size=1,
+        forward_only=forward_only,
+        collect_non_loss_data=forward_only,
+    )
+    return done
+
+
+def gather(value: Any, device: torch.device) -> list[Any]:
+    """Every stage's `value` (plain msgpack data), first stage first; collective over the stages."""
+    group = parallel_state.get_pipeline_model_parallel_group()
+    payload = torch.frombuffer(bytearray(msgpack.packb(value)), dtype=torch.uint8).to(device)
+    lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(group.size())]
+    dist.all_gather(lengths, torch.tensor([len(payload)], device=device), group=group)
+    longest = max(int(length) for length in lengths)
+    buffers = [torch.zeros(longest, dtype=torch.uint8, device=device) for _ in lengths]
+    dist.all_gather(buffers, torch.nn.functional.pad(payload, (0, longest - len(payload))), group=group)
+    return [
+        msgpack.unpackb(buffer[: int(length)].cpu().numpy().tobytes())
+        for buffer, length in zip(buffers, lengths, strict=True)
+    ]
+
+
+def broadcast(tensor: Tensor, stage: int) -> None:
+    """Give every stage the `tensor` of `stage`, in place; collective over the stages."""
+    group = parallel_state.get_pipeline_model_parallel_group()
+    dist.broadcast(tensor, dist.get_global_rank(group, stage), group=group)

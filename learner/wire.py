@@ -1,0 +1,212 @@
+"""The messages of the stream, both ways: their fields, and the check that everything passes before anyone uses it.
+
+A message is a msgpack map with the key `type`, in one frame; a trajectory has the four frames of `learner.trajectory.encode`
+after it. What has a field too many or too few, or a field of another type or beyond its bounds, raises `WireError`.
+
+`seq` numbers what an actor sends and keeps until it is acknowledged. `n` numbers, within an `epoch`, what the learner sends
+and keeps until the actor says that it `got` it. An epoch begins whenever the learner takes an actor in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgpack
+
+from executor.tasks import Kind
+from learner.staleness import Grant
+from learner.trajectory import (
+    MAX_HEADER_BYTES,
+    MAX_ITEMS,
+    MAX_TOKENS,
+    Refusal,
+    WireError,
+    numbers,
+    text,
+    unpack_header,
+    whole,
+)
+
+MAX_SLOTS = MAX_ITEMS
+"""Slots that one actor may hold."""
+MAX_HELLO_BYTES = 1 << 18
+"""A greeting names every slot that the actor holds."""
+MAX_FRAME_BYTES = 4 * MAX_TOKENS
+"""The largest frame that the learner takes; ZeroMQ closes the connection of who sends a larger one."""
+MAX_FRAMES = 5
+MAX_CONTROL_BYTES = 1 << 26
+"""The largest message that an actor takes: the weights' manifest of a large model."""
+MAX_CONTROL_ITEMS = 1 << 20
+
+Fields = Mapping[str, Callable[[object], object]]
+
+
+def _slots(value: object) -> list[int]:
+    if not isinstance(value, list) or len(value) > MAX_SLOTS:
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where a list of at most {MAX_SLOTS} slots was due")
+    return [whole(slot) for slot in value]
+
+
+def _capacity(value: object) -> int:
+    capacity = whole(value)
+    if not 1 <= capacity <= MAX_SLOTS:
+        raise WireError(Refusal.FIELD, f"a capacity of {capacity}, not 1 to {MAX_SLOTS}")
+    return capacity
+
+
+def _name(value: object) -> str:
+    name = text(value)
+    if not 1 <= len(name.encode(errors="replace")) <= 200:
+        raise WireError(Refusal.FIELD, "a name of no or of more than 200 bytes")
+    return name
+
+
+def _finite(value: object) -> dict[str, float]:
+    found = numbers(value)
+    if not all(math.isfinite(number) for number in found.values()):
+        raise WireError(Refusal.NOT_FINITE, "a number is NaN or infinite")
+    return found
+
+
+def _kind(value: object) -> str:
+    if value not in list(Kind):
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where a task kind was due")
+    return text(value)
+
+
+def _map(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where a map was due")
+    return value
+
+
+def _maps(value: object) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where a list of maps was due")
+    return [_map(item) for item in value]
+
+
+_STANDING: Fields = {"floor": whole, "epoch": whole, "got": whole}
+"""The lowest `seq` that may still be sent, and the last control message that arrived."""
+FROM_ACTOR: Mapping[str, Fields] = {
+    "hello": {"actor_id": _name, "incarnation": whole, "capacity": _capacity, "slots": _slots, **_STANDING},
+    "beat": {"stats": _finite, **_STANDING},
+    "trajectory": {"seq": whole},
+    "returned": {"seq": whole, "slots": _slots},
+    "failed": {"seq": whole, "slots": _slots, "why": text},
+    "loaded": {"seq": whole, "version": whole, "timings": _finite},
+    "load_failed": {"seq": whole, "version": whole, "why": text},
+}
+_NUMBERED: Fields = {"epoch": whole, "n": whole}
+FROM_LEARNER: Mapping[str, Fields] = {
+    "welcome": {"run_id": text, "version": whole, "epoch": whole},
+    "who": {},
+    "ack": {"seq": whole},
+    "refused": {"seq": whole, "why": text},
+    "beat": {},
+    "grant": {"episode": whole, "kind": _kind, "batch": whole, "propose": _slots, "solve": _slots, **_NUMBERED},
+    "cancel": {"slots": _slots, **_NUMBERED},
+    "join": {"spec": _map, "rank": whole, **_NUMBERED},
+    "weights": {"version": whole, "manifest": _maps, **_NUMBERED},
+    "pause": _NUMBERED,
+    "resume": _NUMBERED,
+    "shutdown": _NUMBERED,
+}
+
+
+def from_actor(frames: Sequence[bytes]) -> dict[str, Any]:
+    """The message in `frames`, as the learner may use it; a trajectory's further frames are left to `decode`."""
+    if not 1 <= len(frames) <= MAX_FRAMES:
+        raise WireError(Refusal.FRAMES, f"{len(frames)} frames")
+    if len(frames[0]) > MAX_HELLO_BYTES:
+        raise WireError(Refusal.TOO_LARGE, f"a message of {len(frames[0])} bytes")
+    message = unpack_header(frames[0])
+    fields = _fields(message, FROM_ACTOR)
+    if len(frames[0]) > MAX_HEADER_BYTES and message["type"] != "hello":
+        raise WireError(Refusal.TOO_LARGE, f"a {message['type']} of {len(frames[0])} bytes")
+    due = MAX_FRAMES if message["type"] == "trajectory" else 1
+    if len(frames) != due:
+        raise WireError(Refusal.FRAMES, f"{len(frames)} frames in a {message['type']}, not {due}")
+    return _checked(message, fields)
+
+
+def from_learner(frames: Sequence[bytes]) -> dict[str, Any]:
+    """The message in `frames`, as an actor may use it."""
+    if len(frames) != 1:
+        raise WireError(Refusal.FRAMES, f"{len(frames)} frames, not 1")
+    message = unpack_header(frames[0], MAX_CONTROL_ITEMS)
+    return _checked(message, _fields(message, FROM_LEARNER))
+
+
+def pack(message: Mapping[str, Any]) -> bytes:
+    """One message as a frame."""
+    packed: bytes = msgpack.packb(message)
+    return packed
+
+
+def grant_to_message(grant: Grant) -> dict[str, Any]:
+    """A grant as msgpack carries it."""
+    return {
+        "episode": grant.episode,
+        "kind": grant.kind.value,
+        "batch": grant.batch,
+        "propose": list(grant.propose),
+        "solve": list(grant.solve),
+    }
+
+
+def grant_from_message(message: Mapping[str, Any]) -> Grant:
+    """The inverse of `grant_to_message`."""
+    return Grant(
+        episode=message["episode"],
+        kind=Kind(message["kind"]),
+        batch=message["batch"],
+        propose=tuple(message["propose"]),
+        solve=tuple(message["solve"]),
+    )
+
+
+def _fields(message: Mapping[str, Any], known: Mapping[str, Fields]) -> Fields:
+    name = message.get("type")
+    if not isinstance(name, str) or name not in known:
+        raise WireError(Refusal.TYPE, f"{name!r:.40}")
+    return known[name]
+
+
+def _checked(message: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
+    if len(message) != len(fields) + 1 or not all(name in message for name in fields):
+        found = sorted(map(str, message))
+        raise WireError(Refusal.FIELD, f"{message['type']} with the fields {found!s:.200}, not {sorted(fields)}")
+    return {"type": message["type"], **{name: check(message[name]) for name, check in fields.items()}}
+
+
+class Seen:
+    """Which numbers have come in: all below `floor`, and some above. Memory: the gaps, not the history."""
+
+    def __init__(self, floor: int = 1) -> None:
+        self.floor = floor
+        self._above: set[int] = set()
+
+    def __contains__(self, number: int) -> bool:
+        return number < self.floor or number in self._above
+
+    def __len__(self) -> int:
+        """Numbers that are remembered one by one."""
+        return len(self._above)
+
+    def add(self, number: int) -> None:
+        """`number` came in."""
+        if number >= self.floor:
+            self._above.add(number)
+            self.raise_floor(self.floor)
+
+    def raise_floor(self, floor: int) -> None:
+        """Nothing below `floor` will come any more."""
+        if floor > self.floor:
+            self.floor = floor
+            self._above = {number for number in self._above if number >= floor}
+        while self.floor in self._above:
+            self._above.remove(self.floor)
+            self.floor += 1

@@ -1,0 +1,208 @@
+"""A serial run that is killed again and again ends with the same bits as one that never was.
+
+The kills are real (SIGKILL), and come where they hurt. What runs is this file as a program: `azr` with one function wrapped, so
+that the process kills itself at a chosen point of a chosen version.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
+
+STEPS = 3
+KILLS = [("generation", 1), ("optimizer", 1), ("write", 2), ("renamed", 2)]
+"""Where each life of the killed run ends, and at which version."""
+OVERRIDES = [
+    "run.mode=serial",
+    "run.name=run",
+    "run.max_minutes=100",
+    f"learner.steps={STEPS}",
+    "learner.checkpoint_every=1",
+    "learner.threads=1",
+    "learner.max_staleness=1",
+    "learner.batch.propose={deduction=2, abduction=1, induction=1}",
+    "learner.batch.solve={deduction=4, abduction=2, induction=2}",
+    "selfplay.solutions=2",
+    "selfplay.proposals_per_prompt=1",
+    "selfplay.references=1",
+    "selfplay.max_propose_tokens=32",
+    "selfplay.max_solve_tokens=8",
+    "selfplay.heldout_every=2",
+    "selfplay.intrinsic.answer_diversity=0.5",
+    "actors.concurrency=9",
+    "executor.timeout_s=10",
+]
+TIMES = ("_s", "_per_s")
+
+
+def azr(arguments: list[str], kill: tuple[str, int] | None = None) -> subprocess.CompletedProcess[str]:
+    where = [kill[0], str(kill[1])] if kill else ["nowhere", "0"]
+    command = [sys.executable, __file__, *where, *arguments]
+    # On a busy machine, threads that spin at a barrier take the core from the one that they wait for.
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of a run that was never killed and of one that was killed at every point of `KILLS`."""
+    root = tmp_path_factory.mktemp("runs")
+    seeds = root / "seeds.jsonl"
+    tasks = [
+        {"kind": kind, "program": "def f(x):\n    return x", "inputs": [str(n), str(n + 1)][: 1 + (kind == "induction")],
+         "message": "f gives back what it gets."}
+        for kind in ("deduction", "abduction", "induction")
+        for n in range(3)
+    ]  # fmt: skip
+    seeds.write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    start = ["train", "smollm2-cpu", *OVERRIDES, f"selfplay.seed_tasks={seeds}"]
+    whole, killed = root / "whole" / "run", root / "killed" / "run"
+    done = azr([*start, f"run.dir={whole.parent}"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    for life, kill in enumerate(KILLS):
+        done = azr(["train", "--resume", str(killed)] if life else [*start, f"run.dir={killed.parent}"], kill)
+        assert done.returncode == -signal.SIGKILL, f"{kill} was not reached: {done.stdout}{done.stderr}"
+    done = azr(["train", "--resume", str(killed)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ledger: conserved" in done.stdout
+    return whole, killed
+
+
+def last(run: Path) -> Path:
+    return run / "checkpoints" / f"step_{STEPS:08d}"
+
+
+def test_weights_are_equal_bit_by_bit(runs: tuple[Path, Path]) -> None:
+    whole, killed = ((last(run) / "hf" / "model-00001.safetensors").read_bytes() for run in runs)
+    assert whole == killed
+
+
+def test_masters_and_moments_are_equal_bit_by_bit(runs: tuple[Path, Path]) -> None:
+    whole, killed = ((last(run) / "model" / "__0_0.distcp").read_bytes() for run in runs)
+    assert whole == killed
+
+
+def test_ledger_and_counts_are_equal(runs: tuple[Path, Path]) -> None:
+    for name in ("gate.json", "serial.json"):
+        whole, killed = (json.loads((last(run) / name).read_text()) for run in runs)
+        assert whole == killed, name
+
+
+def test_trajectories_are_equal(runs: tuple[Path, Path]) -> None:
+    whole, killed = (trajectories(run) for run in runs)
+    assert len(whole) == STEPS
+    assert whole == killed
+
+
+def test_task_buffers_are_equal(runs: tuple[Path, Path]) -> None:
+    whole, killed = (rows(run / "tasks.sqlite") for run in runs)
+    assert len(whole["tasks"]) > 9, "the model proposed nothing valid: the buffer was not put to the test"
+    assert whole == killed
+
+
+def test_every_step_is_recorded_once_with_the_same_numbers(runs: tuple[Path, Path]) -> None:
+    whole, killed = (metrics(run) for run in runs)
+    assert [row["step"] for row in killed] == list(range(1, STEPS + 1))
+    assert whole == killed
+
+
+def test_nothing_is_left_over(runs: tuple[Path, Path]) -> None:
+    assert sorted(path.name for path in (runs[1] / "checkpoints").iterdir()) == ["step_00000002", "step_00000003"]
+
+
+def trajectories(run: Path) -> dict[str, list[dict[str, Any]]]:
+    found = {}
+    for path in sorted((run / "trajectories").iterdir()):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        found[path.name] = [{key: value for key, value in line.items() if key != "timings"} for line in lines]
+    return found
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.endswith(TIMES)} for line in lines]
+
+
+def rows(path: Path) -> dict[str, list[tuple[Any, ...]]]:
+    found = {}
+    with closing(sqlite3.connect(path)) as database:
+        for table in ("tasks", "task_references", "history", "meta"):
+            columns = [name for _, name, *_ in database.execute(f"PRAGMA table_info({table})") if name != "created"]
+            found[table] = database.execute(f"SELECT {', '.join(columns)} FROM {table} ORDER BY 1, 2").fetchall()
+    return found
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(where: str, version: int) -> None:
+    """Wrap what the process is to die in. Of the held-out tasks a few will do."""
+    from actors import heldout
+    from actors.engine import SerialEngine
+    from learner.checkpoint import Checkpoints
+    from learner.convert import HfWriter
+    from learner.model import PolicyModel
+    from learner.trainer import Trainer
+
+    engine_step, train, optimizer_step = SerialEngine._step, Trainer.train, PolicyModel.step
+    finish, name = HfWriter.finish, Checkpoints._name
+    few = heldout.load_tasks()[::24]
+    heldout.load_tasks = lambda: few
+    steps = 0
+    training = -1
+
+    def generation(self: Any) -> Any:
+        nonlocal steps
+        steps += self._version == version
+        if steps == 10:
+            die()
+        return engine_step(self)
+
+    def remember(self: Any, *args: Any) -> Any:
+        nonlocal training
+        training = self.version
+        return train(self, *args)
+
+    def optimizer(self: Any, lr: float) -> Any:
+        result = optimizer_step(self, lr)
+        if training == version:
+            die()
+        return result
+
+    def write(self: Any, *args: Any) -> None:
+        if f"{version:08d}" in str(self._dir):
+            die()
+        finish(self, *args)
+
+    def renamed(self: Any, newest: int, *args: Any) -> None:
+        name(self, newest, *args)
+        if newest == version:
+            die()
+
+    if where == "generation":
+        SerialEngine._step = generation
+    elif where == "optimizer":
+        Trainer.train, PolicyModel.step = remember, optimizer
+    elif where == "write":
+        HfWriter.finish = write
+    elif where == "renamed":
+        Checkpoints._name = renamed
+
+
+if __name__ == "__main__":
+    arm(sys.argv[1], int(sys.argv[2]))
+    from launch.cli import main
+
+    sys.exit(main(sys.argv[3:]))

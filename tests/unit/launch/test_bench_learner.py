@@ -1,0 +1,123 @@
+"""The learner's benchmark on a tiny model: its keys, what it counts, and its formula against torch's own count."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch import bench
+from launch.bench import learner, learner_side
+from learner.architecture import Architecture
+from learner.balance import CostModel
+from learner.packing import pack_ranks
+
+SHAPE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 131, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    import transformers as tf
+
+    torch.manual_seed(0)
+    target = tmp_path_factory.mktemp("tiny")
+    tf.LlamaForCausalLM(tf.LlamaConfig(**SHAPE, tie_word_embeddings=True)).to(torch.bfloat16).save_pretrained(target)
+    (target / "tokenizer.json").write_text("{}")  # a model's folder has one; nothing here reads it
+    return target
+
+
+def write_batch(path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 131, size).tolist() for size in (20, 30)]
+    lines = [[prompt, rng.integers(0, 131, size).tolist()] for prompt in prompts for size in (5, 9, 1)]
+    text = "\n".join(map(json.dumps, [{"format": "azr-batch-1"}, *lines]))
+    path.write_bytes(gzip.compress(text.encode()))
+    return path
+
+
+def test_every_ratio_is_measured_and_both_sides_have_one_loss(folder: Path, tmp_path: Path) -> None:
+    options = learner.Options(
+        runs=1,
+        threads=1,
+        model=str(folder),
+        token_budget=64,
+        batch=write_batch(tmp_path / "batch.jsonl.gz"),
+        layer_rows=64,
+    )
+    found = learner.run(options).to_json()
+    assert set(found["ratios"]) == {
+        "tokens_over_transformers", "rows_over_transformers", "memory_over_transformers", "layers_share_of_peak",
+        "layers_share_of_own_shapes", "padding_share", "shared_prompt_compute",
+    }  # fmt: skip
+    assert set(found["goals"]) == set(learner.GOALS)
+    assert all(ratio["median"] >= 0 for ratio in found["ratios"].values())
+    assert 0 < found["ratios"]["layers_share_of_peak"]["median"] <= 1
+    # 50 prompt tokens once, and of 30 response tokens all but the last of each of six.
+    assert found["ratios"]["shared_prompt_compute"]["median"] == pytest.approx((50 + 24) / (50 + 30), rel=1e-4)
+    assert [row["unit"] for row in found["rows"]] == ["tokens", "tokens"]
+    losses = [float(word.rstrip(",")) for word in found["notes"]["loss"].split() if word[0].isdigit()]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+
+
+def test_the_layers_operations_are_those_that_torch_counts(folder: Path) -> None:
+    import torch
+    import transformers as tf
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = tf.LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+    rows = 24
+    embedded = torch.randn(1, rows, SHAPE["hidden_size"], requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state.sum().backward()
+    ours = learner_side.layer_flops(Architecture.read(folder), rows, rows * rows)  # eager attention computes every pair
+    rotary = counter.get_total_flops() - ours  # angles of the rotary embedding, by a product of one inner element
+    assert 0 <= rotary <= 2 * rows * SHAPE["hidden_size"]
+
+
+def test_pairs_are_those_of_the_rows_alone() -> None:
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(0, 9, size) for size in (7, 4)]
+    batch = [(prompt, rng.integers(0, 9, size)) for prompt in prompts for size in (5, 2, 1)]
+    (micros,) = pack_ranks(batch, 1000, 1)
+    # A row sees all positions up to its own.
+    expected = sum(int(position) + 1 for micro in micros for position in micro.position_ids)
+    assert sum(map(learner_side.num_pairs, micros)) == expected
+
+
+def test_the_peers_micro_batches_hold_everything_once_within_the_budget() -> None:
+    batch = learner_side.load_batch()
+    found = learner_side.padded_batches(batch, 4096)
+    assert sorted(index for indices in found for index in indices) == list(range(len(batch)))
+    lengths = [len(prompt) + len(response) for prompt, response in batch]
+    widths = [max(lengths[index] for index in indices) * len(indices) for indices in found]
+    assert max(widths) <= 4096
+    assert sum(lengths) / sum(widths) > 0.8, "sorted by length, little is padding"
+
+
+def test_the_shipped_batch_packs_as_the_goals_say(folder: Path) -> None:
+    batch = learner_side.load_batch()
+    assert len(batch) > 100
+    cost = CostModel.of(Architecture.read(folder))
+    for num_ranks in learner.RANKS:
+        assert learner.padding_share(pack_ranks(batch, 4096, num_ranks, cost), cost) <= 0.02
+
+
+def test_what_is_no_batch_or_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "other.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"format": "other"}\n'))
+    with pytest.raises(ValueError, match="no recorded batch"):
+        learner_side.load_batch(path)
+    parser = argparse.ArgumentParser()
+    bench.register(parser.add_subparsers(required=True))
+    for arguments, said in ((["--model", "nothing"], "neither"), (["--json", str(tmp_path / "a" / "b")], "no folder")):
+        parsed = parser.parse_args(["bench", "learner", *arguments])
+        assert parsed.run(parsed) == 2
+        assert said in capsys.readouterr().err

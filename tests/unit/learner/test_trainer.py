@@ -1,0 +1,391 @@
+"""A batch through the trainer and a tiny model: the numbers and weights of every correction, however the work is cut.
+
+The loss's formulas are held to a reference in test_losses.py, the model to transformers in test_model.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from executor.tasks import Kind
+from learner.minibatches import split_batch
+from learner.model import PolicyModel
+from learner.packing import MicroBatch, pack
+from learner.parallel import data_rank, init_parallel
+from learner.ranks import Ranks
+from learner.settings import LearnerSettings, ModelSettings, ParallelSettings
+from learner.trainer import Trainer
+from learner.trajectory import CELLS, Cell, Role, Trajectory, VersionSpan, dumps, loads
+
+VOCAB = 64
+LR = 1e-2
+VERSION = 3
+CORRECTIONS = ("clip", "decoupled", "tis", "none")
+TIMES = {"train_s", "forward_backward_s", "learner_tokens_per_s"}
+"""Numbers that no two runs have in common."""
+CUT = {"tokens_computed", "micro_batches"}
+"""Numbers of how the work is cut."""
+
+
+def settings(**chosen: Any) -> LearnerSettings:
+    """`chosen` are the loss's, or the learner's where it has such a setting."""
+    top = {name: chosen.pop(name) for name in list(chosen) if name in LearnerSettings.model_fields}
+    loss = {"clip_low": 0.1, "clip_high": 0.15, "dual_clip": 1.3, "importance_cap": 1.2} | chosen
+    # With this eps, Adam does not blow rounding errors of gradients near zero up to whole steps.
+    optimizer = {"lr": LR, "eps": 1e-3, "clip_grad": 0.5}
+    return LearnerSettings.model_validate(
+        {"micro_batch_tokens": 4096, "loss": loss, "optimizer": optimizer, "advantage": {"estimator": "reinforce"}}
+        | top
+    )
+
+
+def trainer(folder: Path, chosen: LearnerSettings, ranks: Ranks | None = None) -> Trainer:
+    init_parallel(chosen.parallel, 0, 1) if ranks is None else None
+    policy = PolicyModel(folder, ModelSettings(dtype="float32"), chosen.optimizer, chosen.parallel)
+    return Trainer(policy, chosen, ranks or Ranks(), VERSION, data_rank())
+
+
+def trajectory(cell: Cell, prompt: np.ndarray, response: np.ndarray, reward: float) -> Trajectory:
+    size = len(response)
+    return Trajectory(
+        "run", "a", 0, 1, 0, "e", cell, prompt.astype(np.int32), response.astype(np.int32),
+        np.zeros(size, np.float32), (VersionSpan(VERSION, 0, size),), reward,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import transformers as tf
+
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    config = tf.LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=VOCAB, max_position_embeddings=256, initializer_range=0.3, tie_word_embeddings=True,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("llama")
+    tf.AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def batch(folder: Path) -> list[Trajectory]:
+    """Eleven trajectories, several to a prompt, of a policy near the model's, half of them of its version."""
+    rng = np.random.default_rng(0)
+    found = []
+    for cell, lengths in zip(itertools.cycle(CELLS[:3]), [(3, 9, 1), (4, 4), (12,), (1, 2), (6, 5), (7,)]):
+        prompt = rng.integers(0, VOCAB, int(rng.integers(1, 9)))
+        found += [trajectory(cell, prompt, rng.integers(0, VOCAB, n), rng.normal()) for n in lengths]
+    logprobs = trainer(folder, settings()).logprobs(found)
+    return [
+        replace(
+            t,
+            logprobs=np.minimum(ours + 0.25 * rng.normal(size=len(ours)), 0).astype(np.float32),
+            versions=(VersionSpan(VERSION - index % 2, 0, len(ours)),),
+        )
+        for index, (t, ours) in enumerate(zip(found, logprobs, strict=True))
+    ]
+
+
+def weights(policy: PolicyModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in policy.export()}
+
+
+def train(
+    folder: Path, batch: list[Trajectory], chosen: LearnerSettings, ranks: Ranks | None = None
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Numbers and weights of two batches; the same one twice."""
+    one = trainer(folder, chosen, ranks)
+    one.train(batch)
+    one.version = VERSION
+    numbers = one.train(batch)
+    assert one.version == VERSION + 1
+    return numbers, weights(one.policy)
+
+
+def assert_same(
+    first: tuple[dict[str, float], dict[str, Tensor]], second: tuple[dict[str, float], dict[str, Tensor]]
+) -> None:
+    left, right = ({k: v for k, v in numbers.items() if k not in TIMES | CUT} for numbers, _ in (first, second))
+    assert left == pytest.approx(right, rel=1e-4, abs=1e-5)
+    for name, tensor in first[1].items():
+        torch.testing.assert_close(
+            tensor, second[1][name], atol=1e-2 * LR, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "fixed"])
+def test_the_step_is_that_of_the_formulas(
+    folder: Path, batch: list[Trajectory], correction: str, aggregation: str
+) -> None:
+    """Loss, gradient norm and diagnostics against transformers and formulas, every sequence run alone, on responses only."""
+    import transformers as tf
+
+    model = tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).double()
+    chosen = settings(correction=correction, aggregation=aggregation, fixed_length=5)
+    num_tokens = sum(len(t.response_ids) for t in batch)
+    loss = torch.zeros((), dtype=torch.float64)
+    ratios, gaps, clipped, truncated = [], [], [], []
+    for t in batch:
+        ids = torch.from_numpy(np.concatenate([t.prompt_ids, t.response_ids])).long()
+        table = torch.log_softmax(model(ids[None]).logits[0, len(t.prompt_ids) - 1 : -1], -1)
+        theta = table.gather(1, torch.from_numpy(t.response_ids).long()[:, None])[:, 0]
+        behave = torch.from_numpy(t.logprobs).double()
+        a, to_behave = float(np.float32(t.reward)), (theta - behave).exp()
+        if correction == "clip":
+            inside = to_behave.clamp(0.9, 1.15)
+            tokens = -torch.minimum(to_behave * a, inside * a)
+            if a < 0:
+                tokens = tokens.clamp(max=-1.3 * a)
+            clipped += ((to_behave < 0.9) if a < 0 else (to_behave > 1.15)).tolist()
+        else:  # with one update, decoupled is tis
+            weight = to_behave.detach().clamp(max=1.2) if correction != "none" else torch.ones_like(to_behave)
+            # Its gradient is that of log pi_theta, its value -weight * A.
+            tokens = -a * weight * (1 + theta - theta.detach())
+            truncated += (to_behave > 1.2).tolist() if correction != "none" else []
+        share = {"token": 1 / num_tokens, "sequence": 1 / len(batch) / len(theta), "fixed": 1 / len(batch) / 5}
+        loss = loss + (tokens * share[aggregation]).sum()
+        ratios += to_behave.tolist()
+        if t.newest_version == VERSION:
+            gaps += (theta - behave).abs().tolist()
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    numbers = trainer(folder, chosen).train(batch)
+    w = np.array(ratios)
+    expected = {
+        "loss": loss.item(),
+        "grad_norm": norm.item(),
+        "tokens_trained": num_tokens,
+        "clip_fraction": sum(clipped) / num_tokens,
+        "truncated_weights": sum(truncated) / num_tokens,
+        "ess": w.sum() ** 2 / (num_tokens * (w**2).sum()),
+        "kl_behave": (w - 1 - np.log(w)).mean(),
+        "max_ratio": w.max(),
+        "logprob_mismatch": np.mean(gaps),
+        "updates": 1,
+        "skipped_update": 0,
+    }
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert bool(clipped) == (correction == "clip")
+    assert any(clipped) or any(truncated) or correction == "none"
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+@pytest.mark.parametrize("updates", [1, 2])
+def test_micro_batches_change_nothing(folder: Path, batch: list[Trajectory], correction: str, updates: int) -> None:
+    whole = train(folder, batch, settings(correction=correction, updates_per_batch=updates))
+    assert whole[0]["micro_batches"] == updates
+    cut = settings(correction=correction, updates_per_batch=updates).model_copy(update={"micro_batch_tokens": 16})
+    parts = train(folder, batch, cut)
+    assert parts[0]["micro_batches"] > 2 * updates
+    assert_same(whole, parts)
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_two_updates_are_two_steps_by_hand(folder: Path, batch: list[Trajectory], correction: str) -> None:
+    chosen = settings(correction=correction, updates_per_batch=2)
+    numbers = (one := trainer(folder, chosen)).train(batch)
+    assert one.version == VERSION + 1
+
+    by_hand = trainer(folder, settings())
+    prox = by_hand.logprobs(batch)
+    norms, losses = [], []
+    for members in split_batch(batch, 2):
+        part = [batch[i] for i in members]
+        size = sum(len(t.response_ids) for t in part)
+
+        def loss(_: int, micro: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Tensor:
+            def column(values: Callable[[int], np.ndarray]) -> Tensor:
+                found = [values(i)[j] for i, j in zip(micro.sequence_index, micro.token_index, strict=True)]
+                return torch.tensor(np.array(found))
+
+            behave = column(lambda i: part[i].logprobs)  # noqa: B023
+            old = column(lambda i: prox[members[i]])  # noqa: B023
+            a = column(lambda i: np.full(len(part[i].response_ids), part[i].reward, np.float32))  # noqa: B023
+            now = logprobs.detach()
+            anchor = {"clip": behave, "decoupled": old}.get(correction, now)
+            weight = {"decoupled": old, "tis": now}.get(correction, behave) - behave
+            ratio = (logprobs - anchor).exp()
+            tokens = torch.maximum(-ratio * a, -ratio.clamp(0.9, 1.15) * a)
+            tokens = torch.where(a < 0, torch.minimum(tokens, -1.3 * a), tokens)
+            total = (tokens * weight.exp().clamp(max=1.2)).sum() / size  # noqa: B023
+            losses.append(total.item())
+            return total
+
+        by_hand.policy.zero_grad()
+        by_hand.policy.forward_backward(pack([(t.prompt_ids, t.response_ids) for t in part], 4096), loss)
+        norms.append(by_hand.policy.step(LR)[0])
+    expected = {
+        "loss": sum(losses) / 2,
+        "grad_norm": sum(norms) / 2,
+        "grad_norm_max": max(norms),
+        "skipped_update": 0,
+        "updates": 2,
+    }
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    ours, theirs = weights(one.policy), weights(by_hand.policy)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=1e-3 * LR, rtol=1e-4)
+
+
+def test_an_update_that_is_skipped_is_counted(
+    folder: Path, batch: list[Trajectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trainer(folder, settings(updates_per_batch=2))
+    outcomes = iter([(1.0, True), (3.0, False)])
+    monkeypatch.setattr(one.policy, "step", lambda lr: next(outcomes))
+    numbers = one.train(batch)
+    assert (numbers["grad_norm"], numbers["grad_norm_max"], numbers["skipped_update"]) == (2.0, 3.0, 0.5)
+
+
+def test_the_learning_rate_warms_up_by_version(
+    folder: Path, batch: list[Trajectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trainer(folder, settings(updates_per_batch=2, optimizer={"lr": 0.5, "warmup_steps": 4}))
+    rates: list[float] = []
+    monkeypatch.setattr(one.policy, "step", lambda lr: (rates.append(lr), (1.0, True))[1])
+    for one.version in (0, 1, 4, 9):
+        one.train(batch)
+    assert rates == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.5, 0.5, 0.5, 0.5])
+
+
+def test_a_trajectory_without_advantage_has_no_say(folder: Path, batch: list[Trajectory]) -> None:
+    """Its tokens, its prompt and its log-probabilities may be anything; only its length is in the mean."""
+    for correction in CORRECTIONS:
+        found = []
+        for seed in (1, 2):
+            rng = np.random.default_rng(seed)
+            silent = replace(
+                batch[4],
+                reward=0.0,
+                prompt_ids=rng.integers(0, VOCAB, 4 + seed).astype(np.int32),
+                response_ids=rng.integers(0, VOCAB, 8).astype(np.int32),
+                logprobs=-rng.random(8, dtype=np.float32),
+                versions=(VersionSpan(VERSION, 0, 8),),
+            )
+            one = trainer(folder, settings(correction=correction))
+            one.train([*batch, silent])
+            found.append(weights(one.policy))
+        for name, tensor in found[0].items():
+            torch.testing.assert_close(tensor, found[1][name], atol=1e-4 * LR, rtol=1e-5)
+
+
+def test_the_engine_is_compared_at_equal_versions(folder: Path, batch: list[Trajectory]) -> None:
+    one = trainer(folder, settings(updates_per_batch=2))
+    ours = one.logprobs(batch)
+    old = [replace(t, versions=(VersionSpan(VERSION - 1, 0, len(t.response_ids)),)) for t in batch]
+    off = [replace(t, logprobs=mine - np.float32(0.125)) for t, mine in zip(batch, ours, strict=True)]
+    waiting = [replace(t, versions=(VersionSpan(VERSION, 0, len(t.response_ids)),)) for t in off]
+    assert "logprob_mismatch" not in one.train(old)
+    one = trainer(folder, settings(updates_per_batch=2))
+    assert one.train(old, lambda: [*old, *waiting])["logprob_mismatch"] == pytest.approx(0.125, rel=1e-3)
+    # After the first of two updates the weights are no longer those of the version: its part alone is compared.
+    one = trainer(folder, settings(updates_per_batch=2))
+    assert one.train(waiting)["logprob_mismatch"] == pytest.approx(0.125, rel=1e-3)
+
+
+def test_the_first_part_meets_the_policy_of_the_batch_start(folder: Path, batch: list[Trajectory]) -> None:
+    """With pi_behave = pi_theta, only `decoupled`'s later parts have a ratio that is not 1."""
+    one = trainer(folder, settings(correction="decoupled"))
+    equal = [replace(t, logprobs=mine) for t, mine in zip(batch, one.logprobs(batch), strict=True)]
+    numbers = one.train(equal)
+    assert numbers["kl_prox"] == numbers["kl_behave"] == pytest.approx(0, abs=1e-9)
+    twice = trainer(folder, settings(correction="decoupled", updates_per_batch=2)).train(equal)
+    assert twice["kl_prox"] == pytest.approx(0, abs=1e-9)
+    assert twice["kl_behave"] > 1e-6
+
+
+CELL = st.sampled_from(CELLS)
+
+
+@hypothesis.settings(deadline=None)
+@given(st.lists(st.tuples(CELL, st.integers(0, 3)), min_size=1, max_size=40), st.integers(1, 6))
+def test_parts_are_balanced_by_cell(rows: list[tuple[Cell, int]], num_parts: int) -> None:
+    token = np.array([1])
+    batch = [trajectory(cell, np.array([prompt]), token, 0.0) for cell, prompt in rows]
+    parts = split_batch(batch, num_parts)
+    assert sorted(index for part in parts for index in part) == list(range(len(batch)))
+    assert all(part == sorted(part) and part for part in parts)
+    assert len(parts) == min(num_parts, len(batch))
+    assert parts == split_batch(batch, num_parts)
+    for cell in (None, *CELLS):
+        counts = [sum(cell in (None, rows[index][0]) for index in part) for part in parts]
+        assert max(counts) - min(counts) <= 1
+    for cell in CELLS:
+        prompts = Counter(prompt for part in parts for prompt in {rows[i][1] for i in part if rows[i][0] == cell})
+        assert sum(count - 1 for count in prompts.values()) < num_parts
+
+
+def test_prompts_stay_together_where_the_cut_allows_it() -> None:
+    cell = Cell(Kind.DEDUCTION, Role.SOLVE)
+    batch = [trajectory(cell, np.array([index % 4]), np.array([1]), 0.0) for index in range(16)]
+    assert [{i % 4 for i in part} for part in split_batch(batch, 2)] == [{0, 1}, {2, 3}]
+
+
+LAYOUTS = [
+    *(("data", correction, updates) for correction in CORRECTIONS for updates in (1, 2)),
+    *((layout, correction, 2) for layout in ("tensor", "pipeline", "context") for correction in ("clip", "decoupled")),
+]
+
+
+def chosen_for(layout: str, correction: str, updates: int) -> LearnerSettings:
+    return settings(
+        correction=correction,
+        updates_per_batch=updates,
+        micro_batch_tokens=64,
+        parallel={layout: 2},
+        aggregation="sequence" if updates == 2 else "token",
+    )
+
+
+def run_rank(rank: int, folder: Path, batch: bytes, out: Path) -> None:
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(out / "store"), 2)
+    found = {}
+    for case in LAYOUTS:
+        chosen = chosen_for(*case)
+        init_parallel(chosen.parallel, rank, 2, store, timeout=60.0)
+        ranks = Ranks(rank, 2)
+        waiting = loads(batch) if rank == 0 else []
+        one = trainer(folder, chosen, ranks)
+        logprobs = one.logprobs(loads(batch))
+        probe = one._probe(lambda: waiting)  # noqa: B023
+        found[case] = ([torch.from_numpy(mine) for mine in logprobs], probe, train(folder, loads(batch), chosen, ranks))
+    torch.save(found, out / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder: Path, batch: list[Trajectory], tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    out = tmp_path_factory.mktemp("ranks")
+    mp.spawn(run_rank, args=(folder, dumps(batch), out), nprocs=2)
+    return [torch.load(out / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", LAYOUTS, ids=lambda case: "-".join(map(str, case)))
+def test_ranks_change_nothing(
+    folder: Path, batch: list[Trajectory], two_ranks: list[dict[Any, Any]], case: Any
+) -> None:
+    alone = trainer(folder, settings())
+    logprobs, probe = alone.logprobs(batch), alone._probe(lambda: batch)
+    single = train(folder, batch, chosen_for(*case).model_copy(update={"parallel": ParallelSettings()}))
+    for found in two_ranks:
+        rank_logprobs, rank_probe, result = found[case]
+        for ours, theirs in zip(logprobs, rank_logprobs, strict=True):
+            np.testing.assert_allclose(theirs.numpy(), ours, atol=1e-5)
+        assert rank_probe == pytest.approx(probe, rel=1e-4)
+        assert_same(single, result)
