@@ -20,7 +20,7 @@ from learner.checkpoint import CheckpointError, Checkpoints, Finish, read_stream
 from learner.convert import HfWriter
 from learner.loop import Hooks, Stream
 from learner.model import PolicyModel
-from learner.parallel import init_parallel
+from learner.parallel import data_rank, init_parallel
 from learner.ranks import Ranks
 from learner.staleness import Gate
 from learner.trainer import Trainer
@@ -48,10 +48,8 @@ def make_trainer(config: Config, model_dir: Path, rank: int = 0, store: str | No
     parallel = config.learner.parallel
     init_parallel(parallel, rank, parallel.world_size, store, config.learner.batch_timeout_s)
     policy = PolicyModel(model_dir, config.model, config.learner.optimizer, parallel, seed=config.run.seed)
-    from megatron.core import parallel_state
-
     ranks = Ranks(rank, parallel.world_size, policy.device)
-    return Trainer(policy, config.learner, ranks, data_rank=parallel_state.get_data_parallel_rank())
+    return Trainer(policy, config.learner, ranks, data_rank=data_rank())
 
 
 class Exact(Protocol):
@@ -141,10 +139,12 @@ def make_hooks(
     status: dict[str, Any],
     more: Callable[[], dict[str, float]] = dict,
     counted: float = 0.0,
+    drain: Callable[[], object] = lambda: None,
 ) -> Hooks:
     """Hooks that record steps, obey `status["stop"]`, and end the run when its time is up.
 
-    `more`: further numbers of a step, such as the task buffer's. `counted`: tokens that actors count as generated already.
+    `more`: further numbers of a step, such as the task buffer's. `counted`: tokens generated up to the newest
+    recorded step, where actors go on counting from there.
     """
     deadline = time.monotonic() + 60 * config.run.max_minutes if config.run.max_minutes else None
     totals = {"tokens_generated": counted}
@@ -173,4 +173,4 @@ def make_hooks(
     def on_wait(what: str) -> None:
         status["phase"], status["phase_since"] = what, time.monotonic()
 
-    return Hooks(interrupted, on_step, save, on_wait)
+    return Hooks(interrupted, on_step, save, on_wait, drain)

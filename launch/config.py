@@ -20,7 +20,7 @@ from actors.buffer_settings import BufferSettings
 from actors.settings import ConcurrencySettings, EngineSettings, SelfPlaySettings
 from executor.settings import ExecutorSettings, Section
 from executor.tasks import Kind
-from learner.settings import LearnerSettings, ModelSettings
+from learner.settings import LearnerSettings, ModelSettings, StreamSettings
 from learner.sft_settings import SftLearnerSettings, SftSettings
 from learner.trajectory import Cell, Role
 
@@ -91,6 +91,7 @@ class Config(Section):
     executor: ExecutorSettings = ExecutorSettings()
     actors: ActorsSettings = ActorsSettings()
     learner: LearnerSettings = LearnerSettings()
+    stream: StreamSettings = StreamSettings()
     ray: RaySettings = RaySettings()
 
     @model_validator(mode="after")

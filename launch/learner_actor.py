@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from launch.buffer_actor import ask_buffer
 from launch.config import Config
 from launch.models import prepare
 from launch.recorder import Recorder, RunFolder, log_to
+from learner.keys import LearnerKeys
 
 LOOPBACK = "127.0.0.1"
 WAITING_FOR_ACTORS = "waiting for rollout actors"
@@ -19,12 +21,24 @@ WAITING_FOR_ACTORS = "waiting for rollout actors"
 class LearnerActor:
     """One learner rank. Rank 0 also has the stream, the ledger and the run's files."""
 
-    def __init__(self, config: Config, folder: Path, rank: int, attempt: int, store: str | None, buffer: Any) -> None:
-        """`attempt`: how often the learner was started again. `store`: where several ranks meet, `tcp://host:port`."""
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        rank: int,
+        attempt: int,
+        store: str | None,
+        buffer: Any,
+        keys: LearnerKeys | None,
+    ) -> None:
+        """`attempt`: how often the learner was started again. `store`: where several ranks meet, `tcp://host:port`. `keys`: of
+        the stream, where it is encrypted."""
         self._config = config
         self._folder = RunFolder(folder.absolute())
         log_to(self._folder, f"learner{rank}", attempt)
         self._rank = rank
+        self._attempt = attempt
+        self._keys = keys
         self._store = store
         self._buffer = buffer
         self._status: dict[str, Any] = {"phase": "starting", "phase_since": time.monotonic()}
@@ -32,25 +46,39 @@ class LearnerActor:
         self._generated = (0.0, 0.0, time.monotonic())
         self._checksums: dict[str, str] = {}
 
-    def open(self, endpoint: str) -> None:
-        """Rank 0: open the stream at `endpoint`, so that actors can start, or come back, while the model loads."""
-        from launch.assemble import make_gate
-        from learner.stream import StreamServer
+    def run(self, endpoint: str, resume: bool, expected: int) -> None:
+        """The learner's whole life.
 
-        if self._rank == 0:
-            self._stream = StreamServer(make_gate(self._config), run_id=self._config.run.name, bind=endpoint)
+        `endpoint`: of the stream. `expected`: rollout actors to wait for, until `actors.start_timeout_s`, before it begins.
+        """
+        try:
+            self._run(endpoint, resume, expected)
+        except Exception:
+            traceback.print_exc()  # into this process's log; the driver shows one line of it
+            raise
 
-    def run(self, resume: bool, expected: int) -> None:
-        """The learner's whole life. `expected`: rollout actors to wait for, until `actors.start_timeout_s`, before it begins."""
+    def _run(self, endpoint: str, resume: bool, expected: int) -> None:
         from transformers import AutoTokenizer
 
-        from launch.assemble import Saved, make_hooks, make_trainer
+        from launch.assemble import Saved, make_gate, make_hooks, make_trainer
         from learner.checkpoint import Checkpoints
         from learner.loop import learn
         from learner.publisher import GroupPublisher
+        from learner.stream import StreamServer
         from learner.weights import WeightSender, checksum
 
-        config, stream = self._config, self._stream
+        config = self._config
+        stream: StreamServer | None = None
+        if self._rank == 0:
+            # Its port is taken at once. Actors are greeted when the gate is that of the checkpoint: `stream.open`.
+            stream = self._stream = StreamServer(
+                make_gate(config, life=self._attempt),
+                run_id=config.run.name,
+                bind=endpoint,
+                dead_after_s=config.stream.actor_silent_s,
+                keys=self._keys,
+                open_now=False,
+            )
         model_dir = prepare(config.model.path)
         trainer = make_trainer(config, model_dir, self._rank, self._store)
         checkpoints = Checkpoints(self._folder.checkpoints, config.learner.keep_checkpoints)
@@ -62,6 +90,7 @@ class LearnerActor:
                 self._folder, AutoTokenizer.from_pretrained(str(model_dir)), config.run.record_trajectories, step
             )
             stream.on_event = recorder.event
+            stream.open()
             sender = WeightSender(trainer.policy.device, host=LOOPBACK, timeout_s=config.learner.sync_timeout_s)
         publisher = GroupPublisher(trainer.policy, trainer.ranks, stream, sender, config.engine.tensor_parallel)
         hooks = make_hooks(
@@ -70,6 +99,7 @@ class LearnerActor:
             lambda version: saved.save(version, stream),
             self._status,
             lambda: dict(ask_buffer(self._buffer, "metrics")),
+            drain=lambda: stream.drain(config.stream.drain_s) if stream is not None else None,
         )
         try:
             if stream is not None:

@@ -10,16 +10,27 @@ from actors.buffer import RemoteBuffer
 from launch.config import Config
 from launch.models import prepare
 from launch.recorder import RunFolder, log_to, work_log
+from learner.keys import ActorKeys
 
 
 class RolloutActor:
     """One rollout actor: sandboxes, an engine, and the loop of `actors.rollout`."""
 
-    def __init__(self, config: Config, folder: Path, index: int, incarnation: int, endpoint: str, buffer: Any) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        index: int,
+        incarnation: int,
+        endpoint: str,
+        buffer: Any,
+        keys: ActorKeys | None,
+    ) -> None:
         self._config = config
         self._id = f"rollout{index}"
         self._incarnation = incarnation
         self._endpoint = endpoint
+        self._keys = keys
         self._buffer = buffer
         self._folder = RunFolder(folder.absolute())
         log_to(self._folder, self._id, incarnation)
@@ -45,7 +56,15 @@ class RolloutActor:
         self._engine = AsyncEngine(prepare(config.model.path), config.engine, seed=seed)
         try:
             await self._engine.start()
-            client = StreamClient(self._endpoint, self._id, self._incarnation, config.actors.concurrency)
+            client = StreamClient(
+                self._endpoint,
+                self._id,
+                self._incarnation,
+                config.actors.concurrency,
+                self._keys,
+                config.stream.learner_silent_s,
+                config.stream.learner_timeout_s,
+            )
             try:
                 record = work_log(self._folder, self._id, config.executor.record_work)
                 judge = Judge(pool, config.executor, record=record, rules=config.selfplay.rules)

@@ -267,7 +267,8 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
         state.settle()
         saved.save(version, stream)
 
-    hooks = make_hooks(config, recorder, save, status, store.metrics, stream.generated)
+    counted = recorder.last.get("tokens_generated", 0.0)
+    hooks = make_hooks(config, recorder, save, status, store.metrics, counted)
     try:
         with view.following(status):
             learn(trainer, stream, publisher, config.learner, hooks)

@@ -31,6 +31,7 @@ from launch.learner_actor import LOOPBACK, WAITING_FOR_ACTORS, LearnerActor
 from launch.recorder import RunFolder, append_event
 from launch.rollout_actor import RolloutActor
 from learner.checkpoint import Checkpoints
+from learner.keys import RunKeys
 
 
 class RunFailed(RuntimeError):
@@ -81,7 +82,9 @@ class Supervisor:
         self._folder = folder
         self._console = console
         self._gpu = 1 if ray.cluster_resources().get("GPU", 0) else 0
-        self._endpoint = f"tcp://{LOOPBACK}:{free_port()}"
+        stream = config.stream
+        self._endpoint = f"tcp://{stream.host}:{stream.port or free_port(stream.host)}"
+        self._keys = RunKeys.of_run(folder.path / "keys") if stream.encrypted else None
         window_s = config.actors.restart_window_s
         self._learner_budget = FailureBudget(config.learner.max_restarts, window_s)
         self._buffer_budget = FailureBudget(config.buffer.max_restarts, window_s)
@@ -200,14 +203,14 @@ class Supervisor:
         world = self._config.learner.parallel.world_size
         store = f"tcp://{LOOPBACK}:{free_port()}" if world > 1 else None
         learner = ray.remote(LearnerActor).options(num_cpus=1, num_gpus=self._gpu, max_concurrency=4)
+        learner_keys = self._keys.learner if self._keys else None
         self.learners = [
-            learner.remote(self._config, self._folder.path, rank, self._learner_attempt, store, self.buffer)
+            learner.remote(
+                self._config, self._folder.path, rank, self._learner_attempt, store, self.buffer, learner_keys
+            )
             for rank in range(world)
         ]
-        # The stream opens before the model loads, so that actors can start, or come back, meanwhile.
-        opened = [actor.open.remote(self._endpoint) for actor in self.learners]
-        self._learning = [actor.run.remote(resume, expected) for actor in self.learners]
-        self._opened = opened  # a failure to open is one of `run`, too
+        self._learning = [actor.run.remote(self._endpoint, resume, expected) for actor in self.learners]
         self.rollouts.leaving.clear()  # the new one has not been told
         self._status_asked, self._status_at = None, time.monotonic()
         if self._stopping:
@@ -344,10 +347,11 @@ class Supervisor:
     def _start(self, index: int) -> None:
         rollouts = self.rollouts
         incarnation = rollouts.next_incarnation(index)
+        actor_keys = self._keys.actor if self._keys else None
         actor = (
             ray.remote(RolloutActor)
             .options(num_cpus=1, num_gpus=self._gpu * self._config.engine.tensor_parallel)
-            .remote(self._config, self._folder.path, index, incarnation, self._endpoint, self.buffer)
+            .remote(self._config, self._folder.path, index, incarnation, self._endpoint, self.buffer, actor_keys)
         )
         rollouts.leaving.discard(index)
         rollouts.handles[index] = actor
@@ -393,10 +397,10 @@ def parse_scale(request: Mapping[str, Any]) -> int:
     return actors
 
 
-def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago."""
+def free_port(host: str = LOOPBACK) -> int:
+    """A TCP port of this machine's address `host` that was free a moment ago."""
     with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 24
-"""Logits that are held at once."""
+"""Logits that are held at once in the forward pass."""
 
 
 class VocabLogprobs(torch.autograd.Function):
@@ -36,7 +36,7 @@ class VocabLogprobs(torch.autograd.Function):
         count = len(hidden)
         lse, expected = hidden.new_empty(count, dtype=torch.float32), hidden.new_empty(count, dtype=torch.float32)
         picked = hidden.new_empty(count, dtype=torch.float32)
-        for rows in _chunks(count, num_valid):
+        for rows in _chunks(count, num_valid, CHUNK_ELEMENTS):
             logits = (hidden[rows] @ valid.t()).float()
             picked[rows] = logits.gather(1, local[rows, None]).squeeze(1)
             top = logits.amax(dim=1, keepdim=True)
@@ -68,7 +68,8 @@ class VocabLogprobs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_valid = grad_weight[: ctx.num_valid]
         toward, away = (grad * owned)[:, None], (grad * share)[:, None]
-        for rows in _chunks(len(hidden), ctx.num_valid):
+        # Half the bytes an element of the forward pass; and each chunk costs a pass over the weight's gradient.
+        for rows in _chunks(len(hidden), ctx.num_valid, 2 * CHUNK_ELEMENTS):
             probs = torch.softmax(hidden[rows] @ valid.t(), dim=1)
             grad_hidden[rows] = toward[rows] * valid[local[rows]] - away[rows] * (probs @ valid)
             grad_valid -= probs.t() @ (away[rows] * hidden[rows]).to(weight.dtype)
@@ -76,6 +77,6 @@ class VocabLogprobs(torch.autograd.Function):
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
 
 
-def _chunks(num_rows: int, num_columns: int) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS // num_columns)
+def _chunks(num_rows: int, num_columns: int, num_elements: int) -> list[slice]:
+    size = max(1, num_elements // num_columns)
     return [slice(start, start + size) for start in range(0, num_rows, size)]

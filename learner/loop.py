@@ -59,6 +59,8 @@ class Hooks:
     """Write a checkpoint of this version. On every rank."""
     on_wait: Callable[[str], None] = lambda what: None
     """What the loop is about to do, for a status line."""
+    drain: Callable[[], object] = lambda: None
+    """Before the last checkpoint of a run that stops early: let what is in flight come in. On every rank."""
 
 
 def learn(
@@ -74,6 +76,9 @@ def learn(
         command = ranks.share(lambda: _next(stream, settings, hooks))
         wait_for_batch_s = time.monotonic() - waiting_since
         if command == "stop":
+            if saved != trainer.version:
+                hooks.on_wait("waiting for what is in flight")
+                hooks.drain()
             break
         if command == "publish":  # an actor joined: it gets the present weights before it plays
             publisher.publish(trainer.version)

@@ -106,7 +106,7 @@ class PolicyModel:
                 [self._ddp],
                 use_gloo_process_groups=False,
             )
-        # A dense model has one optimizer; only mixtures of experts have several.
+        # Only experts on ranks of their own (expert parallelism) would have another.
         (self._optimizer,) = chained.chained_optimizers
         self._adam: torch.optim.Optimizer = self._optimizer.optimizer
         for group in self._adam.param_groups:

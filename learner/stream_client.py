@@ -17,7 +17,7 @@ import zmq.asyncio
 
 from learner.keys import ActorKeys
 from learner.trajectory import Trajectory, WireError, check, encode
-from learner.wire import MAX_CONTROL_BYTES, from_learner, pack
+from learner.wire import MAX_CONTROL_BYTES, from_learner, pack, pack_slots
 
 HEARTBEAT_S = 1.0
 RESEND_AFTER_S = 5.0
@@ -276,7 +276,7 @@ class StreamClient:
             "actor_id": self.actor_id,
             "incarnation": self.incarnation,
             "capacity": self._capacity,
-            "slots": list(self._held),
+            "slots": pack_slots(list(self._held)),
         }
         if await self._try([pack(hello | self._standing())]):
             self._greeted_at = time.monotonic()

@@ -10,6 +10,7 @@ and keeps until the actor says that it `got` it. An epoch begins whenever the le
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,6 @@ from executor.tasks import Kind
 from learner.staleness import Grant
 from learner.trajectory import (
     MAX_HEADER_BYTES,
-    MAX_ITEMS,
     MAX_TOKENS,
     Refusal,
     WireError,
@@ -29,10 +29,10 @@ from learner.trajectory import (
     whole,
 )
 
-MAX_SLOTS = MAX_ITEMS
+MAX_SLOTS = 1 << 14
 """Slots that one actor may hold."""
-MAX_HELLO_BYTES = 1 << 18
-"""A greeting names every slot that the actor holds."""
+MAX_HELLO_BYTES = 8 * MAX_SLOTS + 1024
+"""A greeting names every slot that the actor holds, as packed integers of 8 bytes."""
 MAX_FRAME_BYTES = 4 * MAX_TOKENS
 """The largest frame that the learner takes; ZeroMQ closes the connection of who sends a larger one."""
 MAX_FRAMES = 5
@@ -44,9 +44,20 @@ Fields = Mapping[str, Callable[[object], object]]
 
 
 def _slots(value: object) -> list[int]:
-    if not isinstance(value, list) or len(value) > MAX_SLOTS:
-        raise WireError(Refusal.FIELD, f"{value!r:.40} where a list of at most {MAX_SLOTS} slots was due")
+    if not isinstance(value, list):
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where a list of slots was due")
     return [whole(slot) for slot in value]
+
+
+def _packed_slots(value: object) -> list[int]:
+    if not isinstance(value, bytes) or len(value) % 8 or len(value) > 8 * MAX_SLOTS:
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where at most {MAX_SLOTS} packed slots were due")
+    return list(struct.unpack(f"<{len(value) // 8}Q", value))
+
+
+def pack_slots(slots: Sequence[int]) -> bytes:
+    """Slots as a greeting carries them: little-endian, 8 bytes each."""
+    return struct.pack(f"<{len(slots)}Q", *slots)
 
 
 def _capacity(value: object) -> int:
@@ -91,7 +102,7 @@ def _maps(value: object) -> list[dict[str, Any]]:
 _STANDING: Fields = {"floor": whole, "epoch": whole, "got": whole}
 """The lowest `seq` that may still be sent, and the last control message that arrived."""
 FROM_ACTOR: Mapping[str, Fields] = {
-    "hello": {"actor_id": _name, "incarnation": whole, "capacity": _capacity, "slots": _slots, **_STANDING},
+    "hello": {"actor_id": _name, "incarnation": whole, "capacity": _capacity, "slots": _packed_slots, **_STANDING},
     "beat": {"stats": _finite, **_STANDING},
     "trajectory": {"seq": whole},
     "returned": {"seq": whole, "slots": _slots},

@@ -80,7 +80,7 @@ def _bomb(rng: random.Random) -> Sent:
     start = rng.choice(
         [
             b"\x91",
-            b"\xdd\x00\x00\x3f\xff",
+            b"\xdd\x00\x00\x01\xff",
             b"\xdc\xff\xff",
             b"\x81\xa1x",
             b"\xdf\xff\xff\xff\xff",

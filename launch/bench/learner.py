@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from launch.bench.peers import LineProcess
 from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_versions, progress
 from learner.architecture import Architecture
 from learner.balance import CostModel
-from learner.cpu_attention import plan_cpu
 from learner.packing import MicroBatch, TokenSequence, idle_share, micro_batch_cost, pack_ranks
 
 LAYER_ROWS = 2048
@@ -198,6 +198,10 @@ def padding_share(by_rank: Sequence[Sequence[MicroBatch]], cost: CostModel) -> f
     longest of them. A prompt that is computed on two ranks is no padding; `shared_prompt_compute` counts it. Nor are scores
     between rows that are there anyway and do not see one another: they cost time, which the rates show.
     """
+    with warnings.catch_warnings():
+        # Megatron-Core warns about every accelerator library that is not installed.
+        warnings.simplefilter("ignore")
+        from learner.cpu_attention import plan_cpu
     real = padded = 0
     for micro in (micro for micros in by_rank for micro in micros):
         real += micro_batch_cost(micro, cost)

@@ -137,7 +137,9 @@ class Transformers:
     def __init__(self, model_dir: Path, batch: Sequence[TokenSequence], token_budget: int) -> None:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16).train()
         self._parameters = list(self._model.parameters())
         self._masters = [parameter.detach().float() for parameter in self._parameters]

@@ -198,7 +198,7 @@ BROKEN: list[tuple[str, Callable[[], Frames], Refusal]] = [
     ("a part that is a string", lambda: with_header(reward_parts={"valid": "1"}), Refusal.FIELD),
     ("a timing that is a bool", lambda: with_header(timings={"queue_s": False}), Refusal.FIELD),
     ("nested lists that announce much", lambda: [b"\xdd\x00\x01\x00\x00" * 1000, *on_wire(make())[1:]], Refusal.HEADER),
-    ("a list longer than any", lambda: with_header(versions=[0] * 20_000), Refusal.HEADER),
+    ("a list longer than any", lambda: with_header(versions=[0] * 513), Refusal.HEADER),
     ("a part that is no number", lambda: with_header(reward_parts={"valid": None}), Refusal.FIELD),
     ("a field that is missing", lambda: without("episode_id"), Refusal.FIELD),
 ]
@@ -279,7 +279,15 @@ def test_many_keep_their_order() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\xc1", b"\x91", msgpack.packb({"a": 1}), msgpack.packb([1]), msgpack.packb([["x"]]), msgpack.packb([[b""] * 4])],
+    [
+        b"",
+        b"\xc1",
+        b"\x91",
+        msgpack.packb({"a": 1}),
+        msgpack.packb([1]),
+        msgpack.packb([["x"]]),
+        msgpack.packb([[b""] * 4]),
+    ],
     ids=["nothing", "no msgpack", "cut off", "a map", "numbers", "text", "empty frames"],
 )
 def test_what_is_no_list_of_trajectories_is_refused(data: bytes) -> None:
