@@ -63,7 +63,7 @@ class _VllmEngine:
         """Counts the versions loaded. Unlike a version it never repeats: a learner that starts again from a checkpoint makes
         other weights under numbers that were there before."""
         self._stats = dict.fromkeys(
-            ("running", "waiting", "kv_usage", "tokens_generated", "tokens_prompt", "tokens_cached"), 0.0
+            ("running", "waiting", "kv_usage", "preempted", "tokens_generated", "tokens_prompt", "tokens_cached"), 0.0
         )
         _set_environment(settings, in_process)
 
@@ -293,6 +293,7 @@ class AsyncEngine(_VllmEngine):
                     stats["kv_usage"] = scheduler_stats.kv_cache_usage
                 if iteration_stats is not None:
                     stats["tokens_generated"] += iteration_stats.num_generation_tokens
+                    stats["preempted"] += iteration_stats.num_preempted_reqs
 
             def log_engine_initialized(self) -> None:
                 pass

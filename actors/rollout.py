@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from actors.buffer import Buffer
+from actors.concurrency import ConcurrencyController, Load
 from actors.episodes import Identity, Player
 from actors.generation import Engine
 from actors.seeding import seed
@@ -74,15 +75,17 @@ class Rollout:
         client: StreamClient,
         settings: SelfPlaySettings,
         heldout: Measure | None = None,
+        concurrency: ConcurrencyController | None = None,
     ) -> None:
         """`heldout`: what to measure after new weights, beside the episodes. All actors run the same weights, so one of them
-        is given it."""
+        is given it. `concurrency`: what adapts the slots of this actor; None leaves them as the client has them."""
         self._engine = engine
         self._judge = judge
         self._buffer = buffer
         self._client = client
         self._settings = settings
         self._heldout = heldout
+        self._concurrency = concurrency
         self._measured: dict[str, float] = {}
         self._measuring: asyncio.Task[None] | None = None
         self._playing: dict[asyncio.Task[None], set[int]] = {}
@@ -90,7 +93,7 @@ class Rollout:
         self._updates: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._player: Player | None = None
         self.stats = RolloutStats()
-        client.stats = self._numbers
+        client.stats = self._heartbeat
 
     async def run(self, connect_timeout_s: float = 300.0) -> None:
         """Play until the learner says shutdown."""
@@ -129,10 +132,15 @@ class Rollout:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
 
-    def _numbers(self) -> dict[str, float]:
-        """What goes with a heartbeat."""
+    def _heartbeat(self) -> dict[str, float]:
+        """The numbers of a heartbeat; the actor's slots follow what the engine makes of them."""
         played = self._player.counts() if self._player else {}
-        return self.stats.numbers() | self._engine.stats() | played | self._measured
+        engine = self._engine.stats()
+        if self._concurrency is not None:
+            load = Load(len(self._client.held), engine["kv_usage"], engine["waiting"], engine["preempted"])
+            self._client.capacity = self._concurrency.observe(load)
+        own = {"capacity": float(self._client.capacity)}
+        return self.stats.numbers() | engine | own | played | self._measured
 
     def _start(self, player: Player, grant: Grant) -> None:
         stats = self.stats

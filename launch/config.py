@@ -62,8 +62,8 @@ class ActorsSettings(Section):
 
     num_actors: int = Field(default=1, ge=1)
     """Rollout actors, one engine each."""
-    concurrency: int = Field(default=256, ge=1)
-    """Slots (rollouts) that one actor may hold in flight."""
+    concurrency: int = Field(default=256, ge=1, le=16384)
+    """Slots (rollouts) that one actor may hold in flight; `adapt` may hold fewer while its engine's cache is full."""
     start_timeout_s: float = Field(default=600.0, gt=0)
     """How long the learner waits for the first actor."""
     max_restarts: int = Field(default=3, ge=0)

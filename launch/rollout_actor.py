@@ -42,6 +42,7 @@ class RolloutActor:
 
     async def run(self) -> dict[str, str]:
         """Play until the learner says shutdown; returns digests of the engine's weights by name (`run.verify_weights`)."""
+        from actors.concurrency import ConcurrencyController
         from actors.engine import AsyncEngine
         from actors.heldout import Heldout
         from actors.rollout import Rollout
@@ -70,10 +71,17 @@ class RolloutActor:
                 judge = Judge(pool, config.executor, record=record, rules=config.selfplay.rules)
                 heldout = Heldout(self._engine, judge, config.selfplay) if self._id == "rollout0" else None
                 buffer = RemoteBuffer(self._buffer)
-                await Rollout(self._engine, judge, buffer, client, config.selfplay, heldout).run()
+                adapt = config.actors.adapt
+                concurrency = ConcurrencyController(config.actors.concurrency, adapt) if adapt.enabled else None
+                client.on_event = _log
+                await Rollout(self._engine, judge, buffer, client, config.selfplay, heldout, concurrency).run()
                 return await self._engine.checksums() if config.run.verify_weights else {}
             finally:
                 client.close()
         finally:
             await self._engine.close()
             await pool.close()
+
+
+def _log(name: str, **details: Any) -> None:
+    print(f"{name}: {details}", flush=True)  # this process's output is its log

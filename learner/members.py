@@ -47,6 +47,9 @@ class Member:
     resent_at: float = 0.0
     reachable: bool = True
     """Whether ZeroMQ had a connection to it when something was last sent."""
+    leaving: bool = False
+    """Retired: it is granted nothing more, and is dismissed when it holds nothing."""
+    dismissed: bool = False
     in_turn: bool = False
     """Whether it is in the round of those who may be granted something."""
     seen: Seen = field(init=False)

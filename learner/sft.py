@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from learner.balance import CostModel
 from learner.model import PolicyModel
 from learner.packing import MicroBatch, pack_ranks
 from learner.ranks import Ranks
@@ -125,7 +126,8 @@ class SftTrainer:
 
     def _pack(self, examples: Sequence[Example]) -> list[list[MicroBatch]]:
         sequences = [(example.prompt_ids, example.response_ids) for example in examples]
-        return pack_ranks(sequences, self._learner.micro_batch_tokens, self._learner.parallel.data)
+        cost = CostModel.of(self.policy.architecture)
+        return pack_ranks(sequences, self._learner.micro_batch_tokens, self._learner.parallel.data, cost)
 
     def _total(self, value: torch.Tensor) -> float:
         """Over all ranks; tensor-parallel ranks hold the same numbers, so they count `tensor` times."""

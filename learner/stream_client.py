@@ -69,7 +69,8 @@ class StreamClient:
         """Called with `learner_silent`, `learner_back` and `refused`, and details."""
         self.counts: Counter[str] = Counter()
         """`resent`, `abandoned` (answers for slots that the learner no longer counts on), `refused`, `gaps`, `reconnects`."""
-        self._capacity = capacity
+        self.capacity = capacity
+        """Slots that may be in flight here; a change travels with the next heartbeat."""
         self._silent_s = learner_silent_s
         self._timeout_s = learner_timeout_s
         self._seq = 0
@@ -275,7 +276,7 @@ class StreamClient:
             "type": "hello",
             "actor_id": self.actor_id,
             "incarnation": self.incarnation,
-            "capacity": self._capacity,
+            "capacity": self.capacity,
             "slots": pack_slots(list(self._held)),
         }
         if await self._try([pack(hello | self._standing())]):
@@ -340,7 +341,7 @@ class StreamClient:
     async def _say_beat(self) -> None:
         own = {f"stream/actors_{name}": float(count) for name, count in self.counts.items()}
         stats = {**self.stats(), **own, "stream/actors_unacknowledged": float(len(self._kept))}
-        await self._try([pack({"type": "beat", "stats": stats} | self._standing())])
+        await self._try([pack({"type": "beat", "capacity": self.capacity, "stats": stats} | self._standing())])
 
     async def _beat(self) -> None:
         while True:

@@ -244,6 +244,14 @@ class StreamServer:
             self._grant_to(())
             self._changed.notify_all()
 
+    def retire(self, actor_id: str) -> None:
+        """This actor is to leave: it is granted nothing more, and told to stop when it holds nothing."""
+        with self._lock:
+            for member in self._members.values():
+                if member.holder.actor_id == actor_id:
+                    self.gate.retire(member.holder)
+                    member.leaving = True
+
     def stats(self) -> dict[str, float]:
         """Sums over actors of what they reported last, and the stream's own numbers as `stream/...`."""
         with self._lock:
@@ -381,6 +389,10 @@ class StreamServer:
 
     def _on_beat(self, member: Member, message: dict[str, Any]) -> None:
         member.stats = message["stats"]
+        grown = message["capacity"] > member.capacity
+        member.capacity = message["capacity"]
+        if grown:
+            self._grant_to((member,))
         member.seen.raise_floor(message["floor"])
         if message["epoch"] == member.epoch:
             member.acknowledge(message["got"])
@@ -393,7 +405,14 @@ class StreamServer:
                     self.lose(member, f"silent for {now - member.last_seen:.0f} s")
                 elif why := member.stuck(now, self._dead_after_s):
                     self.lose(member, why)
+                elif member.dismissed and member.took_all:
+                    del self._members[member.identity]
+                    self.gate.lose(member.holder)
+                    self.on_event("actor_left", actor=member.holder.actor_id)
                 else:
+                    if member.leaving and not member.dismissed and not self.gate.in_flight(member.holder):
+                        member.dismissed = True
+                        self.send(member, {"type": "shutdown"})
                     self._post(member, pack({"type": "beat"}))
                     if member.resend_is_due(now):
                         self._resend(member)

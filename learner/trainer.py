@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from learner.advantages import advantages
+from learner.balance import CostModel
 from learner.losses import DIAGNOSTICS, diagnostics, policy_loss, token_weights
 from learner.metrics import describe_advantages
 from learner.minibatches import split_batch
@@ -156,7 +157,8 @@ class Trainer:
 
     def _pack(self, batch: Sequence[Trajectory]) -> list[list[MicroBatch]]:
         sequences = [(t.prompt_ids, t.response_ids) for t in batch]
-        return pack_ranks(sequences, self.settings.micro_batch_tokens, self.settings.parallel.data)
+        cost = CostModel.of(self.policy.architecture)
+        return pack_ranks(sequences, self.settings.micro_batch_tokens, self.settings.parallel.data, cost)
 
     def _forward_backward(self, part: _Part, sums: Tensor, max_ratio: Tensor, compare: bool) -> None:
         """Accumulate the part's gradient, and its numbers into `sums` (the diagnostics, the loss and, with `compare`, the

@@ -103,7 +103,7 @@ _STANDING: Fields = {"floor": whole, "epoch": whole, "got": whole}
 """The lowest `seq` that may still be sent, and the last control message that arrived."""
 FROM_ACTOR: Mapping[str, Fields] = {
     "hello": {"actor_id": _name, "incarnation": whole, "capacity": _capacity, "slots": _packed_slots, **_STANDING},
-    "beat": {"stats": _finite, **_STANDING},
+    "beat": {"capacity": _capacity, "stats": _finite, **_STANDING},
     "trajectory": {"seq": whole},
     "returned": {"seq": whole, "slots": _slots},
     "failed": {"seq": whole, "slots": _slots, "why": text},

@@ -29,6 +29,9 @@ from learner.packing import MicroBatch, TokenSequence, idle_share, micro_batch_c
 
 LAYER_ROWS = 2048
 """Packed rows that the layers are measured at."""
+PEER_BUDGET = 2048
+"""Most padded tokens of a micro-batch of transformers: the logits of all of them are held at once, in two precisions, with their
+gradients. With 4,096 it wants more than 20 GiB for the model that ships, and is no faster."""
 TIMEOUT_S = 600.0
 """Of loading a model and of one step."""
 RANKS = (1, 2, 4, 8)
@@ -53,7 +56,7 @@ class Options:
     """Of each side; 0 takes every core that this process may use."""
     model: str = "smollm2-135m-instruct"
     token_budget: int = 4096
-    """Of a micro-batch, on both sides."""
+    """Of a micro-batch; transformers takes at most `PEER_BUDGET`."""
     batch: Path = SHIPPED
     layer_rows: int = LAYER_ROWS
 
@@ -66,10 +69,11 @@ class Side(LineProcess):
         # As in a run: threads that spin at a barrier would take the cores from the side whose turn it is.
         environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
         super().__init__(name, [sys.executable, "-W", "ignore", "-c", _CHILD, json.dumps(sys.path)], environment)
+        budget = PEER_BUDGET if name == "transformers" else options.token_budget
         try:
             loaded = self.request(
                 "load", side=name, model_dir=str(model_dir), batch=str(options.batch), keep_memory=keep_memory,
-                threads=options.threads or len(os.sched_getaffinity(0)), token_budget=options.token_budget,
+                threads=options.threads or len(os.sched_getaffinity(0)), token_budget=min(budget, options.token_budget),
             )  # fmt: skip
         except BaseException:
             self.close()
