@@ -33,7 +33,7 @@ MEMBER, STRANGER = "member", "stranger"
 STANDING = {"floor": 1, "epoch": 0, "got": 0}
 SOUND: dict[str, dict[str, Any]] = {
     "hello": hello("somebody"),
-    "beat": {"type": "beat", "stats": {"rollouts": 1.0}, **STANDING},
+    "beat": {"type": "beat", "capacity": 100, "stats": {"rollouts": 1.0}, **STANDING},
     "trajectory": {"type": "trajectory", "seq": 1},
     "returned": {"type": "returned", "seq": 1, "slots": [1, 2]},
     "failed": {"type": "failed", "seq": 1, "slots": [3], "why": "x"},

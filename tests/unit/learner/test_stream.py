@@ -409,3 +409,42 @@ def test_what_the_learner_refuses_is_granted_to_somebody_again(server: StreamSer
     run(server, story)
     assert server.refused == {Refusal.SENDER: 1}
     assert totals(server.gate.ledger())["dropped"] == 1
+
+
+def test_an_actor_that_retires_plays_to_its_end_and_is_dismissed(server: StreamServer) -> None:
+    async def story(client: StreamClient) -> None:
+        await load(server, client)
+        grants = await take(client, "grant", 4)
+        server.retire("a")
+        await answer(client, grants[:-1])
+        shutdown = asyncio.create_task(take(client, "shutdown", 1))
+        await until(lambda: client.unacknowledged == 0)
+        assert not shutdown.done(), "it still holds slots"
+        await answer(client, grants[-1:])
+        await shutdown
+        # All of this batch came; those of later ones are nobody's now.
+        await until(lambda: not server.members())
+        assert server.gate.in_flight() == 0
+
+    events: list[str] = []
+    server.on_event = lambda name, **details: events.append(name)
+    run(server, story)
+    assert "actor_left" in events
+    assert "actor_lost" not in events
+    assert totals(server.gate.ledger())["dropped"] == 0
+
+
+def test_a_changed_capacity_travels_with_the_heartbeat() -> None:
+    server = StreamServer(Gate(BATCH, 3, solutions=1), "run", dead_after_s=60)
+
+    async def story(client: StreamClient) -> None:
+        client.capacity = 2
+        await until(lambda: [member.capacity for member in server.members()] == [2])
+        await load(server, client)
+        await take(client, "grant", 1)
+        assert server.gate.in_flight() == 2, "no more than it has room for"
+        client.capacity = 100
+        await take(client, "grant", 1)  # without anything having been answered
+
+    run(server, story)
+    server.close()

@@ -146,4 +146,4 @@ class Actor:
 
     def beat(self) -> None:
         standing = {"floor": self._seq + 1, "epoch": self._epoch, "got": self._got}
-        self.socket.send(pack({"type": "beat", "stats": {}, **standing}))
+        self.socket.send(pack({"type": "beat", "capacity": 4, "stats": {}, **standing}))
