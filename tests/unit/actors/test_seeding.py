@@ -108,6 +108,7 @@ class Client:
 
     run_id = "run"
     incarnation = 0
+    capacity = 8
     stats: Any = None
 
     def __init__(self, log: list[str], actor_id: str, messages: list[dict[str, Any]]) -> None:
