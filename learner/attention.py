@@ -66,7 +66,7 @@ def plan_attention(
     angles = torch.outer(positions, inv_freq)[:, None, :]
     plan = TreePlan(cos=angles.cos().to(dtype), sin=angles.sin().to(dtype), context=context)
     if cpu_kernels:
-        plan.cpu = plan_cpu(micro, dtype)
+        plan.cpu = plan_cpu(micro)
     else:
         for segment in micro.segments:
             plan.blocks.extend(_segment_blocks(segment, inv_freq.device, dtype))

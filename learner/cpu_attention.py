@@ -1,11 +1,9 @@
-"""Attention over shared prompts, for CPUs.
+"""Attention over shared prompts, for CPUs: forward on torch's flash kernel, backward on plain matrix products.
 
-Segments of some hundred rows, which is what self-play makes, are computed whole, under masks, several of similar length
-in one call of torch's flash kernels: what their many small parts would cost is the calls, not the arithmetic.
-
-Of longer segments, attention to a prompt and attention within a response are computed apart and merged by their
-log-sum-exps, so that all responses meet their prompt in one product, and nothing is masked away. Their backward pass uses
-matrix products. Shapes: T rows, H query heads, G key/value heads, D head size, L lengths.
+Attention to a prompt and attention within a response are computed apart and merged by their log-sum-exps, so that
+all responses of a segment meet their prompt in one product, and responses of all segments are done together. The
+backward pass uses matrix products because torch's own is written for few long sequences: on many short ones in
+bfloat16 it is several times slower. Shapes: T rows, H query heads, G key/value heads, D head size, L lengths.
 """
 
 from __future__ import annotations
@@ -22,32 +20,20 @@ from learner.packing import MicroBatch, Segment
 
 SCORES = 1 << 22
 """Scores that the backward pass holds at once."""
-BLOCK_ROWS = 1024
-"""Rows of a segment that is computed whole, at most; its mask has their square."""
-BLOCK_WASTE = 8
-"""A segment is computed whole where that has at most this many times its scores."""
-BLOCK_PADDING = 1.5
-"""Segments share a call where the longest has at most this many times the rows of the shortest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """B segments that are computed in one call, padded to the L rows of the longest."""
-
-    rows: Tensor
-    """[B, L]: their rows; padding repeats the last one."""
-    real: Tensor
-    """[B, L]: which of them are no padding."""
-    mask: Tensor
-    """[B, 1, L, L], in the dtype of the activations, to add to the scores: 0 where a row attends to another, else -inf."""
+DENSE_ROWS = 1024
+"""Rows of a segment that is computed as one masked block, at most; the mask has their square."""
+DENSE_WASTE = 5
+"""A segment is computed as one masked block where that has at most this many times its scores. Measured: on short responses the
+copies that the parts of a segment need cost more than the scores that are masked."""
 
 
 @dataclass(frozen=True, slots=True)
 class CpuPlan:
     """The parts into which the attention of a micro-batch falls."""
 
-    blocks: tuple[Block, ...]
-    """Segments that are computed whole."""
+    dense: tuple[tuple[int, int, Tensor, Tensor], ...]
+    """(start, stop, visible, mask): a segment at once, where that costs little more. `visible`, float32 [rows, rows], is 1
+    where a row attends to another, else 0; `mask` is its logarithm."""
     causal: tuple[tuple[int, int], ...]
     """(start, stop): rows that attend to one another, causally: prompts, and prompts with their only response."""
     cross: tuple[tuple[int, int, int, int], ...]
@@ -58,21 +44,21 @@ class CpuPlan:
     """[count, longest] each: which of them are no padding."""
 
 
-def plan_cpu(micro: MicroBatch, dtype: torch.dtype = torch.float32) -> CpuPlan:
-    """Lay out the attention of `micro`; `dtype` of the activations."""
-    whole: list[tuple[Segment, Tensor]] = []
+def plan_cpu(micro: MicroBatch) -> CpuPlan:
+    """Lay out the attention of `micro`."""
+    dense: list[tuple[int, int, Tensor, Tensor]] = []
     causal: list[tuple[int, int]] = []
     cross: list[tuple[int, int, int, int]] = []
     responses: list[tuple[int, int]] = []
     for segment in micro.segments:
-        if segment.stop - segment.start <= BLOCK_ROWS:
-            visible = _visible(segment)
-            if visible.numel() <= BLOCK_WASTE * int(visible.sum()):
-                whole.append((segment, visible))
-                continue
         if len(segment.response_lens) == 1:
             causal.append((segment.start, segment.stop))
             continue
+        if segment.stop - segment.start <= DENSE_ROWS:
+            visible = _visible(segment)
+            if visible.numel() <= DENSE_WASTE * int(visible.sum()):
+                dense.append((segment.start, segment.stop, visible, visible.log()))
+                continue
         row = segment.start + segment.prompt_len
         causal.append((segment.start, row))
         if segment.stop > row:
@@ -92,35 +78,15 @@ def plan_cpu(micro: MicroBatch, dtype: torch.dtype = torch.float32) -> CpuPlan:
         places = torch.arange(longest)
         leaves.append(starts + places.minimum(lengths - 1))
         masks.append(places < lengths)
-    return CpuPlan(_blocks(whole, dtype), tuple(causal), tuple(cross), tuple(leaves), tuple(masks))
+    return CpuPlan(tuple(dense), tuple(causal), tuple(cross), tuple(leaves), tuple(masks))
 
 
 def _visible(segment: Segment) -> Tensor:
-    """Bool [rows, rows]: whether a row of the segment attends to another."""
+    """Float32 [rows, rows]: 1 where a row of the segment attends to another, else 0."""
     rows = torch.arange(segment.stop - segment.start)
     lengths = [segment.prompt_len, *(length - 1 for length in segment.response_lens)]
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    return ((owner[:, None] == owner) | (owner == 0)) & (rows[:, None] >= rows)
-
-
-def _blocks(whole: list[tuple[Segment, Tensor]], dtype: torch.dtype) -> tuple[Block, ...]:
-    """Segments, each with what is visible, by similar length."""
-    blocks = []
-    whole = sorted(whole, key=lambda item: (-len(item[1]), item[0].start))
-    while whole:
-        longest = len(whole[0][1])
-        count = sum(BLOCK_PADDING * len(visible) >= longest for _, visible in whole)
-        together, whole = whole[:count], whole[count:]
-        lengths = torch.tensor([[len(visible)] for _, visible in together])
-        starts = torch.tensor([[segment.start] for segment, _ in together])
-        places = torch.arange(longest)
-        # Padding attends to itself: a row that attends to nothing would be NaN.
-        seen = torch.eye(longest, dtype=torch.bool).repeat(count, 1, 1)
-        for index, (_, visible) in enumerate(together):
-            seen[index, : len(visible), : len(visible)] = visible
-        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf")).unsqueeze(1)
-        blocks.append(Block(starts + places.minimum(lengths - 1), places < lengths, mask))
-    return tuple(blocks)
+    return (((owner[:, None] == owner) | (owner == 0)) & (rows[:, None] >= rows)).float()
 
 
 class CpuTreeAttention(torch.autograd.Function):
@@ -132,10 +98,9 @@ class CpuTreeAttention(torch.autograd.Function):
         q, k, v = rotate(query, cos, sin), rotate(key, cos, sin), value.contiguous()
         out = torch.empty_like(q)
         lse = q.new_empty(q.shape[:2], dtype=torch.float32)
-        for block in plan.blocks:
-            block_out, block_lse = _flash(q[block.rows], k[block.rows], v[block.rows], False, block.mask)
-            taken = block.rows[block.real]
-            out[taken], lse[taken] = block_out[block.real], block_lse[block.real]
+        for start, stop, _, mask in plan.dense:
+            rows = slice(start, stop)
+            out[None, rows], lse[None, rows] = _flash(q[None, rows], k[None, rows], v[None, rows], False, mask)
         for start, stop in plan.causal:
             rows = slice(start, stop)
             out[None, rows], lse[None, rows] = _flash(q[None, rows], k[None, rows], v[None, rows], causal=True)
@@ -165,10 +130,15 @@ class CpuTreeAttention(torch.autograd.Function):
         def part(rows: Any, keys: Any, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
             return _part_backward(q[rows], k[keys], v[keys], grad[rows], lse[rows], delta[rows], causal)
 
-        for block in plan.blocks:
-            taken = block.rows[block.real]
-            for total, share in zip((dq, dk, dv), _block_backward(q, k, v, grad, out, lse, block), strict=True):
-                total[taken] = share[block.real].to(total.dtype)
+        for start, stop, visible, _ in plan.dense:
+            rows = slice(start, stop)
+            dq[rows], dk[rows], dv[rows] = (
+                x[0]
+                for x in _part_backward(
+                    q[None, rows], k[None, rows], v[None, rows], grad[None, rows], lse[None, rows], delta[None, rows],
+                    True, visible,
+                )
+            )  # fmt: skip
         for start, stop in plan.causal:
             rows = slice(start, stop)
             dq[None, rows], dk[None, rows], dv[None, rows] = part((None, rows), (None, rows), True)
@@ -199,37 +169,20 @@ def _flash(
     return out.transpose(1, 2), lse.transpose(1, 2)
 
 
-def _block_backward(
-    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, out: Tensor, lse: Tensor, block: Block
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query [B, L, H, D], key and value [B, L, G, D], float32, of the rows of `block`.
-
-    In float32: torch's backward kernel is a third slower in bfloat16, and copies its inputs either way.
-    """
-    shared = query.shape[1] // key.shape[1]
-    rows = block.rows
-
-    def taken(x: Tensor, repeat: int = 1) -> Tensor:
-        """[T, heads, ...] -> [B, heads * repeat, L, ...]"""
-        return x[rows].float().repeat_interleave(repeat, dim=2).transpose(1, 2).contiguous()
-
-    # A padding row repeats a real one; without a gradient of its own it adds nothing to any key.
-    g = taken(grad).masked_fill_(~block.real[:, None, :, None], 0.0)
-    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        g, taken(query), taken(key, shared), taken(value, shared), taken(out), taken(lse), 0.0, False,
-        attn_mask=block.mask.float(),
-    )  # fmt: skip
-    dk, dv = (x.unflatten(1, (-1, shared)).sum(2) for x in (dk, dv))
-    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
-
-
 def _part_backward(
-    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, lse: Tensor, delta: Tensor, causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grad: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    causal: bool,
+    visible: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query [B, L, H, D], key and value [B, K, G, D]; `lse` and `delta` [B, L, H] are float32.
 
     Scores are computed in float32, the products of probabilities in the dtype of the inputs. Queries are cut into
-    chunks of rows, and under a causal mask a chunk meets no keys after its last row.
+    chunks of rows, and under a causal mask a chunk meets no keys after its last row. `visible` [L, K] is 0 where a row is not seen.
     """
     batch, num_rows, num_heads, dim = query.shape
     num_keys, groups = key.shape[1], key.shape[2]
@@ -252,8 +205,13 @@ def _part_backward(
         seen = stop if causal else num_keys
         q_chunk, g_chunk = q[:, :, start:stop].flatten(1, 2), g[:, :, start:stop].flatten(1, 2)
         bias_chunk, d_chunk = (x[:, :, start:stop].flatten(1, 2).unsqueeze(2) for x in (bias, d))
-        probs = torch.baddbmm(bias_chunk, q_chunk.float(), k32[:, :seen].mT, beta=-1, alpha=scale).exp_()
-        if causal:
+        probs = torch.baddbmm(bias_chunk, q_chunk.float(), k32[:, :seen].mT, beta=-1, alpha=scale)
+        if visible is None:
+            probs.exp_()
+        else:
+            # A score that is not seen may be large; and minus infinity, whose exponential is slow, is no way to hide it.
+            probs.clamp_max_(0.0).exp_().unflatten(1, (shared, -1)).mul_(visible[start:stop, :seen])
+        if causal and visible is None:
             probs.unflatten(1, (shared, -1)).tril_(start)
         dv[:, :seen] += probs.to(g.dtype).mT @ g_chunk
         scores = (g_chunk @ v[:, :seen].mT).float().sub_(d_chunk).mul_(probs).to(q.dtype)

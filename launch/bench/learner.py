@@ -198,7 +198,7 @@ def _packing(report: Report, batch: Sequence[TokenSequence], shape: Architecture
 def padding_share(by_rank: Sequence[Sequence[MicroBatch]], cost: CostModel) -> float:
     """The share of what ranks compute that is for no token of the batch, by cost.
 
-    Rows are never padded. What is: segments, and responses, of similar length whose attention is computed together, up to the
+    Rows are never padded. What is: responses of similar length whose attention is computed together, up to the
     longest of them. A prompt that is computed on two ranks is no padding; `shared_prompt_compute` counts it. Nor are scores
     between rows that are there anyway and do not see one another: they cost time, which the rates show.
     """
@@ -210,8 +210,6 @@ def padding_share(by_rank: Sequence[Sequence[MicroBatch]], cost: CostModel) -> f
     for micro in (micro for micros in by_rank for micro in micros):
         real += micro_batch_cost(micro, cost)
         plan = plan_cpu(micro)
-        for block in plan.blocks:
-            padded += cost.per_pair * (block.mask.numel() - int((block.real.sum(1) ** 2).sum()))
         for mask in plan.leaf_masks:
             lengths = mask.sum(1).numpy()
             longest = mask.shape[1]

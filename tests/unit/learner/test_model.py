@@ -132,10 +132,10 @@ def test_shared_prompts_change_nothing(folders: dict[str, Path]) -> None:
     assert_close(grads, grads_apart, atol=1e-6)
 
 
-@pytest.mark.parametrize("waste", [0, 3, 100], ids=["parts", "some whole", "whole"])
+@pytest.mark.parametrize("dense_waste", [0, 3, 100], ids=["parts", "some dense", "dense"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cpu_attention_is_scaled_dot_product_attention(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, waste: int
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, dense_waste: int
 ) -> None:
     """The path that GPUs take, on CPU, against the one that CPUs take, cut into small chunks."""
     (micro,) = pack(batch(), 1000)
@@ -143,7 +143,7 @@ def test_cpu_attention_is_scaled_dot_product_attention(
     inputs = [torch.randn(micro.num_tokens, 1, heads, 16, dtype=dtype, requires_grad=True) for heads in (6, 2, 2)]
     grad = torch.randn(micro.num_tokens, 1, 96, dtype=dtype)
     monkeypatch.setattr(cpu_attention, "SCORES", 300)
-    monkeypatch.setattr(cpu_attention, "BLOCK_WASTE", waste)
+    monkeypatch.setattr(cpu_attention, "DENSE_WASTE", dense_waste)
     found = []
     for cpu_kernels in (True, False):
         plan = attention.plan_attention(micro, torch.tensor([1.0, 0.3, 0.1, 0.02] * 2), dtype, cpu_kernels)
