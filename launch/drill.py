@@ -79,6 +79,8 @@ class Drill:
         if not whole or step <= self._step:
             self._due = None
             return
+        if self._order[0] == "learner" and not any(self._folder.checkpoints.glob("step_*/complete.json")):
+            return  # a run without a checkpoint has nothing to go on from, and says so
         now = time.monotonic()
         if self._due is None:
             self._due = now + self._random.uniform(0, LONGEST_WAIT_S)

@@ -407,4 +407,6 @@ def free_port(host: str = LOOPBACK) -> int:
 def _root(error: BaseException) -> str:
     """What went wrong, without Ray's frames around it."""
     cause = getattr(error, "cause", None) or error
+    if isinstance(cause, ray.exceptions.RayActorError):
+        return "its process ended"  # Ray's own words are a paragraph of what might have been
     return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else ''}"

@@ -65,6 +65,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
 def make(times: int, tmp_path: Path, parts: list[str] | None = None) -> drill.Drill:
     folder = RunFolder(tmp_path)
     folder.create()
+    (folder.checkpoints / "step_00000001").mkdir(exist_ok=True)
+    (folder.checkpoints / "step_00000001" / "complete.json").write_text("{}")
     return drill.Drill(parts or ["actor", "buffer", "learner"], times, 0, folder, Console(load("smollm2-cpu")))
 
 
