@@ -1,6 +1,6 @@
 """`azr bench`: measure a part of azr on this machine, beside a peer or a limit that is measured in the same run.
 
-Open `executor.py` and `buffer.py` for what is measured, `report.py` for what comes out.
+Open the file of a subject, such as `executor.py`, for what is measured, `report.py` for what comes out.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,18 +102,29 @@ examples:
 
 def register(commands: Any) -> None:
     """Add `bench` to argparse's subcommands, the object that `add_subparsers` gave."""
-    raw = argparse.RawDescriptionHelpFormatter
     bench = commands.add_parser("bench", help="measure a part of azr on this machine")
     subjects = bench.add_subparsers(required=True, metavar="WHAT")
-    executor = subjects.add_parser(
+
+    def subject(
+        name: str, run: Callable[[argparse.Namespace], int], about: str, text: str, epilog: str, runs: int = 5
+    ) -> argparse.ArgumentParser:
+        """A subject, with the options that all have."""
+        raw = argparse.RawDescriptionHelpFormatter
+        parser: argparse.ArgumentParser = subjects.add_parser(
+            name, help=about, description=text, epilog=epilog, formatter_class=raw
+        )
+        parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
+        parser.add_argument("--runs", type=_positive(int), default=runs, help="repetitions (default %(default)s)")
+        parser.set_defaults(run=lambda arguments: _checked(run, arguments))
+        return parser
+
+    executor = subject(
         "executor",
-        help="the sandbox: executions a second, latency, recorded self-play work",
-        description=_EXECUTOR,
-        epilog=_EXECUTOR_EPILOG,
-        formatter_class=raw,
+        _executor,
+        "the sandbox: executions a second, latency, recorded self-play work",
+        _EXECUTOR,
+        _EXECUTOR_EPILOG,
     )
-    executor.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
-    executor.add_argument("--runs", type=_positive(int), default=5, help="repetitions (default %(default)s)")
     executor.add_argument(
         "--seconds",
         type=_positive(float),
@@ -130,17 +142,15 @@ def register(commands: Any) -> None:
     executor.add_argument(
         "--endurance", type=_positive(int), metavar="N", help="N executions instead; rate and memory at every tenth"
     )
-    executor.set_defaults(run=_executor)
 
-    buffer = subjects.add_parser(
+    buffer = subject(
         "buffer",
-        help="the task buffer: requests a second, latency, by the number of tasks",
-        description=_BUFFER,
-        epilog=_BUFFER_EPILOG,
-        formatter_class=raw,
+        _buffer,
+        "the task buffer: requests a second, latency, by the number of tasks",
+        _BUFFER,
+        _BUFFER_EPILOG,
+        runs=3,
     )
-    buffer.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
-    buffer.add_argument("--runs", type=_positive(int), default=3, help="repetitions (default %(default)s)")
     buffer.add_argument(
         "--tasks", type=_tasks, default=1_000_000, metavar="N", help="the largest buffer (default %(default)s)"
     )
@@ -152,17 +162,14 @@ def register(commands: Any) -> None:
         help="a request's time at one size, twice in each run (default %(default)s)",
     )
     buffer.add_argument("--folder", type=Path, metavar="DIR", help="where the buffers lie while they are measured")
-    buffer.set_defaults(run=_buffer)
 
-    weights = subjects.add_parser(
+    weights = subject(
         "weights",
-        help="the weight broadcast: its rate beside a raw broadcast and a file, and what an engine pauses for it",
-        description=_WEIGHTS,
-        epilog=_WEIGHTS_EPILOG,
-        formatter_class=raw,
+        _weights,
+        "the weight broadcast: its rate beside a raw broadcast and a file, and what an engine pauses for it",
+        _WEIGHTS,
+        _WEIGHTS_EPILOG,
     )
-    weights.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
-    weights.add_argument("--runs", type=_positive(int), default=5, help="repetitions (default %(default)s)")
     weights.add_argument("--model", default="smollm2-135m-instruct", metavar="NAME", help="a folder, or a known name")
     weights.add_argument(
         "--receivers", type=_positive(int), default=1, metavar="N", help="processes that receive (default %(default)s)"
@@ -170,17 +177,14 @@ def register(commands: Any) -> None:
     weights.add_argument(
         "--no-engine", action="store_true", help="leave the vLLM engine out: seconds in place of minutes"
     )
-    weights.set_defaults(run=_weights)
 
-    stream = subjects.add_parser(
+    stream = subject(
         "stream",
-        help="the stream: trajectories and bytes a second, latency, beside bare ZeroMQ and two queues",
-        description=_STREAM,
-        epilog=_STREAM_EPILOG,
-        formatter_class=raw,
+        _stream,
+        "the stream: trajectories and bytes a second, latency, beside bare ZeroMQ and two queues",
+        _STREAM,
+        _STREAM_EPILOG,
     )
-    stream.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
-    stream.add_argument("--runs", type=_positive(int), default=5, help="repetitions (default %(default)s)")
     stream.add_argument(
         "--seconds",
         type=_positive(float),
@@ -188,23 +192,19 @@ def register(commands: Any) -> None:
         metavar="S",
         help="a way's time at one length, twice in each run (default %(default)s)",
     )
-    stream.set_defaults(run=_stream)
 
-    learner = subjects.add_parser(
+    learner = subject(
         "learner",
-        help="the learner: tokens a second and memory beside transformers, share of the machine's peak, packing",
-        description=_LEARNER,
-        epilog=_LEARNER_EPILOG,
-        formatter_class=raw,
+        _learner,
+        "the learner: tokens a second and memory beside transformers, share of the machine's peak, packing",
+        _LEARNER,
+        _LEARNER_EPILOG,
     )
-    learner.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
-    learner.add_argument("--runs", type=_positive(int), default=5, help="repetitions (default %(default)s)")
     learner.add_argument("--threads", type=_positive(int), default=0, help="of each side (default: all cores)")
     learner.add_argument("--model", default="smollm2-135m-instruct", metavar="NAME", help="a folder, or a known name")
     learner.add_argument(
         "--token-budget", type=_positive(int), default=4096, metavar="N", help="of a micro-batch (default %(default)s)"
     )
-    learner.set_defaults(run=_learner)
 
 
 def _positive(kind: type[int] | type[float]) -> Any:
@@ -238,13 +238,28 @@ def _tasks(text: str) -> int:
 _tasks.__name__ = "int"
 
 
+def _checked(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """Run a subject, if its findings can be written."""
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        return _no_folder(arguments.json, arguments.json.parent)
+    from launch.bench.peers import PeerError
+
+    try:
+        return run(arguments)
+    except PeerError as error:
+        print(f"azr: nothing was measured: {error}", file=sys.stderr)
+        return 1
+
+
+def _no_folder(path: Path, folder: Path) -> int:
+    print(f"azr: {path}: there is no folder {folder}; make it first", file=sys.stderr)
+    return 2
+
+
 def _executor(arguments: argparse.Namespace) -> int:
     from executor.sandbox import InfrastructureError
-    from launch.bench import endurance, executor, mix, peers
+    from launch.bench import endurance, executor, mix
 
-    if arguments.json and not arguments.json.absolute().parent.is_dir():
-        print(f"azr: {arguments.json}: there is no folder {arguments.json.parent}; make it first", file=sys.stderr)
-        return 2
     try:
         if arguments.endurance:
             report = endurance.run(arguments.endurance, arguments.workers)
@@ -255,7 +270,7 @@ def _executor(arguments: argparse.Namespace) -> int:
     except mix.MixError as error:
         print(f"azr: {error}", file=sys.stderr)
         return 2
-    except (InfrastructureError, peers.PeerError) as error:
+    except InfrastructureError as error:
         print(f"azr: nothing was measured: {error}", file=sys.stderr)
         return 1
     return _give(report, arguments.json)
@@ -266,13 +281,8 @@ def _buffer(arguments: argparse.Namespace) -> int:
 
     from launch.bench import buffer
 
-    for path, folder in (
-        (arguments.json, arguments.json and arguments.json.absolute().parent),
-        (arguments.folder,) * 2,
-    ):
-        if path and not folder.is_dir():
-            print(f"azr: {path}: there is no folder {folder}; make it first", file=sys.stderr)
-            return 2
+    if arguments.folder and not arguments.folder.is_dir():
+        return _no_folder(arguments.folder, arguments.folder)
     try:
         report = buffer.run(buffer.Options(arguments.tasks, arguments.runs, arguments.seconds, arguments.folder))
     except (OSError, sqlite3.Error) as error:
@@ -286,9 +296,6 @@ def _weights(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from launch.bench import weights
 
-    if arguments.json and not arguments.json.absolute().parent.is_dir():
-        print(f"azr: {arguments.json}: there is no folder {arguments.json.parent}; make it first", file=sys.stderr)
-        return 2
     options = weights.Options(arguments.model, arguments.runs, arguments.receivers, engine=not arguments.no_engine)
     return _give(weights.run(options), arguments.json)
 
@@ -296,28 +303,19 @@ def _weights(arguments: argparse.Namespace) -> int:
 def _stream(arguments: argparse.Namespace) -> int:
     from launch.bench import stream
 
-    if arguments.json and not arguments.json.absolute().parent.is_dir():
-        print(f"azr: {arguments.json}: there is no folder {arguments.json.parent}; make it first", file=sys.stderr)
-        return 2
     return _give(stream.run(stream.Options(arguments.runs, arguments.seconds)), arguments.json)
 
 
 def _learner(arguments: argparse.Namespace) -> int:
-    from launch.bench import learner, peers
+    from launch.bench import learner
     from launch.models import ModelError
 
-    if arguments.json and not arguments.json.absolute().parent.is_dir():
-        print(f"azr: {arguments.json}: there is no folder {arguments.json.parent}; make it first", file=sys.stderr)
-        return 2
     options = learner.Options(arguments.runs, arguments.threads, arguments.model, arguments.token_budget)
     try:
         return _give(learner.run(options), arguments.json)
     except ModelError as error:
         print(f"azr: {error}", file=sys.stderr)
         return 2
-    except peers.PeerError as error:
-        print(f"azr: nothing was measured: {error}", file=sys.stderr)
-        return 1
 
 
 def _give(report: Report, file: Path | None) -> int:

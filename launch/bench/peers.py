@@ -101,12 +101,20 @@ class LineProcess:
 
     def ask(self, message: dict[str, Any], seconds: float = 0.0) -> dict[str, Any]:
         """Send a message and wait for the answer, `seconds` longer than a peer may take anyhow. Raises PeerError."""
+        self.tell(message)
+        return self.answer(seconds)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send a message; `answer` is due next. Raises PeerError."""
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps(message).encode("ascii") + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise PeerError(f"{self._name} died") from None
+
+    def answer(self, seconds: float = 0.0) -> dict[str, Any]:
+        """Wait for the answer to what was told. Raises PeerError."""
         answer = self._read(seconds + ANSWER_TIMEOUT_S)
         if "error" in answer:
             raise PeerError(f"{self._name}: {answer['error']}")

@@ -14,10 +14,7 @@ nothing else travels.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import multiprocessing
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +25,7 @@ from typing import Any, Protocol
 import zmq
 
 from executor.tasks import Kind
+from launch.bench.peers import LineProcess
 from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_versions, progress
 from launch.bench.stream_sender import CAPACITY, trajectory
 from learner.settings import BatchSettings
@@ -123,32 +121,8 @@ def _measure(way: Way, tokens: int, seconds: float) -> Slice:
     return Slice(count, took, way.latencies(tokens, SINGLES))
 
 
-@contextmanager
-def _sender(way: str, endpoint: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "launch.bench.stream_sender", way, endpoint]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _tell(process: subprocess.Popen[str], **command: Any) -> None:
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(command) + "\n")
-    process.stdin.flush()
-
-
-def _done(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
-    if process.stdout.readline() != "done\n":
-        raise RuntimeError("the sender of the benchmark ended; its error is above")
+def _sender(way: str, endpoint: str) -> LineProcess:
+    return LineProcess(f"the sender over {way}", [sys.executable, "-m", "launch.bench.stream_sender", way, endpoint])
 
 
 class _Actor:
@@ -158,14 +132,13 @@ class _Actor:
         batch = BatchSettings(kinds=(Kind.DEDUCTION,), propose={}, solve={Kind.DEDUCTION: quota})
         self._server = StreamServer(Gate(batch, max_staleness=ahead, solutions=8), run_id="bench")
         stack.callback(self._server.close)
-        self._process = stack.enter_context(_sender("azr", self._server.endpoint))
+        self._sender = stack.enter_context(_sender("azr", self._server.endpoint))
         self._server.wait_for_members(1, 30.0)
         self._publish()
 
     def lengthen(self, tokens: int) -> None:
         """Have trajectories of that length from now on."""
-        _tell(self._process, tokens=tokens)
-        _done(self._process)
+        self._sender.ask({"tokens": tokens})
         for _ in range(2):
             self.batch()  # what was granted before may be of another length
 
@@ -212,33 +185,33 @@ class _Stream:
 
 
 class _Raw:
-    def __init__(self, socket: zmq.Socket[bytes], process: subprocess.Popen[str]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], sender: LineProcess) -> None:
         self._socket = socket
-        self._process = process
+        self._sender = sender
         self._rate = 1000.0
 
     def receive(self, tokens: int, seconds: float) -> tuple[int, float]:
         count = max(100, int(self._rate * seconds))
-        _tell(self._process, tokens=tokens, count=count, gap_s=0)
+        self._sender.tell({"tokens": tokens, "count": count, "gap_s": 0})
         self._socket.recv_multipart()
         started = time.perf_counter()
         for _ in range(count - 1):
             self._socket.recv_multipart()
         took = time.perf_counter() - started
-        _done(self._process)
+        self._sender.answer()
         self._rate = count / took
         return count - 1, took
 
     def latencies(self, tokens: int, count: int) -> list[float]:
         from learner.trajectory import decode
 
-        _tell(self._process, tokens=tokens, count=count, gap_s=GAP_S)
+        self._sender.tell({"tokens": tokens, "count": count, "gap_s": GAP_S})
         found = []
         for _ in range(count):
             frames = self._socket.recv_multipart()
             arrived = time.monotonic()
             found.append(arrived - decode(frames).timings["sent_at"])
-        _done(self._process)
+        self._sender.answer()
         return found
 
 
@@ -248,8 +221,8 @@ def _raw() -> Iterator[_Raw]:
     socket = context.socket(zmq.PULL)
     socket.bind("tcp://127.0.0.1:0")
     try:
-        with _sender("zmq", socket.getsockopt_string(zmq.LAST_ENDPOINT)) as process:
-            yield _Raw(socket, process)
+        with _sender("zmq", socket.getsockopt_string(zmq.LAST_ENDPOINT)) as sender:
+            yield _Raw(socket, sender)
     finally:
         socket.close(0)
         context.term()

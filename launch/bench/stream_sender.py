@@ -4,7 +4,8 @@
     python -m launch.bench.stream_sender zmq ENDPOINT          the same frames over bare ZeroMQ, nothing looked at
 
 Commands are JSON lines: `{"tokens": T}` makes the trajectories that follow T tokens long (half prompt, half response); for
-`zmq`, `{"tokens": T, "count": N, "gap_s": S}` sends N of them, S seconds apart. Each ends with a line `done`.
+`zmq`, `{"tokens": T, "count": N, "gap_s": S}` sends N of them, S seconds apart. A line `{}` says that the process is ready, and then
+that a command was carried out.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def raw(endpoint: str) -> None:
                 time.sleep(command["gap_s"])
                 frames = encode(trajectory(command["tokens"], sent_at=time.monotonic()))
             socket.send_multipart(frames)
-        print("done", flush=True)
+        print("{}", flush=True)
     socket.close()
     context.term()
 
@@ -77,7 +78,7 @@ class _Length:
     def _read(self) -> None:
         for line in sys.stdin:
             self.tokens = json.loads(line)["tokens"]
-            print("done", flush=True)
+            print("{}", flush=True)
 
 
 async def play(endpoint: str) -> None:
@@ -109,6 +110,7 @@ async def play(endpoint: str) -> None:
 def main(arguments: Sequence[str]) -> None:
     """See the head of this file."""
     way, endpoint = arguments
+    print("{}", flush=True)
     if way == "zmq":
         raw(endpoint)
     else:

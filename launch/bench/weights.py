@@ -14,9 +14,7 @@ load), `prepare` (gathering, copying into buckets), `pause` (until generation st
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +27,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from launch.bench.peers import LineProcess
 from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_versions, progress
 from learner.weights import Manifest, WeightSender, manifest_of, manifest_to_json
 
@@ -108,12 +107,13 @@ def _ways(
     export: Export, manifest: Manifest, num_bytes: int, num_receivers: int
 ) -> Iterator[dict[str, Callable[[], None]]]:
     with ExitStack() as stack:
-        receivers = [stack.enter_context(_Receiver()) for _ in range(num_receivers)]
+        command = [sys.executable, "-m", "launch.bench.weights_receiver"]
+        receivers = [stack.enter_context(LineProcess(f"receiver {i}", command)) for i in range(num_receivers)]
         sender = WeightSender()
         stack.callback(sender.close)
         spec = sender.open(1 + num_receivers)
         for index, receiver in enumerate(receivers):
-            receiver.tell(do="join", spec=spec.to_json(), rank=1 + index)
+            receiver.tell({"do": "join", "spec": spec.to_json(), "rank": 1 + index})
         sender.connect()
         for receiver in receivers:
             receiver.answer()
@@ -123,14 +123,14 @@ def _ways(
 
         def update() -> None:
             for receiver in receivers:
-                receiver.tell(do="update", manifest=manifest_to_json(manifest))
+                receiver.tell({"do": "update", "manifest": manifest_to_json(manifest)})
             sender.send(export(), manifest)
             for receiver in receivers:
                 receiver.answer()
 
         def raw() -> None:
             for receiver in receivers:
-                receiver.tell(do="raw", num_bytes=num_bytes)
+                receiver.tell({"do": "raw", "num_bytes": num_bytes})
             sender.broadcast(flat)
             for receiver in receivers:
                 receiver.answer()
@@ -142,36 +142,6 @@ def _ways(
                 tensor.sum()  # mapped memory is read when it is touched
 
         yield {"update": update, "raw broadcast": raw, "file, saved and loaded": file}
-
-
-class _Receiver:
-    """`weights_receiver` in a process, and its answers."""
-
-    def __enter__(self) -> _Receiver:
-        command = [sys.executable, "-m", "launch.bench.weights_receiver"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-
-    def tell(self, **command: Any) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> dict[str, float]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("the receiver of the benchmark ended; its error is above")
-        timings: dict[str, float] = json.loads(line)
-        return timings
 
 
 def _timed(way: Callable[[], None], num_bytes: int) -> Slice:

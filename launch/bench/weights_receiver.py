@@ -45,6 +45,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_memory()  # as an engine's worker does
     receiver = _Receiver()
+    print("{}", flush=True)  # ready
     for line in sys.stdin:
         command = json.loads(line)
         print(json.dumps(getattr(receiver, command.pop("do"))(**command)), flush=True)
