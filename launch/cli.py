@@ -10,6 +10,7 @@ from pathlib import Path
 from actors.buffer_file import TaskBufferError
 from launch import bench, control, doctor, drill, execute, models, seeds, sft, sft_data
 from launch import config as configuration
+from launch.arguments import RunFolderError, add_overrides, overrides_of, run_config
 from learner.checkpoint import CheckpointError
 
 _EXAMPLES = """\
@@ -47,10 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-class RunFolderError(ValueError):
-    """A run folder that cannot be used."""
-
-
 _WRONG_USE = (
     configuration.ConfigError,
     models.ModelError,
@@ -82,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("recipe", nargs="?", help="a TOML file, or the name of a recipe that ships")
-    _add_overrides(train)
+    add_overrides(train, "settings on top, such as learner.steps=40")
     train.add_argument("--resume", metavar="RUN", help="a run folder to go on with, such as runs/smollm2-cpu")
     train.set_defaults(run=_train)
 
@@ -100,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     config = commands.add_parser("config", help="look at settings").add_subparsers(required=True, metavar="WHAT")
     show = config.add_parser("show", help="a recipe with all defaults filled in, as TOML")
     show.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
-    _add_overrides(show)
+    add_overrides(show, "settings on top, such as learner.steps=40")
     show.set_defaults(run=_config_show)
     schema = config.add_parser("schema", help="the JSON schema of a recipe")
     schema.set_defaults(run=_config_schema)
@@ -125,35 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_overrides(command: argparse.ArgumentParser) -> None:
-    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top, such as learner.steps=40")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="the same, as an option"
-    )
-
-
 def _train(arguments: argparse.Namespace) -> int:
-    overrides = [*arguments.overrides, *arguments.sets]
-    if arguments.resume:
-        if arguments.recipe:
-            overrides.insert(0, arguments.recipe)  # after --resume RUN, the first positional is an override
-        folder = Path(arguments.resume)
-        if not (folder / "config.toml").is_file():
-            raise RunFolderError(f"{folder} is no run folder: it has no config.toml. `ls runs` shows what there is.")
-        config = configuration.load(folder / "config.toml", overrides)
-        if config.folder.resolve() != folder.resolve():
-            raise RunFolderError(
-                f"run.dir and run.name say {config.folder}, but --resume says {folder}; resume where the run lies"
-            )
-    elif arguments.recipe:
-        config = configuration.load(arguments.recipe, overrides)
-        if config.folder.exists() and (config.folder / "metrics.jsonl").exists():
-            raise RunFolderError(
-                f"{config.folder} holds a run already. Go on with it: azr train --resume {config.folder}. Start another: "
-                f"add run.name=NAME. Forget it: rm -r {config.folder}."
-            )
-    else:
-        raise RunFolderError("azr train needs a recipe (try smollm2-cpu) or --resume RUN")
+    config = run_config(arguments, configuration.Config, "azr train", "smollm2-cpu")
     from launch.train import train
 
     return train(config, resume=bool(arguments.resume))
@@ -167,8 +137,8 @@ def _scale(arguments: argparse.Namespace) -> int:
 
 def _config_show(arguments: argparse.Namespace) -> int:
     data, _ = configuration.read_recipe(configuration.find_recipe(arguments.recipe))
-    overrides = [*arguments.overrides, *arguments.sets]
-    print(configuration.to_toml(configuration.load(arguments.recipe, overrides, configuration.kind_of(data))), end="")
+    config = configuration.load(arguments.recipe, overrides_of(arguments), configuration.kind_of(data))
+    print(configuration.to_toml(config), end="")
     return 0
 
 

@@ -22,6 +22,7 @@ from executor.layers import NAMESPACES, PURPOSE, TIER_MEANING, Layer, Tier
 from executor.pool import InfrastructureError, SerialPool, Status
 from executor.settings import ExecutorSettings
 from launch import config as configuration
+from launch.arguments import add_overrides, overrides_of
 
 OK, NOT_OK = 0, 1
 
@@ -78,17 +79,14 @@ def add_command(commands: Any) -> None:
         "not be possible. Exit code 1: something must be mended before azr can run safely here.",
     )
     command.add_argument("recipe", nargs="?", help="a TOML file, or the name of a recipe that ships")
-    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="the same, as an option"
-    )
+    add_overrides(command, "settings on top")
     command.add_argument("--json", action="store_true", help="the report as one JSON object")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """`azr doctor`; returns the exit code. Raises ConfigError."""
-    overrides = [*arguments.overrides, *arguments.sets]
+    overrides = overrides_of(arguments)
     if arguments.recipe and "=" in arguments.recipe:
         overrides.insert(0, arguments.recipe)
         arguments.recipe = None

@@ -19,6 +19,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from launch import config as configuration
+from launch.arguments import add_overrides, overrides_of
 from launch.console import Console
 from launch.recorder import RunFolder, append_event
 
@@ -127,10 +128,7 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     drill.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
-    drill.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top")
-    drill.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="the same, as an option"
-    )
+    add_overrides(drill, "settings on top")
     drill.add_argument(
         "--kill", type=_parts, default=list(PARTS), metavar="PARTS", help=f"of {','.join(PARTS)} (default: all)"
     )
@@ -161,13 +159,11 @@ def _run(arguments: argparse.Namespace) -> int:
         f"learner.max_restarts={budget}",
         f"buffer.max_restarts={budget}",
     ]
-    config = configuration.load(arguments.recipe, [*forced, *arguments.overrides, *arguments.sets])
+    config = configuration.load(arguments.recipe, [*forced, *overrides_of(arguments)])
     if config.run.mode != "async" or config.ray.address:
         raise DrillError("a drill needs run.mode = async and a Ray of its own (no ray.address): it ends processes here")
     if not config.learner.checkpoint_every:
-        config = configuration.load(
-            arguments.recipe, [*forced, *arguments.overrides, *arguments.sets, "learner.checkpoint_every=2"]
-        )
+        config = configuration.load(arguments.recipe, [*forced, *overrides_of(arguments), "learner.checkpoint_every=2"])
     if config.folder.exists():
         raise DrillError(f"{config.folder} is there already: add run.name=NAME, or remove it")
     console = Console(config)

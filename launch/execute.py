@@ -23,6 +23,7 @@ from executor.pool import InfrastructureError, Outcome, SandboxPool, Status
 from executor.settings import ExecutorSettings
 from executor.values import CodecError, parse_args
 from launch import config as configuration
+from launch.arguments import add_overrides, overrides_of
 
 OK, NOT_OK, INFRASTRUCTURE = 0, 1, 3
 
@@ -90,12 +91,7 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument("--timeout", metavar="S", help="wall-clock seconds of one run (executor.timeout_s)")
     command.add_argument("--memory", metavar="MB", help="MiB that one run may add (executor.memory_mb)")
-    command.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="settings of the executor, such as executor.workers=4"
-    )
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="the same, as an option"
-    )
+    add_overrides(command, "settings of the executor, such as executor.workers=4")
     command.set_defaults(run=run)
 
 
@@ -130,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _settings(arguments: argparse.Namespace) -> ExecutorSettings:
     table: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    asked = [*arguments.overrides, *arguments.sets]
+    asked = overrides_of(arguments)
     options = {"--timeout": "executor.timeout_s", "--memory": "executor.memory_mb"}
     given = {"--timeout": arguments.timeout, "--memory": arguments.memory}
     for text, source in [

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launch.config import RECIPES, ConfigError, SftConfig, load, to_toml
+from launch.arguments import add_overrides, run_config
+from launch.config import RECIPES, ConfigError, SftConfig, to_toml
 from launch.console import REFRESH_S
 from launch.models import prepare
 from launch.recorder import Recorder, RunFolder, log_to
@@ -58,36 +59,13 @@ def register(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sft.add_argument("recipe", nargs="?", help="a TOML file with a table [sft], or the name of a recipe that ships")
-    sft.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top, such as sft.epochs=3")
-    sft.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="the same, as an option"
-    )
+    add_overrides(sft, "settings on top, such as sft.epochs=3")
     sft.add_argument("--resume", metavar="RUN", help="a run folder to go on with, such as runs/sft-smollm2-cpu")
     sft.set_defaults(run=_command)
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    overrides = [*arguments.overrides, *arguments.sets]
-    if arguments.resume:
-        if arguments.recipe:
-            overrides.insert(0, arguments.recipe)  # after --resume RUN, the first positional is an override
-        folder = Path(arguments.resume)
-        if not (folder / "config.toml").is_file():
-            raise SftError(f"{folder} is no run folder: it has no config.toml. `ls runs` shows what there is.")
-        config = load(folder / "config.toml", overrides, SftConfig)
-        if config.folder.resolve() != folder.resolve():
-            raise SftError(
-                f"run.dir and run.name say {config.folder}, but --resume says {folder}; resume where the run lies"
-            )
-    elif arguments.recipe:
-        config = load(arguments.recipe, overrides, SftConfig)
-        if (config.folder / "metrics.jsonl").exists():
-            raise SftError(
-                f"{config.folder} holds a run already. Go on with it: azr sft --resume {config.folder}. Start another: "
-                f"add run.name=NAME. Forget it: rm -r {config.folder}."
-            )
-    else:
-        raise SftError("azr sft needs a recipe (try sft-smollm2-cpu) or --resume RUN")
+    config = run_config(arguments, SftConfig, "azr sft", "sft-smollm2-cpu")
     try:
         return run(config, resume=bool(arguments.resume))
     except DataError as error:
