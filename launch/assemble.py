@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from launch.config import Config
+from launch.config import Config, RunBasics, SftConfig
 from launch.recorder import Recorder
 from launch.tasks import SNAPSHOT
 from learner.checkpoint import CheckpointError, Checkpoints, Finish, read_stream_state, write_stream_state
@@ -41,14 +41,21 @@ def make_gate(config: Config, life: int = 0) -> Gate:
     )
 
 
-def make_trainer(config: Config, model_dir: Path, rank: int = 0, store: str | None = None) -> Trainer:
-    """This rank's policy and trainer. `store`: where several ranks meet, `tcp://host:port`."""
+def make_policy(
+    config: Config | SftConfig, model_dir: Path, rank: int, store: str | None, timeout_s: float
+) -> tuple[PolicyModel, Ranks]:
+    """This rank's policy, and the ranks. `store`: where several ranks meet, `tcp://host:port`; `timeout_s`: of what they do together."""
+    learner = config.learner
     if not torch.cuda.is_available():
-        torch.set_num_threads(config.learner.threads or os.cpu_count() or 1)
-    parallel = config.learner.parallel
-    init_parallel(parallel, rank, parallel.world_size, store, config.learner.batch_timeout_s)
-    policy = PolicyModel(model_dir, config.model, config.learner.optimizer, parallel, seed=config.run.seed)
-    ranks = Ranks(rank, parallel.world_size, policy.device)
+        torch.set_num_threads(learner.threads or os.cpu_count() or 1)
+    init_parallel(learner.parallel, rank, learner.parallel.world_size, store, timeout_s)
+    policy = PolicyModel(model_dir, config.model, learner.optimizer, learner.parallel, seed=config.run.seed)
+    return policy, Ranks(rank, learner.parallel.world_size, policy.device)
+
+
+def make_trainer(config: Config, model_dir: Path, rank: int = 0, store: str | None = None) -> Trainer:
+    """This rank's policy and trainer; see `make_policy`."""
+    policy, ranks = make_policy(config, model_dir, rank, store, config.learner.batch_timeout_s)
     return Trainer(policy, config.learner, ranks, data_rank=data_rank())
 
 
@@ -132,6 +139,18 @@ class Saved:
         self.checkpoints.wait()
 
 
+def make_interrupted(run: RunBasics, status: dict[str, Any]) -> Callable[[], bool]:
+    """Whether to stop: `status["stop"]` says why, and is set when `run.max_minutes` from now are over."""
+    deadline = time.monotonic() + 60 * run.max_minutes if run.max_minutes else None
+
+    def interrupted() -> bool:
+        if deadline is not None and time.monotonic() > deadline and not status.get("stop"):
+            status["stop"] = f"run.max_minutes = {run.max_minutes:g} is over"
+        return bool(status.get("stop"))
+
+    return interrupted
+
+
 def make_hooks(
     config: Config,
     recorder: Recorder | None,
@@ -146,14 +165,8 @@ def make_hooks(
     `more`: further numbers of a step, such as the task buffer's. `counted`: tokens generated up to the newest
     recorded step, where actors go on counting from there.
     """
-    deadline = time.monotonic() + 60 * config.run.max_minutes if config.run.max_minutes else None
     totals = {"tokens_generated": counted}
     mark = time.monotonic()
-
-    def interrupted() -> bool:
-        if deadline is not None and time.monotonic() > deadline and not status.get("stop"):
-            status["stop"] = f"run.max_minutes = {config.run.max_minutes:g} is over"
-        return bool(status.get("stop"))
 
     def on_step(numbers: dict[str, float], batch: Any) -> None:
         nonlocal mark
@@ -173,4 +186,4 @@ def make_hooks(
     def on_wait(what: str) -> None:
         status["phase"], status["phase_since"] = what, time.monotonic()
 
-    return Hooks(interrupted, on_step, save, on_wait, drain)
+    return Hooks(make_interrupted(config.run, status), on_step, save, on_wait, drain)

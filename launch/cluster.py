@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +17,7 @@ import ray
 from launch.config import Config
 from launch.console import Console, View
 from launch.control import ControlServer
+from launch.interrupts import interrupts
 from launch.learner_actor import LOOPBACK
 from launch.recorder import RunFolder
 from launch.summary import summarise
@@ -37,7 +36,7 @@ def run(
 ) -> int:
     """Run to the end; returns the exit code. `watch` is called again and again while the run goes on, for drills."""
     num_processes = config.learner.parallel.world_size + config.actors.num_actors
-    with start_ray(config.ray.address, num_processes, console), _interrupts() as interrupts:
+    with start_ray(config.ray.address, num_processes, console), interrupts() as interrupted:
         console.say("starting the task buffer, the learner and the rollout actors (about a minute on a CPU)")
         try:
             supervisor = Supervisor(config, folder, resume, console)
@@ -52,8 +51,8 @@ def run(
                     watch(supervisor)
                     while not asked.empty():
                         supervisor.scale(asked.get())
-                    if interrupts.count > stopping:
-                        stopping = interrupts.count
+                    if interrupted.count > stopping:
+                        stopping = interrupted.count
                         if stopping > 1:
                             raise RunFailed("stopped at once by a second interrupt; what was not saved is lost")
                         console.say("stopping after the present step, and saving; interrupt again to stop at once")
@@ -128,26 +127,3 @@ def report_weights(learned: dict[str, str], running: dict[str, dict[str, str]], 
     if not running:
         console.say("weights: no engine was left to compare with")
     return bool(running)
-
-
-class _Interrupts:
-    count = 0
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[_Interrupts]:
-    """SIGINT and SIGTERM (SLURM's) as a count."""
-    interrupts = _Interrupts()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupts
-        return
-
-    def handle(signum: int, frame: Any) -> None:
-        interrupts.count += 1
-
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interrupts
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -8,17 +8,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from launch.arguments import add_overrides, run_config
 from launch.config import RECIPES, ConfigError, SftConfig, to_toml
 from launch.console import REFRESH_S
+from launch.interrupts import interrupts
 from launch.models import prepare
 from launch.recorder import Recorder, RunFolder, log_to
 from launch.sft_console import SftConsole
@@ -91,7 +89,7 @@ def run(config: SftConfig, resume: bool = False) -> int:
     console.say(f"run folder: {folder.path}")
     try:
         if config.learner.parallel.world_size == 1:
-            why = _here(config, folder, resume, console)
+            why = _here(config, folder, data, resume, console)
         else:
             why = _on_ray(config, folder, resume, console)
     except RankFailed as error:
@@ -103,38 +101,31 @@ def run(config: SftConfig, resume: bool = False) -> int:
 class SftRank:
     """One learner rank of a fine-tuning run. Rank 0 also writes the run's files."""
 
-    def __init__(self, config: SftConfig, folder: Path, rank: int = 0, store: str | None = None) -> None:
-        """`store`: where several ranks meet, `tcp://host:port`; with it, output goes to the rank's log."""
+    def __init__(
+        self, config: SftConfig, folder: Path, rank: int = 0, store: str | None = None, data: Data | None = None
+    ) -> None:
+        """`store`: where several ranks meet, `tcp://host:port`; with it, output goes to the rank's log. `data`: where it has been
+        read already."""
         self._config = config
         self._folder = RunFolder(folder.absolute())
         self._rank = rank
         self._store = store
+        self._data = data
         self.status_now: dict[str, Any] = {"phase": "starting"}
         if store is not None:
             log_to(self._folder, f"learner{rank}", 0)
 
     def run(self, resume: bool) -> None:
         """The rank's whole life."""
-        import torch
-
-        from learner.model import PolicyModel
-        from learner.parallel import init_parallel
-        from learner.ranks import Ranks
+        from launch.assemble import make_interrupted, make_policy
+        from learner.parallel import data_rank
         from learner.sft import SftHooks, SftTrainer, fine_tune
 
         config, status = self._config, self.status_now
-        parallel = config.learner.parallel
-        data, _ = _read(config)
-        if not torch.cuda.is_available():
-            torch.set_num_threads(config.learner.threads or os.cpu_count() or 1)
-        init_parallel(parallel, self._rank, parallel.world_size, self._store, config.learner.rank_timeout_s)
-        model_dir = prepare(config.model.path)
-        policy = PolicyModel(model_dir, config.model, config.learner.optimizer, parallel, seed=config.run.seed)
-        from megatron.core import parallel_state
-
-        ranks = Ranks(self._rank, parallel.world_size, policy.device)
-        data_rank = parallel_state.get_data_parallel_rank()
-        trainer = SftTrainer(policy, data, config.sft, config.learner, ranks, config.run.seed, data_rank)
+        data = self._data or _read(config)[0]
+        timeout_s = config.learner.rank_timeout_s
+        policy, ranks = make_policy(config, prepare(config.model.path), self._rank, self._store, timeout_s)
+        trainer = SftTrainer(policy, data, config.sft, config.learner, ranks, config.run.seed, data_rank())
         status["num_steps"] = trainer.num_steps
         checkpoints = Checkpoints(self._folder.checkpoints, config.learner.keep_checkpoints)
         identity = _identity(config, data)
@@ -143,12 +134,6 @@ class SftRank:
             trainer.step = _resumed_step(latest, identity)
             policy.load_checkpoint(latest / "model")
         recorder = Recorder(self._folder, None, False, trainer.step) if ranks.is_main else None
-        deadline = time.monotonic() + 60 * config.run.max_minutes if config.run.max_minutes else None
-
-        def interrupted() -> bool:
-            if deadline is not None and time.monotonic() > deadline and not status.get("stop"):
-                status["stop"] = f"run.max_minutes = {config.run.max_minutes:g} is over"
-            return bool(status.get("stop"))
 
         def on_step(step: int, numbers: dict[str, float]) -> None:
             if recorder is None:
@@ -171,7 +156,7 @@ class SftRank:
             if ranks.is_main:
                 _link(self._folder.path / "hf", Path("checkpoints") / f"step_{trainer.step:08d}" / "hf")
 
-        hooks = SftHooks(interrupted, on_step, save, lambda what: status.update(phase=what))
+        hooks = SftHooks(make_interrupted(config.run, status), on_step, save, lambda what: status.update(phase=what))
         try:
             fine_tune(trainer, config.sft.validate_every, config.learner.checkpoint_every, hooks)
         finally:
@@ -191,9 +176,9 @@ class RankFailed(RuntimeError):
     """A learner rank ended by an error; the message names its log."""
 
 
-def _here(config: SftConfig, folder: RunFolder, resume: bool, console: SftConsole) -> str:
+def _here(config: SftConfig, folder: RunFolder, data: Data, resume: bool, console: SftConsole) -> str:
     """Run the only rank in this process; returns why it stopped early, or ""."""
-    rank = SftRank(config, folder.path)
+    rank = SftRank(config, folder.path, data=data)
     with _interrupts(rank.stop, console), console.following(rank.status_now):
         rank.run(resume)
     return str(rank.status_now.get("stop") or "")
@@ -238,28 +223,16 @@ def _on_ray(config: SftConfig, folder: RunFolder, resume: bool, console: SftCons
                 ray.kill(rank)
 
 
-@contextlib.contextmanager
-def _interrupts(stop: Callable[[str], Any], console: SftConsole) -> Iterator[None]:
-    """The first SIGINT or SIGTERM (SLURM's) calls `stop`, the second raises KeyboardInterrupt where the program is."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = False
+def _interrupts(stop: Callable[[str], Any], console: SftConsole) -> AbstractContextManager[object]:
+    """The first interrupt calls `stop`, the second raises KeyboardInterrupt where the program is."""
 
-    def handle(signum: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
+    def react(count: int) -> None:
+        if count > 1:
             raise KeyboardInterrupt
-        asked = True
         stop("interrupted")
         console.say("stopping after the present step, and saving; interrupt again to stop at once")
 
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    return interrupts(react)
 
 
 def _read(config: SftConfig) -> tuple[Data, str]:
