@@ -321,7 +321,8 @@ class LocalBuffer:
         self._store.rewarded(task_id, reward)
 
 
-_RETRY_S = 0.2
+RETRY_S = 0.2
+"""Between two requests to a buffer that starts again."""
 
 
 class RemoteBuffer:
@@ -385,7 +386,7 @@ class RemoteBuffer:
             except ActorUnavailableError:
                 if time.monotonic() > deadline:
                     raise
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(RETRY_S)
 
 
 def _recent(size: int, half_life: float, uniform: float) -> int:

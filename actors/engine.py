@@ -27,6 +27,7 @@ import torch
 
 from actors.generation import Completion, Engine, EngineAborted, Sampling, WeightUpdateFailed
 from actors.settings import EngineSettings
+from learner.clock import PhaseClock
 from learner.trajectory import Status, VersionSpan
 from learner.weights import GroupSpec, TensorSpec, manifest_to_json
 
@@ -229,7 +230,7 @@ class AsyncEngine(_VllmEngine):
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         async with self._control:
-            clock = _PhaseClock()
+            clock = PhaseClock()
             await self._llm.pause_generation(mode="keep", clear_cache=False)
             clock.lap("pause_s")
             intact = False
@@ -251,7 +252,7 @@ class AsyncEngine(_VllmEngine):
                 if intact:
                     await self._llm.resume_generation()
             clock.lap("resume_s")
-            return clock.split_transfer((await self._rpc("azr_update_state"))[0])
+            return _split_transfer(clock.seconds, (await self._rpc("azr_update_state"))[0])
 
     async def close(self) -> None:
         """See `Engine.close`."""
@@ -356,7 +357,7 @@ class SerialEngine(_VllmEngine):
 
     async def update_weights(self, manifest: Sequence[TensorSpec], version: int) -> dict[str, float]:
         """See `Engine.update_weights`. Never yields to the event loop, so no step can come between."""
-        clock = _PhaseClock()
+        clock = PhaseClock()
         clock.lap("pause_s")
         try:
             self._llm.collective_rpc("start_weight_update")
@@ -371,7 +372,7 @@ class SerialEngine(_VllmEngine):
             raise WeightUpdateFailed(version, not state["dirty"], error) from error
         await self.set_version(version)
         clock.lap("resume_s")
-        return clock.split_transfer(_only(self._llm.collective_rpc("azr_update_state")))
+        return _split_transfer(clock.seconds, _only(self._llm.collective_rpc("azr_update_state")))
 
     async def rest(self) -> None:
         """With no request running, be as an engine that has just started: nothing cached, no request's place in a batch left."""
@@ -427,22 +428,10 @@ class SerialEngine(_VllmEngine):
                 future.set_exception(error)
 
 
-class _PhaseClock:
-    """Seconds of consecutive phases."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._mark = time.monotonic()
-
-    def lap(self, phase: str) -> None:
-        now = time.monotonic()
-        self.seconds[phase] = now - self._mark
-        self._mark = now
-
-    def split_transfer(self, worker: dict[str, float]) -> dict[str, float]:
-        """Take the worker's `transfer_s` out of `load_s`, which is measured around both."""
-        transfer_s = min(worker["transfer_s"], self.seconds["load_s"])
-        return self.seconds | {"transfer_s": transfer_s, "load_s": self.seconds["load_s"] - transfer_s}
+def _split_transfer(seconds: dict[str, float], worker: dict[str, float]) -> dict[str, float]:
+    """Take the worker's `transfer_s` out of `load_s`, which is measured around both."""
+    transfer_s = min(worker["transfer_s"], seconds["load_s"])
+    return seconds | {"transfer_s": transfer_s, "load_s": seconds["load_s"] - transfer_s}
 
 
 def _set_environment(settings: EngineSettings, in_process: bool) -> None:

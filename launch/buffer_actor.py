@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from actors.buffer import Added, TaskBuffer
+from actors.buffer import RETRY_S, Added, TaskBuffer
 from actors.buffer_file import TaskBufferError
 from executor.tasks import Kind, Task
 from launch.config import Config
@@ -20,8 +20,6 @@ from launch.tasks import open_tasks
 
 T = TypeVar("T")
 
-BUFFER_RETRY_S = 0.2
-"""Between two requests to a buffer that starts again."""
 BUFFER_TIMEOUT_S = 60.0
 """How long the learner waits for the task buffer's numbers, and the supervisor for a sign of life."""
 
@@ -132,4 +130,4 @@ def ask_buffer(handle: Any, request: str, *arguments: Any) -> Any:
         except ray.exceptions.ActorUnavailableError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(BUFFER_RETRY_S)
+            time.sleep(RETRY_S)

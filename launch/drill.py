@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from launch.supervisor import Supervisor
 
 PARTS = ("actor", "executor", "buffer", "learner")
+CHECKPOINT_EVERY = 2
+"""Steps between checkpoints, where the recipe has none: a learner that dies goes on from one."""
 MORE_STEPS = 2
 """Steps after the last kill."""
 LONGEST_WAIT_S = 10.0
@@ -59,12 +61,8 @@ class Drill:
         self._step = 0
         """Steps that the run had taken at the last kill."""
         self._due: float | None = None
-        self._ending = False
-
-    @property
-    def done(self) -> bool:
+        self.done = False
         """Whether every kill was made and the run has recovered from the last one."""
-        return self._ending
 
     def watch(self, supervisor: Supervisor) -> None:
         """Kill, where it is time to."""
@@ -73,8 +71,8 @@ class Drill:
         self._step = min(self._step, step)
         whole = supervisor.whole()
         if not self._order:
-            if whole and step >= self._step + MORE_STEPS and not self._ending:
-                self._ending = True
+            if whole and step >= self._step + MORE_STEPS and not self.done:
+                self.done = True
                 supervisor.stop("the drill is over")
             return
         if not whole or step <= self._step:
@@ -98,8 +96,10 @@ class Drill:
             pid = self._random.choice(sandboxes(pid))
         os.kill(pid, signal.SIGKILL)
         self.killed[part] += 1
-        name = f"{part}{index}" if part in ("actor", "learner") else f"{part} of rollout{index}" if index else part
-        self._console.say(f"drill: killed {name} (process {pid}); {len(self._order)} more to come")
+        names = {"actor": f"rollout{index}", "executor": f"a sandbox of rollout{index}", "learner": f"learner{index}"}
+        self._console.say(
+            f"drill: killed {names.get(part, 'the task buffer')} (process {pid}); {len(self._order)} more to come"
+        )
         append_event(self._folder, "drill_kill", part=part, index=index, pid=pid)
 
 
@@ -147,8 +147,7 @@ def _parts(text: str) -> list[str]:
 def _run(arguments: argparse.Namespace) -> int:
     """Hold the drill; exit code 0 only where it was passed."""
     from launch import cluster
-    from launch.config import to_toml
-    from launch.models import prepare
+    from launch.train import begin
 
     if arguments.times < 1:
         raise DrillError(f"--times {arguments.times}: at least one kill")
@@ -163,14 +162,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if config.run.mode != "async" or config.ray.address:
         raise DrillError("a drill needs run.mode = async and a Ray of its own (no ray.address): it ends processes here")
     if not config.learner.checkpoint_every:
-        config = configuration.load(arguments.recipe, [*forced, *overrides_of(arguments), "learner.checkpoint_every=2"])
+        learner = config.learner.model_copy(update={"checkpoint_every": CHECKPOINT_EVERY})
+        config = config.model_copy(update={"learner": learner})
     if config.folder.exists():
         raise DrillError(f"{config.folder} is there already: add run.name=NAME, or remove it")
     console = Console(config)
-    prepare(config.model.path, console.say)
-    folder = RunFolder(config.folder)
-    folder.create()
-    folder.config.write_text(to_toml(config))
+    folder = begin(config, console)
     drill = Drill(arguments.kill, arguments.times, arguments.seed, folder, console)
     restarts: dict[str, int] = {}
 
@@ -180,14 +177,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
     code = cluster.run(config, folder, resume=False, console=console, watch=watch)
     versions = [row["version"] for row in folder.read_metrics()]
+    whole = versions == list(range(1, len(versions) + 1))
     killed = ", ".join(f"{count} {part}" for part, count in sorted(drill.killed.items()))
-    console.say(f"drill: killed {sum(drill.killed.values())} ({killed}); restarts: {restarts}")
+    console.say(f"drill: killed {drill.killed.total()} ({killed}); restarts: {restarts}")
     console.say(
-        f"drill: versions {versions[0] if versions else 0} to {versions[-1] if versions else 0}, none missing"
-        if versions == list(range(1, len(versions) + 1))
-        else f"drill: versions are MISSING: {versions}"
+        f"drill: {len(versions)} versions, none missing" if whole else f"drill: versions are MISSING: {versions}"
     )
-    passed = code == 0 and drill.done and versions == list(range(1, len(versions) + 1))
+    passed = code == 0 and drill.done and whole
     console.say(
         "drill: PASSED" if passed else f"drill: FAILED (exit code of the run {code}, all kills made: {drill.done})"
     )

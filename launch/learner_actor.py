@@ -127,7 +127,8 @@ class LearnerActor:
             with self._stream.frozen():
                 status["live"] = self._stream.stats()
                 status["ledger"] = totals(self._stream.gate.ledger())
-                status["waiting_for"] = self._stream.gate.waiting_for()
+                if status["phase_s"] > self._config.run.watchdog_s:  # it looks at every slot
+                    status["waiting_for"] = self._stream.gate.waiting_for()
                 status["members"] = [member.holder.actor_id for member in self._stream.members()]
             total, rate, since = self._generated
             now, tokens = time.monotonic(), status["live"].get("tokens_generated", 0.0)

@@ -118,13 +118,12 @@ class Supervisor:
     def poll(self) -> bool:
         """Look at every part once; True when the learner has finished. Raises RunFailed."""
         playing = self.rollouts.playing
-        done, _ = (
-            ray.wait(self._learning + list(playing), num_returns=1, timeout=REFRESH_S)
-            if (self._learning or playing)
-            else ([], [])
-        )
-        if not self._learning:
-            time.sleep(0.0 if done else REFRESH_S)
+        watched = [*self._learning, *playing]
+        if watched:
+            done, _ = ray.wait(watched, num_returns=1, timeout=REFRESH_S)
+        else:  # all have ended, and some are about to start again
+            done = []
+            time.sleep(REFRESH_S)
         for ref in done:
             if ref in playing:
                 self._ended(ref)
@@ -232,14 +231,15 @@ class Supervisor:
                 self._learner_died(self._learning.index(ref), _root(error))
                 return False
             except Exception as error:
-                raise RunFailed(f"the learner failed: {_root(error)}\nIts log: {self._learner_log(ref)}") from None
+                rank = self._learning.index(ref)
+                raise RunFailed(f"the learner failed: {_root(error)}\nIts log: {self._learner_log(rank)}") from None
         if not running:
             return True
         self._ask_status(now)
         return False
 
     def _learner_died(self, rank: int, why: str) -> None:
-        log = self._folder.logs / f"learner{rank}.{self._learner_attempt}.log"
+        log = self._learner_log(rank)
         wait_s = self._learner_budget.failed(time.monotonic())
         append_event(self._folder, "learner_lost", rank=rank, why=why)
         step = int((self._status.get("last") or {}).get("step", 0))
@@ -281,8 +281,8 @@ class Supervisor:
             self._console.say(text)
             append_event(self._folder, "watchdog", text=text)
 
-    def _learner_log(self, ref: Any) -> Path:
-        return self._folder.logs / f"learner{self._learning.index(ref)}.{self._learner_attempt}.log"
+    def _learner_log(self, rank: int) -> Path:
+        return self._folder.logs / f"learner{rank}.{self._learner_attempt}.log"
 
     # -- the task buffer -----------------------------------------------------------------------------------------
 

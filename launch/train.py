@@ -12,6 +12,19 @@ from learner.checkpoint import Checkpoints
 def train(config: Config, resume: bool = False) -> int:
     """Run to the end; returns the exit code."""
     console = Console(config)
+    folder = begin(config, console, resume)
+    # Each mode brings in its own world (Ray, or vLLM in this process): only the one that runs is imported.
+    if config.run.mode == "serial":
+        from launch import serial
+
+        return serial.run(config, folder, resume, console)
+    from launch import cluster
+
+    return cluster.run(config, folder, resume, console)
+
+
+def begin(config: Config, console: Console, resume: bool = False) -> RunFolder:
+    """Prepare the model and the run's folder."""
     prepare(config.model.path, console.say)
     folder = RunFolder(config.folder)
     folder.create()
@@ -21,11 +34,4 @@ def train(config: Config, resume: bool = False) -> int:
             append_event(folder, "checkpoint_incomplete", notice=notice)
     folder.config.write_text(to_toml(config))
     console.say(f"run folder: {folder.path}")
-    # Each mode brings in its own world (Ray, or vLLM in this process): only the one that runs is imported.
-    if config.run.mode == "serial":
-        from launch import serial
-
-        return serial.run(config, folder, resume, console)
-    from launch import cluster
-
-    return cluster.run(config, folder, resume, console)
+    return folder

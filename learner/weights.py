@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from learner.clock import PhaseClock
 from learner.manifest import (
     Manifest,
     TensorSpec,
@@ -155,7 +156,7 @@ class WeightSender:
         """
         if self._group is None:
             raise WeightSyncError("no group: open() and connect() first", epoch=self._epoch, phase="transfer", rank=0)
-        clock = _Clock("ready_s", "prepare_s", "transfer_s")
+        clock = PhaseClock("ready_s", "prepare_s", "transfer_s")
         try:
             self._group.begin_update()
             clock.lap("ready_s")
@@ -454,19 +455,6 @@ class _Broadcast:
             self._work.wait(timeout)
         except RuntimeError as error:
             raise self._group.broken(error, time.monotonic() - started) from error
-
-
-class _Clock:
-    """Seconds by phase: each lap belongs to the phase that has just ended."""
-
-    def __init__(self, *phases: str) -> None:
-        self.seconds = dict.fromkeys(phases, 0.0)
-        self._mark = time.monotonic()
-
-    def lap(self, phase: str) -> None:
-        now = time.monotonic()
-        self.seconds[phase] += now - self._mark
-        self._mark = now
 
 
 def _serve_store(host: str) -> dist.TCPStore:
