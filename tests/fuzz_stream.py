@@ -27,7 +27,7 @@ from learner.staleness import Gate, conserved, totals
 from learner.stream import StreamClient, StreamServer
 from learner.trajectory import MAX_HEADER_BYTES, MAX_ITEMS, Refusal, WireError
 from learner.wire import FROM_ACTOR, MAX_HELLO_BYTES, from_actor, pack
-from tests.unit.learner.streaming import BATCH, answer, hello, on_wire
+from tests.unit.learner.streaming import BATCH, hello, on_wire, play
 
 MEMBER, STRANGER = "member", "stranger"
 STANDING = {"floor": 1, "epoch": 0, "got": 0}
@@ -278,21 +278,15 @@ class Fuzz:
             time.sleep(0.01)
 
     def _act(self) -> None:
-        async def play() -> None:
+        async def act() -> None:
             client = StreamClient(self.server.endpoint, "honest", 0, capacity=100)
             try:
                 await client.connect(60)
-                async for message in client.messages():
-                    if message["type"] == "grant":
-                        await answer(client, [message])
-                    elif message["type"] == "weights":
-                        await client.send_loaded(message["version"], {})
-                    elif message["type"] == "shutdown":
-                        return
+                await play(client)
             finally:
                 client.close()
 
-        asyncio.run(play())
+        asyncio.run(act())
 
     def _learn(self) -> None:
         server = self.server

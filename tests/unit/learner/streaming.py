@@ -85,6 +85,17 @@ async def answer(client: StreamClient, grants: Sequence[dict[str, Any]]) -> None
                 await client.send_trajectory(make(slot, role, actor_id=client.actor_id, incarnation=client.incarnation))
 
 
+async def play(client: StreamClient) -> None:
+    """An honest actor: answers what it is granted until it is told to stop."""
+    async for message in client.messages():
+        if message["type"] == "grant":
+            await answer(client, [message])
+        elif message["type"] == "weights":
+            await client.send_loaded(message["version"], {})
+        elif message["type"] == "shutdown":
+            return
+
+
 async def settled(client: StreamClient) -> None:
     """Listen until nothing is unacknowledged."""
     listening = asyncio.create_task(take(client, "shutdown", 1))

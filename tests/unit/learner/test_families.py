@@ -21,23 +21,13 @@ from learner.model import PolicyModel
 from learner.packing import MicroBatch, TokenSequence, pack
 from learner.parallel import init_parallel
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
+from tests.unit.learner import tiny
+from tests.unit.learner.tiny import VOCAB, torch_adam
 
-VOCAB = 131
 LR = 1e-2
 # With this eps, Adam does not blow rounding errors of gradients near zero up to whole steps.
 OPTIMIZER = OptimizerSettings(lr=LR, weight_decay=0.1, clip_grad=0.0, eps=1e-3)
-SHAPE: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": VOCAB,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
+SHAPE: dict[str, Any] = tiny.SHAPE | {"num_hidden_layers": 2}
 ROPE_LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -186,14 +176,7 @@ def expected(folders: dict[str, Path]) -> dict[str, tuple[Values, float, Values]
     found = {}
     for name, folder in folders.items():
         reference = tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        decayed = [p for p in reference.parameters() if p.ndim > 1]
-        plain = [p for p in reference.parameters() if p.ndim == 1]
-        adam = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": OPTIMIZER.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=LR,
-            betas=(OPTIMIZER.beta1, OPTIMIZER.beta2),
-            eps=OPTIMIZER.eps,
-        )
+        adam = torch_adam(reference, OPTIMIZER)
         loaded = transformers_values(reference)
         loss = torch.zeros(())
         for index, (item, (logprobs, _)) in enumerate(zip(batch(), loaded, strict=True)):

@@ -17,7 +17,18 @@ from learner.model import PolicyModel
 from learner.packing import MicroBatch, empty_micro_batch, pack
 from learner.parallel import init_parallel
 from learner.settings import ParallelSettings
-from tests.unit.learner.tiny import LR, OPTIMIZER, VOCAB, assert_equal, batch, build, weigh, weights, write_folders
+from tests.unit.learner.tiny import (
+    LR,
+    OPTIMIZER,
+    VOCAB,
+    assert_equal,
+    batch,
+    build,
+    torch_adam,
+    weigh,
+    weights,
+    write_folders,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -75,14 +86,7 @@ def test_two_steps_are_those_of_transformers_and_torch(folders: dict[str, Path],
     import transformers as tf
 
     reference = tf.AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.float32)
-    decayed = [p for p in reference.parameters() if p.ndim > 1]
-    plain = [p for p in reference.parameters() if p.ndim == 1]
-    adam = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": OPTIMIZER.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=LR,
-        betas=(OPTIMIZER.beta1, OPTIMIZER.beta2),
-        eps=OPTIMIZER.eps,
-    )
+    adam = torch_adam(reference, OPTIMIZER)
     policy = build(folders[name])
     micros = pack(batch(), 40)
     for _ in range(2):

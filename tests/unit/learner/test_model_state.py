@@ -22,8 +22,8 @@ from learner.packing import MicroBatch, TokenSequence, pack_ranks
 from learner.parallel import init_parallel
 from learner.ranks import Ranks
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
+from tests.unit.learner.tiny import EXPERTS, SHAPE, VOCAB, weights
 
-VOCAB = 131  # two tensor-parallel ranks pad it
 LR = 1e-3
 OPTIMIZER = OptimizerSettings(lr=LR, weight_decay=0.1, clip_grad=0.5, beta2=0.95, eps=1e-3)
 LAYOUTS = {
@@ -42,22 +42,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Random models by name."""
     import transformers as tf
 
-    shape = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": 64, "initializer_range": 0.3,
-        "bos_token_id": 0, "eos_token_id": 1,
-    }  # fmt: skip
+    shape = SHAPE | {"num_hidden_layers": 2, "max_position_embeddings": 64}
     configs = {
         "untied": tf.Qwen2Config(**shape, tie_word_embeddings=False),
         "tied": tf.Qwen2Config(**shape, tie_word_embeddings=True),
-        "experts": tf.Qwen3MoeConfig(
-            **shape,
-            tie_word_embeddings=False,
-            head_dim=8,
-            num_experts=4,
-            num_experts_per_tok=2,
-            moe_intermediate_size=16,
-        ),
+        "experts": tf.Qwen3MoeConfig(**shape, **EXPERTS, tie_word_embeddings=False, head_dim=8),
     }
     found = {}
     for name, config in configs.items():
@@ -89,10 +78,6 @@ def train(policy: PolicyModel, parallel: ParallelSettings, steps: int) -> None:
         assert policy.step(LR)[1]
 
 
-def exported(policy: PolicyModel) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in policy.export()}
-
-
 def run_rank(rank: int, folders: dict[str, Path], out: Path) -> None:
     """Each layout loads what the one before saved, saves it again, takes a step, and saves that."""
     torch.set_num_threads(1)
@@ -103,13 +88,13 @@ def run_rank(rank: int, folders: dict[str, Path], out: Path) -> None:
             init_parallel(parallel, rank, 2, store, timeout=60.0)
             policy = build(folders[model], dtype, parallel)
             policy.load_checkpoint(before)
-            loaded = exported(policy)
+            loaded = weights(policy)
             policy.save_checkpoint(out / f"{name}-{model}-again")
             train(policy, parallel, 1)
             random = torch.rand(2)
             policy.save_checkpoint(before := out / f"{name}-{model}")
             following = torch.rand(2)
-            torch.save((loaded, exported(policy)), out / f"{name}-{model}-{rank}.pt")
+            torch.save((loaded, weights(policy)), out / f"{name}-{model}-{rank}.pt")
             policy.load_checkpoint(before)
             assert torch.equal(torch.rand(2), following) and not torch.equal(random, following)
 
@@ -152,7 +137,7 @@ def out(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
         policy = build(folders[model], dtype, ParallelSettings())
         train(policy, ParallelSettings(), 2)
         policy.save_checkpoint(out / f"one-{model}")
-        torch.save(exported(policy), out / f"one-{model}.pt")
+        torch.save(weights(policy), out / f"one-{model}.pt")
     mp.spawn(run_rank, args=(folders, out), nprocs=2)
     return out
 
@@ -207,7 +192,7 @@ def test_training_goes_on_as_on_one_rank(out: Path, folders: dict[str, Path], mo
     for name in LAYOUTS:
         train(policy, ParallelSettings(), 1)
         _, found = torch.load(out / f"{name}-{model}-0.pt")
-        for key, tensor in exported(policy).items():
+        for key, tensor in weights(policy).items():
             torch.testing.assert_close(found[key], tensor, atol=1e-2 * LR, rtol=0, msg=f"{name}: {key}")
 
 
@@ -218,7 +203,7 @@ def test_one_rank_goes_on_from_two(out: Path, folders: dict[str, Path], model: s
     policy = build(folders[model], MODELS[model], ParallelSettings())
     policy.load_checkpoint(out / f"{last}-{model}")
     _, saved = torch.load(out / f"{last}-{model}-0.pt")
-    assert all(torch.equal(tensor, saved[key]) for key, tensor in exported(policy).items())
+    assert all(torch.equal(tensor, saved[key]) for key, tensor in weights(policy).items())
 
 
 def test_another_dtype_reads_the_masters(out: Path, folders: dict[str, Path]) -> None:
@@ -226,22 +211,22 @@ def test_another_dtype_reads_the_masters(out: Path, folders: dict[str, Path]) ->
     policy = build(folders["untied"], "bfloat16", ParallelSettings())
     policy.load_checkpoint(out / "one-untied")
     saved = torch.load(out / "one-untied.pt")
-    assert all(torch.equal(tensor, saved[key].bfloat16()) for key, tensor in exported(policy).items())
+    assert all(torch.equal(tensor, saved[key].bfloat16()) for key, tensor in weights(policy).items())
 
 
 def test_a_copy_is_of_its_moment(folders: dict[str, Path], tmp_path: Path) -> None:
     """Also before the first step, when Adam has no state yet."""
     alone()
     policy = build(folders["tied"], "bfloat16", ParallelSettings())
-    before = exported(policy)
+    before = weights(policy)
     copy = policy.state.copy()
     train(policy, ParallelSettings(), 2)
-    trained = exported(policy)
+    trained = weights(policy)
     copy.write(tmp_path)
     policy.load_checkpoint(tmp_path)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in exported(policy).items())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in weights(policy).items())
     train(policy, ParallelSettings(), 2)
-    assert all(torch.equal(tensor, trained[key]) for key, tensor in exported(policy).items())
+    assert all(torch.equal(tensor, trained[key]) for key, tensor in weights(policy).items())
 
 
 def test_two_ranks_write_one_checkpoint_in_the_background(out: Path) -> None:

@@ -18,6 +18,7 @@ from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 from learner.sft import Numbers, SftHooks, SftTrainer, fine_tune, learning_rate, token_weights
 from learner.sft_data import Data, Example
 from learner.sft_settings import SftLearnerSettings, SftSettings
+from tests.unit.learner.tiny import SHAPE, VOCAB
 
 SEED = 3
 OPTIMIZER = OptimizerSettings(lr=1e-3, warmup_steps=1, weight_decay=0.1, clip_grad=0.5, beta2=0.95, eps=1e-3)
@@ -29,17 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import transformers as tf
 
     torch.manual_seed(1)
-    config = tf.LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=131,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-        tie_word_embeddings=True,
-    )
+    config = tf.LlamaConfig(**SHAPE | {"num_hidden_layers": 2}, tie_word_embeddings=True)
     path = tmp_path_factory.mktemp("llama")
     tf.AutoModelForCausalLM.from_config(config).save_pretrained(path)
     return path
@@ -50,8 +41,8 @@ def make_data() -> Data:
     draw = np.random.default_rng(0)
 
     def example(index: int) -> Example:
-        prompt = np.random.default_rng(100 + index // 2).integers(0, 131, 3 + index // 2)
-        return Example(prompt, draw.integers(0, 131, 1 + index % 7), float(1 + index % 3))
+        prompt = np.random.default_rng(100 + index // 2).integers(0, VOCAB, 3 + index // 2)
+        return Example(prompt, draw.integers(0, VOCAB, 1 + index % 7), float(1 + index % 3))
 
     return Data([example(i) for i in range(12)], [example(i) for i in range(20, 25)], 0)
 

@@ -11,7 +11,7 @@ import pytest
 
 from learner.staleness import Gate, conserved, totals
 from learner.stream import LearnerLost, Member, StreamClient, StreamServer
-from tests.unit.learner.streaming import BATCH, DEADLINE_S, answer, load, make, run, settled, take, until
+from tests.unit.learner.streaming import BATCH, DEADLINE_S, answer, load, make, play, run, settled, take, until
 
 
 @pytest.fixture
@@ -77,17 +77,6 @@ async def through_proxy(server: StreamServer) -> AsyncIterator[tuple[Proxy, Stre
     finally:
         client.close()
         await proxy.cut()
-
-
-async def play(client: StreamClient) -> None:
-    """An honest actor: answers what it is granted until it is told to stop."""
-    async for message in client.messages():
-        if message["type"] == "grant":
-            await answer(client, [message])
-        elif message["type"] == "weights":
-            await client.send_loaded(message["version"], {})
-        elif message["type"] == "shutdown":
-            return
 
 
 async def bring_to(server: StreamServer, version: int) -> list[Member]:

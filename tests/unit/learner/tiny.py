@@ -26,6 +26,7 @@ SHAPE = {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 # With this eps, Adam does not blow rounding errors of gradients near zero up to whole steps.
 OPTIMIZER = OptimizerSettings(lr=LR, weight_decay=0.1, clip_grad=0.5, beta2=0.95, eps=1e-3)
 
@@ -39,14 +40,7 @@ def write_folders(base: Path) -> dict[str, Path]:
         "llama-untied": tf.LlamaConfig(**SHAPE, tie_word_embeddings=False, head_dim=16, rms_norm_eps=1e-3),
         "qwen2": tf.Qwen2Config(**SHAPE, tie_word_embeddings=True),
         "qwen3": tf.Qwen3Config(**SHAPE, tie_word_embeddings=True, head_dim=12),
-        "qwen3-moe": tf.Qwen3MoeConfig(
-            **SHAPE,
-            tie_word_embeddings=True,
-            head_dim=12,
-            num_experts=4,
-            num_experts_per_tok=2,
-            moe_intermediate_size=16,
-        ),
+        "qwen3-moe": tf.Qwen3MoeConfig(**SHAPE, **EXPERTS, tie_word_embeddings=True, head_dim=12),
     }
     found = {}
     for name, config in configs.items():
@@ -89,3 +83,15 @@ def weights(policy: PolicyModel) -> dict[str, Tensor]:
 def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert first.keys() == second.keys()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def torch_adam(model: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """What transformers' `model` would be trained with: norms and biases do not decay."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim == 1]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+    )
