@@ -4,13 +4,15 @@ Real processes of the real system, ended by SIGKILL: nothing can be caught, flus
 when the run has recovered from the last one (every part is there, and a step has been taken since) and a random while has
 passed, so that kills fall anywhere in a step. After the last one the run takes two more steps and ends by itself.
 
-Passed: every part that was killed came back, the run went on, and the ledger is conserved.
+Passed: every part that was killed came back, the run went on, the ledger is conserved, no version is missing, and what was
+trained, as the run recorded it, is what the ledger says, each slot once.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import signal
@@ -117,6 +119,25 @@ def sandboxes(pid: int) -> list[int]:
     return found
 
 
+def audit(folder: RunFolder) -> list[str]:
+    """What is wrong with what a run left behind: versions that are missing, slots that were trained twice, a ledger that counts
+    other than the recorded trajectories. Empty where all is well."""
+    rows = folder.read_metrics()
+    versions = [row["version"] for row in rows]
+    wrong = []
+    if versions != list(range(1, len(versions) + 1)):
+        wrong.append(f"versions are MISSING: {versions}")
+    trained: Counter[int] = Counter()
+    for path in folder.trajectories.glob("step_*.jsonl"):
+        trained.update(json.loads(line)["slot"] for line in path.read_text().splitlines())
+    if twice := sorted(slot for slot, times in trained.items() if times > 1):
+        wrong.append(f"slots were trained TWICE: {twice[:10]}")
+    counted = int(rows[-1]["ledger/trained"]) if rows else 0
+    if counted != trained.total():
+        wrong.append(f"the ledger says {counted} trained, but {trained.total()} trajectories were RECORDED as trained")
+    return wrong
+
+
 def add_command(commands: Any) -> None:
     """Add `drill` to argparse's subcommands."""
     drill = commands.add_parser(
@@ -157,6 +178,7 @@ def _run(arguments: argparse.Namespace) -> int:
         f"actors.max_restarts={budget}",
         f"learner.max_restarts={budget}",
         f"buffer.max_restarts={budget}",
+        "run.record_trajectories=true",
     ]
     config = configuration.load(arguments.recipe, [*forced, *overrides_of(arguments)])
     if config.run.mode != "async" or config.ray.address:
@@ -176,14 +198,14 @@ def _run(arguments: argparse.Namespace) -> int:
         restarts.update(supervisor.restarts())
 
     code = cluster.run(config, folder, resume=False, console=console, watch=watch)
-    versions = [row["version"] for row in folder.read_metrics()]
-    whole = versions == list(range(1, len(versions) + 1))
+    wrong = audit(folder)
     killed = ", ".join(f"{count} {part}" for part, count in sorted(drill.killed.items()))
     console.say(f"drill: killed {drill.killed.total()} ({killed}); restarts: {restarts}")
-    console.say(
-        f"drill: {len(versions)} versions, none missing" if whole else f"drill: versions are MISSING: {versions}"
-    )
-    passed = code == 0 and drill.done and whole
+    for what in wrong:
+        console.say(f"drill: {what}")
+    if not wrong:
+        console.say(f"drill: {len(folder.read_metrics())} versions, none missing; what was trained was trained once")
+    passed = code == 0 and drill.done and not wrong
     console.say(
         "drill: PASSED" if passed else f"drill: FAILED (exit code of the run {code}, all kills made: {drill.done})"
     )

@@ -136,6 +136,7 @@ class Recorder:
 
     def _readable(self, t: Trajectory) -> dict[str, Any]:
         return {
+            "slot": t.slot,
             "episode": t.episode_id,
             "kind": t.cell.kind.value,
             "role": t.cell.role.value,

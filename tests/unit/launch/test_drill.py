@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import subprocess
 import sys
@@ -122,3 +123,21 @@ def test_one_seed_one_order(tmp_path: Path) -> None:
 def test_unknown_parts_are_refused() -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="choose from actor"):
         drill._parts("actor,coffee")
+
+
+def recorded(tmp_path: Path, versions: list[int], slots: list[list[int]], trained: int) -> RunFolder:
+    folder = RunFolder(tmp_path)
+    folder.create()
+    rows = [{"step": version, "version": version, "ledger/trained": trained} for version in versions]
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for step, batch in enumerate(slots, 1):
+        path = folder.trajectories / f"step_{step:08d}.jsonl"
+        path.write_text("".join(json.dumps({"slot": slot}) + "\n" for slot in batch))
+    return folder
+
+
+def test_the_audit_counts_versions_and_slots(tmp_path: Path) -> None:
+    assert drill.audit(recorded(tmp_path, [1, 2], [[0, 1], [3]], trained=3)) == []
+    assert "MISSING: [1, 3]" in drill.audit(recorded(tmp_path, [1, 3], [[0, 1], [3]], trained=3))[0]
+    assert "TWICE: [1]" in drill.audit(recorded(tmp_path, [1, 2], [[0, 1], [1]], trained=3))[0]
+    assert "says 4 trained, but 3" in drill.audit(recorded(tmp_path, [1, 2], [[0, 1], [3]], trained=4))[0]
