@@ -92,6 +92,11 @@ class _VllmEngine:
         digests: dict[str, str] = _only(await self._rpc("azr_checksums"))
         return digests
 
+    async def versioned_checksums(self) -> tuple[int, dict[str, str]]:
+        """The version that runs, and `checksums` of it; waits for an update that goes on."""
+        async with self._control:
+            return self._version, await self.checksums()
+
     async def weights(self) -> dict[str, torch.Tensor]:
         """See `Engine.weights`."""
         from safetensors.torch import load_file

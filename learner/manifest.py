@@ -67,13 +67,13 @@ def manifest_from_json(items: Iterable[Mapping[str, Any]]) -> Manifest:
 def plan_buckets(manifest: Sequence[TensorSpec], bucket_bytes: int) -> list[list[TensorSpec]]:
     """Cut the manifest into runs of one dtype, in order, of at most `bucket_bytes`.
 
-    A tensor of a sixteenth of that or more is alone: it travels as it lies, where the copy into a bucket would cost more
-    than a message.
+    A tensor of half of that or more is alone and travels as it lies. Smaller ones are copied together: a message costs
+    both ends threads that wake each other, which takes longer than copying a few megabytes.
     """
     buckets: list[list[TensorSpec]] = []
     room = 0
     for spec in manifest:
-        alone = 16 * spec.num_bytes >= bucket_bytes
+        alone = 2 * spec.num_bytes >= bucket_bytes
         if not alone and spec.num_bytes <= room and buckets[-1][0].dtype == spec.dtype:
             buckets[-1].append(spec)
             room -= spec.num_bytes

@@ -13,14 +13,10 @@ Plain torch: imports without Megatron, vLLM or a GPU. `LocalChannel` is the same
 
 from __future__ import annotations
 
-import json
-import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -36,6 +32,15 @@ from learner.manifest import (
     manifest_of,
     manifest_to_json,
     plan_buckets,
+)
+from learner.weight_group import (
+    DEFAULT_BUCKET_BYTES,
+    Broadcast,
+    Group,
+    GroupSpec,
+    WeightSyncError,
+    WeightSyncTimeout,
+    serve_store,
 )
 
 __all__ = [
@@ -54,50 +59,8 @@ __all__ = [
     "plan_buckets",
 ]
 
-DEFAULT_BUCKET_BYTES = 16 << 20
-_IN_FLIGHT = 4
-"""Buckets that travel at once."""
-# A receiver's deadlines for word from the sender end this much later than the sender's own, so that the word arrives.
-_GRACE_S = 2.0
-
-Backend = Literal["gloo", "nccl", "local"]
-
-
-@dataclass(frozen=True)
-class GroupSpec:
-    """All that a receiver needs to join a group. With backend `local`, `host` is the name of a `LocalChannel`."""
-
-    epoch: int
-    host: str
-    port: int
-    world_size: int
-    backend: Backend
-    timeout_s: float
-    bucket_bytes: int = DEFAULT_BUCKET_BYTES
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dict, for a control channel."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, item: Mapping[str, Any]) -> GroupSpec:
-        """The inverse of `to_json`."""
-        return cls(**item)
-
-
-class WeightSyncError(RuntimeError):
-    """A broadcast failed; its group is closed. `missing` are the ranks that had not arrived."""
-
-    def __init__(self, what: str, *, epoch: int, phase: str, rank: int, missing: Sequence[int] = ()) -> None:
-        super().__init__(f"weight sync, epoch {epoch}, phase {phase}, rank {rank}: {what}")
-        self.epoch = epoch
-        self.phase = phase
-        self.rank = rank
-        self.missing = list(missing)
-
-
-class WeightSyncTimeout(WeightSyncError):
-    """A deadline passed; the message says who waited for whom."""
+_IN_FLIGHT = 2
+"""Buckets that travel at once. More are no faster, and each is memory on both ends."""
 
 
 class WeightSender:
@@ -120,13 +83,13 @@ class WeightSender:
         self._epoch = 0
         self._spec: GroupSpec | None = None
         self._server: dist.TCPStore | None = None
-        self._group: _Group | None = None
+        self._group: Group | None = None
 
     def open(self, world_size: int) -> GroupSpec:
         """Begin the next epoch with `world_size` ranks, this one included; closes the last. Returns without waiting."""
         self._drop_group()
         if self._server is None:
-            self._server = _serve_store(self.host)
+            self._server = serve_store(self.host)
         self._epoch += 1
         self._spec = GroupSpec(
             epoch=self._epoch,
@@ -143,7 +106,7 @@ class WeightSender:
         """Build the group; blocks until every receiver is there. `WeightSyncTimeout` names those that are not."""
         assert self._spec is not None and self._server is not None, "open() comes first"
         started = time.monotonic()
-        group = _Group(self._spec, 0, self._server, self.device)
+        group = Group(self._spec, 0, self._server, self.device)
         group.assemble()
         self._group = group
         self.timings["connect_s"] = time.monotonic() - started
@@ -162,7 +125,7 @@ class WeightSender:
             clock.lap("ready_s")
             tensors = checked(named_tensors, manifest)
             buckets = plan_buckets(manifest, self.bucket_bytes)
-            sending: deque[_Broadcast] = deque()
+            sending: deque[Broadcast] = deque()
             for bucket in buckets:
                 flat = flatten(bucket, tensors, self.device)
                 if bucket is buckets[-1]:
@@ -177,9 +140,12 @@ class WeightSender:
                 broadcast.wait()
             self._group.end_update()
             clock.lap("transfer_s")
-        except BaseException:
+        except BaseException as error:
             # Ranks are at different buckets now: closing tells the receivers, and nothing can be sent out of step.
+            group = self._group
             self._drop_group()
+            if isinstance(error, WeightSyncError) and error.phase == "transfer":
+                raise group.without_survivors(error) from error
             raise
         self.timings |= clock.seconds
 
@@ -205,7 +171,7 @@ class WeightReceiver:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.timings: dict[str, float] = {}
-        self._group: _Group | None = None
+        self._group: Group | None = None
 
     def connect(self, spec: GroupSpec, rank: int) -> None:
         """Join the epoch as `rank`, leaving the last. Blocks until the group is whole; raises `WeightSyncTimeout`."""
@@ -217,7 +183,7 @@ class WeightReceiver:
         except dist.DistError as error:
             what = f"waited {spec.timeout_s:.1f} s for rank 0 at {spec.host}:{spec.port}"
             raise WeightSyncTimeout(what, epoch=spec.epoch, phase="connect", rank=rank, missing=[0]) from error
-        group = _Group(spec, rank, store, self.device)
+        group = Group(spec, rank, store, self.device)
         group.assemble()
         self._group = group
         self.timings["connect_s"] = time.monotonic() - started
@@ -234,7 +200,7 @@ class WeightReceiver:
         self.timings["transfer_s"] = 0.0
         mark = time.monotonic()
         buckets = plan_buckets(manifest, group.spec.bucket_bytes)
-        coming: deque[tuple[torch.Tensor, _Broadcast]] = deque()
+        coming: deque[tuple[torch.Tensor, Broadcast]] = deque()
         try:
             group.begin_update()
             for index, bucket in enumerate(buckets):
@@ -250,6 +216,10 @@ class WeightReceiver:
                 mark = time.monotonic()
             group.end_update()
             self.timings["transfer_s"] += time.monotonic() - mark
+        except WeightSyncError:
+            group.say_alive()
+            self.close()
+            raise
         except BaseException:  # GeneratorExit too: a consumer that stops early leaves the group out of step
             self.close()
             raise
@@ -320,170 +290,3 @@ class LocalChannel:
         """Forget the channel."""
         self._held = None
         self._channels.pop(self.name, None)
-
-
-class _Group:
-    """One rank's membership of one epoch. Keys of the store say who has arrived where: so errors can name ranks."""
-
-    def __init__(self, spec: GroupSpec, rank: int, store: dist.Store, device: torch.device) -> None:
-        self.spec = spec
-        self.rank = rank
-        self._store = dist.PrefixStore(f"azr/{spec.epoch}", store)
-        self._device = device
-        self._process_group: Any = None
-        self._update = 0
-
-    def assemble(self) -> None:
-        """Wait for every rank, then build the process group."""
-        deadline = time.monotonic() + self.spec.timeout_s
-        if self.rank == 0:
-            missing = self._await([self._key("joined", rank) for rank in self._receivers()], self.spec.timeout_s)
-            # The verdict lets receivers that are waiting give up with the learner, and say why.
-            self._store.set("verdict", json.dumps(missing))
-            if missing:
-                raise self._timeout("connect", missing)
-        else:
-            self._announce("joined")
-            if self._await(["verdict"], self.spec.timeout_s + _GRACE_S):
-                raise self._timeout("connect", [0])
-            missing = json.loads(self._store.get("verdict"))
-            if missing:
-                raise self._timeout("connect", missing)
-        remaining = timedelta(seconds=max(deadline - time.monotonic(), 1.0))
-        try:
-            self._process_group = _process_group(self.spec, self.rank, self._store, remaining)
-        except RuntimeError as error:
-            raise self._error(f"the process group could not be built: {error}", "connect") from error
-
-    def begin_update(self) -> None:
-        """Agree that every rank is about to run the same update."""
-        self._update += 1
-        if self.rank == 0:
-            missing = self._await([self._key("ready", rank) for rank in self._receivers()], self.spec.timeout_s)
-            if missing:
-                raise self._timeout("ready", missing)
-        else:
-            self._announce("ready")
-
-    def end_update(self) -> None:
-        """The sender leaves only when every receiver has the last bucket."""
-        if self.rank == 0:
-            missing = self._await([self._key("done", rank) for rank in self._receivers()], self.spec.timeout_s)
-            if missing:
-                raise self._timeout("done", missing)
-            for rank in self._receivers():
-                self._store.delete_key(self._key("ready", rank))
-                self._store.delete_key(self._key("done", rank))
-        else:
-            self._announce("done")
-
-    def broadcast(self, flat: torch.Tensor) -> _Broadcast:
-        """Begin to send, or to receive, from rank 0 to all, in the same order on every rank."""
-        options = dist.BroadcastOptions()
-        options.rootRank = 0
-        options.timeout = timedelta(seconds=self.spec.timeout_s)
-        try:
-            return _Broadcast(self, flat, self._process_group.broadcast([flat], options))
-        except RuntimeError as error:
-            raise self.broken(error, waited_s=0.0) from error
-
-    def broken(self, error: RuntimeError, waited_s: float) -> WeightSyncError:
-        """What to raise for a broadcast that failed after so many seconds."""
-        if waited_s >= self.spec.timeout_s:
-            return self._timeout("transfer", self._unfinished())
-        return self._error(f"the broadcast broke: {error}", "transfer", self._unfinished())
-
-    def close(self) -> None:
-        """Abort what runs and leave."""
-        group, self._process_group = self._process_group, None
-        if group is not None and self.spec.backend == "nccl":
-            group.abort()
-
-    def _receivers(self) -> range:
-        return range(1, self.spec.world_size)
-
-    def _key(self, phase: str, rank: int) -> str:
-        return f"{phase}/{self._update}/{rank}"
-
-    def _await(self, keys: list[str], seconds: float) -> list[int]:
-        """Wait for the keys; the ranks (last part of the key) whose key is still missing at the deadline."""
-        try:
-            self._store.wait(keys, timedelta(seconds=seconds))
-        except RuntimeError:
-            return [int(key.rpartition("/")[2]) if "/" in key else 0 for key in keys if not self._has(key)]
-        return []
-
-    def _has(self, key: str) -> bool:
-        try:
-            return bool(self._store.check([key]))
-        except RuntimeError:  # the learner's store is gone
-            return False
-
-    def _announce(self, phase: str) -> None:
-        try:
-            self._store.set(self._key(phase, self.rank), "1")
-        except RuntimeError as error:
-            raise self._error(f"rank 0 is gone: {error}", phase, [0]) from error
-
-    def _unfinished(self) -> list[int]:
-        if self.rank != 0:
-            return [0]
-        return [rank for rank in self._receivers() if not self._has(self._key("done", rank))]
-
-    def _timeout(self, phase: str, missing: list[int]) -> WeightSyncTimeout:
-        what = f"waited {self.spec.timeout_s:.1f} s for ranks {missing} of {self.spec.world_size}"
-        return WeightSyncTimeout(what, epoch=self.spec.epoch, phase=phase, rank=self.rank, missing=missing)
-
-    def _error(self, what: str, phase: str, missing: Sequence[int] = ()) -> WeightSyncError:
-        return WeightSyncError(what, epoch=self.spec.epoch, phase=phase, rank=self.rank, missing=missing)
-
-
-class _Broadcast:
-    """One bucket on its way. Keeps the bucket's memory until it has arrived."""
-
-    def __init__(self, group: _Group, flat: torch.Tensor, work: Any) -> None:
-        self._group = group
-        self._flat = flat
-        self._work = work
-
-    def wait(self) -> None:
-        """Block until this rank's part is over; `WeightSyncError` names the ranks that are not done."""
-        timeout = timedelta(seconds=self._group.spec.timeout_s)
-        started = time.monotonic()
-        try:
-            # A timeout makes NCCL's wait block as gloo's does, so that deadlines mean the same on both.
-            self._work.wait(timeout)
-        except RuntimeError as error:
-            raise self._group.broken(error, time.monotonic() - started) from error
-
-
-def _serve_store(host: str) -> dist.TCPStore:
-    """A store on a free port of `host` alone; by itself torch would listen on every interface."""
-    family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.bind((host, 0))
-    listener.listen()
-    port = listener.getsockname()[1]
-    return dist.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
-
-
-def _process_group(spec: GroupSpec, rank: int, store: dist.Store, timeout: timedelta) -> Any:
-    """The backend itself, without torch's default group, which belongs to Megatron or vLLM."""
-    options: Any
-    if spec.backend == "nccl":
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timeout
-        return dist.ProcessGroupNCCL(store, rank, spec.world_size, options)
-    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-    options._timeout = timeout
-    # gloo would listen at the address of the host's name; this is the one that faces the learner.
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=_address_towards(spec.host, spec.port))]
-    return dist.ProcessGroupGloo(store, rank, spec.world_size, options)
-
-
-def _address_towards(host: str, port: int) -> str:
-    """This machine's own address on the route to `host`."""
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(address)
-        return str(probe.getsockname()[0])

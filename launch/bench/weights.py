@@ -65,6 +65,7 @@ def run(options: Options) -> Report:
         describe_versions(("azr", "torch", "vllm", "safetensors")),
     )
     with ExitStack() as stack:
+        stack.enter_context(_one_thread())
         step = stack.enter_context(progress(2 * options.runs + (options.runs if options.engine else 0) + 1))
         step("starting the receivers")
         ways = stack.enter_context(_ways(export, manifest, num_bytes, options.receivers))
@@ -90,6 +91,18 @@ def run(options: Options) -> Report:
             report.notes["pause_over_transfer"] = "the engine was left out (--no-engine)"
     report.notes["sizes"] = f"{num_bytes / 1e6:.0f} MB in {len(manifest)} tensors to {options.receivers} receivers"
     return report
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Copy in one thread. A run's processes start with `OMP_WAIT_POLICY=passive`; here it is too late for that, and threads
+    that spin after each copy would take the receiver's cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _policy(model: str) -> Export:

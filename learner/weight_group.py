@@ -1,0 +1,266 @@
+"""One rank's membership of one epoch of the weights' group: who has arrived where, deadlines, and errors that name ranks.
+
+What `learner.weights` sends and receives by. The backend is NCCL on GPUs and gloo on CPUs; nothing here but `_process_group` knows
+which.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+DEFAULT_BUCKET_BYTES = 16 << 20
+# A receiver's deadlines for word from the sender end this much later than the sender's own, so that the word arrives.
+_GRACE_S = 2.0
+
+Backend = Literal["gloo", "nccl", "local"]
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """All that a receiver needs to join a group. With backend `local`, `host` is the name of a `LocalChannel`."""
+
+    epoch: int
+    host: str
+    port: int
+    world_size: int
+    backend: Backend
+    timeout_s: float
+    bucket_bytes: int = DEFAULT_BUCKET_BYTES
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dict, for a control channel."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, item: Mapping[str, Any]) -> GroupSpec:
+        """The inverse of `to_json`."""
+        return cls(**item)
+
+
+class WeightSyncError(RuntimeError):
+    """A broadcast failed; its group is closed. `missing` are the ranks that had not arrived, or that died on the way."""
+
+    def __init__(self, what: str, *, epoch: int, phase: str, rank: int, missing: Sequence[int] = ()) -> None:
+        named = f" (missing: ranks {list(missing)})" if missing and "ranks" not in what else ""
+        super().__init__(f"weight sync, epoch {epoch}, phase {phase}, rank {rank}: {what}{named}")
+        self.what = what
+        self.epoch = epoch
+        self.phase = phase
+        self.rank = rank
+        self.missing = list(missing)
+
+
+class WeightSyncTimeout(WeightSyncError):
+    """A deadline passed; the message says who waited for whom."""
+
+
+class Group:
+    """One rank's membership of one epoch. Keys of the store say who has arrived where: so errors can name ranks."""
+
+    def __init__(self, spec: GroupSpec, rank: int, store: dist.Store, device: torch.device) -> None:
+        self.spec = spec
+        self.rank = rank
+        self._store = dist.PrefixStore(f"azr/{spec.epoch}", store)
+        self._device = device
+        self._process_group: Any = None
+        self._travelling: set[Broadcast] = set()
+        # The sender gives up earlier by the time in which survivors then say that they live: a receiver that dies costs it
+        # `timeout_s` in all.
+        self._grace_s = min(_GRACE_S, spec.timeout_s / 4)
+        self.bucket_s = spec.timeout_s - self._grace_s if rank == 0 else spec.timeout_s
+        """How long a bucket may be on its way."""
+        self._update = 0
+
+    def assemble(self) -> None:
+        """Wait for every rank, then build the process group."""
+        deadline = time.monotonic() + self.spec.timeout_s
+        if self.rank == 0:
+            missing = self._await([self._key("joined", rank) for rank in self._receivers()], self.spec.timeout_s)
+            # The verdict lets receivers that are waiting give up with the learner, and say why.
+            self._store.set("verdict", json.dumps(missing))
+            if missing:
+                raise self._timeout("connect", missing)
+        else:
+            self._announce("joined")
+            if self._await(["verdict"], self.spec.timeout_s + _GRACE_S):
+                raise self._timeout("connect", [0])
+            missing = json.loads(self._store.get("verdict"))
+            if missing:
+                raise self._timeout("connect", missing)
+        remaining = timedelta(seconds=max(deadline - time.monotonic(), 1.0))
+        try:
+            self._process_group = _process_group(self.spec, self.rank, self._store, remaining)
+        except RuntimeError as error:
+            raise self._error(f"the process group could not be built: {error}", "connect") from error
+
+    def begin_update(self) -> None:
+        """Agree that every rank is about to run the same update."""
+        self._update += 1
+        if self.rank == 0:
+            missing = self._await([self._key("ready", rank) for rank in self._receivers()], self.spec.timeout_s)
+            if missing:
+                raise self._timeout("ready", missing)
+        else:
+            self._announce("ready")
+
+    def end_update(self) -> None:
+        """The sender leaves only when every receiver has the last bucket."""
+        if self.rank == 0:
+            missing = self._await([self._key("done", rank) for rank in self._receivers()], self.spec.timeout_s)
+            if missing:
+                raise self._timeout("done", missing)
+            for rank in self._receivers():
+                self._store.delete_key(self._key("ready", rank))
+                self._store.delete_key(self._key("done", rank))
+        else:
+            self._announce("done")
+
+    def broadcast(self, flat: torch.Tensor) -> Broadcast:
+        """Begin to send, or to receive, from rank 0 to all, in the same order on every rank."""
+        options = dist.BroadcastOptions()
+        options.rootRank = 0
+        options.timeout = timedelta(seconds=self.bucket_s)
+        try:
+            broadcast = Broadcast(self, flat, self._process_group.broadcast([flat], options))
+        except RuntimeError as error:
+            raise self.broken(error, waited_s=0.0) from error
+        self._travelling.add(broadcast)
+        return broadcast
+
+    def arrived(self, broadcast: Broadcast) -> None:
+        """This rank's part of it is over."""
+        self._travelling.discard(broadcast)
+
+    def broken(self, error: RuntimeError, waited_s: float) -> WeightSyncError:
+        """What to raise for a broadcast that failed after so many seconds."""
+        if waited_s >= self.bucket_s:
+            return self._timeout("transfer", self._unfinished())
+        return self._error(f"the broadcast broke: {error}", "transfer", self._unfinished())
+
+    def say_alive(self) -> None:
+        """A receiver's word that a broadcast failed and it was not to blame."""
+        with suppress(WeightSyncError):
+            self._announce("alive")
+
+    def without_survivors(self, error: WeightSyncError) -> WeightSyncError:
+        """The sender's `error` again, naming only the ranks that died or stand still. Call it once the group is closed: the
+        others notice that, and say that they are alive. Where they all do, none is cleared."""
+        silent = self._await([self._key("alive", rank) for rank in error.missing], self._grace_s)
+        if not silent:
+            return error
+        if isinstance(error, WeightSyncTimeout):
+            return self._timeout(error.phase, silent)
+        return self._error(error.what, error.phase, silent)
+
+    def close(self) -> None:
+        """Abort what runs and leave."""
+        group, self._process_group = self._process_group, None
+        if group is not None:
+            group.abort()  # does nothing in gloo, whose connections end with the last that refers to them
+        for broadcast in self._travelling:
+            broadcast.forget()
+        self._travelling.clear()
+
+    def _receivers(self) -> range:
+        return range(1, self.spec.world_size)
+
+    def _key(self, phase: str, rank: int) -> str:
+        return f"{phase}/{self._update}/{rank}"
+
+    def _await(self, keys: list[str], seconds: float) -> list[int]:
+        """Wait for the keys; the ranks (last part of the key) whose key is still missing at the deadline."""
+        try:
+            self._store.wait(keys, timedelta(seconds=seconds))
+        except RuntimeError:
+            return [int(key.rpartition("/")[2]) if "/" in key else 0 for key in keys if not self._has(key)]
+        return []
+
+    def _has(self, key: str) -> bool:
+        try:
+            return bool(self._store.check([key]))
+        except RuntimeError:  # the learner's store is gone
+            return False
+
+    def _announce(self, phase: str) -> None:
+        try:
+            self._store.set(self._key(phase, self.rank), "1")
+        except RuntimeError as error:
+            raise self._error(f"rank 0 is gone: {error}", phase, [0]) from error
+
+    def _unfinished(self) -> list[int]:
+        if self.rank != 0:
+            return [0]
+        return [rank for rank in self._receivers() if not self._has(self._key("done", rank))]
+
+    def _timeout(self, phase: str, missing: list[int]) -> WeightSyncTimeout:
+        what = f"waited {self.spec.timeout_s:.1f} s for ranks {missing} of {self.spec.world_size}"
+        return WeightSyncTimeout(what, epoch=self.spec.epoch, phase=phase, rank=self.rank, missing=missing)
+
+    def _error(self, what: str, phase: str, missing: Sequence[int] = ()) -> WeightSyncError:
+        return WeightSyncError(what, epoch=self.spec.epoch, phase=phase, rank=self.rank, missing=missing)
+
+
+class Broadcast:
+    """One bucket on its way. Keeps the bucket's memory until it has arrived."""
+
+    def __init__(self, group: Group, flat: torch.Tensor, work: Any) -> None:
+        self._group = group
+        self._flat = flat
+        self._work = work
+
+    def wait(self) -> None:
+        """Block until this rank's part is over; `WeightSyncError` names the ranks that are not done."""
+        timeout = timedelta(seconds=self._group.bucket_s)
+        started = time.monotonic()
+        try:
+            # A timeout makes NCCL's wait block as gloo's does, so that deadlines mean the same on both.
+            self._work.wait(timeout)
+        except RuntimeError as error:
+            raise self._group.broken(error, time.monotonic() - started) from error
+        self._group.arrived(self)
+
+    def forget(self) -> None:
+        """Let go of the work, which refers to its group."""
+        self._work = None
+
+
+def serve_store(host: str) -> dist.TCPStore:
+    """A store on a free port of `host` alone; by itself torch would listen on every interface."""
+    family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.bind((host, 0))
+    listener.listen()
+    port = listener.getsockname()[1]
+    return dist.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+
+
+def _process_group(spec: GroupSpec, rank: int, store: dist.Store, timeout: timedelta) -> Any:
+    """The backend itself, without torch's default group, which belongs to Megatron or vLLM."""
+    options: Any
+    if spec.backend == "nccl":
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        return dist.ProcessGroupNCCL(store, rank, spec.world_size, options)
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._timeout = timeout
+    # gloo would listen at the address of the host's name; this is the one that faces the learner.
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=_address_towards(spec.host, spec.port))]
+    return dist.ProcessGroupGloo(store, rank, spec.world_size, options)
+
+
+def _address_towards(host: str, port: int) -> str:
+    """This machine's own address on the route to `host`."""
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
