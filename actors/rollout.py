@@ -6,6 +6,10 @@
 
 Episodes run concurrently, as many as were granted; the engine batches their requests. Before it greets the learner, the actor
 has the buffer seeded (`seeding.py`), where that is asked for.
+
+An episode that fails (an engine, a sandbox, the buffer: never the model) is no reward: its open slots go back to the learner,
+which counts them as dropped and grants their places again. An actor all of whose episodes fail would do that for ever, so it
+reports them later and later, and gives up in the end (`Patience`): whoever started it starts it again.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from actors.generation import Engine
 from actors.seeding import seed
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
+from executor.pool import InfrastructureError
 from learner.staleness import Grant
 from learner.stream import StreamClient
 from learner.weights import GroupSpec, manifest_from_json
@@ -33,6 +38,40 @@ class Measure(Protocol):
 
     async def maybe_run(self, version: int) -> dict[str, float] | None:
         """Numbers for the heartbeat, or None where nothing is due at this version."""
+
+
+class RolloutBroken(RuntimeError):
+    """Every episode of this actor fails: a new life may do better. The message has the last failure."""
+
+
+class Patience:
+    """How long an actor bears failures with no episode played to its end in between. Pure: the clock is passed in.
+
+    The k-th in a row is told to the learner after 0.1 s * 2^(k - 2), at most `longest_s`; the first at once. So what fails at once
+    does not fail at full speed, and a hiccup costs nothing. The actor gives up at a failure that is at least the `most`-th in a
+    row and comes `spell_s` or more after the first: that episodes in flight together fail together is not enough.
+    """
+
+    def __init__(self, most: int = 8, spell_s: float = 30.0, longest_s: float = 5.0) -> None:
+        self._most = most
+        self._spell_s = spell_s
+        self._longest_s = longest_s
+        self._since = 0.0
+        self.in_a_row = 0
+        """Failures since an episode was last played to its end."""
+
+    def played(self) -> None:
+        """An episode was played to its end."""
+        self.in_a_row = 0
+
+    def failed(self, now: float) -> float | None:
+        """Count a failure at `now` (seconds); returns for how long to keep it to oneself, None to give up."""
+        if not self.in_a_row:
+            self._since = now
+        self.in_a_row += 1
+        if self.in_a_row >= self._most and now - self._since >= self._spell_s:
+            return None
+        return min(0.1 * 2.0 ** min(self.in_a_row - 2, 60), self._longest_s) if self.in_a_row > 1 else 0.0
 
 
 @dataclass
@@ -76,9 +115,12 @@ class Rollout:
         settings: SelfPlaySettings,
         heldout: Measure | None = None,
         concurrency: ConcurrencyController | None = None,
+        seed: int | None = None,
+        patience: Patience | None = None,
     ) -> None:
         """`heldout`: what to measure after new weights, beside the episodes. All actors run the same weights, so one of them
-        is given it. `concurrency`: what adapts the slots of this actor; None leaves them as the client has them."""
+        is given it. `concurrency`: what adapts the slots of this actor; None leaves them as the client has them. `seed`: as for
+        `Player`; with one, episodes also wait for a measurement that is going on, as in serial mode."""
         self._engine = engine
         self._judge = judge
         self._buffer = buffer
@@ -86,6 +128,14 @@ class Rollout:
         self._settings = settings
         self._heldout = heldout
         self._concurrency = concurrency
+        self._seed = seed
+        self._patience = patience or Patience()
+        self._executed: int | None = None
+        """Where the last failure was a sandbox's: what they had executed by then. Until they execute more they are as good as
+        broken, however many episodes need none (those of malformed proposals, which then are all that is trained on)."""
+        self._broken: Exception | None = None
+        """What this actor cannot go on after."""
+        self._breaks = asyncio.Event()
         self._measured: dict[str, float] = {}
         self._measuring: asyncio.Task[None] | None = None
         self._playing: dict[asyncio.Task[None], set[int]] = {}
@@ -96,9 +146,11 @@ class Rollout:
         client.stats = self._heartbeat
 
     async def run(self, connect_timeout_s: float = 300.0) -> None:
-        """Play until the learner says shutdown."""
+        """Play until the learner says shutdown. Raises RolloutBroken where nothing can be played, LearnerLost, SeedingFailed."""
         who = Identity("", self._client.actor_id, self._client.incarnation)
-        self.stats.seeded = await seed(self._engine, self._judge, self._buffer, self._settings, who, None, _say_seeding)
+        self.stats.seeded = await seed(
+            self._engine, self._judge, self._buffer, self._settings, who, self._seed, _say_seeding
+        )
         self.stats.idle_since = time.monotonic()
         version = await self._client.connect(connect_timeout_s)
         await self._engine.set_version(version)
@@ -110,27 +162,38 @@ class Rollout:
             self._settings,
             identity,
             next_seq=lambda: 0,  # the stream numbers what it sends
-            seed=None,
+            seed=self._seed,
         )
         updating = asyncio.create_task(self._update_weights())
+        listening = asyncio.create_task(self._listen(player))
+        breaking = asyncio.create_task(self._breaks.wait())
         try:
-            async for message in self._client.messages():
-                match message["type"]:
-                    case "grant":
-                        self._start(player, grant_from_message(message))
-                    case "join" | "weights":
-                        self._updates.put_nowait(message)
-                    case "cancel":
-                        self._cancel(set(message["slots"]))
-                    case "pause" | "resume":
-                        self.stats.paused = message["type"] == "pause"
-                    case "shutdown":
-                        return
+            done, _ = await asyncio.wait({listening, updating, breaking}, return_when=asyncio.FIRST_COMPLETED)
+            if self._broken is not None and listening not in done:
+                raise self._broken
+            for ended in done:
+                ended.result()
         finally:
-            background = {updating, *self._playing} | ({self._measuring} if self._measuring else set())
+            tasks = (listening, updating, breaking, self._measuring, *self._playing)
+            background = [task for task in tasks if task is not None]
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
+
+    async def _listen(self, player: Player) -> None:
+        """Do what the learner says, until it says shutdown."""
+        async for message in self._client.messages():
+            match message["type"]:
+                case "grant":
+                    self._start(player, grant_from_message(message))
+                case "join" | "weights":
+                    self._updates.put_nowait(message)
+                case "cancel":
+                    self._cancel(set(message["slots"]))
+                case "pause" | "resume":
+                    self.stats.paused = message["type"] == "pause"
+                case "shutdown":
+                    return
 
     def _heartbeat(self) -> dict[str, float]:
         """The numbers of a heartbeat; the actor's slots follow what the engine makes of them."""
@@ -164,6 +227,10 @@ class Rollout:
         del self._playing[task]
         if not self._playing:
             self.stats.idle_since = time.monotonic()
+        # Nobody would ever answer its slots: better no actor than one that holds them.
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            self._broken = error
+            self._breaks.set()
 
     async def _play(self, player: Player, grant: Grant, open_slots: set[int]) -> None:
         """One episode. A failure that says nothing about the model fails what is left of the grant, and is counted."""
@@ -177,12 +244,25 @@ class Rollout:
             open_slots.difference_update(slots)
             await self._client.send_returned(slots)
 
+        if self._seed is not None and self._measuring is not None:
+            await asyncio.wait({self._measuring})
         try:
             await player.play(grant, emit, give_back)
             self.stats.episodes += 1
+            if self._executed is None or self._judge.stats.executed > self._executed:
+                self._executed = None
+                self._patience.played()
         except Exception as error:  # whatever it is, the learner has to know that these slots will not be filled
             self.stats.failures += 1
-            await self._client.send_failed(sorted(open_slots), f"{type(error).__name__}: {error}")
+            self._executed = self._judge.stats.executed if isinstance(error, InfrastructureError) else None
+            why = f"{type(error).__name__}: {error}"
+            wait_s = self._patience.failed(time.monotonic())
+            await asyncio.sleep(wait_s or 0.0)
+            await self._client.send_failed(sorted(open_slots), why)
+            if wait_s is None:
+                raise RolloutBroken(
+                    f"the last {self._patience.in_a_row} episodes have failed, the last with {why}"
+                ) from error
 
     def _measure(self, version: int) -> None:
         """Measure on held-out tasks beside the episodes, unless the last measurement is still going on."""
@@ -206,8 +286,8 @@ class Rollout:
                     await self._engine.join(GroupSpec.from_json(message["spec"]), int(message["rank"]))
                     continue
                 timings = await self._engine.update_weights(manifest_from_json(message["manifest"]), version)
+                self._measure(version)  # before the learner hears of it, and grants
                 await self._client.send_loaded(version, timings)
-                self._measure(version)
             except Exception as error:  # the learner decides what a failed update means
                 await self._client.send_load_failed(version, f"{type(error).__name__}: {error}")
 

@@ -106,6 +106,9 @@ class EngineSettings(Section):
     """Skip compilation: starts sooner, generates slower."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of the engine; 0 leaves the choice to vLLM."""
+    seeded: bool = False
+    """Sample every request by a seed that follows from `run.seed` and its slot, as serial mode always does: with one actor at
+    `learner.max_staleness = 0`, and `max_num_seqs = 1`, a run repeats and equals serial mode. Costs speed: a generator a request."""
 
 
 class ConcurrencySettings(Section):

@@ -61,6 +61,8 @@ class Hooks:
     """What the loop is about to do, for a status line."""
     drain: Callable[[], object] = lambda: None
     """Before the last checkpoint of a run that stops early: let what is in flight come in. On every rank."""
+    published: Callable[[int], None] = lambda version: None
+    """Every engine has loaded this version, and training has not gone on from it. On every rank."""
 
 
 def learn(
@@ -71,6 +73,7 @@ def learn(
     publisher.publish(trainer.version)
     saved = trainer.version
     while trainer.version < settings.steps:
+        hooks.published(trainer.version)
         waiting_since = time.monotonic()
         hooks.on_wait("waiting for a batch")
         command = ranks.share(lambda: _next(stream, settings, hooks))
@@ -98,6 +101,7 @@ def learn(
             numbers |= {"step": trainer.version, "version": trainer.version, "wait_for_batch_s": wait_for_batch_s}
             numbers |= {f"weights/{phase}": seconds for phase, seconds in phases.items()}
             numbers |= _stream_numbers(stream)
+            hooks.on_wait("recording the step, with the task buffer's numbers")
             hooks.on_step(numbers, batch)
         if settings.checkpoint_every and trainer.version % settings.checkpoint_every == 0:
             hooks.save(trainer.version)

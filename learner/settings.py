@@ -169,8 +169,9 @@ class LearnerSettings(Section):
 class StreamSettings(Section):
     """`[stream]`: the learner's socket, who may use it, and how long silence is borne."""
 
-    host: str = "127.0.0.1"
-    """Address that the learner binds to and that actors connect to. Actors on other machines need one that they can reach."""
+    host: str = "auto"
+    """Address that the learner binds to and that actors connect to, for trajectories and weights. `auto`: that of the learner's
+    machine in its Ray cluster; loopback in a Ray of the run's own."""
     port: int = Field(default=0, ge=0, le=65535)
     """Port of the learner; 0 takes a free one."""
     curve: Literal["auto", "on", "off"] = "auto"
@@ -184,11 +185,6 @@ class StreamSettings(Section):
     """After so many seconds without a word from the learner an actor gives up, naming it."""
     drain_s: float = Field(default=30.0, ge=0)
     """How long a run that stops waits for what is in flight, so that its last checkpoint has it. 0: not at all."""
-
-    @property
-    def bind(self) -> str:
-        """As ZeroMQ writes it."""
-        return f"tcp://{self.host}:{self.port}"
 
     @property
     def encrypted(self) -> bool:

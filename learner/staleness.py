@@ -333,8 +333,13 @@ class Gate:
 
     def ready(self) -> list[int] | None:
         """The slots of the next batch, in the order of grants, once each of its places is queued or spent; else None."""
+        return sorted(self._batches[self._trained_batches].queued) if self.is_ready else None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether each place of the next batch is queued or spent (G4)."""
         batch = self._batches.get(self._trained_batches)
-        return sorted(batch.queued) if batch is not None and batch.filled else None
+        return batch is not None and batch.filled
 
     def arrivals(self, slots: Iterable[int]) -> dict[int, int]:
         """Queued slot -> the version that the learner had made when it came in, for `learner.metrics.describe_batch`."""

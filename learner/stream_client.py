@@ -6,14 +6,14 @@ Nothing here waits for a connection: what cannot leave now is kept, and leaves w
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import zmq
-import zmq.asyncio
 
 from learner.keys import ActorKeys
 from learner.trajectory import Trajectory, WireError, check, encode
@@ -22,6 +22,9 @@ from learner.wire import MAX_CONTROL_BYTES, from_learner, pack, pack_slots
 HEARTBEAT_S = 1.0
 RESEND_AFTER_S = 5.0
 """What is not acknowledged for so long is sent again: a connection that broke and came back has lost what it carried."""
+NEVER = -math.inf
+NOW, MORE, READABLE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.POLLIN)
+"""As plain numbers: with an enum's members each `|` and `&` takes longer than to send a frame."""
 RECONNECT_MS = 100
 MAX_RECONNECT_MS = 2000
 TCP_SILENT_MS = 15_000
@@ -34,7 +37,7 @@ class LearnerLost(ConnectionError):
 
 @dataclass(slots=True)
 class _Kept:
-    """A message that is not acknowledged yet: its frames, the slots that it settles, and when it was last sent."""
+    """A message that is not acknowledged yet: its frames, the slots that it settles, and when it was last sent (or `NEVER`)."""
 
     frames: list[bytes | memoryview]
     slots: tuple[int, ...]
@@ -83,8 +86,13 @@ class StreamClient:
         self._greeted_at = 0.0
         self._silent = False
         self._endpoint = endpoint
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
+        # Not `zmq.asyncio`: a future for each message costs more than the message.
         self._socket = self._context.socket(zmq.DEALER)
+        self._readable = asyncio.Event()
+        self._waiting = False
+        """Whether `_receive` waits for it."""
+        self._loop: asyncio.AbstractEventLoop | None = None
         for option, value in (
             (zmq.LINGER, 1000),
             (zmq.IMMEDIATE, 1),  # nothing piles up for a connection that is not there: it is kept here anyway
@@ -106,13 +114,15 @@ class StreamClient:
     async def connect(self, timeout_s: float) -> int:
         """Say hello until the learner says welcome; returns its version. Raises TimeoutError naming the endpoint."""
         deadline = time.monotonic() + timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.FD, self._note_readable)
         while (left := deadline - time.monotonic()) > 0:
-            await self._greet()
+            self._greet()
             message = await self._receive(min(left, 0.05 if not self._greeted_at else HEARTBEAT_S))
             match message and message["type"]:
                 case "welcome":
                     assert message is not None
-                    await self._welcomed(message)
+                    self._welcomed(message)
                     self._beating = asyncio.create_task(self._beat())
                     return int(message["version"])
                 case "shutdown":
@@ -135,17 +145,18 @@ class StreamClient:
                 continue
             match message["type"]:
                 case "ack":
-                    self._settle(message["seq"])
+                    for seq in message["seqs"]:
+                        self._settle(seq)
                 case "refused":
-                    await self._refused(message["seq"], message["why"])
+                    self._refused(message["seq"], message["why"])
                 case "beat":
                     pass
                 case "who":  # the learner has forgotten us, or is another life
                     if time.monotonic() - self._greeted_at > HEARTBEAT_S / 4:
-                        await self._greet()
+                        self._greet()
                 case "welcome":
                     self.counts["reconnects"] += 1
-                    await self._welcomed(message)
+                    self._welcomed(message)
                 case _:
                     if self._is_next(message):
                         if message["type"] == "grant":
@@ -153,7 +164,7 @@ class StreamClient:
                         elif message["type"] == "cancel":
                             self._forget(message["slots"])
                         elif message["type"] == "shutdown":
-                            await self._say_beat()  # acknowledges it: the learner need not wait for the next one
+                            self._say_beat()  # acknowledges it: the learner need not wait for the next one
                         yield message
 
     async def send_trajectory(self, trajectory: Trajectory) -> None:
@@ -165,26 +176,25 @@ class StreamClient:
         check(trajectory)
         if slots := self._answer([trajectory.slot]):
             seq = self._next_seq()
-            frames = encode(replace(trajectory, seq=seq))
-            await self._keep(seq, slots, [pack({"type": "trajectory", "seq": seq}), *frames])
+            self._keep(seq, slots, [pack({"type": "trajectory", "seq": seq}), *encode(trajectory, seq)])
 
     async def send_returned(self, slots: Sequence[int]) -> None:
         """There is no task to fill these slots with."""
         if answered := self._answer(slots):
-            await self._send({"type": "returned", "slots": answered}, answered)
+            self._send({"type": "returned", "slots": answered}, answered)
 
     async def send_failed(self, slots: Sequence[int], why: str) -> None:
         """These slots could not be played, for reasons that say nothing about the model."""
         if answered := self._answer(slots):
-            await self._send({"type": "failed", "slots": answered, "why": why[:512]}, answered)
+            self._send({"type": "failed", "slots": answered, "why": why[:512]}, answered)
 
     async def send_loaded(self, version: int, timings: Mapping[str, float]) -> None:
         """The engine runs the weights of `version`; seconds by phase."""
-        await self._send({"type": "loaded", "version": version, "timings": dict(timings)})
+        self._send({"type": "loaded", "version": version, "timings": dict(timings)})
 
     async def send_load_failed(self, version: int, why: str) -> None:
         """The engine could not load the weights of `version`; the learner decides what that means."""
-        await self._send({"type": "load_failed", "version": version, "why": why[:512]})
+        self._send({"type": "load_failed", "version": version, "why": why[:512]})
 
     @property
     def unacknowledged(self) -> int:
@@ -200,6 +210,8 @@ class StreamClient:
         """Stop beating and close the socket."""
         if self._beating is not None:
             self._beating.cancel()
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._socket.FD)
         self._socket.close()
         self._context.term()
 
@@ -228,42 +240,47 @@ class StreamClient:
             self._held.pop(slot, None)
         return kept
 
-    async def _refused(self, seq: int, why: str) -> None:
+    def _refused(self, seq: int, why: str) -> None:
         """The learner would never take this message: its slots are given up, or they would stay in flight for ever."""
         kept = self._settle(seq)
         self.counts["refused"] += 1
         self.on_event("refused", actor=self.actor_id, why=why)
         if kept and kept.slots:
-            await self._send({"type": "failed", "slots": list(kept.slots), "why": f"refused: {why}"[:512]}, kept.slots)
+            self._send({"type": "failed", "slots": list(kept.slots), "why": f"refused: {why}"[:512]}, kept.slots)
 
     def _next_seq(self) -> int:
         self._seq += 1
         return self._seq
 
-    async def _send(self, message: dict[str, Any], slots: Sequence[int] = ()) -> None:
+    def _send(self, message: dict[str, Any], slots: Sequence[int] = ()) -> None:
         seq = self._next_seq()
-        await self._keep(seq, slots, [pack({**message, "seq": seq})])
+        self._keep(seq, slots, [pack({**message, "seq": seq})])
 
-    async def _keep(self, seq: int, slots: Sequence[int], frames: list[bytes | memoryview]) -> None:
-        self._kept[seq] = _Kept(frames, tuple(slots), time.monotonic())
-        await self._try(frames)
+    def _keep(self, seq: int, slots: Sequence[int], frames: list[bytes | memoryview]) -> None:
+        self._kept[seq] = _Kept(frames, tuple(slots), time.monotonic() if self._try(frames) else NEVER)
 
-    async def _resend(self, older_than_s: float) -> None:
-        """Send again what was last sent before that and is not acknowledged; the learner removes duplicates."""
+    def _resend(self, older_than_s: float) -> None:
+        """Send again what was last sent before that and is not acknowledged, and for the first time what could not leave; the
+        learner removes duplicates."""
         now = time.monotonic()
         for kept in list(self._kept.values()):
             if now - kept.at >= older_than_s:
-                kept.at = now
-                if not await self._try(kept.frames):
+                if not self._try(kept.frames):
                     return
-                self.counts["resent"] += 1
+                self.counts["resent"] += kept.at != NEVER
+                kept.at = now
 
-    async def _try(self, frames: Sequence[bytes | memoryview]) -> bool:
+    def _try(self, frames: Sequence[bytes | memoryview]) -> bool:
         """Send if there is a connection with room."""
         try:
-            await self._socket.send_multipart(frames, flags=zmq.NOBLOCK)
+            for frame in frames[:-1]:
+                self._socket.send(frame, MORE)
+            self._socket.send(frames[-1], NOW)
         except zmq.Again:
             return False
+        finally:
+            if self._waiting:
+                self._note_readable()
         return True
 
     # -- the learner's life --------------------------------------------------------------------------------------
@@ -271,7 +288,7 @@ class StreamClient:
     def _standing(self) -> dict[str, int]:
         return {"floor": min(self._kept, default=self._seq + 1), "epoch": self._epoch, "got": self._got}
 
-    async def _greet(self) -> None:
+    def _greet(self) -> None:
         hello = {
             "type": "hello",
             "actor_id": self.actor_id,
@@ -279,10 +296,10 @@ class StreamClient:
             "capacity": self.capacity,
             "slots": pack_slots(list(self._held)),
         }
-        if await self._try([pack(hello | self._standing())]):
+        if self._try([pack(hello | self._standing())]):
             self._greeted_at = time.monotonic()
 
-    async def _welcomed(self, message: Mapping[str, Any]) -> None:
+    def _welcomed(self, message: Mapping[str, Any]) -> None:
         if self.run_id and message["run_id"] != self.run_id:
             raise ConnectionError(
                 f"{self.actor_id}: the learner at {self._endpoint} is now that of run {message['run_id']}, not {self.run_id}"
@@ -291,7 +308,7 @@ class StreamClient:
         taken_in = message["epoch"] != self._epoch
         if taken_in:
             self._epoch, self._got = message["epoch"], 0
-        await self._resend(0.0 if taken_in else HEARTBEAT_S)
+        self._resend(0.0 if taken_in else HEARTBEAT_S)
 
     def _is_next(self, message: Mapping[str, Any]) -> bool:
         """Whether this numbered message is the one that is due. 0 is outside the order: for an actor that is not let in."""
@@ -320,12 +337,22 @@ class StreamClient:
 
     async def _receive(self, timeout_s: float) -> dict[str, Any] | None:
         """The next message that is well-formed; None after `timeout_s`."""
-        try:
-            frames = await self._socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            if not await self._socket.poll(int(1000 * timeout_s)):
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._readable.clear()
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                break
+            except zmq.Again:
+                pass
+            self._waiting = True
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    await self._readable.wait()
+            except TimeoutError:
                 return None
-            frames = await self._socket.recv_multipart()
+            finally:
+                self._waiting = False
         now = time.monotonic()
         if self._silent:
             self._silent = False
@@ -338,16 +365,23 @@ class StreamClient:
             self.on_event("refused", actor=self.actor_id, why=str(error))
             return {"type": "beat"}
 
-    async def _say_beat(self) -> None:
+    def _note_readable(self) -> None:
+        """ZeroMQ's descriptor says once that something came in; whatever uses the socket next learns of it, and asks this."""
+        events = self._socket.getsockopt(zmq.EVENTS)
+        assert isinstance(events, int)
+        if events & READABLE:
+            self._readable.set()
+
+    def _say_beat(self) -> None:
         own = {f"stream/actors_{name}": float(count) for name, count in self.counts.items()}
         stats = {**self.stats(), **own, "stream/actors_unacknowledged": float(len(self._kept))}
-        await self._try([pack({"type": "beat", "capacity": self.capacity, "stats": stats} | self._standing())])
+        self._try([pack({"type": "beat", "capacity": self.capacity, "stats": stats} | self._standing())])
 
     async def _beat(self) -> None:
         while True:
             if self._silent:
-                await self._greet()
+                self._greet()
             else:
-                await self._say_beat()
-                await self._resend(older_than_s=RESEND_AFTER_S)
+                self._say_beat()
+                self._resend(older_than_s=RESEND_AFTER_S)
             await asyncio.sleep(HEARTBEAT_S)

@@ -60,11 +60,17 @@ class StreamServer:
         self._turn: deque[Member] = deque()
         self._absent: dict[Holder, float] = {}
         self._queue: dict[int, Trajectory] = {}
+        self._acks: defaultdict[Member, list[int]] = defaultdict(list)
+        """Of the messages of this round."""
+        self._news = False
+        """Whether one of them is something that others than `next_batch` wait for."""
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._paused = self._opened = False
         self._load_failures: dict[Holder, str] = {}
-        self._socket = ServerSocket(bind, keys, self._lock, self._receive, self._tick, self._unreachable)
+        self._socket = ServerSocket(
+            bind, keys, self._lock, self._receive, self._received, self._tick, self._unreachable
+        )
         self.endpoint = self._socket.endpoint
         if open_now:
             self.open()
@@ -272,9 +278,9 @@ class StreamServer:
 
     # -- on the socket's thread ----------------------------------------------------------------------------------
 
-    def _receive(self, identity: bytes, frames: list[bytes]) -> None:
+    def _receive(self, identity: bytes, frames: list[bytes | memoryview]) -> None:
         """One message, whatever it is. Nothing that an actor sends raises."""
-        with self._changed:
+        with self._lock:
             self.counts["messages"] += 1
             self.counts["bytes"] += sum(map(len, frames))
             try:
@@ -284,11 +290,24 @@ class StreamServer:
                 if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th...: a flood of them must not flood the log
                     self.on_event("refused", reason=error.refusal.value, detail=str(error)[:200], count=count)
 
-    def _take(self, identity: bytes, frames: list[bytes]) -> None:
+    def _received(self) -> None:
+        """The end of a round. Its messages are acknowledged together, and grants follow; who waits is woken if it helps:
+        each acknowledgement and each waking costs more than the check of a trajectory."""
+        with self._changed:
+            heard = list(self._acks)
+            for member, seqs in self._acks.items():
+                self._post(member, pack({"type": "ack", "seqs": seqs}))
+            self._acks.clear()
+            self._grant_to(heard)
+            if self._news or (heard and (self.gate.is_ready or not self.gate.in_flight())):
+                self._news = False
+                self._changed.notify_all()
+
+    def _take(self, identity: bytes, frames: list[bytes | memoryview]) -> None:
         message = from_actor(frames)
         if message["type"] == "hello":
+            self._news = True
             self._on_hello(identity, message)
-            self._changed.notify_all()
             return
         member = self._members.get(identity)
         if member is None:
@@ -309,11 +328,10 @@ class StreamServer:
                 self._post(member, pack({"type": "refused", "seq": seq, "why": str(error)[:512]}))
                 raise
             member.seen.add(seq)
-            self._changed.notify_all()
-        self._post(member, pack({"type": "ack", "seq": seq}))
-        self._grant_to((member,))
+            self._news |= message["type"] != "trajectory"
+        self._acks[member].append(seq)
 
-    def _use(self, member: Member, message: dict[str, Any], frames: list[bytes]) -> None:
+    def _use(self, member: Member, message: dict[str, Any], frames: list[bytes | memoryview]) -> None:
         match message["type"]:
             case "trajectory":
                 self._on_trajectory(member, message["seq"], frames[1:])
@@ -377,7 +395,7 @@ class StreamServer:
     def _welcome(self, member: Member) -> bytes:
         return pack({"type": "welcome", "run_id": self.run_id, "version": self.gate.version, "epoch": member.epoch})
 
-    def _on_trajectory(self, member: Member, seq: int, frames: list[bytes]) -> None:
+    def _on_trajectory(self, member: Member, seq: int, frames: list[bytes | memoryview]) -> None:
         trajectory = decode(frames)
         if (trajectory.actor_id, trajectory.incarnation) != member.holder or trajectory.run_id != self.run_id:
             raise WireError(Refusal.SENDER, "a trajectory of another actor or run")

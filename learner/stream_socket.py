@@ -23,6 +23,9 @@ from learner.wire import MAX_FRAME_BYTES, MAX_FRAMES
 HEARTBEAT_S = 1.0
 ROUND_MESSAGES = 256
 """Messages that are received before what they caused is sent: a flood must not keep acknowledgements back."""
+COPIED_BYTES = 8192
+"""A frame below that is copied out of ZeroMQ's receive buffer of this size, which it would keep alive as a whole. A larger
+one has its own memory, and is used where it is."""
 BIND_TIMEOUT_S = 30.0
 """How long a fixed port is waited for: another life of the learner may still be closing it."""
 BACKLOG = 4096
@@ -42,12 +45,14 @@ class ServerSocket:
         bind: str,
         keys: LearnerKeys | None,
         lock: threading.RLock,
-        receive: Callable[[bytes, list[bytes]], None],
+        receive: Callable[[bytes, list[bytes | memoryview]], None],
+        received: Callable[[], None],
         tick: Callable[[float], None],
         reachable: Callable[[bytes, bool], None],
     ) -> None:
-        """`receive(identity, frames)` for each message, at most `wire.MAX_FRAMES + 1` frames of it; `tick(now)` every
-        heartbeat; `reachable(identity, whether)` after each attempt to send. All three are called on the thread."""
+        """`receive(identity, frames)` for each message, at most `wire.MAX_FRAMES + 1` frames of it; `received()` after some
+        of them, at most `ROUND_MESSAGES`; `tick(now)` every heartbeat; `reachable(identity, whether)` after each attempt to
+        send. All four are called on the thread."""
         self.failure: BaseException | None = None
         """What ended the thread, if anything did."""
         self.denied: Counter[str] = Counter({"denied_key": 0, "denied_handshake": 0, "disconnects": 0})
@@ -55,6 +60,7 @@ class ServerSocket:
         self._keys = keys
         self._lock = lock
         self._receive = receive
+        self._received = received
         self._tick = tick
         self._reachable = reachable
         self._outbox: deque[tuple[bytes, bytes]] = deque()
@@ -180,15 +186,17 @@ class ServerSocket:
     def _on_messages(self) -> None:
         for _ in range(ROUND_MESSAGES):
             try:
-                identity = self._socket.recv(zmq.NOBLOCK)
+                frame = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                return
-            frames: list[bytes] = []
-            while self._socket.rcvmore:
-                frame = self._socket.recv()
+                break
+            identity = frame.bytes
+            frames: list[bytes | memoryview] = []
+            while frame.more:
+                frame = self._socket.recv(copy=False)
                 if len(frames) <= MAX_FRAMES:  # one more than any message has is enough to refuse it
-                    frames.append(frame)
+                    frames.append(frame.bytes if len(frame) < COPIED_BYTES else frame.buffer)
             self._receive(identity, frames)
+        self._received()
 
     def _on_monitor(self) -> None:
         with contextlib.suppress(zmq.Again):

@@ -43,10 +43,10 @@ MAX_CONTROL_ITEMS = 1 << 20
 Fields = Mapping[str, Callable[[object], object]]
 
 
-def _slots(value: object) -> list[int]:
+def _wholes(value: object) -> list[int]:
     if not isinstance(value, list):
-        raise WireError(Refusal.FIELD, f"{value!r:.40} where a list of slots was due")
-    return [whole(slot) for slot in value]
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where a list of whole numbers was due")
+    return [whole(number) for number in value]
 
 
 def _packed_slots(value: object) -> list[int]:
@@ -105,8 +105,8 @@ FROM_ACTOR: Mapping[str, Fields] = {
     "hello": {"actor_id": _name, "incarnation": whole, "capacity": _capacity, "slots": _packed_slots, **_STANDING},
     "beat": {"capacity": _capacity, "stats": _finite, **_STANDING},
     "trajectory": {"seq": whole},
-    "returned": {"seq": whole, "slots": _slots},
-    "failed": {"seq": whole, "slots": _slots, "why": text},
+    "returned": {"seq": whole, "slots": _wholes},
+    "failed": {"seq": whole, "slots": _wholes, "why": text},
     "loaded": {"seq": whole, "version": whole, "timings": _finite},
     "load_failed": {"seq": whole, "version": whole, "why": text},
 }
@@ -114,11 +114,11 @@ _NUMBERED: Fields = {"epoch": whole, "n": whole}
 FROM_LEARNER: Mapping[str, Fields] = {
     "welcome": {"run_id": text, "version": whole, "epoch": whole},
     "who": {},
-    "ack": {"seq": whole},
+    "ack": {"seqs": _wholes},
     "refused": {"seq": whole, "why": text},
     "beat": {},
-    "grant": {"episode": whole, "kind": _kind, "batch": whole, "propose": _slots, "solve": _slots, **_NUMBERED},
-    "cancel": {"slots": _slots, **_NUMBERED},
+    "grant": {"episode": whole, "kind": _kind, "batch": whole, "propose": _wholes, "solve": _wholes, **_NUMBERED},
+    "cancel": {"slots": _wholes, **_NUMBERED},
     "join": {"spec": _map, "rank": whole, **_NUMBERED},
     "weights": {"version": whole, "manifest": _maps, **_NUMBERED},
     "pause": _NUMBERED,
@@ -127,7 +127,7 @@ FROM_LEARNER: Mapping[str, Fields] = {
 }
 
 
-def from_actor(frames: Sequence[bytes]) -> dict[str, Any]:
+def from_actor(frames: Sequence[bytes | memoryview]) -> dict[str, Any]:
     """The message in `frames`, as the learner may use it; a trajectory's further frames are left to `decode`."""
     if not 1 <= len(frames) <= MAX_FRAMES:
         raise WireError(Refusal.FRAMES, f"{len(frames)} frames")

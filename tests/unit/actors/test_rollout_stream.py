@@ -1,18 +1,28 @@
-"""The rollout actor on a real stream: what the learner cancels is not played on, and the rest is."""
+"""The rollout actor on a real stream: what is cancelled, what fails, and what goes first."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import actors.rollout
-from actors.rollout import Rollout
+from actors.buffer import LocalBuffer
+from actors.rollout import Patience, Rollout, RolloutBroken
+from actors.settings import SelfPlaySettings
+from executor.judge import Judge
+from executor.pool import SandboxPool
+from executor.settings import ExecutorSettings
 from learner.staleness import Gate, Grant, conserved, totals
 from learner.stream import StreamClient, StreamServer
 from learner.trajectory import Role
+from tests.unit.actors.scripted import Answer, Script, new_store, reply
 from tests.unit.learner.streaming import BATCH, DEADLINE_S, make, until
 
 
@@ -34,14 +44,17 @@ class Player:
 
     go: asyncio.Event
     cancelled: list[int]
+    begun: list[str]
+    seed: int | None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
+    def __init__(self, *args: Any, seed: int | None, **kwargs: Any) -> None:
+        Player.seed = seed
 
     def counts(self) -> dict[str, float]:
         return {}
 
     async def play(self, grant: Grant, emit: Any, give_back: Any) -> None:
+        Player.begun.append("episode")
         try:
             await Player.go.wait()
         except asyncio.CancelledError:
@@ -57,30 +70,31 @@ async def no_seeding(*args: Any) -> int:
     return 0
 
 
+async def publish(server: StreamServer) -> None:
+    await until(lambda: bool(server.members()))
+    members = server.members()
+    server.send(members[0], {"type": "weights", "version": 0, "manifest": []})
+    assert await asyncio.to_thread(server.wait_until_loaded, members, 0, DEADLINE_S) == []
+    server.mark_loaded()
+
+
 def test_what_the_learner_cancels_is_not_played_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actors.rollout, "Player", Player)
     monkeypatch.setattr(actors.rollout, "seed", no_seeding)
     server = StreamServer(Gate(BATCH, 1, solutions=1), "run")
 
     async def main() -> None:
-        Player.go, Player.cancelled = asyncio.Event(), []
+        Player.go, Player.cancelled, Player.begun = asyncio.Event(), [], []
         client = StreamClient(server.endpoint, "a", 0, capacity=100)
         rollout = Rollout(Engine(), None, None, client, SimpleNamespace())  # type: ignore[arg-type]
         running = asyncio.create_task(rollout.run(DEADLINE_S))
 
-        async def publish() -> None:
-            await until(lambda: bool(server.members()))
-            members = server.members()
-            server.send(members[0], {"type": "weights", "version": 0, "manifest": []})
-            assert await asyncio.to_thread(server.wait_until_loaded, members, 0, DEADLINE_S) == []
-            server.mark_loaded()
-
         try:
-            await publish()
+            await publish(server)
             await until(lambda: len(client.held) == 8)
             server.lose(server.members()[0], "a test")  # it comes back, and none of its slots counts any more
             await until(lambda: len(Player.cancelled) == 4)
-            await publish()
+            await publish(server)
             await until(lambda: len(client.held) == 8)
             Player.go.set()
             await until(lambda: len(server.queued()) == 8)
@@ -96,4 +110,140 @@ def test_what_the_learner_cancels_is_not_played_on(monkeypatch: pytest.MonkeyPat
         server.close()
     sums = totals(server.gate.ledger())
     assert (sums["dropped"], sums["queued"], server.gate.late) == (8, 8, 0)
+    assert conserved(server.gate.ledger())
+
+
+@pytest.mark.parametrize("seed", [7, None])
+def test_a_seeded_actor_measures_first_and_plays_then(monkeypatch: pytest.MonkeyPatch, seed: int | None) -> None:
+    """As serial mode does; without a seed the measurement goes on beside the episodes."""
+    monkeypatch.setattr(actors.rollout, "Player", Player)
+    monkeypatch.setattr(actors.rollout, "seed", no_seeding)
+    server = StreamServer(Gate(BATCH, 0, solutions=1), "run")
+
+    async def main() -> None:
+        Player.go, Player.begun = asyncio.Event(), []
+        Player.go.set()
+        client = StreamClient(server.endpoint, "a", 0, capacity=100)
+
+        class Heldout:
+            async def maybe_run(self, version: int) -> dict[str, float]:
+                await until(lambda: bool(client.held))
+                if seed is None:
+                    await until(lambda: bool(Player.begun))
+                else:
+                    await asyncio.sleep(0.1)  # an episode that does not wait would begin
+                Player.begun.append("measured")
+                return {}
+
+        rollout = Rollout(Engine(), None, None, client, SimpleNamespace(), Heldout(), seed=seed)  # type: ignore[arg-type]
+        running = asyncio.create_task(rollout.run(DEADLINE_S))
+        try:
+            await publish(server)
+            await until(lambda: len(server.queued()) == 4)
+            await asyncio.to_thread(server.close)
+            await asyncio.wait_for(running, DEADLINE_S)
+        finally:
+            running.cancel()
+            client.close()
+
+    try:
+        asyncio.run(main())
+    finally:
+        server.close()
+    assert Player.seed == seed
+    assert (Player.begun[0] == "measured") is (seed is not None)
+
+
+def test_patience_ends_with_a_spell_of_failures_not_with_a_burst() -> None:
+    patience = Patience(most=4, spell_s=10.0, longest_s=1.0)
+    burst = [patience.failed(0.0) for _ in range(20)]
+    assert burst[:5] == [0.0, 0.1, 0.2, 0.4, 0.8] and set(burst[5:]) == {1.0}
+    assert patience.failed(9.9) == 1.0
+    assert patience.failed(10.0) is None
+    patience.played()
+    assert patience.failed(11.0) == 0.0, "what was before an episode that was played is forgiven"
+    assert [patience.failed(30.0) for _ in range(3)] == [0.1, 0.2, None]
+
+
+class ScriptedEngine(Script):
+    """A scripted engine that takes part in a run."""
+
+    async def set_version(self, version: int) -> None:
+        pass
+
+    async def update_weights(self, manifest: Any, version: int) -> dict[str, float]:
+        return {"load_s": 0.0}
+
+    def stats(self) -> dict[str, float]:
+        return {}
+
+
+def valid_each_time(prompt: str, turn: int) -> str:
+    return reply("def f(x):\n    return x * 2", str(turn)) if prompt.endswith("def f(") else "wrong"
+
+
+def malformed_now_and_then(prompt: str, turn: int) -> str:
+    """A fifth of the proposals needs no sandbox."""
+    return valid_each_time(prompt, turn) if turn % 5 else "nothing"
+
+
+@pytest.mark.parametrize("answer", [valid_each_time, malformed_now_and_then])
+def test_broken_sandboxes_end_the_actor_and_not_the_learner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Answer
+) -> None:
+    """Fork servers die and cannot be started again. The slots are dropped as failed, at a bearable rate, then the actor gives up;
+    its next life, which has sandboxes, plays them. Malformed proposals, which need no sandbox, do not hide it."""
+    settings = SelfPlaySettings(prompt_format="completion", references=1, solutions=1, max_prompt_tokens=4000)
+    places = 40
+    server = StreamServer(Gate(BATCH, places // 4 - 1, solutions=1), "run")
+    store = new_store(tmp_path)
+
+    async def live(incarnation: int, broken: bool) -> Rollout:
+        """One life of the actor: until it gives up, or until every place is filled."""
+        executor = ExecutorSettings(timeout_s=2)
+        pool = SandboxPool(executor)
+        await pool.start()
+        client = StreamClient(server.endpoint, "a", incarnation, capacity=100)
+        rollout = Rollout(
+            ScriptedEngine(answer),  # type: ignore[arg-type]
+            Judge(pool, executor, rules=settings.rules),
+            LocalBuffer(store),
+            client,
+            settings,
+            patience=Patience(most=4, spell_s=0.5, longest_s=0.2),
+        )
+        with monkeypatch.context() as patched:
+            if broken:
+                patched.setattr(sys, "executable", str(tmp_path / "no-interpreter"))
+                for pid in pool.pids:
+                    assert pid is not None
+                    os.kill(pid, signal.SIGKILL)
+            running = asyncio.create_task(rollout.run(DEADLINE_S))
+            try:
+                await publish(server)
+                if not broken:
+                    await until(lambda: len(server.queued()) == places)
+                    await asyncio.to_thread(server.close)
+                await asyncio.wait_for(running, DEADLINE_S)
+            finally:
+                running.cancel()
+                client.close()
+                await pool.close()
+        return rollout
+
+    try:
+        with pytest.raises(RolloutBroken, match="InfrastructureError: the sandbox's interpreter could not be started"):
+            asyncio.run(live(0, broken=True))
+        sums = totals(server.gate.ledger())
+        assert 4 <= sums["dropped"] <= 300, "a failure is reported, and not at full speed"
+        valid = [t for t in server.queued() if t.outcome == "valid"]
+        assert not valid, "an episode that nobody could judge was rewarded"
+        for member in server.members():
+            server.lose(member, "its life ended")  # as the supervisor has it
+        asyncio.run(live(1, broken=False))
+    finally:
+        server.close()
+        store.close()
+    assert totals(server.gate.ledger())["queued"] == places
+    assert any(t.outcome == "valid" for t in server.queued())
     assert conserved(server.gate.ledger())

@@ -458,6 +458,7 @@ class AnyOrder(RuleBasedStateMachine):
 NUMBERING = ("epoch", "next_slot", "next_episode")
 
 
+@pytest.mark.timeout(7200 if settings.get_current_profile_name() == "deep" else 600)
 @pytest.mark.parametrize("staleness", [0, 1, 3])
 @pytest.mark.parametrize("mode", ["wait", "drop", "train"])
 def test_any_order(mode: OnStale, staleness: int) -> None:

@@ -65,7 +65,7 @@ def test_duplicates_are_removed_and_what_nobody_was_granted_is_late(server: Stre
         await load(server, client)
         (grant,) = await take(client, "grant", 1)
         for frames in (*[on_wire(grant["propose"][0], 50)] * 5, on_wire(10_000, 51)):
-            await client._socket.send_multipart(frames)
+            client._socket.send_multipart(frames)
         assert await take_acks(client, 6) == [50] * 5 + [51]
         assert (server.counts["duplicates"], server.gate.late) == (4, 1)
 
@@ -98,7 +98,7 @@ def test_malformed_messages_are_refused_and_counted(server: StreamServer) -> Non
     async def story(client: StreamClient) -> None:
         await load(server, client)
         for frames, _ in bad:
-            await client._socket.send_multipart(frames)
+            client._socket.send_multipart(frames)
         await until(lambda: sum(server.refused.values()) == len(bad))
         assert server.refused == Counter(reason for _, reason in bad)
         assert len(await take(client, "grant", 1)) == 1, "the server died"
@@ -288,7 +288,7 @@ async def take_acks(client: StreamClient, count: int) -> list[int]:
         while len(found) < count:
             message = await client._receive(1.0)
             if message and message["type"] == "ack":
-                found.append(message["seq"])
+                found.extend(message["seqs"])
     return found
 
 
@@ -333,7 +333,7 @@ def test_what_stays_unacknowledged_is_sent_again(server: StreamServer, monkeypat
         await load(server, client)
         (grant,) = await take(client, "grant", 1)
 
-        async def lost(frames: Any) -> bool:
+        def lost(frames: Any) -> bool:
             return True
 
         send, client._try = client._try, lost  # type: ignore[method-assign]

@@ -30,7 +30,7 @@ NUMBERED = {"epoch": 1, "n": 1}
 FROM_THE_LEARNER: dict[str, dict[str, Any]] = {
     "welcome": {"run_id": "run", "version": 0, "epoch": 5},
     "who": {},
-    "ack": {"seq": 1},
+    "ack": {"seqs": [1, 2]},
     "refused": {"seq": 1, "why": "x"},
     "beat": {},
     "grant": {"episode": 1, "kind": "deduction", "batch": 0, "propose": [1], "solve": [2], **NUMBERED},
