@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 
-from actors.buffer import RETRY_S, Added, TaskBuffer
+from actors.buffer import Added, RemoteBuffer, TaskBuffer
 from actors.buffer_file import TaskBufferError
 from executor.tasks import Kind, Task
 from launch.config import Config
@@ -19,9 +19,6 @@ from launch.recorder import RunFolder, log_to
 from launch.tasks import open_tasks
 
 T = TypeVar("T")
-
-BUFFER_TIMEOUT_S = 60.0
-"""How long the learner waits for the task buffer's numbers, and the supervisor for a sign of life."""
 
 
 class BufferActor:
@@ -122,12 +119,5 @@ def start(config: Config, folder: Path) -> Any:
 
 
 def ask_buffer(handle: Any, request: str, *arguments: Any) -> Any:
-    """Make a request, and make it again while the buffer starts again. Raises what fails it after `BUFFER_TIMEOUT_S`."""
-    deadline = time.monotonic() + BUFFER_TIMEOUT_S
-    while True:
-        try:
-            return ray.get(getattr(handle, request).remote(*arguments), timeout=BUFFER_TIMEOUT_S)
-        except ray.exceptions.ActorUnavailableError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(RETRY_S)
+    """`RemoteBuffer.ask`, for a thread that waits for the answer."""
+    return asyncio.run(RemoteBuffer(handle).ask(request, *arguments))

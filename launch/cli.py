@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from launch import bench, control, doctor, drill, execute, models, seeds, sft, s
 from launch import config as configuration
 from launch.arguments import RunFolderError, add_overrides, overrides_of, run_config
 from learner.checkpoint import CheckpointError
+from learner.keys import KeysError
+
+VERIFY_POLL_S = 0.5
 
 _EXAMPLES = """\
 examples:
@@ -20,6 +24,7 @@ examples:
   azr train --resume runs/smollm2-cpu learner.steps=40
   azr train smollm2-cpu run.mode=serial learner.max_staleness=0    one process, one thread, deterministic
   azr scale runs/smollm2-cpu --actors 3              more rollout actors, or fewer, while it runs
+  azr verify runs/smollm2-cpu                        do its engines run what the learner has, bit by bit?
   azr config show smollm2-cpu                        every setting of a recipe, resolved
   azr sft sft-smollm2-cpu                            supervised fine-tuning first, as a warm start
   azr seeds save runs/first seeds.jsonl              a run's tasks, to start another with (selfplay.seed_tasks)
@@ -53,6 +58,9 @@ _WRONG_USE = (
     models.ModelError,
     RunFolderError,
     execute.ExecError,
+    control.ControlError,
+    drill.DrillError,
+    KeysError,
     seeds.SeedError,
     TaskBufferError,
     CheckpointError,
@@ -92,6 +100,16 @@ def _parser() -> argparse.ArgumentParser:
     scale.add_argument("folder", metavar="RUN", help="the run's folder, such as runs/smollm2-cpu")
     scale.add_argument("--actors", type=int, required=True, metavar="N", help="how many rollout actors to have")
     scale.set_defaults(run=_scale)
+
+    verify = commands.add_parser(
+        "verify",
+        help="compare the weights that a run's engines use with the learner's, while it goes on",
+        description="Ask a run that goes on, on this machine, for digests of every tensor: the learner's after its next "
+        "publication, and each engine's at the same version. The run does not stand still for it. Exit code 1 where one differs "
+        "or could not be compared.",
+    )
+    verify.add_argument("folder", metavar="RUN", help="the run's folder, such as runs/smollm2-cpu")
+    verify.set_defaults(run=_verify)
     drill.add_command(commands)
 
     config = commands.add_parser("config", help="look at settings").add_subparsers(required=True, metavar="WHAT")
@@ -133,6 +151,22 @@ def _scale(arguments: argparse.Namespace) -> int:
     answer = control.ask(Path(arguments.folder), "scale", actors=arguments.actors)
     print(f"{arguments.folder} goes on with {answer['actors']} rollout actors")
     return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from launch.verify import sentences
+
+    folder = Path(arguments.folder)
+    number = control.ask(folder, "verify")["number"]
+    said = ""
+    while not (report := control.ask(folder, "verified", number=number))["done"]:
+        if report["waits_for"] != said:
+            said = report["waits_for"]
+            print(f"waiting for {said}", file=sys.stderr)
+        time.sleep(VERIFY_POLL_S)
+    lines, equal = sentences(report["results"])
+    print("\n".join(lines))
+    return 0 if equal else 1
 
 
 def _config_show(arguments: argparse.Namespace) -> int:

@@ -14,14 +14,15 @@ from typing import Any
 
 import ray
 
-from launch.config import Config
+from launch.addresses import LOOPBACK
+from launch.config import Config, ConfigError
 from launch.console import Console, View
 from launch.control import ControlServer
 from launch.interrupts import interrupts
-from launch.learner_actor import LOOPBACK
 from launch.recorder import RunFolder
 from launch.summary import summarise
 from launch.supervisor import RunFailed, Supervisor, parse_scale
+from launch.verify import Verification, differences
 
 SPARE_CPUS = 64
 """Logical CPUs of a Ray of our own beyond what the run starts with, for the actors that `azr scale` adds."""
@@ -36,6 +37,7 @@ def run(
 ) -> int:
     """Run to the end; returns the exit code. `watch` is called again and again while the run goes on, for drills."""
     num_processes = config.learner.parallel.world_size + config.actors.num_actors
+    requests = Requests(config)
     with start_ray(config.ray.address, num_processes, console), interrupts() as interrupted:
         console.say("starting the task buffer, the learner and the rollout actors (about a minute on a CPU)")
         try:
@@ -44,13 +46,11 @@ def run(
             console.say(f"FAILED: {error}")
             return 1
         stopping = 0
-        asked: queue.SimpleQueue[int] = queue.SimpleQueue()
         try:
-            with console.open(), _control(config, asked):
+            with console.open(), requests.taken():
                 while not supervisor.poll():
                     watch(supervisor)
-                    while not asked.empty():
-                        supervisor.scale(asked.get())
+                    requests.serve(supervisor)
                     if interrupted.count > stopping:
                         stopping = interrupted.count
                         if stopping > 1:
@@ -70,25 +70,60 @@ def run(
     return summarise(folder, ledger, why) or int(not equal)
 
 
-@contextlib.contextmanager
-def _control(config: Config, asked: queue.SimpleQueue[int]) -> Iterator[None]:
-    """Answers `azr scale` while the run goes on; the supervisor's thread does what was `asked`."""
+class Requests:
+    """What other processes ask of a run that goes on: taken on the control socket's thread, done on the supervisor's."""
 
-    def scale(request: Mapping[str, Any]) -> dict[str, int]:
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._asked: queue.SimpleQueue[Callable[[Supervisor], None]] = queue.SimpleQueue()
+        self._verifying: dict[int, Verification] = {}
+        self._reports: dict[int, dict[str, Any]] = {}
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[None]:
+        """Take them until the block ends."""
+        handlers = {"scale": self._scale, "verify": self._verify, "verified": self._verified}
+        server = ControlServer(self._config.folder, handlers)
+        try:
+            yield
+        finally:
+            server.close()
+
+    def serve(self, supervisor: Supervisor) -> None:
+        """Do what has been asked; never waits."""
+        while not self._asked.empty():
+            self._asked.get()(supervisor)
+        for number, verification in list(self._verifying.items()):
+            verification.poll()
+            self._reports[number] = verification.report()
+            if verification.done:
+                del self._verifying[number]
+
+    def _scale(self, request: Mapping[str, Any]) -> dict[str, int]:
         actors = parse_scale(request)
-        asked.put(actors)
+        room = self._config.actors.num_actors + SPARE_CPUS
+        if not self._config.ray.address and actors > room:
+            raise ValueError(f"{actors} rollout actors: this run's own Ray has room for {room}; start one with more")
+        self._asked.put(lambda supervisor: supervisor.scale(actors))
         return {"actors": actors}
 
-    server = ControlServer(config.folder, {"scale": scale})
-    try:
-        yield
-    finally:
-        server.close()
+    def _verify(self, request: Mapping[str, Any]) -> dict[str, int]:
+        number = len(self._reports)
+
+        def begin(supervisor: Supervisor) -> None:
+            self._verifying[number] = supervisor.verify()
+
+        self._reports[number] = {"done": False, "waits_for": "the run's driver", "results": {}}
+        self._asked.put(begin)
+        return {"number": number}
+
+    def _verified(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return self._reports[int(request["number"])]
 
 
 @contextlib.contextmanager
 def start_ray(address: str | None, num_processes: int, view: View) -> Iterator[None]:
-    """Ray on this machine for this run's processes, or the cluster at `address`."""
+    """Ray on this machine for this run's processes, or the cluster at `address`; raises ConfigError where there is none."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray's default of 15 gives way to everything else on the machine, and a learner's step then takes many times as long.
@@ -107,7 +142,15 @@ def start_ray(address: str | None, num_processes: int, view: View) -> Iterator[N
             "_node_ip_address": LOOPBACK,
         }
     view.say("starting Ray" + (f" at {address}" if address else " on this machine"))
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except ConnectionError as error:
+        why = str(error.__cause__ or error).strip().splitlines()[-1]
+        raise ConfigError(
+            f"ray.address = {address}: {why} (Is a cluster there? `ray status --address={address}`. A cluster that asks for a token "
+            "wants RAY_AUTH_MODE=token here as well.)"
+        ) from error
+    _without_obituaries()
     try:
         yield
     finally:
@@ -117,8 +160,7 @@ def start_ray(address: str | None, num_processes: int, view: View) -> Iterator[N
 def report_weights(learned: dict[str, str], running: dict[str, dict[str, str]], console: Console) -> bool:
     """Say whether every engine runs the learner's weights, by their digests; False where one does not, or none was seen."""
     for actor, weights in running.items():
-        different = [name for name, digest in learned.items() if weights.get(name) != digest]
-        if different:
+        if different := differences(learned, weights):
             console.say(
                 f"weights: {actor} DIFFERS from the learner in {len(different)} of {len(learned)} tensors: {different[:3]}"
             )
@@ -127,3 +169,21 @@ def report_weights(learned: dict[str, str], running: dict[str, dict[str, str]], 
     if not running:
         console.say("weights: no engine was left to compare with")
     return bool(running)
+
+
+def _without_obituaries() -> None:
+    """Ray prints a paragraph on the console for each process that ends; the supervisor says it in a line, with its log.
+
+    There is no setting for it: what the raylet reports goes to a driver's output even with `log_to_driver = False`.
+    """
+    worker: Any = ray._private.worker
+    say = worker.print_to_stdstream
+    if getattr(say, "quiet", False):
+        return
+
+    def quiet(data: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        if not any("A worker died or was killed" in line for line in data["lines"]):
+            say(data, *args, **kwargs)
+
+    quiet.quiet = True  # type: ignore[attr-defined]
+    worker.print_to_stdstream = quiet

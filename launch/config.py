@@ -20,6 +20,7 @@ from actors.buffer_settings import BufferSettings
 from actors.settings import ConcurrencySettings, EngineSettings, SelfPlaySettings
 from executor.settings import ExecutorSettings, Section
 from executor.tasks import Kind
+from launch.addresses import AUTO_HOST, LOOPBACK
 from learner.settings import LearnerSettings, ModelSettings, StreamSettings
 from learner.sft_settings import SftLearnerSettings, SftSettings
 from learner.trajectory import Cell, Role
@@ -39,7 +40,7 @@ class RunBasics(Section):
     dir: str = "runs"
     """Where run folders lie."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of initialisation and of every draw; in self-play, of the actors' draws in serial mode only."""
+    """Seed of initialisation and of every draw; in self-play, of the actors' samples in serial mode and with `engine.seeded`."""
     max_minutes: float | None = Field(default=None, gt=0)
     """Wall-clock minutes of training after which the run saves and ends cleanly; unset: only the number of steps bounds it."""
 
@@ -124,6 +125,16 @@ class Config(Section):
     def folder(self) -> Path:
         """The run's folder."""
         return Path(self.run.dir) / self.run.name
+
+    @property
+    def stream_host(self) -> str:
+        """Where the learner listens: `stream.host`, but never `auto` in a Ray of the run's own."""
+        return LOOPBACK if self.stream.host == AUTO_HOST and self.ray.address is None else self.stream.host
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the stream needs keys; see `stream.curve`."""
+        return self.stream.model_copy(update={"host": self.stream_host}).encrypted
 
 
 class SftConfig(Section):

@@ -40,6 +40,11 @@ class RolloutActor:
         """This process, for drills."""
         return os.getpid()
 
+    async def checksums(self) -> tuple[int, dict[str, str]]:
+        """The version that the engine runs, and digests of its weights by name; waits for an update that goes on."""
+        answer: tuple[int, dict[str, str]] = await self._engine.versioned_checksums()
+        return answer
+
     async def run(self) -> dict[str, str]:
         """Play until the learner says shutdown; returns digests of the engine's weights by name (`run.verify_weights`)."""
         from actors.concurrency import ConcurrencyController
@@ -53,6 +58,7 @@ class RolloutActor:
         config = self._config
         pool = SandboxPool(config.executor)
         await pool.start()
+        # The first life of the first actor has the run's own seed, as serial mode.
         seed = config.run.seed + 7919 * self._incarnation + int(self._id.removeprefix("rollout"))
         self._engine = AsyncEngine(prepare(config.model.path), config.engine, seed=seed)
         try:
@@ -74,7 +80,11 @@ class RolloutActor:
                 adapt = config.actors.adapt
                 concurrency = ConcurrencyController(config.actors.concurrency, adapt) if adapt.enabled else None
                 client.on_event = _log
-                await Rollout(self._engine, judge, buffer, client, config.selfplay, heldout, concurrency).run()
+                sampled_by = seed if config.engine.seeded else None
+                rollout = Rollout(
+                    self._engine, judge, buffer, client, config.selfplay, heldout, concurrency, sampled_by
+                )
+                await rollout.run()
                 return await self._engine.checksums() if config.run.verify_weights else {}
             finally:
                 client.close()

@@ -188,9 +188,8 @@ def _on_ray(config: SftConfig, folder: RunFolder, resume: bool, console: SftCons
     """Run every rank in an actor of its own; the same otherwise. Raises RankFailed."""
     import ray
 
+    from launch.addresses import LOOPBACK, free_port
     from launch.cluster import start_ray
-    from launch.learner_actor import LOOPBACK
-    from launch.supervisor import free_port
 
     world = config.learner.parallel.world_size
     with start_ray(config.ray.address, world, console):

@@ -14,9 +14,8 @@ answers nor ends is named after `run.watchdog_s`, and started again where that c
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,54 +23,28 @@ import ray
 
 from launch import buffer_actor
 from launch.budget import FailureBudget
-from launch.buffer_actor import BUFFER_TIMEOUT_S
 from launch.config import Config
 from launch.console import REFRESH_S, Console
-from launch.learner_actor import LOOPBACK, WAITING_FOR_ACTORS, LearnerActor
+from launch.learner_actor import STARTING, WAITING_FOR_ACTORS, WAITING_FOR_BATCH, LearnerActor
 from launch.recorder import RunFolder, append_event
 from launch.rollout_actor import RolloutActor
-from learner.checkpoint import Checkpoints
+from launch.rollouts import Rollouts
+from launch.verify import Verification
+from learner.checkpoint import CheckpointError, Checkpoints
 from learner.keys import RunKeys
+
+BUFFER_SILENT_S = 60.0
+"""A task buffer that does not answer for so long is started again."""
+ENDING_S = 60.0
+"""A learner that said shutdown ends within so long; if it does not, its actors start again."""
+RANKS_S = 10.0
+"""Within so long after a rank's error it is known which rank's process ended, if that was its cause."""
+GONE = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
+"""What Ray raises for a call on an actor whose process ended."""
 
 
 class RunFailed(RuntimeError):
     """A part of the run died for good; the message names it and its log."""
-
-
-class Rollouts:
-    """The rollout actors: as many as wanted, each in some incarnation of its life."""
-
-    def __init__(self, config: Config, folder: RunFolder, resume: bool) -> None:
-        self.wanted = config.actors.num_actors
-        self.handles: dict[int, Any] = {}
-        self.playing: dict[Any, int] = {}
-        """Ray's reference to the run of an actor -> its index."""
-        self.results: dict[str, dict[str, str]] = {}
-        self.again: dict[int, float] = {}
-        """Index -> when (monotonic seconds) to start it again."""
-        self.seen: dict[int, float] = {}
-        """Index -> when the learner last had it among its members, or its start."""
-        self.leaving: set[int] = set()
-        self._budgets: dict[int, FailureBudget] = {}
-        self._config = config.actors
-        # A resumed run's actors are new lives: their numbers must not repeat those of the checkpoint's.
-        logs = folder.logs.glob("rollout*.log") if resume else ()
-        self._next = 1 + max((int(path.stem.rsplit(".", 1)[-1]) for path in logs), default=-1)
-        self.incarnations: dict[int, int] = {}
-
-    def next_incarnation(self, index: int) -> int:
-        """Take the number of the life that begins."""
-        self.incarnations[index] = self.incarnations.get(index, self._next - 1) + 1
-        return self.incarnations[index]
-
-    def budget(self, index: int) -> FailureBudget:
-        """How often this actor may still fail."""
-        return self._budgets.setdefault(index, FailureBudget(self._config.max_restarts, self._config.restart_window_s))
-
-    @property
-    def restarts(self) -> int:
-        """Failures of all actors so far."""
-        return sum(budget.total for budget in self._budgets.values())
 
 
 class Supervisor:
@@ -79,12 +52,14 @@ class Supervisor:
 
     def __init__(self, config: Config, folder: RunFolder, resume: bool, console: Console) -> None:
         self._config = config
-        self._folder = folder
+        self._folder = folder = RunFolder(
+            folder.path.absolute()
+        )  # actors of a cluster have working directories of their own
         self._console = console
         self._gpu = 1 if ray.cluster_resources().get("GPU", 0) else 0
-        stream = config.stream
-        self._endpoint = f"tcp://{stream.host}:{stream.port or free_port(stream.host)}"
-        self._keys = RunKeys.of_run(folder.path / "keys") if stream.encrypted else None
+        self._endpoint: str | None = None
+        self._listening: Any = None
+        self._keys = RunKeys.of_run(folder.path / "keys") if config.encrypted else None
         window_s = config.actors.restart_window_s
         self._learner_budget = FailureBudget(config.learner.max_restarts, window_s)
         self._buffer_budget = FailureBudget(config.buffer.max_restarts, window_s)
@@ -100,18 +75,18 @@ class Supervisor:
         self._asked_at = 0.0
         self._buffer_metrics: dict[str, float] = {}
         self._status: dict[str, Any] = {}
-        self._status_asked: Any = None
-        self._status_at = time.monotonic()
+        self._status_asked: dict[int, Any] = {}
+        """Rank -> Ray's reference to the status that it was asked for."""
+        self._answered: dict[int, float] = {}
+        """Rank -> when it last answered, or was started."""
         self._named_at = time.monotonic()
         opened = self.buffer.open.remote(resume)
         self._start_learners(resume, expected=config.actors.num_actors)
         try:
-            ray.get(opened)
+            ray.get(opened, timeout=config.actors.start_timeout_s)
         except ray.exceptions.RayError as error:
             self.kill()
             raise RunFailed(self._buffer_failed(error)) from None
-        for index in range(config.actors.num_actors):
-            self._start(index)
 
     # -- what the driver asks ------------------------------------------------------------------------------------
 
@@ -130,6 +105,7 @@ class Supervisor:
         self._watch_buffer()
         if self._watch_learners():
             return True
+        self._watch_endpoint()
         self._watch_actors()
         return False
 
@@ -171,6 +147,16 @@ class Supervisor:
         append_event(self._folder, "scaled", actors=num_actors)
         self._console.say(f"scaling to {num_actors} rollout actors")
 
+    def verify(self) -> Verification:
+        """Begin to compare the weights of every actor that has joined with the learner's."""
+        rollouts = self.rollouts
+        joined = {
+            f"rollout{index}": rollouts.handles[index]
+            for index in rollouts.playing.values()
+            if index in rollouts.joined
+        }
+        return Verification(self.learners[0], joined, self._config.run.watchdog_s)
+
     def stop(self, why: str) -> None:
         """Ask every rank to stop cleanly."""
         self._stopping = why
@@ -200,18 +186,19 @@ class Supervisor:
         """Start every rank; `expected`: rollout actors that are worth waiting for."""
         self._learner_attempt += 1
         world = self._config.learner.parallel.world_size
-        store = f"tcp://{LOOPBACK}:{free_port()}" if world > 1 else None
         learner = ray.remote(LearnerActor).options(num_cpus=1, num_gpus=self._gpu, max_concurrency=4)
         learner_keys = self._keys.learner if self._keys else None
         self.learners = [
-            learner.remote(
-                self._config, self._folder.path, rank, self._learner_attempt, store, self.buffer, learner_keys
-            )
+            learner.remote(self._config, self._folder.path, rank, self._learner_attempt, self.buffer, learner_keys)
             for rank in range(world)
         ]
-        self._learning = [actor.run.remote(self._endpoint, resume, expected) for actor in self.learners]
-        self.rollouts.leaving.clear()  # the new one has not been told
-        self._status_asked, self._status_at = None, time.monotonic()
+        # What rank 0 says of its machine reaches the others through Ray, without coming by here.
+        store = self.learners[0].rendezvous.remote() if world > 1 else None
+        self._learning = [actor.run.remote(store, self._endpoint, resume, expected) for actor in self.learners]
+        self._listening = self.learners[0].listening.remote()
+        now = time.monotonic()
+        self._status_asked, self._answered = {}, dict.fromkeys(range(world), now)
+        self.rollouts.seen = dict.fromkeys(self.rollouts.seen, now)  # nobody could be seen meanwhile
         if self._stopping:
             self.stop(self._stopping)
 
@@ -221,33 +208,40 @@ class Supervisor:
         if self._learner_again is not None:
             if now >= self._learner_again:
                 self._learner_again = None
+                self._recover_checkpoints()
                 self._start_learners(resume=True, expected=1)
             return False
         finished, running = ray.wait(self._learning, num_returns=len(self._learning), timeout=0)
-        for ref in finished:
-            try:
-                ray.get(ref)
-            except ray.exceptions.RayActorError as error:  # its process is gone
-                self._learner_died(self._learning.index(ref), _root(error))
+        errors = self._errors_of(finished)
+        if errors and running:
+            # A rank whose process ends takes the others' collectives with it, and their errors may be here before its own.
+            finished, running = ray.wait(self._learning, num_returns=len(self._learning), timeout=RANKS_S)
+            errors = self._errors_of(finished)
+        for rank, error in errors.items():
+            if isinstance(error, GONE):
+                self._learner_died(rank, _root(error))
                 return False
-            except Exception as error:
-                rank = self._learning.index(ref)
-                raise RunFailed(f"the learner failed: {_root(error)}\nIts log: {self._learner_log(rank)}") from None
+        for rank, error in errors.items():
+            raise RunFailed(f"the learner failed: {_root(error)}\nIts log: {self._learner_log(rank)}")
         if not running:
             return True
         self._ask_status(now)
         return False
 
+    def _errors_of(self, finished: list[Any]) -> dict[int, Exception]:
+        """Rank -> what ended its run, of those that did not end well."""
+        errors = {}
+        for ref in finished:
+            try:
+                ray.get(ref)
+            except Exception as error:
+                errors[self._learning.index(ref)] = error
+        return errors
+
     def _learner_died(self, rank: int, why: str) -> None:
         log = self._learner_log(rank)
         wait_s = self._learner_budget.failed(time.monotonic())
         append_event(self._folder, "learner_lost", rank=rank, why=why)
-        step = int((self._status.get("last") or {}).get("step", 0))
-        if step and Checkpoints(self._folder.checkpoints, 1).latest() is None:
-            raise RunFailed(
-                f"learner{rank} ended ({why}) after step {step}, and there is no checkpoint to go on from: set "
-                f"learner.checkpoint_every to some steps.\nIts log: {log}"
-            )
         if wait_s is None:
             raise RunFailed(
                 f"learner{rank} failed {self._learner_budget.total} times (learner.max_restarts = "
@@ -258,28 +252,79 @@ class Supervisor:
             with contextlib.suppress(Exception):
                 ray.kill(actor)
         self._learning = []
+        self._listening = None
         self._learner_again = time.monotonic() + wait_s
 
+    def _recover_checkpoints(self) -> None:
+        """The learner may have died amid a write."""
+        checkpoints = Checkpoints(self._folder.checkpoints, self._config.learner.keep_checkpoints)
+        try:
+            for notice in checkpoints.recover():
+                self._console.say(notice)
+                append_event(self._folder, "checkpoint_incomplete", notice=notice)
+        except CheckpointError as error:
+            raise RunFailed(str(error)) from None
+        step = int((self._status.get("last") or {}).get("step", 0))
+        if step and checkpoints.latest() is None:
+            raise RunFailed(
+                f"the learner ended after step {step}, and there is no checkpoint to go on from: set learner.checkpoint_every to "
+                "some steps"
+            )
+
+    def _watch_endpoint(self) -> None:
+        """Actors start once it is known where the learner listens, and again where it has moved to another machine."""
+        if self._listening is None or not ray.wait([self._listening], timeout=0)[0]:
+            return
+        listening, self._listening = self._listening, None
+        try:
+            endpoint = ray.get(listening)
+        except ray.exceptions.RayError:  # that it died is found out where its run ends
+            return
+        former, self._endpoint = self._endpoint, endpoint
+        if former not in (None, endpoint):
+            self._console.say(f"the learner has moved from {former} to {endpoint}: its actors start again, to find it")
+            append_event(self._folder, "learner_moved", former=former, endpoint=endpoint)
+            for index in self.rollouts.playing.values():
+                self.rollouts.moving.add(index)
+                ray.kill(self.rollouts.handles[index])
+
     def _ask_status(self, now: float) -> None:
-        """Keep the newest status; name who waits for whom when nothing has changed for long."""
-        if self._status_asked is None:
-            self._status_asked = self.learners[0].status.remote()
-        if ray.wait([self._status_asked], timeout=0)[0]:
-            asked, self._status_asked = self._status_asked, None
-            with contextlib.suppress(ray.exceptions.RayError):  # that it died is found out where its run ends
-                self._status, self._status_at = ray.get(asked), now
-                for name in self._status.get("members", ()):
-                    self.rollouts.seen[int(name.removeprefix("rollout"))] = now
+        """Keep rank 0's newest status; name who waits for whom when nothing has changed for long."""
+        for rank, actor in enumerate(self.learners):
+            if rank not in self._status_asked:
+                self._status_asked[rank] = actor.status.remote()
+            elif ray.wait([self._status_asked[rank]], timeout=0)[0]:
+                asked = self._status_asked.pop(rank)
+                with contextlib.suppress(ray.exceptions.RayError):  # that it died is found out where its run ends
+                    status = ray.get(asked)
+                    self._answered[rank] = now
+                    if rank == 0:
+                        self._status = status
+                        self._see(status, now)
         watchdog_s = self._config.run.watchdog_s
-        if now - self._status_at > watchdog_s:
-            phase = self._status.get("phase", "starting")
-            self._learner_died(0, f"it has not answered for {now - self._status_at:.0f} s; its last phase: {phase}")
+        rank, at = min(self._answered.items(), key=lambda item: item[1])
+        if now - at > watchdog_s:
+            phase = self._status.get("phase", STARTING)
+            self._learner_died(rank, f"it has not answered for {now - at:.0f} s; the learner's last phase: {phase}")
         elif self._status.get("phase_s", 0.0) > watchdog_s and now - self._named_at > watchdog_s:
             self._named_at = now
             waits = self._status.get("waiting_for", "")
             text = f"the learner has been {self._status['phase']} for {self._status['phase_s']:.0f} s. {waits}"
+            if absent := set(range(self.rollouts.wanted)) - _indices(self._status.get("members", ())):
+                text += f"; not connected: {', '.join(f'rollout{index}' for index in sorted(absent))}"
             self._console.say(text)
             append_event(self._folder, "watchdog", text=text)
+
+    def _see(self, status: Mapping[str, Any], now: float) -> None:
+        """Note which actors the learner has. One that never gets to run its weights is as good as not connected."""
+        members = _indices(status.get("members", ()))
+        alive = _indices(status.get("loaded", ())) | (members - self.rollouts.joined)
+        self.rollouts.joined |= members
+        if status["phase"] == STARTING:  # it greets nobody yet
+            alive = set(self.rollouts.playing.values())
+        elif status["phase"] == WAITING_FOR_ACTORS:  # it publishes nothing yet
+            alive = members
+        self.rollouts.seen.update(dict.fromkeys(alive, now))
 
     def _learner_log(self, rank: int) -> Path:
         return self._folder.logs / f"learner{rank}.{self._learner_attempt}.log"
@@ -302,15 +347,21 @@ class Supervisor:
                 if not self._buffer_is_back:  # it is being started again
                     self._asked_at = now
                     return
-                self._buffer_is_back = False
-                append_event(self._folder, "buffer_lost", why=_root(error))
-                if self._buffer_budget.failed(now) is None:
-                    raise RunFailed(self._buffer_failed(error)) from None
-                self._console.say("the task buffer ended; it starts again on the same file")
+                self._buffer_lost(error, "ended", now)
             except ray.exceptions.RayError as error:
                 raise RunFailed(self._buffer_failed(error)) from None
-        elif now - self._asked_at > BUFFER_TIMEOUT_S:
-            raise RunFailed(self._buffer_failed(TimeoutError(f"it has not answered for {BUFFER_TIMEOUT_S:.0f} s")))
+        elif now - self._asked_at > (silent_s := min(BUFFER_SILENT_S, self._config.run.watchdog_s)):
+            said = f"has not answered for {silent_s:.0f} s"
+            self._buffer_lost(TimeoutError(f"it {said}"), said, now)
+            self._asked, self._asked_at = None, now
+            ray.kill(self.buffer, no_restart=False)
+
+    def _buffer_lost(self, error: Exception, what: str, now: float) -> None:
+        self._buffer_is_back = False
+        append_event(self._folder, "buffer_lost", why=_root(error))
+        if self._buffer_budget.failed(now) is None:
+            raise RunFailed(self._buffer_failed(error))
+        self._console.say(f"the task buffer {what}; it starts again on the same file")
 
     def _buffer_failed(self, error: BaseException) -> str:
         return f"the task buffer failed: {_root(error)}\nIts log: {self._folder.logs / 'buffer.0.log'}"
@@ -319,6 +370,8 @@ class Supervisor:
 
     def _watch_actors(self) -> None:
         """Start what is due, send away what is too many, replace what is silent."""
+        if self._endpoint is None:
+            return
         now = time.monotonic()
         rollouts = self.rollouts
         for index, at in list(rollouts.again.items()):
@@ -333,13 +386,22 @@ class Supervisor:
                 self._start(index)
         if self._learner_again is not None:
             return
-        for index in here - rollouts.leaving:
+        # Who has connected and waits for the end of a step to be given the weights is not to blame.
+        waiting = _indices(self._status.get("members", ())) if self._status.get("phase") != WAITING_FOR_BATCH else set()
+        start_s, watchdog_s = self._config.actors.start_timeout_s, self._config.run.watchdog_s
+        for index in here - rollouts.moving:
             if index >= rollouts.wanted:
+                if index not in rollouts.leaving and index not in rollouts.joined:
+                    ray.kill(rollouts.handles[index])  # it holds nothing yet
+                elif index in rollouts.joined:  # again and again: the learner may be another life by now
+                    self.learners[0].retire.remote(f"rollout{index}")
                 rollouts.leaving.add(index)
-                self.learners[0].retire.remote(f"rollout{index}")
-            elif now - rollouts.seen[index] > self._config.actors.start_timeout_s + self._config.run.watchdog_s:
+            elif index in waiting:
+                continue
+            elif now - rollouts.seen[index] > watchdog_s + (0 if index in rollouts.joined else start_s):
                 self._console.say(
-                    f"rollout{index} has not been connected to the learner for {now - rollouts.seen[index]:.0f} s; replacing it"
+                    f"rollout{index} has not run the learner's weights, or not been connected to it, for "
+                    f"{now - rollouts.seen[index]:.0f} s; replacing it"
                 )
                 rollouts.seen[index] = now
                 ray.kill(rollouts.handles[index])  # its run then ends with an error, and `_ended` starts it again
@@ -353,7 +415,8 @@ class Supervisor:
             .options(num_cpus=1, num_gpus=self._gpu * self._config.engine.tensor_parallel)
             .remote(self._config, self._folder.path, index, incarnation, self._endpoint, self.buffer, actor_keys)
         )
-        rollouts.leaving.discard(index)
+        for ended in (rollouts.joined, rollouts.leaving, rollouts.moving):
+            ended.discard(index)
         rollouts.handles[index] = actor
         rollouts.seen[index] = time.monotonic()
         rollouts.playing[actor.run.remote()] = index
@@ -366,18 +429,21 @@ class Supervisor:
         try:
             rollouts.results[f"rollout{index}"] = ray.get(ref)
             if index in rollouts.leaving:
-                self._console.say(f"rollout{index} has left")
-                del rollouts.handles[index], rollouts.results[f"rollout{index}"]
+                self._left(index)
+                del rollouts.results[f"rollout{index}"]
             elif self._learning:
                 # The learner said shutdown: it is about to end. Should it not, the actor is started again.
-                rollouts.again[index] = time.monotonic() + self._config.run.watchdog_s
+                rollouts.again[index] = time.monotonic() + ENDING_S
         except Exception as error:
             self.learners[0].lost.remote(f"rollout{index}", incarnation)
+            if index in rollouts.leaving:
+                self._left(index)
+                return
+            if index in rollouts.moving:
+                return  # `_watch_actors` starts it again
             log = self._folder.logs / f"rollout{index}.{incarnation}.log"
             budget = rollouts.budget(index)
             wait_s = budget.failed(time.monotonic())
-            if index in rollouts.leaving:
-                return
             if wait_s is None:
                 raise RunFailed(
                     f"rollout{index} failed {budget.total} times (actors.max_restarts = {budget.most} within "
@@ -388,6 +454,10 @@ class Supervisor:
             )
             rollouts.again[index] = time.monotonic() + wait_s
 
+    def _left(self, index: int) -> None:
+        self._console.say(f"rollout{index} has left")
+        del self.rollouts.handles[index]
+
 
 def parse_scale(request: Mapping[str, Any]) -> int:
     """The number of actors of a scale request; ValueError says what is wrong with it."""
@@ -397,16 +467,18 @@ def parse_scale(request: Mapping[str, Any]) -> int:
     return actors
 
 
-def free_port(host: str = LOOPBACK) -> int:
-    """A TCP port of this machine's address `host` that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def _indices(names: Iterable[str]) -> set[int]:
+    """Of actors, from their names."""
+    return {int(name.removeprefix("rollout")) for name in names}
 
 
 def _root(error: BaseException) -> str:
     """What went wrong, without Ray's frames around it."""
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, ray.exceptions.RayActorError):
+        if isinstance(cause, ray.exceptions.ActorDiedError) and "creation task" in str(cause):
+            return str(cause).strip().splitlines()[-1]  # what its constructor raised
         return "its process ended"  # Ray's own words are a paragraph of what might have been
+    if isinstance(cause, ray.exceptions.OutOfMemoryError):
+        return "Ray ended its process: the machine was short of memory"
     return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else ''}"

@@ -1,0 +1,21 @@
+"""Addresses and ports of this machine."""
+
+from __future__ import annotations
+
+import socket
+
+LOOPBACK = "127.0.0.1"
+AUTO_HOST = "auto"
+"""As `stream.host`: the address of the learner's machine in its Ray cluster; loopback in a Ray of the run's own."""
+
+
+def free_port(host: str = LOOPBACK) -> int:
+    """A TCP port of this machine's address `host` that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def host_of(endpoint: str) -> str:
+    """The address in `tcp://address:port`."""
+    return endpoint.removeprefix("tcp://").rpartition(":")[0]

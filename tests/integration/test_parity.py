@@ -1,0 +1,96 @@
+"""`max_staleness = 0` is serial mode: the same seeds give the same trajectories and the same weights, bit by bit.
+
+Two real runs of SmolLM2: one process and one thread here; Ray, sockets, a weight group and an engine of its own there. One request
+at a time, because the bits of a matrix product depend on how many rows it has, and so on who else is in the batch.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from launch.models import prepare
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+OVERRIDES = [
+    "run.name=run",
+    "engine.seeded=true",
+    "engine.max_num_seqs=1",
+    "engine.dtype=float32",
+    "model.dtype=float32",
+    "learner.threads=1",
+    "actors.concurrency=1",
+    "actors.adapt.enabled=false",
+    "learner.max_staleness=0",
+    "learner.steps=2",
+    "learner.batch.propose={deduction=2, abduction=2, induction=1}",
+    "learner.batch.solve={deduction=4, abduction=4, induction=1}",
+    "selfplay.proposals_per_prompt=1",
+    "selfplay.references=1",
+    "selfplay.max_prompt_tokens=320",
+    "selfplay.max_propose_tokens=32",
+    "selfplay.max_solve_tokens=12",
+]
+NOT_SAMPLED = ("actor", "timings")
+OF_A_MOMENT = ("time", "ledger/", "buffer/", "tokens_generated", "generate_")
+"""Asked for while the next batch is being played already, or not yet."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The serial run, then the asynchronous one."""
+    folders = []
+    for mode in ("serial", "async"):
+        folder = tmp_path_factory.mktemp(mode)
+        command = [sys.executable, "-m", "launch.cli", "train", "smollm2-cpu", *OVERRIDES]
+        command += [f"run.mode={mode}", f"run.dir={folder}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        folders.append(folder / "run")
+    return folders
+
+
+def trajectories(folder: Path) -> list[dict]:
+    files = sorted((folder / "trajectories").glob("step_*.jsonl"))
+    played = [json.loads(line) | {"step": file.stem} for file in files for line in file.read_text().splitlines()]
+    return [{key: value for key, value in one.items() if key not in NOT_SAMPLED} for one in played]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    files = (folder / "checkpoints" / "step_00000002" / "hf").glob("*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def test_the_same_seeds_give_the_same_trajectories(runs: list[Path]) -> None:
+    """In the same order, with the same log-probabilities, versions, outcomes and rewards, before an update and after it."""
+    serial, asynchronous = (trajectories(folder) for folder in runs)
+    assert {one["step"] for one in serial} == {"step_00000001", "step_00000002"}
+    assert len({one["reward"] for one in serial}) > 2, "nothing to tell apart"
+    assert asynchronous == serial
+
+
+def test_the_same_trajectories_give_the_same_weights(runs: list[Path]) -> None:
+    serial, asynchronous = (weights(folder) for folder in runs)
+    before = load_file(prepare("smollm2-135m-instruct") / "model.safetensors")
+    assert any(not before[name].equal(tensor.to(before[name].dtype)) for name, tensor in serial.items()), "no update"
+    assert serial.keys() == asynchronous.keys()
+    assert [name for name in serial if not serial[name].equal(asynchronous[name])] == []
+
+
+def test_what_both_modes_measure_is_equal(runs: list[Path]) -> None:
+    serial, asynchronous = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in runs
+    )
+    assert len(serial) == len(asynchronous) == 2
+    for one, other in zip(serial, asynchronous, strict=True):
+        names = [name for name in one if not name.startswith(OF_A_MOMENT) and not name.endswith("_s")]
+        assert {"loss", "grad_norm", "reward_mean", "logprob_mismatch"} <= set(names)
+        assert {name: other.get(name) for name in names} == {name: one[name] for name in names}
+        assert one["grad_norm"] > 0
