@@ -1,36 +1,61 @@
-"""The whole run with the real parts: SmolLM2, Ray, vLLM, ZeroMQ, Megatron, gloo, the sandbox."""
+"""The whole run with the real parts: SmolLM2, Ray, vLLM, ZeroMQ under CURVE, Megatron, gloo, the sandbox.
+
+One run in a process of its own is started, asked for more rollout actors and for fewer, asked whether its engines run what it
+trains, stopped by Ctrl-C, looked through, and resumed.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 from safetensors.torch import load_file
 
-from launch.config import Config, load
+from launch.config import load
 from launch.models import prepare
 from launch.recorder import RunFolder
 from launch.train import train
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
+T = TypeVar("T")
+
+MAX_STALENESS = 2
 SMALL = [
     "learner.batch.propose={deduction=4, abduction=2, induction=2}",
     "learner.batch.solve={deduction=8, abduction=4, induction=4}",
     "selfplay.proposals_per_prompt=2",
-    "selfplay.max_propose_tokens=128",
-    "run.max_minutes=10",
     "run.verify_weights=true",
+]
+OVERRIDES = [
+    *SMALL,
+    "run.name=run",
+    f"learner.max_staleness={MAX_STALENESS}",
+    "learner.steps=100000",
+    "learner.checkpoint_every=0",
+    "selfplay.max_propose_tokens=64",
+    "actors.num_actors=1",
+    "stream.curve=on",
 ]
 
 
-def small(folder: Path, name: str, *overrides: str) -> Config:
-    return load("smollm2-cpu", [*SMALL, f"run.dir={folder}", f"run.name={name}", *overrides])
+def azr(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "launch.cli", *arguments], capture_output=True, text=True, check=False, timeout=300
+    )
 
 
-def read_batches(folder: RunFolder) -> list[list[dict]]:
+def read_batches(folder: RunFolder) -> list[list[dict[str, Any]]]:
     files = sorted(folder.trajectories.glob("step_*.jsonl"))
     return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 
@@ -47,29 +72,111 @@ def easy_tasks(path: Path) -> Path:
     return path
 
 
-def test_asynchronous_run_resumes_and_keeps_its_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Five steps at max_staleness 2, then two more after a resume."""
-    seeds = f"selfplay.seed_tasks={easy_tasks(tmp_path / 'seeds.jsonl')}"
-    config = small(tmp_path, "async", "learner.steps=5", "learner.max_staleness=2", seeds)
-    assert train(config) == 0
-    printed = capsys.readouterr().out
-    assert "equals the learner in all 272 tensors, bit by bit" in printed.replace("\n", " ")
-    assert "ledger: conserved" in printed
+class Run:
+    """A run in a process of its own."""
 
-    folder = RunFolder(config.folder)
-    rows = folder.read_metrics()
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    def __init__(self, directory: Path) -> None:
+        self.folder = RunFolder(directory / "run")
+        self.printed = directory / "printed.txt"
+        seeds = f"selfplay.seed_tasks={easy_tasks(directory / 'seeds.jsonl')}"
+        command = [
+            sys.executable,
+            "-m",
+            "launch.cli",
+            "train",
+            "smollm2-cpu",
+            *OVERRIDES,
+            seeds,
+            f"run.dir={directory}",
+        ]
+        with self.printed.open("w") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+
+    def steps(self) -> int:
+        return len(self.folder.read_metrics())
+
+    def events(self, name: str, actor: str) -> list[dict[str, Any]]:
+        lines = self.folder.events.read_text().splitlines() if self.folder.events.exists() else []
+        return [event for event in map(json.loads, lines) if event["event"] == name and event.get("actor") == actor]
+
+    def played(self) -> list[dict[str, Any]]:
+        return [one for batch in read_batches(self.folder) for one in batch]
+
+    def wait_for(self, what: str, condition: Callable[[], T], timeout_s: float = 300.0) -> T:
+        deadline = time.monotonic() + timeout_s
+        while not (found := condition()):
+            assert self.process.poll() is None, f"the run ended while waiting for {what}: {self.printed.read_text()}"
+            assert time.monotonic() < deadline, f"{what} did not come: {self.printed.read_text()}"
+            time.sleep(0.1)
+        return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    run = Run(tmp_path_factory.mktemp("end_to_end"))
+    yield run
+    if run.process.poll() is None:
+        os.kill(run.process.pid, signal.SIGKILL)
+
+
+def test_actors_come_and_go_and_run_what_the_learner_has(run: Run) -> None:
+    run.wait_for("the first step", run.steps)
+
+    assert azr("scale", str(run.folder.path), "--actors", "2").returncode == 0
+    known = [run.steps()]
+
+    def joined() -> bool:
+        known.append(run.steps())  # before the look at the events: at most what the learner had when it joined
+        return bool(run.events("actor_joined", "rollout1"))
+
+    run.wait_for("the second actor", joined)
+    at_joining = known[-2]
+    assert at_joining >= 1
+
+    def both_played() -> list[dict[str, Any]]:
+        played = run.played()
+        last = [t for t in played if t["actor"] == "rollout1#0"]
+        return played if last and played[-1]["actor"] == "rollout0#0" or len(last) > 20 else []
+
+    played = run.wait_for("trajectories of both", both_played)
+    assert {"rollout0#0", "rollout1#0"} == {t["actor"] for t in played}
+    oldest = min(version for t in played if t["actor"] == "rollout1#0" for version, _, _ in t["versions"])
+    assert oldest >= at_joining, "it played before it had the weights of the version at which it joined"
+
+    verified = azr("verify", str(run.folder.path))
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    for actor in ("rollout0", "rollout1"):
+        assert re.search(rf"{actor} equals the learner in all 272 tensors at version [1-9]", verified.stdout)
+
+    assert azr("scale", str(run.folder.path), "--actors", "1").returncode == 0
+    run.wait_for("the second actor's farewell", lambda: run.events("actor_left", "rollout1"))
+    after = run.steps()
+    run.wait_for("a step without it", lambda: run.steps() > after)
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(timeout=180) == 0, run.printed.read_text()
+
+    printed = run.printed.read_text()
+    assert "rollout1 has left" in printed
+    assert "ledger: conserved" in printed
+    assert "weights: rollout0 equals the learner in all 272 tensors, bit by bit" in printed
+    assert not run.events("actor_lost", "rollout1") and not run.events("rollout_failed", "rollout1")
+    assert run.folder.read_metrics()[-1]["ledger/dropped"] == 0, "it held something when it left"
+    assert (run.folder.path / "keys" / "learner.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_the_run_recorded_keeps_its_promises(run: Run) -> None:
+    rows = run.folder.read_metrics()
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert all(math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]) for row in rows)
     assert any(row["grad_norm"] > 0 for row in rows)
-    assert all(0 <= row["age_max"] <= 2 for row in rows)
+    assert all(0 <= row["age_max"] <= MAX_STALENESS for row in rows)
     assert max(row["age_max"] for row in rows) >= 1
     assert any(row["logprob_mismatch"] < 0.1 for row in rows if "logprob_mismatch" in row)
     for row in rows:
         ended = sum(row[f"ledger/{state}"] for state in ("trained", "dropped", "returned", "queued", "in_flight"))
         assert row["ledger/granted"] == ended
 
-    batches = read_batches(folder)
-    played = [t for batch in batches for t in batch]
+    played = run.played()
     assert {(t["kind"], t["role"]) for t in played} == {
         (kind, role) for kind in ("deduction", "abduction", "induction") for role in ("propose", "solve")
     }
@@ -79,20 +186,37 @@ def test_asynchronous_run_resumes_and_keeps_its_promises(tmp_path: Path, capsys:
     for t in played:
         terms = [value for name, value in t["reward_parts"].items() if name.startswith("reward/")]
         assert sum(terms) == pytest.approx(t["reward"])
-    assert any(len(t["versions"]) > 1 for batch in batches for t in batch), "no trajectory spans two versions"
-    for trained_at, batch in enumerate(batches):
-        assert all(trained_at - min(v for v, _, _ in t["versions"]) <= 2 for t in batch)
+    for trained_at, batch in enumerate(read_batches(run.folder)):
+        for t in batch:
+            versions, starts, ends = zip(*t["versions"], strict=True)
+            assert (*starts, len(t["response_ids"])) == (0, *ends), "every token is of one version"
+            assert list(versions) == sorted(set(versions)) and versions[-1] <= trained_at <= versions[0] + MAX_STALENESS
 
-    before = load_file(prepare(config.model.path) / "model.safetensors")
-    after = load_file(next((folder.checkpoints / "step_00000005" / "hf").glob("*.safetensors")))
+
+def test_the_weights_moved(run: Run) -> None:
+    before = load_file(prepare("smollm2-135m-instruct") / "model.safetensors")
+    newest = run.folder.checkpoints / f"step_{run.steps():08d}" / "hf"
+    after = load_file(next(newest.glob("*.safetensors")))
     changed = [name for name in after if not before[name].equal(after[name])]
-    assert len(changed) > len(after) / 2, "the weights did not move"
+    assert len(changed) > len(after) / 2
 
-    assert train(small(tmp_path, "async", "learner.steps=7", "learner.max_staleness=2", seeds), resume=True) == 0
-    rows = folder.read_metrics()
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
-    assert rows[-1]["ledger/trained"] > rows[4]["ledger/trained"]
-    assert "ledger: conserved" in capsys.readouterr().out
+
+def test_it_resumes_where_it_stopped(run: Run) -> None:
+    rows = run.folder.read_metrics()
+    resumed = azr("train", "--resume", str(run.folder.path), f"learner.steps={len(rows) + 2}")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "ledger: conserved" in resumed.stdout
+    after = run.folder.read_metrics()
+    assert after[: len(rows)] == rows
+    assert [row["step"] for row in after] == list(range(1, len(rows) + 3))
+    assert after[-1]["ledger/trained"] > rows[-1]["ledger/trained"]
+
+
+def test_a_run_that_is_not_there_is_no_crash(tmp_path: Path) -> None:
+    for command in (("verify",), ("scale", "--actors", "2")):
+        answer = azr(command[0], str(tmp_path), *command[1:])
+        assert answer.returncode == 2
+        assert "nobody answers for the run" in answer.stderr and "Traceback" not in answer.stderr
 
 
 def test_zero_staleness_is_on_policy(tmp_path: Path) -> None:
@@ -100,13 +224,18 @@ def test_zero_staleness_is_on_policy(tmp_path: Path) -> None:
 
     The run starts from triplets that the model itself proposed before, and measures held-out tasks.
     """
-    config = small(
-        tmp_path,
-        "sync",
-        "learner.steps=2",
-        "learner.max_staleness=0",
-        "selfplay.seed_tasks_target=3",
-        "selfplay.heldout_every=5",
+    config = load(
+        "smollm2-cpu",
+        [
+            *SMALL,
+            f"run.dir={tmp_path}",
+            "run.name=sync",
+            "selfplay.max_propose_tokens=128",
+            "learner.steps=2",
+            "learner.max_staleness=0",
+            "selfplay.seed_tasks_target=3",
+            "selfplay.heldout_every=5",
+        ],
     )
     assert train(config) == 0
     folder = RunFolder(config.folder)

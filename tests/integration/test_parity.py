@@ -1,4 +1,5 @@
-"""`max_staleness = 0` is serial mode: the same seeds give the same trajectories and the same weights, bit by bit.
+"""`max_staleness = 0` is serial mode: the same seeds give the same trajectories and the same weights, bit by bit. And within a
+mode, engine and learner agree on the log-probability of every token.
 
 Two real runs of SmolLM2: one process and one thread here; Ray, sockets, a weight group and an engine of its own there. One request
 at a time, because the bits of a matrix product depend on how many rows it has, and so on who else is in the batch.
@@ -11,11 +12,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from launch.models import prepare
+from learner.model import PolicyModel
+from learner.packing import pack
+from learner.parallel import init_parallel
+from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -53,6 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         command += [f"run.mode={mode}", f"run.dir={folder}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert "ledger: conserved" in done.stdout
         folders.append(folder / "run")
     return folders
 
@@ -61,6 +68,10 @@ def trajectories(folder: Path) -> list[dict]:
     files = sorted((folder / "trajectories").glob("step_*.jsonl"))
     played = [json.loads(line) | {"step": file.stem} for file in files for line in file.read_text().splitlines()]
     return [{key: value for key, value in one.items() if key not in NOT_SAMPLED} for one in played]
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -85,12 +96,38 @@ def test_the_same_trajectories_give_the_same_weights(runs: list[Path]) -> None:
 
 
 def test_what_both_modes_measure_is_equal(runs: list[Path]) -> None:
-    serial, asynchronous = (
-        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in runs
-    )
+    serial, asynchronous = (metrics(folder) for folder in runs)
     assert len(serial) == len(asynchronous) == 2
     for one, other in zip(serial, asynchronous, strict=True):
         names = [name for name in one if not name.startswith(OF_A_MOMENT) and not name.endswith("_s")]
         assert {"loss", "grad_norm", "reward_mean", "logprob_mismatch"} <= set(names)
         assert {name: other.get(name) for name in names} == {name: one[name] for name in names}
         assert one["grad_norm"] > 0
+
+
+def test_engine_and_learner_agree_after_an_update(runs: list[Path]) -> None:
+    """Both in float32, every token at the learner's version: step 2 is measured on updated weights."""
+    rows = metrics(runs[0])
+    assert [row["age_max"] for row in rows] == [0, 0]
+    assert all(row["logprob_mismatch"] < 1e-4 for row in rows)
+
+
+def test_every_sampled_token_has_the_learners_logprob(runs: list[Path]) -> None:
+    """vLLM's log-probabilities against Megatron's, token by token, under the weights that both started from."""
+    lines = (runs[0] / "trajectories" / "step_00000001.jsonl").read_text().splitlines()
+    batch = [json.loads(line) for line in lines]
+    parallel = ParallelSettings()
+    init_parallel(parallel, 0, 1)
+    policy = PolicyModel(
+        prepare("smollm2-135m-instruct"), ModelSettings(dtype="float32"), OptimizerSettings(), parallel
+    )
+    sequences = [(np.array(t["prompt_ids"]), np.array(t["response_ids"])) for t in batch]
+    worst = 0.0
+    for micro in pack(sequences, 2048):
+        ((_, ours, _),) = policy.logprobs([micro])
+        engine = [
+            batch[i]["logprobs"][j]
+            for i, j in zip(micro.sequence_index.tolist(), micro.token_index.tolist(), strict=True)
+        ]
+        worst = max(worst, float((ours - torch.tensor(engine)).abs().max()))
+    assert worst < 1e-4

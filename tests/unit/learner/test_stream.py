@@ -345,6 +345,56 @@ def test_what_stays_unacknowledged_is_sent_again(server: StreamServer, monkeypat
     run(server, story)
 
 
+def test_what_could_not_leave_leaves_with_the_next_heartbeat(
+    server: StreamServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While there is no connection nothing was sent, so nothing has to age before it is sent, and it is not a second time."""
+    monkeypatch.setattr("learner.stream_client.HEARTBEAT_S", 0.1)
+    monkeypatch.setattr("learner.stream_client.RESEND_AFTER_S", 3600.0)
+
+    async def story(client: StreamClient) -> None:
+        await load(server, client)
+        (grant,) = await take(client, "grant", 1)
+        send, client._try = client._try, lambda frames: False  # type: ignore[method-assign]
+        await client.send_trajectory(make(grant["propose"][0]))
+        client._try = send  # type: ignore[method-assign]
+        await until(lambda: totals(server.gate.ledger())["queued"] == 1)
+        assert client.counts["resent"] == 0
+
+    run(server, story)
+
+
+def test_what_came_together_is_acknowledged_together(server: StreamServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(client: StreamClient) -> None:
+        await load(server, client)
+        grants = await take(client, "grant", 4)
+        received, post = server._socket._receive, server._socket.post
+        busy, go = threading.Event(), threading.Event()
+        posted: list[dict[str, Any]] = []
+
+        def receive(identity: bytes, frames: list[bytes | memoryview]) -> None:
+            busy.set()
+            assert go.wait(DEADLINE_S)
+            received(identity, frames)
+
+        def record(identity: bytes, frame: bytes) -> None:
+            posted.append(msgpack.unpackb(frame))
+            post(identity, frame)
+
+        monkeypatch.setattr(server._socket, "_receive", receive)
+        monkeypatch.setattr(server._socket, "post", record)
+        client._say_beat()
+        await until(busy.is_set)
+        await answer(client, grants)
+        go.set()
+        await settled(client)
+        acks = [message["seqs"] for message in posted if message["type"] == "ack"]
+        assert sum(map(len, acks)) == 8
+        assert len(acks) < 8, acks
+
+    run(server, story)
+
+
 def test_a_replaced_life_is_told_to_stop(server: StreamServer) -> None:
     async def main() -> None:
         new = StreamClient(server.endpoint, "a", 1, capacity=1)
