@@ -4,7 +4,7 @@ BIN := .venv/bin
 ROOMS := executor actors learner launch
 READY := .venv/.azr-setup
 
-.PHONY: help setup train test check lint fmt lock clean clean-venv
+.PHONY: help setup train test test-gpu check lint fmt lock clean clean-venv
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +21,10 @@ check: lint  ## lint, types, layering, unit tests: about four minutes
 	$(BIN)/python -m pytest -q tests/unit
 
 test: lint  ## check, and the integration tests with real engines: minutes
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q tests/unit tests/integration
+
+test-gpu: $(READY)  ## what only GPUs can show, on a machine that has one: the weights over NCCL
+	$(BIN)/python -m pytest -q tests/gpu
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from datetime import timedelta
 from typing import Any
@@ -39,6 +40,8 @@ def init_parallel(
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(rank % torch.cuda.device_count())
+        # Else an engine that dies ends the learner: torch's monitor of the first group stops the process for any group's dump.
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
     else:
         cpu.keep_memory()
     if not dist.is_initialized():

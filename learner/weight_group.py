@@ -7,10 +7,11 @@ which.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -21,6 +22,15 @@ import torch.distributed as dist
 DEFAULT_BUCKET_BYTES = 16 << 20
 # A receiver's deadlines for word from the sender end this much later than the sender's own, so that the word arrives.
 _GRACE_S = 2.0
+
+# By itself torch ends the process whose NCCL peer dies, after a minute for a dump. Here who waits is told, and goes on.
+_NCCL_ENVIRONMENT = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "1",
+}
+_NCCL_POLL_S = 0.001
 
 Backend = Literal["gloo", "nccl", "local"]
 
@@ -129,11 +139,13 @@ class Group:
         """Begin to send, or to receive, from rank 0 to all, in the same order on every rank."""
         options = dist.BroadcastOptions()
         options.rootRank = 0
-        options.timeout = timedelta(seconds=self.bucket_s)
+        # NCCL's is when torch's watchdog steps in, which it is not to: `Broadcast.wait` has the deadline.
+        options.timeout = timedelta(days=1) if self.spec.backend == "nccl" else timedelta(seconds=self.bucket_s)
+        started = time.monotonic()
         try:
             broadcast = Broadcast(self, flat, self._process_group.broadcast([flat], options))
         except RuntimeError as error:
-            raise self.broken(error, waited_s=0.0) from error
+            raise self.broken(error, time.monotonic() - started) from error
         self._travelling.add(broadcast)
         return broadcast
 
@@ -145,7 +157,8 @@ class Group:
         """What to raise for a broadcast that failed after so many seconds."""
         if waited_s >= self.bucket_s:
             return self._timeout("transfer", self._unfinished())
-        return self._error(f"the broadcast broke: {error}", "transfer", self._unfinished())
+        # torch's own message goes on with the machine's stack.
+        return self._error(f"the broadcast broke: {str(error).splitlines()[0]}", "transfer", self._unfinished())
 
     def say_alive(self) -> None:
         """A receiver's word that a broadcast failed and it was not to blame."""
@@ -223,7 +236,11 @@ class Broadcast:
         timeout = timedelta(seconds=self._group.bucket_s)
         started = time.monotonic()
         try:
-            # A timeout makes NCCL's wait block as gloo's does, so that deadlines mean the same on both.
+            # NCCL's own wait leaves a communicator that timed out to torch's watchdog, which then stops the process.
+            while self._group.spec.backend == "nccl" and not self._work.is_completed():
+                if time.monotonic() - started > timeout.total_seconds():
+                    raise RuntimeError("timed out")
+                time.sleep(_NCCL_POLL_S)
             self._work.wait(timeout)
         except RuntimeError as error:
             raise self._group.broken(error, time.monotonic() - started) from error
@@ -250,12 +267,30 @@ def _process_group(spec: GroupSpec, rank: int, store: dist.Store, timeout: timed
     if spec.backend == "nccl":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = timeout
-        return dist.ProcessGroupNCCL(store, rank, spec.world_size, options)
+        # NCCL connects at the first broadcast, by itself without a deadline; torch reads this one once, in whole seconds.
+        options.config.blocking = 0
+        os.environ["TORCH_NCCL_NONBLOCKING_TIMEOUT"] = str(max(1, int(spec.timeout_s - _GRACE_S)))
+        with _environment(_NCCL_ENVIRONMENT):  # of this group alone: Megatron's keep what the user has set
+            return dist.ProcessGroupNCCL(store, rank, spec.world_size, options)
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timeout
     # gloo would listen at the address of the host's name; this is the one that faces the learner.
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=_address_towards(spec.host, spec.port))]
     return dist.ProcessGroupGloo(store, rank, spec.world_size, options)
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _address_towards(host: str, port: int) -> str:

@@ -7,6 +7,7 @@ With fewer GPUs than ranks they share one, which NCCL allows from 2.30 on with `
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -116,9 +117,10 @@ def test_a_receiver_that_does_not_come_is_named() -> None:
 
 
 @pytest.mark.parametrize("stroke", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-@pytest.mark.parametrize("when", ["joined", "began"])
+@pytest.mark.parametrize("when", ["joined", "ready", "began"])
 def test_only_the_process_that_dies_is_blamed_and_the_others_go_on(stroke: signal.Signals, when: str) -> None:
-    """Struck between the group's building and the first update, or in the middle of an update. Costs `timeout_s` at most."""
+    """Struck between the group's building and the first update, as its first bucket is due (which is where NCCL connects),
+    or in the middle of an update. Costs `timeout_s` at most."""
     manifest = manifest_of(tensors(0))
     sender = WeightSender(device(0), timeout_s=TIMEOUT_S, bucket_bytes=4 << 20)
     with receivers(2) as (victim, survivor):
@@ -130,6 +132,8 @@ def test_only_the_process_that_dies_is_blamed_and_the_others_go_on(stroke: signa
         survivor.expect("joined")
         if when == "began":
             victim.say(go=True, only_first=True)
+        elif when == "ready":
+            victim.say(go=True, strike=stroke)
         else:
             victim.process.send_signal(stroke)
         survivor.say(go=True)
@@ -183,6 +187,8 @@ def serve() -> None:
                 print("joined", flush=True)
             else:
                 assert receiver is not None
+                if "strike" in command:
+                    receiver._group.broadcast = lambda flat: os.kill(os.getpid(), command["strike"])  # type: ignore
                 arriving = receiver.receive(manifest)
                 first = next(arriving)
                 print("began", flush=True)
