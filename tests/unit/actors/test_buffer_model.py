@@ -150,5 +150,5 @@ class BufferMachine(RuleBasedStateMachine):
             assert self.store.metrics() == expected
 
 
-BufferMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+BufferMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestBufferModel = BufferMachine.TestCase

@@ -10,7 +10,7 @@ from actors import ordered_ids
 from actors.ordered_ids import OrderedIds
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     start=st.lists(st.integers(0, 200), unique=True).map(sorted),
     steps=st.lists(st.tuples(st.booleans(), st.integers(1, 3), st.floats(0, 1, exclude_max=True)), max_size=120),

@@ -147,7 +147,7 @@ def chosen(**settings_: Any) -> LossSettings:
 @pytest.mark.parametrize(
     "s", every_setting(), ids=lambda s: f"{s.correction}-{s.dual_clip}-{s.clip_high}-{s.aggregation}"
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(batch=batches())
 def test_loss_and_gradient_follow_the_formulas(s: LossSettings, batch: list[Sequence]) -> None:
     loss, gradient, _ = measured(batch, s)
@@ -158,7 +158,6 @@ def test_loss_and_gradient_follow_the_formulas(s: LossSettings, batch: list[Sequ
 
 
 @pytest.mark.parametrize("s", every_setting()[::5])
-@settings(deadline=None)
 @given(batch=batches(st.floats(-8, -0.01).map(lambda p: Token(p, p, p))))
 def test_equal_policies_are_on_policy(s: LossSettings, batch: list[Sequence]) -> None:
     """Every correction is then plain policy gradient, and its loss the weighted mean of -A."""
@@ -179,7 +178,6 @@ def same(first: tuple[TokenLoss, Tensor], second: tuple[TokenLoss, Tensor]) -> N
     assert torch.equal(first[1], second[1])
 
 
-@settings(deadline=None)
 @given(batch=batches(), dual=st.sampled_from([None, 2.5]))
 def test_decoupled_from_the_behaviour_policy_is_clip(batch: list[Sequence], dual: float | None) -> None:
     given_ = columns(batch, chosen())
@@ -190,7 +188,6 @@ def test_decoupled_from_the_behaviour_policy_is_clip(batch: list[Sequence], dual
     )
 
 
-@settings(deadline=None)
 @given(batch=batches(), dual=st.sampled_from([None, 2.5]))
 def test_decoupled_before_any_update_is_tis(batch: list[Sequence], dual: float | None) -> None:
     given_ = columns(batch, chosen())
@@ -200,7 +197,6 @@ def test_decoupled_before_any_update_is_tis(batch: list[Sequence], dual: float |
         same(compute(now, chosen(correction="decoupled", dual_clip=dual)), found)
 
 
-@settings(deadline=None)
 @given(batch=batches())
 def test_tis_weighs_the_gradient_of_none(batch: list[Sequence]) -> None:
     given_ = columns(batch, chosen())
@@ -218,7 +214,6 @@ def test_tis_weighs_the_gradient_of_none(batch: list[Sequence]) -> None:
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
-@settings(deadline=None)
 @given(data=st.data())
 def test_any_split_adds_up_to_the_batch(correction: str, data: st.DataObject) -> None:
     """Micro-batches and ranks are subsets of the tokens, some of them empty; here in any order."""
@@ -239,7 +234,6 @@ def test_any_split_adds_up_to_the_batch(correction: str, data: st.DataObject) ->
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
-@settings(deadline=None)
 @given(batch=batches(), other=tokens(), advantage=st.floats(-4, 4))
 def test_a_token_knows_nothing_of_the_others(
     correction: str, batch: list[Sequence], other: Token, advantage: float
@@ -253,7 +247,6 @@ def test_a_token_knows_nothing_of_the_others(
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
-@settings(deadline=None)
 @given(batch=batches())
 def test_a_step_makes_good_tokens_likelier(correction: str, batch: list[Sequence]) -> None:
     s = chosen(correction=correction)
@@ -264,7 +257,6 @@ def test_a_step_makes_good_tokens_likelier(correction: str, batch: list[Sequence
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
-@settings(deadline=None)
 @given(behave=st.floats(-6, -3), shifts=st.lists(st.floats(-2, 2), min_size=2, max_size=2).map(sorted))
 def test_the_loss_falls_as_good_tokens_get_likelier(correction: str, behave: float, shifts: list[float]) -> None:
     s = chosen(correction=correction)
@@ -315,7 +307,6 @@ def test_diagnostics_by_hand() -> None:
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
-@settings(deadline=None)
 @given(shifts=st.lists(st.tuples(st.floats(-2, 2), st.floats(-2, 2)), min_size=1, max_size=20))
 def test_diagnostics_are_bounded(correction: str, shifts: list[tuple[float, float]]) -> None:
     s = chosen(correction=correction, dual_clip=1.5)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.balance import CostModel
@@ -117,7 +117,6 @@ def test_groups_fill_micro_batches_first_fit() -> None:
 COSTS = st.builds(CostModel, per_row=st.just(100), per_pair=st.integers(0, 30), per_target=st.integers(0, 100))
 
 
-@settings(deadline=None)
 @given(batches(), st.integers(1, 5), st.integers(4, 40), COSTS)
 def test_ranks_share_the_batch_evenly(batch: list[TokenSequence], num_ranks: int, budget: int, cost: CostModel) -> None:
     by_rank = pack_ranks(batch, budget, num_ranks, cost)
@@ -133,7 +132,6 @@ def test_ranks_share_the_batch_evenly(batch: list[TokenSequence], num_ranks: int
         assert [micro.sequence_index.tolist() for micro in micros] == [o.sequence_index.tolist() for o in others]
 
 
-@settings(deadline=None)
 @given(batches(), st.integers(1, 5), COSTS)
 def test_no_rank_waits_for_more_than_one_sequence(batch: list[TokenSequence], num_ranks: int, cost: CostModel) -> None:
     # A budget that cuts nothing, so that costs are those that the ranks were balanced by.

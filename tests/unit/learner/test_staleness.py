@@ -107,7 +107,7 @@ per_kind = st.fixed_dictionaries(dict.fromkeys(Kind, st.integers(0, 6)))
     mode=st.sampled_from(MODES),
     behaviour=st.randoms(use_true_random=False),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_five_batches_complete_whatever_the_quotas_and_whoever_dies(
     propose: dict,
     solve: dict,
@@ -290,7 +290,7 @@ def test_what_is_too_old_where_it_would_be_trained_is_dropped_or_trained_and_cou
 
 
 @given(seed=st.integers(0, 2**32), propose=per_kind, solve=per_kind, n=st.integers(1, 4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_without_staleness_the_three_modes_are_one(seed: int, propose: dict, solve: dict, n: int) -> None:
     """The same events give the same grants, the same batches and the same ledger."""
 

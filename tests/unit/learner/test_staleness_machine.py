@@ -464,6 +464,4 @@ NUMBERING = ("epoch", "next_slot", "next_episode")
 def test_any_order(mode: OnStale, staleness: int) -> None:
     effort = settings() if settings().max_examples > 1000 else settings(max_examples=16, stateful_step_count=30)
     quiet = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-    run_state_machine_as_test(
-        lambda: AnyOrder(mode, staleness), settings=settings(effort, deadline=None, suppress_health_check=quiet)
-    )
+    run_state_machine_as_test(lambda: AnyOrder(mode, staleness), settings=settings(effort, suppress_health_check=quiet))

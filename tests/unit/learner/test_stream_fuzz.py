@@ -14,7 +14,7 @@ from tests.fuzz_stream import Fuzz, fuzzing, malformed
 
 MESSAGES = 800
 PROTOCOL = {"wire", "trajectory", "staleness", "ledger", "members", "keys"}
-CHECKS = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+CHECKS = settings(max_examples=25, suppress_health_check=list(HealthCheck))
 
 
 def test_what_is_malformed_is_refused_by_reason_while_an_honest_actor_plays_on() -> None:

@@ -97,7 +97,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(FROM_LEARNER)), st.data(), anything)
 def test_a_strange_field_from_the_learner_raises_nothing_but_wire_errors(
     name: str, data: st.DataObject, value: Any
