@@ -455,13 +455,14 @@ class AnyOrder(RuleBasedStateMachine):
         raise AssertionError(f"livelock: {gate.waiting_for()}")
 
 
+DEEP = settings.get_current_profile_name() == "deep"
 NUMBERING = ("epoch", "next_slot", "next_episode")
 
 
-@pytest.mark.timeout(7200 if settings.get_current_profile_name() == "deep" else 600)
+@pytest.mark.timeout(7200 if DEEP else 600)
 @pytest.mark.parametrize("staleness", [0, 1, 3])
 @pytest.mark.parametrize("mode", ["wait", "drop", "train"])
 def test_any_order(mode: OnStale, staleness: int) -> None:
-    effort = settings() if settings().max_examples > 1000 else settings(max_examples=16, stateful_step_count=30)
+    effort = settings() if DEEP else settings(max_examples=16, stateful_step_count=30)
     quiet = [HealthCheck.too_slow, HealthCheck.filter_too_much]
     run_state_machine_as_test(lambda: AnyOrder(mode, staleness), settings=settings(effort, suppress_health_check=quiet))

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -313,7 +312,6 @@ def test_the_first_part_meets_the_policy_of_the_batch_start(folder: Path, batch:
 CELL = st.sampled_from(CELLS)
 
 
-@hypothesis.settings(deadline=None)
 @given(st.lists(st.tuples(CELL, st.integers(0, 3)), min_size=1, max_size=40), st.integers(1, 6))
 def test_parts_are_balanced_by_cell(rows: list[tuple[Cell, int]], num_parts: int) -> None:
     token = np.array([1])
