@@ -6,7 +6,7 @@ Three ways to bring a model's weights to another process take turns, the second 
 - a *raw broadcast* of as many bytes over the same process group: one flat tensor that is there already, into one that is;
 - a *file*: the same tensors saved as safetensors (to memory, where the machine has a file system there) and loaded.
 
-Then a real engine takes updates while it generates, and says how long each phase took: `ready` (the engine gets ready to
+Then a real engine takes updates at random moments while it generates, and says how long each phase took: `ready` (the engine gets ready to
 load), `prepare` (gathering, copying into buckets), `pause` (until generation stands still), `transfer` (waiting for bytes),
 `load` (putting them in place), `resume`.
 """
@@ -14,6 +14,7 @@ load), `prepare` (gathering, copying into buckets), `pause` (until generation st
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 import sys
 import tempfile
@@ -36,6 +37,10 @@ PAUSE_GOAL = Goal(0.1, at_most=True)
 ENGINE_PHASES = ("ready", "prepare", "pause", "transfer", "load", "resume")
 REQUESTS = 32
 """That the engine generates while its weights change."""
+UPDATES = 4
+"""Of the engine in one run."""
+MOMENTS_S = 0.25
+"""An engine stands still between two of its steps only: updates come anywhere in this time, which is that of some steps."""
 
 Export = Callable[[], Iterator[tuple[str, torch.Tensor]]]
 
@@ -183,13 +188,16 @@ async def _engine(
         sampling = Sampling(max_tokens=900, temperature=1.0)
         running = {asyncio.create_task(_generate(engine, sampling, number)) for number in range(REQUESTS)}
         found = []
-        for version in range(1, options.runs + 2):
-            step("an engine that generates")
+        draw = random.Random(0)
+        for version in range(1, UPDATES * options.runs + 2):
+            if version % UPDATES == 1:
+                step("an engine that generates")
             before = engine.stats()["tokens_generated"]
             while (
                 engine.stats()["tokens_generated"] < before + REQUESTS
             ):  # it generates: an update interrupts something
                 await asyncio.sleep(0.01)
+            await asyncio.sleep(draw.uniform(0.0, MOMENTS_S))
             send = asyncio.to_thread(sender.send, export(), manifest)
             engine_s, _ = await asyncio.gather(engine.update_weights(manifest, version), send)
             phases = {"ready_s": engine_s["start_s"] + engine_s["finish_s"], "prepare_s": sender.timings["prepare_s"]}
