@@ -140,17 +140,19 @@ class _Actor:
         """Have trajectories of that length from now on."""
         self._sender.ask({"tokens": tokens})
         for _ in range(2):
-            self.batch()  # what was granted before may be of another length
+            self.train(self.batch())  # what was granted before may be of another length
 
-    def batch(self) -> tuple[list[Trajectory], float]:
-        """The next batch, and when it was here."""
+    def batch(self) -> list[Trajectory]:
+        """The next batch."""
         batch = self._server.next_batch(60.0)
-        arrived = time.monotonic()
         assert batch is not None
+        return batch
+
+    def train(self, batch: list[Trajectory]) -> None:
+        """Say that it is trained and the next version loaded, which grants the next slots."""
         self._server.mark_trained([item.slot for item in batch])
         self._server.mark_published(self._server.gate.version + 1)
         self._publish()
-        return batch, arrived
 
     def _publish(self) -> None:
         # Nobody loads weights here: the actor is at whatever version is published.
@@ -171,16 +173,19 @@ class _Stream:
         started = time.perf_counter()
         count = 0
         while (took := time.perf_counter() - started) < seconds:
-            count += len(self._many.batch()[0])
+            batch = self._many.batch()
+            self._many.train(batch)
+            count += len(batch)
         return count, took
 
     def latencies(self, tokens: int, count: int) -> list[float]:
         self._single.lengthen(tokens)
         found = []
         for _ in range(count):
-            (item,), arrived = self._single.batch()
-            found.append(arrived - item.timings["sent_at"])
-            time.sleep(GAP_S)
+            (item,) = self._single.batch()
+            found.append(time.monotonic() - item.timings["sent_at"])
+            time.sleep(GAP_S)  # before the next is granted: it comes at once
+            self._single.train([item])
         return found
 
 
