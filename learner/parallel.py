@@ -44,7 +44,8 @@ def init_parallel(
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
     else:
         cpu.keep_memory()
-    if not dist.is_initialized():
+    joined = dist.is_initialized()
+    if not joined:
         where: dict[str, Any] = {"store": init_method_or_store or HashStore()}
         if isinstance(init_method_or_store, str):
             where = {"init_method": init_method_or_store}
@@ -53,6 +54,8 @@ def init_parallel(
     if dist.get_world_size() != world_size:
         raise ValueError(f"this process is in a group of {dist.get_world_size()} ranks already, not {world_size}")
     if parallel_state.model_parallel_is_initialized():
+        if joined and _layout() == (parallel.tensor, parallel.pipeline, parallel.context):
+            return  # each of some twenty groups has threads, which outlive it in gloo and look round a hundred times a second
         parallel_state.destroy_model_parallel()
     with cpu.megatron_calls():
         parallel_state.initialize_model_parallel(
@@ -62,6 +65,15 @@ def init_parallel(
             distributed_timeout_minutes=math.ceil(timeout / 60),
             create_gloo_process_groups=False,
         )
+
+
+def _layout() -> tuple[int, int, int]:
+    """Ranks of tensor, pipeline and context parallelism, as they are set up; the rest are data-parallel."""
+    return (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_context_parallel_world_size(),
+    )
 
 
 def data_rank() -> int:
