@@ -17,7 +17,7 @@ $(READY): requirements-cpu.lock pyproject.toml launch/setup_cpu.sh
 train: $(READY)  ## the default run: self-play with a 135M model on this machine's CPU
 	$(BIN)/azr train launch/recipes/smollm2-cpu.toml
 
-check: lint  ## lint, types, layering, unit tests: about four minutes
+check: lint  ## lint, types, layering, unit tests: about five minutes
 	$(BIN)/python -m pytest -q tests/unit
 
 test: lint  ## check, and the integration tests with real engines: minutes
