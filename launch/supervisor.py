@@ -52,9 +52,8 @@ class Supervisor:
 
     def __init__(self, config: Config, folder: RunFolder, resume: bool, console: Console) -> None:
         self._config = config
-        self._folder = folder = RunFolder(
-            folder.path.absolute()
-        )  # actors of a cluster have working directories of their own
+        # Actors of a cluster have working directories of their own.
+        self._folder = folder = RunFolder(folder.path.absolute())
         self._console = console
         self._gpu = 1 if ray.cluster_resources().get("GPU", 0) else 0
         self._endpoint: str | None = None

@@ -1,7 +1,7 @@
 """One rank's membership of one epoch of the weights' group: who has arrived where, deadlines, and errors that name ranks.
 
-What `learner.weights` sends and receives by. The backend is NCCL on GPUs and gloo on CPUs; nothing here but `_process_group` knows
-which.
+What `learner.weights` sends and receives by. The backend is NCCL on GPUs and gloo on CPUs. They differ in how the group is built
+(`_process_group`) and in who keeps a bucket's deadline (`Group.broadcast`, `Broadcast.wait`).
 """
 
 from __future__ import annotations
@@ -77,11 +77,10 @@ class WeightSyncTimeout(WeightSyncError):
 class Group:
     """One rank's membership of one epoch. Keys of the store say who has arrived where: so errors can name ranks."""
 
-    def __init__(self, spec: GroupSpec, rank: int, store: dist.Store, device: torch.device) -> None:
+    def __init__(self, spec: GroupSpec, rank: int, store: dist.Store) -> None:
         self.spec = spec
         self.rank = rank
         self._store = dist.PrefixStore(f"azr/{spec.epoch}", store)
-        self._device = device
         self._process_group: Any = None
         self._travelling: set[Broadcast] = set()
         # The sender gives up earlier by the time in which survivors then say that they live: a receiver that dies costs it
@@ -157,8 +156,8 @@ class Group:
         """What to raise for a broadcast that failed after so many seconds."""
         if waited_s >= self.bucket_s:
             return self._timeout("transfer", self._unfinished())
-        # torch's own message goes on with the machine's stack.
-        return self._error(f"the broadcast broke: {str(error).splitlines()[0]}", "transfer", self._unfinished())
+        why = str(error).partition("\n")[0]  # torch goes on with the machine's stack
+        return self._error(f"the broadcast broke: {why}", "transfer", self._unfinished())
 
     def say_alive(self) -> None:
         """A receiver's word that a broadcast failed and it was not to blame."""
@@ -233,15 +232,15 @@ class Broadcast:
 
     def wait(self) -> None:
         """Block until this rank's part is over; `WeightSyncError` names the ranks that are not done."""
-        timeout = timedelta(seconds=self._group.bucket_s)
+        bucket_s = self._group.bucket_s
         started = time.monotonic()
         try:
             # NCCL's own wait leaves a communicator that timed out to torch's watchdog, which then stops the process.
             while self._group.spec.backend == "nccl" and not self._work.is_completed():
-                if time.monotonic() - started > timeout.total_seconds():
+                if time.monotonic() - started > bucket_s:
                     raise RuntimeError("timed out")
                 time.sleep(_NCCL_POLL_S)
-            self._work.wait(timeout)
+            self._work.wait(timedelta(seconds=bucket_s))
         except RuntimeError as error:
             raise self._group.broken(error, time.monotonic() - started) from error
         self._group.arrived(self)

@@ -106,7 +106,7 @@ class WeightSender:
         """Build the group; blocks until every receiver is there. `WeightSyncTimeout` names those that are not."""
         assert self._spec is not None and self._server is not None, "open() comes first"
         started = time.monotonic()
-        group = Group(self._spec, 0, self._server, self.device)
+        group = Group(self._spec, 0, self._server)
         group.assemble()
         self._group = group
         self.timings["connect_s"] = time.monotonic() - started
@@ -183,7 +183,7 @@ class WeightReceiver:
         except dist.DistError as error:
             what = f"waited {spec.timeout_s:.1f} s for rank 0 at {spec.host}:{spec.port}"
             raise WeightSyncTimeout(what, epoch=spec.epoch, phase="connect", rank=rank, missing=[0]) from error
-        group = Group(spec, rank, store, self.device)
+        group = Group(spec, rank, store)
         group.assemble()
         self._group = group
         self.timings["connect_s"] = time.monotonic() - started

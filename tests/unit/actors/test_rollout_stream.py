@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,6 +80,19 @@ async def publish(server: StreamServer) -> None:
     server.mark_loaded()
 
 
+@asynccontextmanager
+async def played(rollout: Rollout, client: StreamClient, server: StreamServer) -> AsyncIterator[None]:
+    """The actor runs while the block does, and then leaves in good order when the learner closes."""
+    running = asyncio.create_task(rollout.run(DEADLINE_S))
+    try:
+        yield
+        await asyncio.to_thread(server.close)
+        await asyncio.wait_for(running, DEADLINE_S)
+    finally:
+        running.cancel()
+        client.close()
+
+
 def test_what_the_learner_cancels_is_not_played_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actors.rollout, "Player", Player)
     monkeypatch.setattr(actors.rollout, "seed", no_seeding)
@@ -87,9 +102,7 @@ def test_what_the_learner_cancels_is_not_played_on(monkeypatch: pytest.MonkeyPat
         Player.go, Player.cancelled, Player.begun = asyncio.Event(), [], []
         client = StreamClient(server.endpoint, "a", 0, capacity=100)
         rollout = Rollout(Engine(), None, None, client, SimpleNamespace())  # type: ignore[arg-type]
-        running = asyncio.create_task(rollout.run(DEADLINE_S))
-
-        try:
+        async with played(rollout, client, server):
             await publish(server)
             await until(lambda: len(client.held) == 8)
             server.lose(server.members()[0], "a test")  # it comes back, and none of its slots counts any more
@@ -98,11 +111,6 @@ def test_what_the_learner_cancels_is_not_played_on(monkeypatch: pytest.MonkeyPat
             await until(lambda: len(client.held) == 8)
             Player.go.set()
             await until(lambda: len(server.queued()) == 8)
-            await asyncio.to_thread(server.close)
-            await asyncio.wait_for(running, DEADLINE_S)
-        finally:
-            running.cancel()
-            client.close()
 
     try:
         asyncio.run(main())
@@ -136,15 +144,9 @@ def test_a_seeded_actor_measures_first_and_plays_then(monkeypatch: pytest.Monkey
                 return {}
 
         rollout = Rollout(Engine(), None, None, client, SimpleNamespace(), Heldout(), seed=seed)  # type: ignore[arg-type]
-        running = asyncio.create_task(rollout.run(DEADLINE_S))
-        try:
+        async with played(rollout, client, server):
             await publish(server)
             await until(lambda: len(server.queued()) == 4)
-            await asyncio.to_thread(server.close)
-            await asyncio.wait_for(running, DEADLINE_S)
-        finally:
-            running.cancel()
-            client.close()
 
     try:
         asyncio.run(main())
