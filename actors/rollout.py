@@ -29,8 +29,8 @@ from executor.judge import Judge
 from executor.pool import InfrastructureError
 from learner.staleness import Grant
 from learner.stream import StreamClient
+from learner.stream.wire import grant_from_message
 from learner.weights import GroupSpec, manifest_from_json
-from learner.wire import grant_from_message
 
 
 class Measure(Protocol):

@@ -17,10 +17,10 @@ from launch.config import Config, RunBasics, SftConfig
 from launch.recorder import Recorder
 from launch.tasks import SNAPSHOT
 from learner.checkpoint import CheckpointError, Checkpoints, Finish, read_stream_state, write_stream_state
-from learner.convert import HfWriter
 from learner.loop import Hooks, Stream
-from learner.model import PolicyModel
-from learner.parallel import data_rank, init_parallel
+from learner.model.convert import HfWriter
+from learner.model.policy import PolicyModel
+from learner.model.process_groups import data_rank, init_parallel
 from learner.ranks import Ranks
 from learner.staleness import Gate
 from learner.trainer import Trainer

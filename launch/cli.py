@@ -13,7 +13,7 @@ from launch import bench, control, doctor, drill, execute, models, seeds, sft, s
 from launch import config as configuration
 from launch.arguments import RunFolderError, add_overrides, overrides_of, run_config
 from learner.checkpoint import CheckpointError
-from learner.keys import KeysError
+from learner.stream.keys import KeysError
 
 VERIFY_POLL_S = 0.5
 

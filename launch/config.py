@@ -22,7 +22,7 @@ from executor.settings import ExecutorSettings, Section
 from executor.tasks import Kind
 from launch.addresses import AUTO_HOST, LOOPBACK
 from learner.settings import LearnerSettings, ModelSettings, StreamSettings
-from learner.sft_settings import SftLearnerSettings, SftSettings
+from learner.sft.settings import SftLearnerSettings, SftSettings
 from learner.trajectory import Cell, Role
 
 RECIPES = Path(__file__).parent / "recipes"

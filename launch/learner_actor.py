@@ -17,7 +17,7 @@ from launch.buffer_actor import ask_buffer
 from launch.config import Config
 from launch.models import prepare
 from launch.recorder import Recorder, RunFolder, log_to
-from learner.keys import LearnerKeys
+from learner.stream.keys import LearnerKeys
 
 DIGESTS = 8
 """Versions whose digests are taken when somebody asks: an engine is asked while it may be going on to the next."""

@@ -10,7 +10,7 @@ from actors.buffer import RemoteBuffer
 from launch.config import Config
 from launch.models import prepare
 from launch.recorder import RunFolder, log_to, work_log
-from learner.keys import ActorKeys
+from learner.stream.keys import ActorKeys
 
 
 class RolloutActor:

@@ -29,7 +29,7 @@ from launch.summary import summarise
 from launch.tasks import open_tasks
 from learner.checkpoint import Checkpoints
 from learner.loop import learn
-from learner.model import PolicyModel
+from learner.model.policy import PolicyModel
 from learner.staleness import Gate, Grant, Holder
 from learner.trajectory import Trajectory, check
 from learner.weights import LocalChannel, manifest_of

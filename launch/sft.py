@@ -21,7 +21,7 @@ from launch.models import prepare
 from launch.recorder import Recorder, RunFolder, log_to
 from launch.sft_console import SftConsole
 from learner.checkpoint import Checkpoints
-from learner.sft_data import Data, DataError, load_data
+from learner.sft.data import Data, DataError, load_data
 
 _STATE = "sft.json"
 """A checkpoint's file that says which step it is of, and of which data."""
@@ -118,8 +118,8 @@ class SftRank:
     def run(self, resume: bool) -> None:
         """The rank's whole life."""
         from launch.assemble import make_interrupted, make_policy
-        from learner.parallel import data_rank
-        from learner.sft import SftHooks, SftTrainer, fine_tune
+        from learner.model.process_groups import data_rank
+        from learner.sft.trainer import SftHooks, SftTrainer, fine_tune
 
         config, status = self._config, self.status_now
         data = self._data or _read(config)[0]

@@ -31,7 +31,7 @@ from launch.rollout_actor import RolloutActor
 from launch.rollouts import Rollouts
 from launch.verify import Verification
 from learner.checkpoint import CheckpointError, Checkpoints
-from learner.keys import RunKeys
+from learner.stream.keys import RunKeys
 
 BUFFER_SILENT_S = 60.0
 """A task buffer that does not answer for so long is started again."""

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from learner.model import PolicyModel
+from learner.model.policy import PolicyModel
 from learner.ranks import Ranks
 from learner.stream import Member, StreamServer
 from learner.weights import Manifest, WeightSender, WeightSyncError, manifest_of, manifest_to_json

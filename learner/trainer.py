@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from learner.advantages import advantages
-from learner.balance import CostModel
+from learner.batching.balance import CostModel
+from learner.batching.minibatches import split_batch
+from learner.batching.packing import MicroBatch, pack_ranks
 from learner.losses import DIAGNOSTICS, diagnostics, policy_loss, token_weights
 from learner.metrics import describe_advantages
-from learner.minibatches import split_batch
-from learner.model import PolicyModel
-from learner.packing import MicroBatch, pack_ranks
+from learner.model.policy import PolicyModel
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings
 from learner.trajectory import Trajectory, dumps, loads

@@ -25,9 +25,9 @@ import zmq
 
 from learner.staleness import Gate, conserved, totals
 from learner.stream import StreamClient, StreamServer
+from learner.stream.wire import FROM_ACTOR, MAX_HELLO_BYTES, from_actor, pack
 from learner.trajectory import MAX_HEADER_BYTES, MAX_ITEMS, Refusal, WireError
-from learner.wire import FROM_ACTOR, MAX_HELLO_BYTES, from_actor, pack
-from tests.unit.learner.streaming import BATCH, hello, on_wire, play
+from tests.unit.learner.stream.streaming import BATCH, hello, on_wire, play
 
 MEMBER, STRANGER = "member", "stranger"
 STANDING = {"floor": 1, "epoch": 0, "got": 0}

@@ -23,9 +23,9 @@ from launch import models
 from launch.bench.learner_side import SHIPPED, load_batch
 from launch.bench.peers import LineProcess
 from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_versions, progress
-from learner.architecture import Architecture
-from learner.balance import CostModel
-from learner.packing import MicroBatch, TokenSequence, idle_share, micro_batch_cost, pack_ranks
+from learner.batching.balance import CostModel
+from learner.batching.packing import MicroBatch, TokenSequence, idle_share, micro_batch_cost, pack_ranks
+from learner.model.architecture import Architecture
 
 LAYER_ROWS = 2048
 """Packed rows that the layers are measured at."""
@@ -205,7 +205,7 @@ def padding_share(by_rank: Sequence[Sequence[MicroBatch]], cost: CostModel) -> f
     with warnings.catch_warnings():
         # Megatron-Core warns about every accelerator library that is not installed.
         warnings.simplefilter("ignore")
-        from learner.cpu_attention import plan_cpu
+        from learner.model.cpu_attention import plan_cpu
     real = padded = 0
     for micro in (micro for micros in by_rank for micro in micros):
         real += micro_batch_cost(micro, cost)

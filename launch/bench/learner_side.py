@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from learner.architecture import Architecture
+from learner.model.architecture import Architecture
 
 if TYPE_CHECKING:
-    from learner.packing import MicroBatch, TokenSequence
+    from learner.batching.packing import MicroBatch, TokenSequence
 
 SHIPPED = Path(__file__).parent / "batch.jsonl.gz"
 """The token ids of one whole batch of a run of `smollm2-cpu`: a header, then [prompt_ids, response_ids] a line."""
@@ -78,10 +78,10 @@ class Ours:
     """azr's learner on one rank."""
 
     def __init__(self, model_dir: Path, batch: Sequence[TokenSequence], token_budget: int) -> None:
-        from learner.balance import CostModel
-        from learner.model import PolicyModel
-        from learner.packing import pack_ranks
-        from learner.parallel import init_parallel
+        from learner.batching.balance import CostModel
+        from learner.batching.packing import pack_ranks
+        from learner.model.policy import PolicyModel
+        from learner.model.process_groups import init_parallel
         from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 
         parallel = ParallelSettings()
@@ -111,9 +111,9 @@ class Ours:
         rows are: their number and their pairs."""
         import torch
 
-        from learner import cpu
-        from learner.attention import plan_attention
-        from learner.packing import pack
+        from learner.batching.packing import pack
+        from learner.model.attention import plan_attention
+        from learner.model.policy import megatron_on_cpu as cpu
 
         policy = self._policy
         # Whole micro-batches of the right budget; the fullest comes closest.
@@ -238,7 +238,7 @@ def main() -> None:
             if request["op"] == "load":
                 import torch
 
-                from learner import cpu
+                from learner.model.policy import megatron_on_cpu as cpu
 
                 torch.set_num_threads(request["threads"])
                 if request["keep_memory"]:

@@ -83,7 +83,7 @@ class _Length:
 
 async def play(endpoint: str) -> None:
     """Answer every granted slot with a trajectory."""
-    from learner.stream_client import StreamClient
+    from learner.stream.client import StreamClient
 
     client = StreamClient(endpoint, "bench", 0, CAPACITY)
     length = _Length()

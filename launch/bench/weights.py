@@ -112,8 +112,8 @@ def _one_thread() -> Iterator[None]:
 
 def _policy(model: str) -> Export:
     from launch.models import prepare
-    from learner.model import PolicyModel
-    from learner.parallel import init_parallel
+    from learner.model.policy import PolicyModel
+    from learner.model.process_groups import init_parallel
     from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 
     init_parallel(ParallelSettings(), rank=0, world_size=1)

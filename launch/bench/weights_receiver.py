@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from learner.cpu import keep_memory
+from learner.model.megatron_on_cpu import keep_memory
 from learner.weights import GroupSpec, WeightReceiver, manifest_from_json
 
 

@@ -152,8 +152,8 @@ def arm(where: str, version: int) -> None:
     from actors import heldout
     from actors.engine import SerialEngine
     from learner.checkpoint import Checkpoints
-    from learner.convert import HfWriter
-    from learner.model import PolicyModel
+    from learner.model.convert import HfWriter
+    from learner.model.policy import PolicyModel
     from learner.trainer import Trainer
 
     engine_step, train, optimizer_step = SerialEngine._step, Trainer.train, PolicyModel.step

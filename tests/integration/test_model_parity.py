@@ -15,9 +15,9 @@ import torch
 import torch.multiprocessing as mp
 
 from launch.models import prepare
-from learner.model import PolicyModel
-from learner.packing import TokenSequence, pack
-from learner.parallel import init_parallel
+from learner.batching.packing import TokenSequence, pack
+from learner.model.policy import PolicyModel
+from learner.model.process_groups import init_parallel
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 
 MODEL_DIR = prepare("smollm2-135m-instruct")

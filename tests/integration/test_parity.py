@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from launch.models import prepare
-from learner.model import PolicyModel
-from learner.packing import pack
-from learner.parallel import init_parallel
+from learner.batching.packing import pack
+from learner.model.policy import PolicyModel
+from learner.model.process_groups import init_parallel
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]

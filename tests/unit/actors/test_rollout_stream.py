@@ -25,7 +25,7 @@ from learner.staleness import Gate, Grant, conserved, totals
 from learner.stream import StreamClient, StreamServer
 from learner.trajectory import Role
 from tests.unit.actors.scripted import Answer, Script, new_store, reply
-from tests.unit.learner.streaming import BATCH, DEADLINE_S, make, until
+from tests.unit.learner.stream.streaming import BATCH, DEADLINE_S, make, until
 
 
 class Engine:

@@ -12,9 +12,9 @@ import pytest
 
 from launch import bench
 from launch.bench import learner, learner_side
-from learner.architecture import Architecture
-from learner.balance import CostModel
-from learner.packing import pack_ranks
+from learner.batching.balance import CostModel
+from learner.batching.packing import pack_ranks
+from learner.model.architecture import Architecture
 
 SHAPE = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

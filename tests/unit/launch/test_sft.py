@@ -15,7 +15,7 @@ from launch.cli import main
 from launch.config import RECIPES, ConfigError, SftConfig, build, documented, load, to_toml
 from launch.sft import SftRank, _interrupts, _read
 from launch.sft_console import SftConsole, step_line
-from learner.sft import SftTrainer
+from learner.sft.trainer import SftTrainer
 
 
 @pytest.fixture(scope="module")

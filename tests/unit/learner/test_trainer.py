@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from executor.tasks import Kind
-from learner.minibatches import split_batch
-from learner.model import PolicyModel
-from learner.packing import MicroBatch, pack
-from learner.parallel import data_rank, init_parallel
+from learner.batching.minibatches import split_batch
+from learner.batching.packing import MicroBatch, pack
+from learner.model.policy import PolicyModel
+from learner.model.process_groups import data_rank, init_parallel
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings, ModelSettings, ParallelSettings
 from learner.trainer import Trainer

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.model import PolicyModel
-from learner.packing import MicroBatch, TokenSequence
+from learner.batching.packing import MicroBatch, TokenSequence
+from learner.model.policy import PolicyModel
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 
 VOCAB = 131

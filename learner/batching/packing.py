@@ -1,0 +1,224 @@
+"""Shared-prompt packing: how a batch of sequences becomes micro-batches of one forward and backward pass each.
+
+Self-play samples many responses to one prompt, and the prompts are most of the tokens. So sequences with an identical
+prompt share it: a *segment* is the prompt once, followed by all its responses, and each response attends to the prompt
+and to itself, at the positions it would have alone. The numbers are those of running every sequence by itself.
+
+Layout of a segment with prompt p0..p3 and responses a0..a2 and b0..b1 (the last token of a response predicts nothing
+that is trained on, so it is no row of the input)::
+
+    row        0   1   2   3   4   5   6
+    token      p0  p1  p2  p3  a0  a1  b0
+    position   0   1   2   3   4   5   4
+    predicts               a0  a1  a2  b1
+                           b0
+
+Shapes: T rows of a micro-batch, R response tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from learner.batching import balance
+from learner.batching.balance import CostModel, Group
+
+TokenSequence = tuple[np.ndarray, np.ndarray]
+"""(prompt_ids [P], response_ids [N]), both of integers and with at least one token."""
+
+
+class Segment(NamedTuple):
+    """One prompt and its responses, in rows `start` to `stop` of a micro-batch."""
+
+    start: int
+    prompt_len: int
+    response_lens: tuple[int, ...]
+    """Tokens of each response, longest first; a response of n tokens takes n - 1 rows."""
+
+    @property
+    def stop(self) -> int:
+        """The row after the segment's last."""
+        return self.start + self.prompt_len + sum(self.response_lens) - len(self.response_lens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroBatch:
+    """What one forward and backward pass computes. All arrays int64."""
+
+    input_ids: np.ndarray
+    """[T]"""
+    position_ids: np.ndarray
+    """[T]"""
+    segments: tuple[Segment, ...]
+    logit_rows: np.ndarray
+    """[R]: the row of T whose logits predict each response token."""
+    targets: np.ndarray
+    """[R]: the response tokens."""
+    sequence_index: np.ndarray
+    """[R]: the input sequence that each response token belongs to."""
+    token_index: np.ndarray
+    """[R]: its place in that sequence's response."""
+
+    @property
+    def num_tokens(self) -> int:
+        """T: rows that the model computes."""
+        return len(self.input_ids)
+
+    @property
+    def num_targets(self) -> int:
+        """R: response tokens."""
+        return len(self.targets)
+
+
+def pack(
+    sequences: Sequence[TokenSequence],
+    token_budget: int,
+    members: Iterable[int] | None = None,
+    cost: CostModel | None = None,
+) -> list[MicroBatch]:
+    """Pack `sequences` into micro-batches of at most `token_budget` rows, as few as that needs, of even cost.
+
+    Groups larger than the budget are split, repeating the prompt; a single sequence larger than the budget has a
+    micro-batch of its own. Deterministic: the same input gives the same micro-batches. `members` are the indices of
+    the sequences to pack, all by default; `sequence_index` counts in `sequences` either way.
+    """
+    chosen = range(len(sequences)) if members is None else members
+    parts = _parts(sequences, chosen, token_budget, cost or CostModel())
+    bins = balance.fill(parts, balance.fewest_bins(parts, token_budget), token_budget)
+    return [_build(sequences, groups) for groups in bins if groups]
+
+
+def pack_ranks(
+    sequences: Sequence[TokenSequence], token_budget: int, num_ranks: int, cost: CostModel | None = None
+) -> list[list[MicroBatch]]:
+    """The micro-batches of each data-parallel rank, equally many on all: ranks that have fewer get empty ones.
+
+    Ranks and the micro-batches of each are even by `cost`, by default the rows. See `pack` and `split_ranks`.
+    """
+    model = cost or CostModel()
+    parts = [_parts(sequences, share, token_budget, model) for share in split_ranks(sequences, num_ranks, model)]
+    count = max(balance.fewest_bins(groups, token_budget) for groups in parts)
+    return [
+        [_build(sequences, groups) if groups else empty_micro_batch() for groups in bins]
+        for bins in (balance.fill(groups, count, token_budget) for groups in parts)
+    ]
+
+
+def split_ranks(sequences: Sequence[TokenSequence], num_ranks: int, cost: CostModel | None = None) -> list[list[int]]:
+    """Share `sequences` out over data-parallel ranks, balanced by cost: lists of indices, ascending.
+
+    Sequences with the same prompt stay on one rank unless that leaves ranks waiting: see `balance.share_out`.
+    """
+    groups = _group(sequences, range(len(sequences)), cost or CostModel())
+    return [
+        sorted(member for group in share for member in group.members) for share in balance.share_out(groups, num_ranks)
+    ]
+
+
+def micro_batch_cost(micro: MicroBatch, cost: CostModel) -> int:
+    """What `micro` costs to compute, in the units of `cost`; nothing for padding that its attention may add."""
+    return sum(
+        cost.prompt(segment.prompt_len)
+        + sum(cost.response(segment.prompt_len, length) for length in segment.response_lens)
+        for segment in micro.segments
+    )
+
+
+def idle_share(by_rank: Sequence[Sequence[MicroBatch]], cost: CostModel) -> float:
+    """The share of their time that ranks wait for the slowest, by cost: 1 - mean / max over ranks."""
+    loads = [sum(micro_batch_cost(micro, cost) for micro in micros) for micros in by_rank]
+    return 1.0 - sum(loads) / (len(loads) * max(loads))
+
+
+def empty_micro_batch() -> MicroBatch:
+    """A micro-batch without tokens: what a rank computes while others still have work."""
+    none = np.zeros(0, dtype=np.int64)
+    return MicroBatch(none, none, (), none, none, none, none)
+
+
+def _group(sequences: Sequence[TokenSequence], members: Iterable[int], cost: CostModel) -> list[Group]:
+    """Groups of identical prompts, in order of first appearance."""
+    by_prompt: dict[bytes, list[int]] = {}
+    for index in members:
+        by_prompt.setdefault(np.asarray(sequences[index][0], dtype=np.int64).tobytes(), []).append(index)
+    groups = []
+    for indices in by_prompt.values():
+        # Longest first: the attention pads responses of similar length together.
+        ordered = sorted(indices, key=lambda index: (-len(sequences[index][1]), index))
+        prompt_len = len(sequences[ordered[0]][0])
+        lengths = [len(sequences[index][1]) for index in ordered]
+        groups.append(
+            Group(
+                prompt=ordered[0],
+                members=tuple(ordered),
+                prompt_rows=prompt_len,
+                response_rows=tuple(length - 1 for length in lengths),
+                prompt_cost=cost.prompt(prompt_len),
+                response_costs=tuple(cost.response(prompt_len, length) for length in lengths),
+            )
+        )
+    return groups
+
+
+def _parts(
+    sequences: Sequence[TokenSequence], members: Iterable[int], token_budget: int, cost: CostModel
+) -> list[Group]:
+    """Groups of identical prompts, those beyond the budget cut into parts that fit it, each with the prompt again."""
+    parts: list[Group] = []
+    for group in _group(sequences, members, cost):
+        places: list[int] = []
+        room = token_budget - group.prompt_rows
+        for place, rows in enumerate(group.response_rows):
+            if places and rows > room:
+                parts.append(group.part(places))
+                places, room = [], token_budget - group.prompt_rows
+            places.append(place)
+            room -= rows
+        parts.append(group.part(places))
+    return parts
+
+
+def _build(sequences: Sequence[TokenSequence], groups: Sequence[Group]) -> MicroBatch:
+    tokens: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    segments: list[Segment] = []
+    rows: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    owners: list[np.ndarray] = []
+    places: list[np.ndarray] = []
+    row = 0
+    for group in groups:
+        prompt = sequences[group.members[0]][0]
+        start, prompt_len = row, len(prompt)
+        tokens.append(prompt)
+        positions.append(np.arange(prompt_len))
+        row += prompt_len
+        for index in group.members:
+            response = sequences[index][1]
+            length = len(response)
+            tokens.append(response[:-1])
+            positions.append(np.arange(prompt_len, prompt_len + length - 1))
+            rows.append(np.concatenate(([start + prompt_len - 1], np.arange(row, row + length - 1))))
+            targets.append(response)
+            owners.append(np.full(length, index))
+            places.append(np.arange(length))
+            row += length - 1
+        segments.append(Segment(start, prompt_len, tuple(len(sequences[i][1]) for i in group.members)))
+    return MicroBatch(
+        input_ids=_join(tokens),
+        position_ids=_join(positions),
+        segments=tuple(segments),
+        logit_rows=_join(rows),
+        targets=_join(targets),
+        sequence_index=_join(owners),
+        token_index=_join(places),
+    )
+
+
+def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
+    joined: np.ndarray = np.concatenate(parts).astype(np.int64)
+    return joined

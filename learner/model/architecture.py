@@ -1,0 +1,115 @@
+"""What the learner needs to know of a Hugging Face model's configuration."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner.model.rope import Rope
+
+FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe")
+"""Hugging Face's `model_type` of what `Architecture` reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """The gated MLPs among which a router chooses, in some of the layers."""
+
+    number: int
+    """Experts of a layer."""
+    hidden_size: int
+    """Intermediate size of one."""
+    per_token: int
+    """How many compute a token."""
+    normalized: bool
+    """Whether the weights of a token's experts sum to one."""
+    layers: tuple[bool, ...]
+    """Which layers have them; the others have a plain MLP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What the learner needs to know of a Hugging Face `config.json`."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_heads: int
+    num_query_groups: int
+    head_dim: int
+    vocab_size: int
+    norm_eps: float
+    rope: Rope
+    qkv_bias: bool
+    """Whether queries, keys and values have biases."""
+    attention_out_bias: bool
+    """Whether the attention's output has one."""
+    mlp_bias: bool
+    qk_norm: bool
+    tied: bool
+    """Whether the output matrix is the embedding."""
+    experts: Experts | None
+    """None for a dense model."""
+
+    @classmethod
+    def read(cls, model_dir: Path) -> Architecture:
+        """From `model_dir/config.json`; ValueError for a model that is not of `FAMILIES`, or has what these do not."""
+        config: dict[str, Any] = json.loads((model_dir / "config.json").read_text())
+        model_type = config["model_type"]
+        if model_type not in FAMILIES:
+            raise ValueError(f"{model_dir}: model type {model_type!r} is not one of {', '.join(FAMILIES)}")
+        unsupported = {
+            "sliding window": bool(config.get("use_sliding_window")),
+            "activation": config.get("hidden_act", "silu") != "silu",
+        }
+        if any(unsupported.values()):
+            raise ValueError(
+                f"{model_dir}: unsupported {', '.join(name for name, found in unsupported.items() if found)}"
+            )
+        try:
+            rope = Rope.read(config)
+        except ValueError as error:
+            raise ValueError(f"{model_dir}: {error}") from None
+        # Qwen2 has biases on queries, keys and values, and no key that says so.
+        attention_bias = model_type != "qwen2" and bool(config.get("attention_bias"))
+        return cls(
+            num_layers=config["num_hidden_layers"],
+            hidden_size=config["hidden_size"],
+            ffn_hidden_size=config["intermediate_size"],
+            num_heads=config["num_attention_heads"],
+            num_query_groups=config.get("num_key_value_heads") or config["num_attention_heads"],
+            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+            vocab_size=config["vocab_size"],
+            norm_eps=config["rms_norm_eps"],
+            rope=rope,
+            qkv_bias=attention_bias or model_type == "qwen2",
+            attention_out_bias=attention_bias,
+            mlp_bias=model_type == "llama" and bool(config.get("mlp_bias")),
+            qk_norm=model_type in ("qwen3", "qwen3_moe"),
+            tied=bool(config.get("tie_word_embeddings")),
+            experts=_experts(config) if model_type == "qwen3_moe" else None,
+        )
+
+    def inverse_frequencies(self, device: torch.device | None = None) -> Tensor:
+        """[head_dim / 2], float32: see `Rope.inverse_frequencies`."""
+        return self.rope.inverse_frequencies(self.head_dim, device)
+
+
+def _experts(config: dict[str, Any]) -> Experts | None:
+    every = config.get("decoder_sparse_step", 1)
+    dense = config.get("mlp_only_layers") or []
+    layers = tuple(layer not in dense and (layer + 1) % every == 0 for layer in range(config["num_hidden_layers"]))
+    if not any(layers):
+        return None
+    return Experts(
+        number=config.get("num_experts") or config["num_local_experts"],
+        hidden_size=config["moe_intermediate_size"],
+        per_token=config["num_experts_per_tok"],
+        normalized=bool(config.get("norm_topk_prob")),
+        layers=layers,
+    )

@@ -1,0 +1,80 @@
+"""A mixture of experts in place of a layer's MLP: a router, Megatron-Core's experts, and nothing in between.
+
+Megatron-Core's own `MoELayer` does not serve: under tensor parallelism it trains only with sequence parallelism, since
+its dispatchers expect each rank to hold other rows, and its router needs Transformer Engine. Here every tensor-parallel
+rank has all rows and a slice of every expert, so nothing is dispatched: rows are grouped by expert, computed, put back, and the
+slices' outputs summed, as an MLP's are. Shapes: T rows, E features, X experts, K experts a row.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+with warnings.catch_warnings():
+    # Megatron-Core warns about every accelerator library that is not installed.
+    warnings.simplefilter("ignore")
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+    from megatron.core.tensor_parallel.mappings import (
+        copy_to_tensor_model_parallel_region,
+        reduce_from_tensor_model_parallel_region,
+    )
+    from megatron.core.transformer.mlp import MLPSubmodules
+    from megatron.core.transformer.module import MegatronModule
+    from megatron.core.transformer.moe.experts import SequentialMLP
+    from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    from learner.model.kernels import SwiGlu
+
+
+class Router(MegatronModule):
+    """Chooses the experts of each row, by the largest softmax probabilities."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        weight = torch.empty(config.num_moe_experts, config.hidden_size, dtype=config.params_dtype)
+        self.weight = torch.nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, E] -> the weights [T, K] of the chosen experts, and which they are [T, K]."""
+        logits = x @ self.weight.t()
+        probs, chosen = logits.softmax(-1, dtype=torch.float32).topk(self.config.moe_router_topk, dim=-1)
+        if not self.config.moe_router_pre_softmax:
+            probs = probs / probs.sum(-1, keepdim=True)
+        return probs.to(logits.dtype), chosen
+
+
+class Mixture(MegatronModule):
+    """Each row is the weighted sum of the gated MLPs that the router chooses for it; no row is dropped."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        parts = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear, activation_func=SwiGlu)
+        self.router = Router(config)
+        self.experts = SequentialMLP(config.num_moe_experts, config, parts, get_default_pg_collection())
+
+    def forward(self, x: Tensor, **_: Any) -> tuple[Tensor, None]:
+        """[T, 1, E] -> [T, 1, E], and no bias for Megatron-Core's layer to add."""
+        rows = x.flatten(0, 1)
+        probs, chosen = self.router(rows)
+        order = chosen.flatten().argsort(stable=True)
+        counts = chosen.flatten().bincount(minlength=self.config.num_moe_experts)
+        owners = order // chosen.shape[1]
+        # A slice gives its rank only a part of the gradients of what is whole on every rank.
+        rows, probs = copy_to_tensor_model_parallel_region(rows), copy_to_tensor_model_parallel_region(probs)
+        out, _ = self.experts(rows[owners], counts, probs.flatten()[order])
+        summed = torch.zeros_like(rows).index_add(0, owners, out)
+        return reduce_from_tensor_model_parallel_region(summed).view(x.shape), None
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Every expert's tensors by themselves; Megatron-Core's experts would stack them along a further dimension."""
+        state: dict[str, Any] = self.router.sharded_state_dict(f"{prefix}router.", sharded_offsets, metadata)
+        for index, expert in enumerate(self.experts.local_experts):
+            state |= expert.sharded_state_dict(f"{prefix}experts.local_experts.{index}.", sharded_offsets, metadata)
+        return state

@@ -1,0 +1,343 @@
+"""The policy that the learner trains: Megatron-Core's GPTModel and optimizer on this rank.
+
+Hugging Face folders in and out (`load_hf`, `save_hf`, `export`), log-probabilities of the responses of a `MicroBatch`,
+and an optimizer step. Tensor-, pipeline- and context-parallel ranks compute a micro-batch together, each with a part of the
+matrices, of the layers (`pipeline.py`), of the rows (`context.py`); data-parallel ranks compute different ones, and `step`
+sums their gradients.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from learner.batching.packing import MicroBatch
+from learner.model.architecture import Architecture
+from learner.model.convert import HfReader, Layout
+from learner.model.logprobs import VocabLogprobs
+from learner.model.policy import convert
+from learner.model.policy import megatron_on_cpu as cpu
+from learner.model.policy import pipeline_parallel as pipeline
+from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
+
+with warnings.catch_warnings():
+    # Megatron-Core warns about every accelerator library that is not installed.
+    warnings.simplefilter("ignore")
+    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+        finalize_model_grads,
+    )
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+    from learner.model.attention import plan_attention
+    from learner.model.context_parallel import local_part
+    from learner.model.gpt import build_gpt, transformer_config
+    from learner.model.state import ModelState
+
+TokenLoss = Callable[[int, MicroBatch, Tensor, Tensor], Tensor]
+"""(index of the micro-batch, the part of it that this rank has, log-probabilities [R], entropies [R]) -> a scalar loss."""
+TokenLogprobs = tuple[MicroBatch, Tensor, Tensor]
+"""(the part of a micro-batch that this rank has, log-probabilities [R], entropies [R])."""
+
+
+class PolicyModel:
+    """A policy on this rank, with its optimizer. `init_parallel` comes first.
+
+    Collective over the ranks that compute a micro-batch together: `forward_backward`, `logprobs`, `export`; over all
+    ranks: the constructor and `step`.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        model: ModelSettings,
+        optimizer: OptimizerSettings,
+        parallel: ParallelSettings,
+        seed: int = 0,
+    ) -> None:
+        """Load the Hugging Face folder `model_dir`; ValueError if the architecture does not suit."""
+        self.model_dir = Path(model_dir)
+        self.architecture = Architecture.read(self.model_dir)
+        self.dtype: torch.dtype = getattr(torch, model.dtype)
+        self.device = cpu.device()
+        _check_heads(self.architecture, parallel)
+        if model.deterministic:
+            torch.use_deterministic_algorithms(True)
+        self._clip_grad = optimizer.clip_grad or math.inf
+        # With context parallelism the optimizer's state is shared out over these ranks too.
+        distributed_optimizer = parallel.distributed_optimizer and parallel.data * parallel.context > 1
+        with cpu.megatron_calls(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tensor_parallel.model_parallel_cuda_manual_seed(
+                seed, inference_rng_tracker=self.device.type == "cpu", force_reset_rng=True
+            )
+            torch.manual_seed(seed)
+            config = transformer_config(self.architecture, self.dtype, parallel)
+            self.gpt = build_gpt(self.architecture, config).to(self.device)
+            self._read_hf(self.model_dir)
+            self._ddp = DistributedDataParallel(
+                config,
+                DistributedDataParallelConfig(
+                    grad_reduce_in_fp32=True, use_distributed_optimizer=distributed_optimizer, bucket_size=None
+                ),
+                self.gpt,
+            )
+            chained = get_megatron_optimizer(
+                OptimizerConfig(
+                    optimizer="adam",
+                    lr=optimizer.lr,
+                    weight_decay=optimizer.weight_decay,
+                    adam_beta1=optimizer.beta1,
+                    adam_beta2=optimizer.beta2,
+                    adam_eps=optimizer.eps,
+                    clip_grad=self._clip_grad,
+                    bf16=self.dtype is torch.bfloat16,
+                    params_dtype=self.dtype,
+                    use_distributed_optimizer=distributed_optimizer,
+                ),
+                [self._ddp],
+                use_gloo_process_groups=False,
+            )
+        # Only experts on ranks of their own (expert parallelism) would have another.
+        (self._optimizer,) = chained.chained_optimizers
+        self._adam: torch.optim.Optimizer = self._optimizer.optimizer
+        for group in self._adam.param_groups:
+            # Norms and biases do not decay; Megatron-Core leaves it to a scheduler to say so.
+            group["weight_decay"] = optimizer.weight_decay * group["wd_mult"]
+            if isinstance(self._adam, torch.optim.AdamW):
+                # One pass over the parameters in place of a dozen.
+                group.update(fused=True, foreach=False)
+        self.state = ModelState(self.gpt, self._ddp, self._optimizer)
+        self._inv_freq = self.architecture.inverse_frequencies(self.device)
+        self._exports = self._list_exports()
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether this rank has logits, that is, is in the last pipeline stage."""
+        return bool(self.gpt.post_process)
+
+    def forward_backward(self, micros: Sequence[MicroBatch], loss: TokenLoss) -> None:
+        """Add the gradient of the sum of `loss` over `micros` to the accumulated one.
+
+        `loss` is called in order, once a micro-batch that has tokens, on the ranks that have its logits. The micro-batch that
+        it is given holds the response tokens whose logits this rank has (with context parallelism a part of them, which may
+        be none), and the tensors are aligned with its `targets`, `sequence_index` and `token_index`. Float32; only the
+        log-probabilities carry a gradient, and the loss must depend on them.
+        """
+        self._run(micros, loss)
+
+    def logprobs(self, micros: Sequence[MicroBatch]) -> list[TokenLogprobs]:
+        """Log-probabilities and entropies of the response tokens of `micros` as `forward_backward` hands them to a loss;
+        empty on ranks that have no logits."""
+        with torch.no_grad():
+            return self._run(micros, None)
+
+    def zero_grad(self) -> None:
+        """Forget accumulated gradients; before the first micro-batch of a step."""
+        self._ddp.zero_grad_buffer()
+        self._optimizer.zero_grad()
+
+    def step(self, lr: float) -> tuple[float, bool]:
+        """Sum gradients over data- and context-parallel ranks, clip, and update the weights at learning rate `lr`.
+
+        Returns the gradient's norm before clipping, and whether weights changed: a norm that is not finite leaves
+        them, and the optimizer, as they were.
+        """
+        with cpu.megatron_calls():
+            finalize_model_grads([self._ddp])
+            self._optimizer.prepare_grads()
+            grad_norm = float(self._optimizer.get_grad_norm())
+            if not math.isfinite(grad_norm):
+                return grad_norm, False
+            clip_grad_by_total_norm_fp32(self._optimizer.get_parameters(), self._clip_grad, grad_norm)
+            for group in self._adam.param_groups:
+                group["lr"] = lr
+            self._optimizer.step_with_ready_grads()
+        return grad_norm, True
+
+    def export(self) -> Iterator[tuple[str, Tensor]]:
+        """Full tensors under Hugging Face names, in the model's dtype, on every rank and in the same order, one at a time.
+
+        A tensor may be the parameter itself: copy it to keep it. Tied embeddings come once. A pipeline stage gathers
+        its own over its tensor-parallel ranks and gives them to the other stages.
+        """
+        mine = self._export_stage()
+        for stage, listed in enumerate(self._exports):
+            for name, shape in listed:
+                if stage == parallel_state.get_pipeline_model_parallel_rank():
+                    tensor = next(mine)
+                else:
+                    tensor = torch.empty(shape, dtype=self.dtype, device=self.device)
+                if len(self._exports) > 1:
+                    pipeline.broadcast(tensor, stage)
+                yield name, tensor
+
+    def load_hf(self, model_dir: Path) -> None:
+        """Take the weights of another folder of the same architecture. Adam's moments stay."""
+        self._read_hf(model_dir)
+        with cpu.megatron_calls():
+            self._optimizer.reload_model_params()
+
+    def save_hf(self, model_dir: Path) -> None:
+        """Write a folder that transformers and vLLM load: weights, configuration, tokenizer. Rank 0 writes."""
+        writer = convert.HfWriter(model_dir) if dist.get_rank() == 0 else None
+        for name, tensor in self.export():
+            if writer:
+                writer.add(name, tensor)
+        if writer:
+            writer.finish(self.model_dir, self.dtype)
+
+    def save_checkpoint(self, directory: Path) -> None:
+        """Write parameters, optimizer and random number generators into `directory`; collective over all ranks."""
+        self.state.save(directory)
+
+    def load_checkpoint(self, directory: Path) -> None:
+        """The inverse of `save_checkpoint`, bit for bit, on any parallel layout; collective over all ranks."""
+        self.state.load(directory)
+
+    def _run(self, micros: Sequence[MicroBatch], loss: TokenLoss | None) -> list[TokenLogprobs]:
+        """Forward and backward passes over `micros`, or without a loss forward only, returning what was found."""
+        # Ranks that compute a micro-batch together agree on which are empty, and gradients are summed only in `step`.
+        filled = [(index, micro) for index, micro in enumerate(micros) if micro.num_tokens]
+        context = parallel_state.get_context_parallel_group()
+        parts = [local_part(micro, context.rank(), context.size()) for _, micro in filled]
+
+        def forward(place: int) -> Tensor:
+            _, micro = filled[place]
+            plan = plan_attention(
+                micro,
+                self._inv_freq,
+                self.dtype,
+                cpu_kernels=self.device.type == "cpu",
+                context=context if context.size() > 1 else None,
+            )
+            embedded = None
+            if self.gpt.pre_process:
+                input_ids = torch.from_numpy(parts[place].input_ids).to(self.device).unsqueeze(0)
+                embedded = self.gpt.embedding(input_ids=input_ids, position_ids=None)
+            # GPTModel's own forward knows neither shared prompts nor chosen rows.
+            hidden: Tensor = self.gpt.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=plan)
+            return hidden
+
+        def finish(place: int, hidden: Tensor) -> Tensor | TokenLogprobs:
+            part = parts[place]
+            logprobs, entropy = self._token_logprobs(part, hidden.squeeze(1))
+            if loss is None:
+                return part, logprobs, entropy
+            value = loss(filled[place][0], part, logprobs, entropy)
+            if not value.requires_grad:
+                # The schedule would leave out this backward pass, and other ranks wait for it.
+                raise ValueError("a loss must depend on the log-probabilities that it is given, even if there are none")
+            return value
+
+        with cpu.megatron_calls():
+            return pipeline.run(self.gpt, len(filled), forward, finish, forward_only=loss is None)
+
+    def _token_logprobs(self, micro: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of each response token, float32 [R] each, of the last stage's output [T, E]; only the
+        first carries a gradient."""
+        if micro.num_targets == 0:
+            return hidden[:0].sum(1).float(), torch.zeros(0, device=self.device)
+        rows = hidden.index_select(0, torch.from_numpy(micro.logit_rows).to(self.device))
+        # Its backward sums the gradients of the vocabulary's shards.
+        rows = tensor_parallel.copy_to_tensor_model_parallel_region(rows)
+        weight = self._output_weight
+        first = parallel_state.get_tensor_model_parallel_rank() * len(weight)
+        num_valid = min(len(weight), self.architecture.vocab_size - first)
+        targets = torch.from_numpy(micro.targets).to(self.device)
+        group = parallel_state.get_tensor_model_parallel_group()
+        logprobs, entropy = VocabLogprobs.apply(rows, weight, targets, first, num_valid, group)  # type: ignore[no-untyped-call]
+        return logprobs, entropy
+
+    @property
+    def _output_weight(self) -> Tensor:
+        """[V, E]: this rank's rows of the output matrix. Where it is the embedding, and both are here, there is one parameter."""
+        weight: Tensor | None = self.gpt.output_layer.weight
+        return self.gpt.embedding.word_embeddings.weight if weight is None else weight
+
+    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """This rank's parameters under the names that they have in a model without pipeline stages; a tied embedding's
+        second copy, on the last stage, under the embedding's."""
+        offset = self.gpt.decoder.layers[0].layer_number - 1
+        for name, parameter in self.gpt.named_parameters():
+            if name == "output_layer.weight" and self.architecture.tied:
+                name = "embedding.word_embeddings.weight"
+            yield re.sub(r"(?<=\.layers\.)\d+", lambda layer: str(int(layer.group()) + offset), name), parameter
+
+    def _pieces(self) -> Iterator[tuple[str, Layout, Tensor]]:
+        """(Hugging Face name, layout, piece) of what this stage exports."""
+        for name, parameter in self._parameters():
+            if name == "embedding.word_embeddings.weight" and not self.gpt.pre_process:
+                continue  # the first stage exports it
+            layout, hf_names = convert.lookup(name)
+            for hf_name, piece in zip(
+                hf_names, convert.split(layout, parameter.detach(), self.architecture), strict=True
+            ):
+                yield hf_name, layout, piece
+
+    def _list_exports(self) -> list[list[tuple[str, list[int]]]]:
+        """Names and shapes of the whole tensors of every stage; collective over stages."""
+        listed = []
+        for name, layout, piece in self._pieces():
+            shape, dim = list(piece.shape), convert.shard_dim(layout)
+            if layout is Layout.VOCAB:
+                shape[0] = self.architecture.vocab_size
+            elif dim is not None:
+                shape[dim] *= parallel_state.get_tensor_model_parallel_world_size()
+            listed.append((name, shape))
+        return pipeline.gather(listed, self.device)
+
+    def _export_stage(self) -> Iterator[Tensor]:
+        """Whole tensors of this stage; collective over its tensor-parallel ranks."""
+        for _, layout, piece in self._pieces():
+            tensor = self._gather(piece, convert.shard_dim(layout))
+            yield (tensor[: self.architecture.vocab_size] if layout is Layout.VOCAB else tensor).contiguous()
+
+    @torch.no_grad()
+    def _read_hf(self, model_dir: Path) -> None:
+        rank, size = (
+            parallel_state.get_tensor_model_parallel_rank(),
+            parallel_state.get_tensor_model_parallel_world_size(),
+        )
+        with HfReader(model_dir) as reader:
+            for name, parameter in self._parameters():
+                layout, hf_names = convert.lookup(name)
+                pieces = [reader.read(hf_name, layout, rank, size) for hf_name in hf_names]
+                local = convert.join(layout, pieces, self.architecture)
+                parameter[len(local) :].zero_()  # padding of the vocabulary
+                parameter[: len(local)].copy_(local)
+
+    def _gather(self, piece: Tensor, dim: int | None) -> Tensor:
+        """The whole tensor of which every tensor-parallel rank has a piece along `dim`."""
+        group = parallel_state.get_tensor_model_parallel_group()
+        if dim is None or group.size() == 1:
+            return piece
+        pieces = [torch.empty(piece.shape, dtype=piece.dtype, device=piece.device) for _ in range(group.size())]
+        dist.all_gather(pieces, piece.contiguous(), group=group)
+        return torch.cat(pieces, dim)
+
+
+def _check_heads(shape: Architecture, parallel: ParallelSettings) -> None:
+    """ValueError, with the mend, for attention heads that the tensor- and context-parallel ranks cannot share."""
+    for heads in (shape.num_heads, shape.num_query_groups):
+        if heads % parallel.tensor:
+            raise ValueError(
+                f"{heads} attention heads cannot be shared over {parallel.tensor} tensor-parallel ranks: "
+                f"set tensor to a divisor of {math.gcd(shape.num_heads, shape.num_query_groups)}"
+            )
+    local = shape.num_heads // parallel.tensor
+    if local % parallel.context:
+        raise ValueError(
+            f"{local} attention heads (of {shape.num_heads}, on each tensor-parallel rank) cannot be shared over "
+            f"{parallel.context} context-parallel ranks: set context to a divisor of {local}"
+        )

@@ -1,0 +1,82 @@
+"""The learner's process groups: Megatron-Core's, over NCCL on GPUs and gloo on CPUs."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
+
+from learner.model.policy import megatron_on_cpu as cpu
+from learner.settings import ParallelSettings
+
+with warnings.catch_warnings():
+    # Megatron-Core warns about every accelerator library that is not installed.
+    warnings.simplefilter("ignore")
+    from megatron.core import parallel_state
+
+
+def init_parallel(
+    parallel: ParallelSettings,
+    rank: int,
+    world_size: int,
+    init_method_or_store: str | Store | None = None,
+    timeout: float = 600.0,
+) -> None:
+    """Join the learner's process group and set up Megatron-Core's groups in it; collective.
+
+    A process group that is there already (vLLM's, in the same process) is used as it is, if its size is `world_size`.
+    Alone, a rank needs no address: without `init_method_or_store` it uses a store in memory. `timeout` in seconds.
+    """
+    if parallel.world_size != world_size:
+        raise ValueError(
+            f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x context {parallel.context} x data {parallel.data} "
+            f"needs {parallel.world_size} ranks, not {world_size}"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+        # Else an engine that dies ends the learner: torch's monitor of the first group stops the process for any group's dump.
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
+    else:
+        cpu.keep_memory()
+    joined = dist.is_initialized()
+    if not joined:
+        where: dict[str, Any] = {"store": init_method_or_store or HashStore()}
+        if isinstance(init_method_or_store, str):
+            where = {"init_method": init_method_or_store}
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout), **where)
+    if dist.get_world_size() != world_size:
+        raise ValueError(f"this process is in a group of {dist.get_world_size()} ranks already, not {world_size}")
+    if parallel_state.model_parallel_is_initialized():
+        if joined and _layout() == (parallel.tensor, parallel.pipeline, parallel.context):
+            return  # each of some twenty groups has threads, which outlive it in gloo and look round a hundred times a second
+        parallel_state.destroy_model_parallel()
+    with cpu.megatron_calls():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=parallel.tensor,
+            pipeline_model_parallel_size=parallel.pipeline,
+            context_parallel_size=parallel.context,
+            distributed_timeout_minutes=math.ceil(timeout / 60),
+            create_gloo_process_groups=False,
+        )
+
+
+def _layout() -> tuple[int, int, int]:
+    """Ranks of tensor, pipeline and context parallelism, as they are set up; the rest are data-parallel."""
+    return (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_context_parallel_world_size(),
+    )
+
+
+def data_rank() -> int:
+    """Which of the data-parallel shares of a batch this rank computes; ranks that compute one together have the same."""
+    rank: int = parallel_state.get_data_parallel_rank(with_context_parallel=False)
+    return rank

@@ -1,0 +1,387 @@
+"""An actor's end of the stream. The protocol: `learner/stream/__init__.py`.
+
+Nothing here waits for a connection: what cannot leave now is kept, and leaves when the learner has greeted us again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from learner.stream.keys import ActorKeys
+from learner.stream.wire import MAX_CONTROL_BYTES, from_learner, pack, pack_slots
+from learner.trajectory import Trajectory, WireError, check, encode
+
+HEARTBEAT_S = 1.0
+RESEND_AFTER_S = 5.0
+"""What is not acknowledged for so long is sent again: a connection that broke and came back has lost what it carried."""
+NEVER = -math.inf
+NOW, MORE, READABLE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.POLLIN)
+"""As plain numbers: with an enum's members each `|` and `&` takes longer than to send a frame."""
+RECONNECT_MS = 100
+MAX_RECONNECT_MS = 2000
+TCP_SILENT_MS = 15_000
+"""A connection without any sign of life for so long is given up and made anew."""
+
+
+class LearnerLost(ConnectionError):
+    """The learner was silent for too long; the message says who it was, and what the actor still has for it."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A message that is not acknowledged yet: its frames, the slots that it settles, and when it was last sent (or `NEVER`)."""
+
+    frames: list[bytes | memoryview]
+    slots: tuple[int, ...]
+    at: float
+
+
+class StreamClient:
+    """An actor's end. Not thread-safe: it belongs to one asyncio loop.
+
+    Memory is bounded by the slots that the learner granted: a slot is answered once, and its answer is kept until it is
+    acknowledged.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        actor_id: str,
+        incarnation: int,
+        capacity: int,
+        keys: ActorKeys | None = None,
+        learner_silent_s: float = 10.0,
+        learner_timeout_s: float = 600.0,
+    ) -> None:
+        """`capacity`: slots that may be in flight here. After `learner_silent_s` without a word from the learner the client
+        says so (`on_event`) and greets it again until it answers; after `learner_timeout_s` it gives up (`LearnerLost`)."""
+        self.actor_id = actor_id
+        self.incarnation = incarnation
+        self.run_id = ""
+        self.stats: Callable[[], Mapping[str, float]] = dict
+        """Numbers that travel with each heartbeat."""
+        self.on_event: Callable[..., None] = lambda name, **details: None
+        """Called with `learner_silent`, `learner_back` and `refused`, and details."""
+        self.counts: Counter[str] = Counter()
+        """`resent`, `abandoned` (answers for slots that the learner no longer counts on), `refused`, `gaps`, `reconnects`."""
+        self.capacity = capacity
+        """Slots that may be in flight here; a change travels with the next heartbeat."""
+        self._silent_s = learner_silent_s
+        self._timeout_s = learner_timeout_s
+        self._seq = 0
+        self._kept: dict[int, _Kept] = {}
+        self._held: dict[int, bool] = {}
+        """Granted slot -> whether its answer is in `_kept`."""
+        self._epoch = 0
+        self._got = 0
+        self._heard_at = time.monotonic()
+        self._greeted_at = 0.0
+        self._silent = False
+        self._endpoint = endpoint
+        self._context = zmq.Context()
+        # Not `zmq.asyncio`: a future for each message costs more than the message.
+        self._socket = self._context.socket(zmq.DEALER)
+        self._readable = asyncio.Event()
+        self._waiting = False
+        """Whether `_receive` waits for it."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        for option, value in (
+            (zmq.LINGER, 1000),
+            (zmq.IMMEDIATE, 1),  # nothing piles up for a connection that is not there: it is kept here anyway
+            (zmq.MAXMSGSIZE, MAX_CONTROL_BYTES),
+            (zmq.RECONNECT_IVL, RECONNECT_MS),
+            (zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_MS),
+            (zmq.HEARTBEAT_IVL, TCP_SILENT_MS // 3),
+            (zmq.HEARTBEAT_TIMEOUT, TCP_SILENT_MS),
+        ):
+            self._socket.setsockopt(option, value)
+        self._socket.setsockopt(zmq.IDENTITY, f"{actor_id}#{incarnation}".encode())
+        if keys is not None:
+            self._socket.curve_secretkey = keys.own.secret
+            self._socket.curve_publickey = keys.own.public
+            self._socket.curve_serverkey = keys.learner
+        self._socket.connect(endpoint)
+        self._beating: asyncio.Task[None] | None = None
+
+    async def connect(self, timeout_s: float) -> int:
+        """Say hello until the learner says welcome; returns its version. Raises TimeoutError naming the endpoint."""
+        deadline = time.monotonic() + timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.FD, self._note_readable)
+        while (left := deadline - time.monotonic()) > 0:
+            self._greet()
+            message = await self._receive(min(left, 0.05 if not self._greeted_at else HEARTBEAT_S))
+            match message and message["type"]:
+                case "welcome":
+                    assert message is not None
+                    self._welcomed(message)
+                    self._beating = asyncio.create_task(self._beat())
+                    return int(message["version"])
+                case "shutdown":
+                    raise ConnectionError(
+                        f"{self.actor_id}: the learner at {self._endpoint} answered hello with shutdown"
+                    )
+        raise TimeoutError(f"{self.actor_id}: the learner at {self._endpoint} sent no welcome in {timeout_s:.0f} s")
+
+    async def messages(self) -> AsyncIterator[dict[str, Any]]:
+        """What the learner says, each message once and in order; acknowledgements and greetings are settled here.
+
+        `grant`: play these slots. `cancel`: stop playing these `slots`, the learner does not count on them. `join` and
+        `weights`: see `learner.weights`. `pause` and `resume`: no new rollouts start in between. `shutdown`: the end.
+        Raises `LearnerLost`.
+        """
+        while True:
+            message = await self._receive(HEARTBEAT_S)
+            if message is None:
+                self._watch()
+                continue
+            match message["type"]:
+                case "ack":
+                    for seq in message["seqs"]:
+                        self._settle(seq)
+                case "refused":
+                    self._refused(message["seq"], message["why"])
+                case "beat":
+                    pass
+                case "who":  # the learner has forgotten us, or is another life
+                    if time.monotonic() - self._greeted_at > HEARTBEAT_S / 4:
+                        self._greet()
+                case "welcome":
+                    self.counts["reconnects"] += 1
+                    self._welcomed(message)
+                case _:
+                    if self._is_next(message):
+                        if message["type"] == "grant":
+                            self._held.update(dict.fromkeys([*message["propose"], *message["solve"]], False))
+                        elif message["type"] == "cancel":
+                            self._forget(message["slots"])
+                        elif message["type"] == "shutdown":
+                            self._say_beat()  # acknowledges it: the learner need not wait for the next one
+                        yield message
+
+    async def send_trajectory(self, trajectory: Trajectory) -> None:
+        """Send, and keep until acknowledged; its `seq` is set here.
+
+        A slot that the learner no longer counts on is not sent, only counted as abandoned. Raises `WireError` for one that the
+        learner would refuse (a refused trajectory would leave its slot in flight), ValueError for a slot answered before.
+        """
+        check(trajectory)
+        if slots := self._answer([trajectory.slot]):
+            seq = self._next_seq()
+            self._keep(seq, slots, [pack({"type": "trajectory", "seq": seq}), *encode(trajectory, seq)])
+
+    async def send_returned(self, slots: Sequence[int]) -> None:
+        """There is no task to fill these slots with."""
+        if answered := self._answer(slots):
+            self._send({"type": "returned", "slots": answered}, answered)
+
+    async def send_failed(self, slots: Sequence[int], why: str) -> None:
+        """These slots could not be played, for reasons that say nothing about the model."""
+        if answered := self._answer(slots):
+            self._send({"type": "failed", "slots": answered, "why": why[:512]}, answered)
+
+    async def send_loaded(self, version: int, timings: Mapping[str, float]) -> None:
+        """The engine runs the weights of `version`; seconds by phase."""
+        self._send({"type": "loaded", "version": version, "timings": dict(timings)})
+
+    async def send_load_failed(self, version: int, why: str) -> None:
+        """The engine could not load the weights of `version`; the learner decides what that means."""
+        self._send({"type": "load_failed", "version": version, "why": why[:512]})
+
+    @property
+    def unacknowledged(self) -> int:
+        """Messages that the learner has not confirmed yet."""
+        return len(self._kept)
+
+    @property
+    def held(self) -> list[int]:
+        """Slots that were granted and not settled: in play, or answered and not acknowledged."""
+        return list(self._held)
+
+    def close(self) -> None:
+        """Stop beating and close the socket."""
+        if self._beating is not None:
+            self._beating.cancel()
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._socket.FD)
+        self._socket.close()
+        self._context.term()
+
+    # -- keeping -------------------------------------------------------------------------------------------------
+
+    def _answer(self, slots: Iterable[int]) -> list[int]:
+        """Note that these slots are answered now; returns those that the learner counts on."""
+        wanted = list(slots)
+        mine = [slot for slot in wanted if slot in self._held]
+        again = [slot for slot in mine if self._held[slot]]
+        if again:
+            raise ValueError(f"{self.actor_id}: slots {again} were answered before")
+        self._held.update(dict.fromkeys(mine, True))
+        self.counts["abandoned"] += len(wanted) - len(mine)
+        return mine
+
+    def _forget(self, slots: Iterable[int]) -> None:
+        """Slots that are still in play need not be. What was answered stays until it is acknowledged."""
+        for slot in slots:
+            if self._held.get(slot) is False:
+                del self._held[slot]
+
+    def _settle(self, seq: int) -> _Kept | None:
+        kept = self._kept.pop(seq, None)
+        for slot in kept.slots if kept else ():
+            self._held.pop(slot, None)
+        return kept
+
+    def _refused(self, seq: int, why: str) -> None:
+        """The learner would never take this message: its slots are given up, or they would stay in flight for ever."""
+        kept = self._settle(seq)
+        self.counts["refused"] += 1
+        self.on_event("refused", actor=self.actor_id, why=why)
+        if kept and kept.slots:
+            self._send({"type": "failed", "slots": list(kept.slots), "why": f"refused: {why}"[:512]}, kept.slots)
+
+    def _next_seq(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    def _send(self, message: dict[str, Any], slots: Sequence[int] = ()) -> None:
+        seq = self._next_seq()
+        self._keep(seq, slots, [pack({**message, "seq": seq})])
+
+    def _keep(self, seq: int, slots: Sequence[int], frames: list[bytes | memoryview]) -> None:
+        self._kept[seq] = _Kept(frames, tuple(slots), time.monotonic() if self._try(frames) else NEVER)
+
+    def _resend(self, older_than_s: float) -> None:
+        """Send again what was last sent before that and is not acknowledged, and for the first time what could not leave; the
+        learner removes duplicates."""
+        now = time.monotonic()
+        for kept in list(self._kept.values()):
+            if now - kept.at >= older_than_s:
+                if not self._try(kept.frames):
+                    return
+                self.counts["resent"] += kept.at != NEVER
+                kept.at = now
+
+    def _try(self, frames: Sequence[bytes | memoryview]) -> bool:
+        """Send if there is a connection with room."""
+        try:
+            for frame in frames[:-1]:
+                self._socket.send(frame, MORE)
+            self._socket.send(frames[-1], NOW)
+        except zmq.Again:
+            return False
+        finally:
+            if self._waiting:
+                self._note_readable()
+        return True
+
+    # -- the learner's life --------------------------------------------------------------------------------------
+
+    def _standing(self) -> dict[str, int]:
+        return {"floor": min(self._kept, default=self._seq + 1), "epoch": self._epoch, "got": self._got}
+
+    def _greet(self) -> None:
+        hello = {
+            "type": "hello",
+            "actor_id": self.actor_id,
+            "incarnation": self.incarnation,
+            "capacity": self.capacity,
+            "slots": pack_slots(list(self._held)),
+        }
+        if self._try([pack(hello | self._standing())]):
+            self._greeted_at = time.monotonic()
+
+    def _welcomed(self, message: Mapping[str, Any]) -> None:
+        if self.run_id and message["run_id"] != self.run_id:
+            raise ConnectionError(
+                f"{self.actor_id}: the learner at {self._endpoint} is now that of run {message['run_id']}, not {self.run_id}"
+            )
+        self.run_id = message["run_id"]
+        taken_in = message["epoch"] != self._epoch
+        if taken_in:
+            self._epoch, self._got = message["epoch"], 0
+        self._resend(0.0 if taken_in else HEARTBEAT_S)
+
+    def _is_next(self, message: Mapping[str, Any]) -> bool:
+        """Whether this numbered message is the one that is due. 0 is outside the order: for an actor that is not let in."""
+        if message["n"] == 0:
+            return True
+        if message["epoch"] != self._epoch or message["n"] <= self._got:
+            return False
+        if message["n"] > self._got + 1:  # one before it was lost: the learner sends them all again
+            self.counts["gaps"] += 1
+            return False
+        self._got = message["n"]
+        return True
+
+    def _watch(self) -> None:
+        """Nothing came: say so when it is due, and give up at the deadline."""
+        silent_s = time.monotonic() - self._heard_at
+        if silent_s > self._timeout_s:
+            raise LearnerLost(
+                f"{self.actor_id}#{self.incarnation}: not a word from the learner of run {self.run_id} at {self._endpoint} for "
+                f"{silent_s:.0f} s (stream.learner_timeout_s = {self._timeout_s:g}); {len(self._held)} slots were held and "
+                f"{len(self._kept)} messages not acknowledged"
+            )
+        if silent_s > self._silent_s and not self._silent:
+            self._silent = True
+            self.on_event("learner_silent", actor=self.actor_id, endpoint=self._endpoint, silent_s=silent_s)
+
+    async def _receive(self, timeout_s: float) -> dict[str, Any] | None:
+        """The next message that is well-formed; None after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._readable.clear()
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                break
+            except zmq.Again:
+                pass
+            self._waiting = True
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    await self._readable.wait()
+            except TimeoutError:
+                return None
+            finally:
+                self._waiting = False
+        now = time.monotonic()
+        if self._silent:
+            self._silent = False
+            self.on_event("learner_back", actor=self.actor_id, silent_s=now - self._heard_at)
+        self._heard_at = now
+        try:
+            return from_learner(frames)
+        except WireError as error:
+            self.counts["refused"] += 1
+            self.on_event("refused", actor=self.actor_id, why=str(error))
+            return {"type": "beat"}
+
+    def _note_readable(self) -> None:
+        """ZeroMQ's descriptor says once that something came in; whatever uses the socket next learns of it, and asks this."""
+        events = self._socket.getsockopt(zmq.EVENTS)
+        assert isinstance(events, int)
+        if events & READABLE:
+            self._readable.set()
+
+    def _say_beat(self) -> None:
+        own = {f"stream/actors_{name}": float(count) for name, count in self.counts.items()}
+        stats = {**self.stats(), **own, "stream/actors_unacknowledged": float(len(self._kept))}
+        self._try([pack({"type": "beat", "capacity": self.capacity, "stats": stats} | self._standing())])
+
+    async def _beat(self) -> None:
+        while True:
+            if self._silent:
+                self._greet()
+            else:
+                self._say_beat()
+                self._resend(older_than_s=RESEND_AFTER_S)
+            await asyncio.sleep(HEARTBEAT_S)

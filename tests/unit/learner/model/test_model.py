@@ -1,0 +1,284 @@
+"""The policy against transformers and against itself: parity, shared prompts, export, resume.
+
+Tiny random models, on CPU. Not exercised: CUDA, NCCL and the attention kernels of GPUs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from learner.batching.packing import MicroBatch, empty_micro_batch, pack
+from learner.model.policy import PolicyModel, attention, convert, cpu_attention, logprobs
+from learner.model.policy import megatron_on_cpu as cpu
+from learner.model.process_groups import init_parallel
+from learner.settings import ParallelSettings
+from tests.unit.learner.tiny import (
+    LR,
+    OPTIMIZER,
+    VOCAB,
+    assert_equal,
+    batch,
+    build,
+    torch_adam,
+    weigh,
+    weights,
+    write_folders,
+)
+
+
+@pytest.fixture(autouse=True)
+def alone() -> None:
+    """Every test but the spawned ones is a world of one rank."""
+    torch.set_num_threads(1)
+    init_parallel(ParallelSettings(), rank=0, world_size=1)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_folders(tmp_path_factory.mktemp("models"))
+
+
+def gather(micros: list[MicroBatch], values: list[Tensor]) -> list[Tensor]:
+    """Values of packed response tokens, back in the sequences' order."""
+    out = [torch.empty(len(response)) for _, response in batch()]
+    for micro, value in zip(micros, values, strict=True):
+        for owner, place, item in zip(micro.sequence_index, micro.token_index, value.detach(), strict=True):
+            out[owner][place] = item
+    return out
+
+
+def gradients(policy: PolicyModel, micros: list[MicroBatch]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    policy.zero_grad()
+    found = []
+
+    def loss(_: int, micro: MicroBatch, values: Tensor, entropy: Tensor) -> Tensor:
+        found.append(values)
+        return weigh(micro, values)
+
+    policy.forward_backward(micros, loss)
+    return gather(micros, found), {name: p.main_grad.clone() for name, p in policy.gpt.named_parameters()}
+
+
+def train(policy: PolicyModel, micros: list[MicroBatch], steps: int) -> list[float]:
+    norms = []
+    for _ in range(steps):
+        gradients(policy, micros)
+        norm, updated = policy.step(LR)
+        assert updated
+        norms.append(norm)
+    return norms
+
+
+def assert_close(first: dict[str, Tensor], second: dict[str, Tensor], atol: float) -> None:
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], atol=atol, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-untied", "qwen2", "qwen3"])
+def test_two_steps_are_those_of_transformers_and_torch(folders: dict[str, Path], name: str) -> None:
+    """Log-probabilities, entropies, gradients, clipping and AdamW, every sequence run alone by the reference."""
+    import transformers as tf
+
+    reference = tf.AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.float32)
+    adam = torch_adam(reference, OPTIMIZER)
+    policy = build(folders[name])
+    micros = pack(batch(), 40)
+    for _ in range(2):
+        values, entropies, loss = [], [], torch.zeros(())
+        for index, (prompt, response) in enumerate(batch()):
+            (alone,) = pack([(prompt, response)], 1)
+            ids = torch.from_numpy(np.concatenate((prompt, response)))
+            table = torch.log_softmax(reference(ids[None]).logits[0, len(prompt) - 1 : -1], dim=-1)
+            values.append(table.gather(1, torch.from_numpy(response)[:, None])[:, 0])
+            entropies.append(-(table.exp() * table).sum(-1))
+            alone.sequence_index[:] = index
+            loss = loss + weigh(alone, values[-1])
+        adam.zero_grad()
+        loss.backward()
+
+        policy.zero_grad()
+        ours: list[tuple[Tensor, Tensor]] = []
+
+        def weighted(_: int, micro: MicroBatch, found: Tensor, entropy: Tensor) -> Tensor:
+            ours.append((found, entropy))  # noqa: B023
+            return weigh(micro, found)
+
+        policy.forward_backward(micros, weighted)
+        torch.testing.assert_close(gather(micros, [found for found, _ in ours]), values, atol=1e-4, rtol=0)
+        torch.testing.assert_close(gather(micros, [found for _, found in ours]), entropies, atol=1e-4, rtol=0)
+
+        norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), OPTIMIZER.clip_grad)
+        assert norm > OPTIMIZER.clip_grad
+        adam.step()
+        assert policy.step(LR) == (pytest.approx(float(norm), rel=1e-4), True)
+    assert_close(weights(policy), {name: p.detach() for name, p in reference.named_parameters()}, atol=1e-2 * LR)
+
+
+def test_shared_prompts_change_nothing(folders: dict[str, Path]) -> None:
+    policy = build(folders["llama"])
+    together = pack(batch(), 1000)
+    apart = []
+    for index, item in enumerate(batch()):
+        (micro,) = pack([item], 1)
+        micro.sequence_index[:] = index
+        apart.append(micro)
+    assert len(together) == 1
+    assert together[0].num_tokens < sum(micro.num_tokens for micro in apart)
+    values, grads = gradients(policy, together)
+    values_apart, grads_apart = gradients(policy, apart)
+    torch.testing.assert_close(values, values_apart, atol=1e-5, rtol=0)
+    assert_close(grads, grads_apart, atol=1e-6)
+
+
+@pytest.mark.parametrize("dense_waste", [0, 3, 100], ids=["parts", "some dense", "dense"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cpu_attention_is_scaled_dot_product_attention(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, dense_waste: int
+) -> None:
+    """The path that GPUs take, on CPU, against the one that CPUs take, cut into small chunks."""
+    (micro,) = pack(batch(), 1000)
+    torch.manual_seed(0)
+    inputs = [torch.randn(micro.num_tokens, 1, heads, 16, dtype=dtype, requires_grad=True) for heads in (6, 2, 2)]
+    grad = torch.randn(micro.num_tokens, 1, 96, dtype=dtype)
+    monkeypatch.setattr(cpu_attention, "SCORES", 300)
+    monkeypatch.setattr(cpu_attention, "DENSE_WASTE", dense_waste)
+    found = []
+    for cpu_kernels in (True, False):
+        plan = attention.plan_attention(micro, torch.tensor([1.0, 0.3, 0.1, 0.02] * 2), dtype, cpu_kernels)
+        out = attention.TreeAttention(None)(*inputs, None, packed_seq_params=plan)
+        found.append((out, *torch.autograd.grad(out, inputs, grad)))
+    tolerance = 1e-5 if dtype is torch.float32 else 0.05
+    torch.testing.assert_close(found[0], found[1], atol=tolerance, rtol=tolerance)
+
+
+def test_chunks_of_the_vocabulary_change_nothing(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = build(folders["llama"])
+    micros = pack(batch(), 1000)
+    values, grads = gradients(policy, micros)
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 3 * VOCAB)
+    values_chunked, grads_chunked = gradients(policy, micros)
+    torch.testing.assert_close(values, values_chunked, atol=1e-6, rtol=0)
+    assert_close(grads, grads_chunked, atol=1e-6)
+
+
+def test_bfloat16_is_near_float32(folders: dict[str, Path]) -> None:
+    micros = pack(batch(), 40)
+    values, grads = gradients(build(folders["llama"]), micros)
+    rough, rough_grads = gradients(build(folders["llama"], "bfloat16"), micros)
+    assert torch.cat(rough).dtype is torch.float32
+    assert (torch.cat(values) - torch.cat(rough)).abs().mean() < 0.1
+    for name, grad in grads.items():
+        assert torch.nn.functional.cosine_similarity(grad.flatten(), rough_grads[name].flatten(), dim=0) > 0.99, name
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-untied", "qwen2", "qwen3"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_export_and_save_are_bit_exact(folders: dict[str, Path], tmp_path: Path, name: str, dtype: str) -> None:
+    import transformers as tf
+
+    policy = build(folders[name], dtype)
+    reference = tf.AutoModelForCausalLM.from_pretrained(folders[name], dtype=getattr(torch, dtype))
+    assert_equal(weights(policy), dict(reference.named_parameters()))
+    train(policy, pack(batch(), 40), 1)
+    trained = weights(policy)
+    policy.save_hf(tmp_path)
+    reloaded = tf.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert reloaded.dtype is getattr(torch, dtype)
+    assert_equal(trained, dict(reloaded.named_parameters()))
+    again = build(folders[name], dtype)
+    again.load_hf(tmp_path)
+    assert_equal(trained, weights(again))
+
+
+def test_large_folders_are_written_in_several_files(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "FILE_BYTES", 20_000)
+    build(folders["llama"]).save_hf(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert_equal(weights(build(tmp_path)), weights(build(folders["llama"])))
+
+
+def test_loading_a_folder_replaces_the_master_weights(folders: dict[str, Path]) -> None:
+    policy = build(folders["llama"], "bfloat16")
+    train(policy, pack(batch(), 40), 2)
+    policy.load_hf(folders["llama"])
+    before = weights(policy)
+    gradients(policy, pack(batch(), 40))
+    policy.step(0.0)
+    assert_equal(before, weights(policy))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resume_is_bit_exact(folders: dict[str, Path], tmp_path: Path, dtype: str) -> None:
+    micros = pack(batch(), 40)
+    policy = build(folders["llama"], dtype)
+    train(policy, micros, 2)
+    policy.save_checkpoint(tmp_path)
+    random = torch.rand(3)
+    norms = train(policy, micros, 2)
+    resumed = build(folders["llama"], dtype)
+    resumed.load_checkpoint(tmp_path)
+    assert torch.equal(torch.rand(3), random)
+    assert train(resumed, micros, 2) == norms
+    assert_equal(weights(policy), weights(resumed))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(folders: dict[str, Path]) -> None:
+    micros = pack(batch(), 1000)
+    policy = build(folders["llama"], "bfloat16")
+    policy.zero_grad()
+    policy.forward_backward(micros[:1], lambda _, micro, values, entropy: values.sum() * float("nan"))
+    before = weights(policy)
+    norm, updated = policy.step(LR)
+    assert not updated
+    assert not np.isfinite(norm)
+    assert_equal(before, weights(policy))
+    other = build(folders["llama"], "bfloat16")
+    train(policy, micros, 1)
+    train(other, micros, 1)
+    assert_equal(weights(policy), weights(other))
+
+
+def test_an_empty_micro_batch_is_skipped(folders: dict[str, Path]) -> None:
+    policy = build(folders["llama"])
+    policy.zero_grad()
+    assert policy.logprobs([empty_micro_batch()]) == []
+    policy.forward_backward([empty_micro_batch()], lambda *_: pytest.fail("there is nothing to lose"))
+    assert policy.step(LR)[0] == 0.0
+    micros = pack(batch(), 40)
+    indices: list[int] = []
+
+    def loss(index: int, micro: MicroBatch, values: Tensor, entropy: Tensor) -> Tensor:
+        indices.append(index)
+        return weigh(micro, values)
+
+    policy.forward_backward([micros[0], empty_micro_batch(), micros[1]], loss)
+    assert indices == [0, 2]
+
+
+def test_the_bridge_ends_with_its_context() -> None:
+    with cpu.megatron_calls():
+        assert torch.zeros(2, device="cuda").device.type == "cpu"
+        assert torch.zeros(2).cuda().type() == "torch.cuda.FloatTensor"
+        assert torch.device(torch.cuda.current_device()).type == "cpu"
+    assert torch.zeros(2).type() == "torch.FloatTensor"
+    with pytest.raises((AssertionError, RuntimeError)):
+        torch.zeros(2, device="cuda")
+
+
+def test_deterministic_mode_gives_the_same_bits(folders: dict[str, Path]) -> None:
+    micros = pack(batch(), 40)
+    try:
+        policies = [build(folders["llama"], deterministic=True) for _ in range(2)]
+        assert torch.are_deterministic_algorithms_enabled()
+        assert train(policies[0], micros, 3) == train(policies[1], micros, 3)
+        assert_equal(*(weights(policy) for policy in policies))
+    finally:
+        torch.use_deterministic_algorithms(False)
