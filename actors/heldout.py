@@ -23,7 +23,7 @@ from executor.judge import Judge
 from executor.tasks import Kind, Task
 
 TASKS = Path(__file__).with_name("heldout.jsonl")
-"""The tasks that ship; `python -m launch.heldout` writes them anew."""
+"""The tasks that ship; `python -m launch.shipped.heldout_tasks` writes them anew."""
 
 
 @dataclass(frozen=True)

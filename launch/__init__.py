@@ -1,4 +1,11 @@
-"""Operate: configuration, the `azr` command, Ray placement and supervision, serial mode, what a run shows and leaves.
+"""Operate: configuration, the `azr` command, one run, the cluster it runs on, benchmarks.
 
-Open `cli.py` for the commands, `cluster.py` for the distributed run, `config.py` for every setting.
+cli.py, config.py   the entry point, and every setting
+commands/           one file a command
+run/                one run: assembly, recording, the console, serial mode
+cluster/            Ray: placement, supervision, the three kinds of actors
+sft/                supervised fine-tuning
+bench/              `azr bench`, one file a subject
+recipes/            configurations that ship
+shipped/            programs that write the data files that ship
 """

@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.buffer_file import TaskBufferError
-from launch import bench, control, doctor, drill, execute, models, seeds, sft, sft_data
+from launch import bench, models
 from launch import config as configuration
 from launch.arguments import RunFolderError, add_overrides, overrides_of, run_config
+from launch.cluster import control
+from launch.commands import doctor, drill, execute, seeds
+from launch.sft import data as sft_data
+from launch.sft import run as sft
 from learner.checkpoint import CheckpointError
 from learner.stream.keys import KeysError
 
@@ -142,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = run_config(arguments, configuration.Config, "azr train", "smollm2-cpu")
-    from launch.train import train
+    from launch.commands.train import train
 
     return train(config, resume=bool(arguments.resume))
 
@@ -154,7 +158,7 @@ def _scale(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from launch.verify import sentences
+    from launch.cluster.verify import sentences
 
     folder = Path(arguments.folder)
     number = control.ask(folder, "verify")["number"]

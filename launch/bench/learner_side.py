@@ -112,8 +112,8 @@ class Ours:
         import torch
 
         from learner.batching.packing import pack
+        from learner.model import megatron_on_cpu as cpu
         from learner.model.attention import plan_attention
-        from learner.model.policy import megatron_on_cpu as cpu
 
         policy = self._policy
         # Whole micro-batches of the right budget; the fullest comes closest.
@@ -238,7 +238,7 @@ def main() -> None:
             if request["op"] == "load":
                 import torch
 
-                from learner.model.policy import megatron_on_cpu as cpu
+                from learner.model import megatron_on_cpu as cpu
 
                 torch.set_num_threads(request["threads"])
                 if request["keep_memory"]:

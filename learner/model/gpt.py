@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from learner.model import convert
+from learner.model import megatron_on_cpu as cpu
 from learner.model.architecture import Architecture
-from learner.model.policy import convert
-from learner.model.policy import megatron_on_cpu as cpu
 from learner.settings import ParallelSettings
 
 with warnings.catch_warnings():

@@ -19,12 +19,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner.batching.packing import MicroBatch
+from learner.model import convert
+from learner.model import megatron_on_cpu as cpu
+from learner.model import pipeline_parallel as pipeline
 from learner.model.architecture import Architecture
 from learner.model.convert import HfReader, Layout
 from learner.model.logprobs import VocabLogprobs
-from learner.model.policy import convert
-from learner.model.policy import megatron_on_cpu as cpu
-from learner.model.policy import pipeline_parallel as pipeline
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 
 with warnings.catch_warnings():

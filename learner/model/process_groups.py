@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
-from learner.model.policy import megatron_on_cpu as cpu
+from learner.model import megatron_on_cpu as cpu
 from learner.settings import ParallelSettings
 
 with warnings.catch_warnings():

@@ -25,7 +25,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from learner.model.policy import megatron_on_cpu as cpu
+from learner.model import megatron_on_cpu as cpu
 
 with warnings.catch_warnings():
     # Megatron-Core warns about every accelerator library that is not installed.

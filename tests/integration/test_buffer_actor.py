@@ -15,9 +15,9 @@ import ray
 
 from actors.buffer import Added, RemoteBuffer, TaskBuffer
 from executor.tasks import Kind, Task
-from launch.buffer_actor import start
+from launch.cluster.buffer_actor import start
 from launch.config import Config, RunSettings
-from launch.recorder import RunFolder
+from launch.run.recorder import RunFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 

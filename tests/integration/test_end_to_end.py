@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 import pytest
 from safetensors.torch import load_file
 
+from launch.commands.train import train
 from launch.config import load
 from launch.models import prepare
-from launch.recorder import RunFolder
-from launch.train import train
+from launch.run.recorder import RunFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 

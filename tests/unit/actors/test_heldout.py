@@ -16,7 +16,7 @@ from executor.judge import Judge
 from executor.pool import SerialPool
 from executor.settings import ExecutorSettings
 from executor.tasks import Kind, Task
-from launch.heldout import SOURCES, make
+from launch.shipped.heldout_tasks import SOURCES, make
 from learner.trajectory import Status, VersionSpan
 
 
@@ -77,7 +77,7 @@ def play(**settings: Any) -> SelfPlaySettings:
 
 
 def test_the_file_is_what_the_generator_and_the_sandbox_make(judge: Judge, loop: asyncio.AbstractEventLoop) -> None:
-    assert loop.run_until_complete(make(judge)) == load_tasks(), "python -m launch.heldout writes it anew"
+    assert loop.run_until_complete(make(judge)) == load_tasks(), "python -m launch.shipped.heldout_tasks writes it anew"
 
 
 def test_there_are_enough_of_each_kind_and_difficulty() -> None:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from learner.batching.packing import MicroBatch, empty_micro_batch, pack
-from learner.model.policy import PolicyModel, attention, convert, cpu_attention, logprobs
-from learner.model.policy import megatron_on_cpu as cpu
+from learner.model import attention, convert, cpu_attention, logprobs
+from learner.model import megatron_on_cpu as cpu
+from learner.model.policy import PolicyModel
 from learner.model.process_groups import init_parallel
 from learner.settings import ParallelSettings
 from tests.unit.learner.tiny import (

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from learner.batching.packing import MicroBatch, TokenSequence, pack_ranks
 from learner.checkpoint import CheckpointError, Checkpoints, Finish
+from learner.model import megatron_on_cpu as cpu
 from learner.model.policy import PolicyModel
-from learner.model.policy import megatron_on_cpu as cpu
 from learner.model.process_groups import init_parallel
 from learner.model.state import rectangles
 from learner.ranks import Ranks

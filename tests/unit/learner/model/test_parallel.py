@@ -20,11 +20,12 @@ from megatron.core.distributed import finalize_model_grads
 from torch import Tensor
 
 from learner.batching.packing import MicroBatch, empty_micro_batch, pack, pack_ranks
+from learner.model import convert, logprobs
+from learner.model import megatron_on_cpu as cpu
 from learner.model.context_parallel import local_part
 from learner.model.logprobs import VocabLogprobs
 from learner.model.pipeline_parallel import split_layers
-from learner.model.policy import PolicyModel, convert, logprobs
-from learner.model.policy import megatron_on_cpu as cpu
+from learner.model.policy import PolicyModel
 from learner.model.process_groups import data_rank, init_parallel
 from learner.settings import ParallelSettings
 from tests.unit.learner.tiny import LR, VOCAB, assert_equal, batch, build, weigh, weights, write_folders

@@ -13,7 +13,7 @@ from learner.trajectory import Refusal
 from tests.fuzz_stream import Fuzz, fuzzing, malformed
 
 MESSAGES = 800
-PROTOCOL = {"wire", "trajectory", "staleness", "ledger", "members", "keys"}
+PROTOCOL = {"wire", "trajectory", "staleness", "ledger", "member", "keys"}
 CHECKS = settings(max_examples=25, suppress_health_check=list(HealthCheck))
 
 
@@ -31,8 +31,8 @@ def test_nothing_on_a_wire_is_pickled() -> None:
     """No module of the protocols imports pickle or what is built on it, or uses pyzmq's pickling calls."""
     modules = [
         path
-        for path in (Path(__file__).parents[3] / "learner").glob("*.py")
-        if path.stem in PROTOCOL or path.stem.startswith("stream")
+        for path in (Path(__file__).parents[4] / "learner").rglob("*.py")
+        if path.stem in PROTOCOL or path.parent.name == "stream"
     ]
     assert {path.stem for path in modules} >= PROTOCOL
     for path in modules:

@@ -1,0 +1,123 @@
+"""The task buffer as a Ray actor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+
+from actors.buffer import Added, RemoteBuffer, TaskBuffer
+from actors.buffer_file import TaskBufferError
+from executor.tasks import Kind, Task
+from launch.config import Config
+from launch.run.recorder import RunFolder, log_to
+from launch.run.task_buffer import open_tasks
+
+T = TypeVar("T")
+
+
+class BufferActor:
+    """Requests go one after the other, snapshots beside them.
+
+    Ray starts it again when its process ends; its file has all that was answered, and is opened as it is.
+
+    A request that fails because of the file (a full disk, say) fails for its caller, and for good: `metrics`, which the
+    supervisor and the learner keep asking for, raises it too, so that a run does not go on without memory.
+    """
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self._config = config
+        self._folder = RunFolder(folder.absolute())
+        log_to(self._folder, "buffer", 0)
+        self._store: TaskBuffer | None = None
+        self._failure: Exception | None = None
+        if ray.get_runtime_context().was_current_actor_reconstructed and self._folder.tasks.exists():
+            self._store = TaskBuffer(self._folder.tasks, config.buffer)
+
+    def open(self, resume: bool) -> None:
+        """See `launch.run.task_buffer.open_tasks`."""
+        self._store = open_tasks(self._config, self._folder, resume)
+
+    def references(self, kind: Kind, count: int, seed: str) -> list[tuple[int, Task]]:
+        """See `actors.buffer.Buffer`, also for the next four."""
+        return self._ask(lambda store: store.references(kind, count, seed))
+
+    def replay(self, kind: Kind, seed: str) -> tuple[int, Task] | None:
+        """See `Buffer`."""
+        return self._ask(lambda store: store.replay(kind, seed))
+
+    def add(
+        self,
+        task: Task,
+        *,
+        normal: str,
+        proposer_version: int,
+        episode_id: str,
+        references: Sequence[int] = (),
+        reward: float | None = None,
+    ) -> Added:
+        """See `Buffer`."""
+        return self._ask(
+            lambda store: store.add(
+                task,
+                normal=normal,
+                proposer_version=proposer_version,
+                episode_id=episode_id,
+                references=references,
+                reward=reward,
+            )
+        )
+
+    def record(self, task_id: int, version: int, attempts: int, solved: int) -> None:
+        """See `Buffer`."""
+        self._ask(lambda store: store.record(task_id, version, attempts, solved))
+
+    def rewarded(self, task_id: int, reward: float) -> None:
+        """See `Buffer`."""
+        self._ask(lambda store: store.rewarded(task_id, reward))
+
+    def metrics(self) -> dict[str, float]:
+        """See `TaskBuffer.metrics`. Raises what made a request fail for good."""
+        if self._failure is not None:
+            raise self._failure
+        return self._ask(TaskBuffer.metrics)
+
+    @ray.method(concurrency_group="snapshot")  # type: ignore[untyped-decorator]
+    def snapshot(self, path: Path) -> None:
+        """See `TaskBuffer.snapshot`; requests go on meanwhile."""
+        assert self._store is not None
+        self._store.snapshot(path)
+
+    def pid(self) -> int:
+        """This process, for drills."""
+        return os.getpid()
+
+    def close(self) -> None:
+        """Close the file; there are no requests after this."""
+        if self._store is not None:
+            self._store.close()
+
+    def _ask(self, request: Callable[[TaskBuffer], T]) -> T:
+        assert self._store is not None
+        try:
+            return request(self._store)
+        except (sqlite3.Error, TaskBufferError, OSError) as error:
+            self._failure = error
+            raise
+
+
+def start(config: Config, folder: Path) -> Any:
+    """The actor's handle; `open` comes next."""
+    # Snapshots have a thread of their own, so that no episode waits for one.
+    options = {"num_cpus": 0, "concurrency_groups": {"snapshot": 1}, "max_restarts": config.buffer.max_restarts}
+    return ray.remote(**options)(BufferActor).remote(config, folder)
+
+
+def ask_buffer(handle: Any, request: str, *arguments: Any) -> Any:
+    """`RemoteBuffer.ask`, for a thread that waits for the answer."""
+    return asyncio.run(RemoteBuffer(handle).ask(request, *arguments))

@@ -1,0 +1,217 @@
+"""One rank of the learner, as a Ray actor."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from launch.addresses import AUTO_HOST, free_port, host_of
+from launch.cluster.buffer_actor import ask_buffer
+from launch.config import Config
+from launch.models import prepare
+from launch.run.recorder import Recorder, RunFolder, log_to
+from learner.stream.keys import LearnerKeys
+
+DIGESTS = 8
+"""Versions whose digests are taken when somebody asks: an engine is asked while it may be going on to the next."""
+STARTING, WAITING_FOR_BATCH = "starting", "waiting for a batch"
+"""The phases that the supervisor looks at; the second and others are `learner.loop`'s."""
+WAITING_FOR_ACTORS = "waiting for rollout actors"
+
+
+class LearnerActor:
+    """One learner rank. Rank 0 also has the stream, the ledger and the run's files."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        rank: int,
+        attempt: int,
+        buffer: Any,
+        keys: LearnerKeys | None,
+    ) -> None:
+        """`attempt`: how often the learner was started again. `keys`: of the stream, where it is encrypted."""
+        self._config = config
+        self._folder = RunFolder(folder.absolute())
+        log_to(self._folder, f"learner{rank}", attempt)
+        self._rank = rank
+        self._attempt = attempt
+        self._keys = keys
+        self._buffer = buffer
+        self._status: dict[str, Any] = {"phase": STARTING, "phase_since": time.monotonic()}
+        self._stream: Any = None
+        self._bound = threading.Event()
+        self._digests: dict[int, dict[str, str]] = {}
+        self._digests_wanted = 0
+        self._generated = (0.0, 0.0, time.monotonic())
+        self._checksums: dict[str, str] = {}
+
+    def rendezvous(self) -> str:
+        """Where the ranks can meet, `tcp://host:port`: on the machine of this one, which serves it."""
+        host = self._host()
+        return f"tcp://{host}:{free_port(host)}"
+
+    def listening(self) -> str:
+        """The stream's endpoint, once it is bound. Rank 0."""
+        self._bound.wait()
+        return str(self._stream.endpoint)
+
+    def run(self, store: str | None, former: str | None, resume: bool, expected: int) -> None:
+        """The learner's whole life.
+
+        `store`: where several ranks meet. `former`: the stream's endpoint before this start, whose port is taken again if it is
+        of this machine. `expected`: rollout actors to wait for, until `actors.start_timeout_s`, before it begins.
+        """
+        try:
+            self._run(store, former, resume, expected)
+        except Exception:
+            traceback.print_exc()  # into this process's log; the driver shows one line of it
+            raise
+
+    def _host(self) -> str:
+        """The address at which the run's other machines reach this one."""
+        host = self._config.stream_host
+        return host if host != AUTO_HOST else str(ray.util.get_node_ip_address())
+
+    def _bind(self, former: str | None) -> str:
+        """What the stream binds to: the setting, or the former endpoint where that leaves the port open."""
+        host, port = self._host(), self._config.stream.port
+        return former if former and not port and host_of(former) == host else f"tcp://{host}:{port}"
+
+    def _run(self, store: str | None, former: str | None, resume: bool, expected: int) -> None:
+        from transformers import AutoTokenizer
+
+        from launch.run.assemble import Saved, make_gate, make_hooks, make_trainer
+        from learner.checkpoint import Checkpoints
+        from learner.loop import learn
+        from learner.publisher import GroupPublisher
+        from learner.stream import StreamServer
+        from learner.weights import WeightSender, checksum
+
+        config = self._config
+        stream: StreamServer | None = None
+        if self._rank == 0:
+            # Its port is taken at once. Actors are greeted when the gate is that of the checkpoint: `stream.open`.
+            stream = self._stream = StreamServer(
+                make_gate(config, life=self._attempt),
+                run_id=config.run.name,
+                bind=self._bind(former),
+                dead_after_s=config.stream.actor_silent_s,
+                keys=self._keys,
+                open_now=False,
+            )
+            self._bound.set()
+        model_dir = prepare(config.model.path)
+        trainer = make_trainer(config, model_dir, self._rank, store)
+        checkpoints = Checkpoints(self._folder.checkpoints, config.learner.keep_checkpoints)
+        saved = Saved(checkpoints, trainer, lambda path: ask_buffer(self._buffer, "snapshot", path))
+        step = saved.resume(stream, stream.requeue if stream else lambda queued: None) if resume else 0
+        recorder = sender = None
+        if stream is not None:
+            recorder = Recorder(
+                self._folder, AutoTokenizer.from_pretrained(str(model_dir)), config.run.record_trajectories, step
+            )
+            stream.on_event = recorder.event
+            stream.open()
+            host = host_of(stream.endpoint)  # whoever reaches the stream is to reach the weights
+            sender = WeightSender(trainer.policy.device, host=host, timeout_s=config.learner.sync_timeout_s)
+        publisher = GroupPublisher(trainer.policy, trainer.ranks, stream, sender, config.engine.tensor_parallel)
+        hooks = make_hooks(
+            config,
+            recorder,
+            lambda version: saved.save(version, stream),
+            self._status,
+            lambda: dict(ask_buffer(self._buffer, "metrics")),
+            drain=lambda: stream.drain(config.stream.drain_s) if stream is not None else None,
+        )
+        hooks = replace(hooks, published=lambda version: self._published(version, trainer))
+        try:
+            if stream is not None:
+                hooks.on_wait(WAITING_FOR_ACTORS)
+                stream.wait_for_members(expected, config.actors.start_timeout_s, hooks.interrupted)
+            learn(trainer, stream, publisher, config.learner, hooks)
+            saved.wait()
+            hooks.on_wait("done")
+            if config.run.verify_weights:
+                self._checksums = checksum(trainer.policy.export())
+            if stream is not None:
+                # Not where the run failed: actors outlive a learner that starts again, and must not be told to stop.
+                stream.close()
+        finally:
+            publisher.close()
+            if recorder is not None:
+                recorder.close()
+
+    def _published(self, version: int, trainer: Any) -> None:
+        """Take the digests that were asked for, before training changes the weights. On every rank."""
+        if trainer.ranks.share(lambda: self._digests_wanted > 0 and version not in self._digests):
+            from learner.weights import checksum
+
+            digests = checksum(trainer.policy.export())  # collective
+            self._digests_wanted -= 1
+            # In one piece: `digests` is called on another thread.
+            self._digests = dict([*self._digests.items(), (version, digests)][-DIGESTS:])
+
+    def take_digests(self) -> None:
+        """Keep digests of the weights of the next `DIGESTS` publications. Rank 0."""
+        self._digests_wanted = DIGESTS
+
+    def digests(self) -> dict[int, dict[str, str]]:
+        """Version -> digests of its weights by name, of the newest that were taken."""
+        return self._digests
+
+    def status(self) -> dict[str, Any]:
+        """For the console: phase, last numbers, what actors report, the ledger."""
+        status = {key: value for key, value in self._status.items() if key != "phase_since"}
+        status["phase_s"] = time.monotonic() - self._status["phase_since"]
+        if self._stream is not None:
+            from learner.staleness import totals
+
+            with self._stream.frozen():
+                status["live"] = self._stream.stats()
+                status["ledger"] = totals(self._stream.gate.ledger())
+                if status["phase_s"] > self._config.run.watchdog_s:  # it looks at every slot
+                    status["waiting_for"] = self._stream.gate.waiting_for()
+                members = self._stream.members()
+                status["members"] = [member.holder.actor_id for member in members]
+                status["loaded"] = [member.holder.actor_id for member in members if member.loaded_version >= 0]
+            total, rate, since = self._generated
+            now, tokens = time.monotonic(), status["live"].get("tokens_generated", 0.0)
+            if now - since > 2.0:
+                rate = max(0.0, tokens - total) / (now - since)
+                self._generated = (tokens, rate, now)
+            status["generate_tokens_per_s"] = rate
+        return status
+
+    def lost(self, actor_id: str, incarnation: int) -> None:
+        """The supervisor saw this actor die: nothing has to wait for its heartbeat to fail."""
+        for member in self._stream.members() if self._stream is not None else ():
+            if member.holder == (actor_id, incarnation):
+                self._stream.lose(member, "its process ended")
+
+    def retire(self, actor_id: str) -> None:
+        """This actor is to leave in good order: nothing more is granted to it."""
+        if self._stream is not None:
+            self._stream.retire(actor_id)
+
+    def pid(self) -> int:
+        """This process, for drills."""
+        return os.getpid()
+
+    def stop(self, why: str) -> None:
+        """Stop before the next batch, and save."""
+        self._status["stop"] = why
+        if self._stream is not None:
+            self._stream.poke()
+
+    def result(self) -> tuple[Any, str, dict[str, str]]:
+        """The final ledger, why the run stopped early, and digests of the final weights (`run.verify_weights`)."""
+        return self._stream.gate.ledger(), str(self._status.get("stop") or ""), self._checksums

@@ -1,0 +1,97 @@
+"""One rollout actor: sandboxes, an engine and the loop of `actors.rollout`, as a Ray actor."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from actors.buffer import RemoteBuffer
+from launch.config import Config
+from launch.models import prepare
+from launch.run.recorder import RunFolder, log_to, work_log
+from learner.stream.keys import ActorKeys
+
+
+class RolloutActor:
+    """One rollout actor: sandboxes, an engine, and the loop of `actors.rollout`."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        index: int,
+        incarnation: int,
+        endpoint: str,
+        buffer: Any,
+        keys: ActorKeys | None,
+    ) -> None:
+        self._config = config
+        self._id = f"rollout{index}"
+        self._incarnation = incarnation
+        self._endpoint = endpoint
+        self._keys = keys
+        self._buffer = buffer
+        self._folder = RunFolder(folder.absolute())
+        log_to(self._folder, self._id, incarnation)
+        self._engine: Any = None
+
+    async def pid(self) -> int:
+        """This process, for drills."""
+        return os.getpid()
+
+    async def checksums(self) -> tuple[int, dict[str, str]]:
+        """The version that the engine runs, and digests of its weights by name; waits for an update that goes on."""
+        answer: tuple[int, dict[str, str]] = await self._engine.versioned_checksums()
+        return answer
+
+    async def run(self) -> dict[str, str]:
+        """Play until the learner says shutdown; returns digests of the engine's weights by name (`run.verify_weights`)."""
+        from actors.concurrency import ConcurrencyController
+        from actors.engine import AsyncEngine
+        from actors.heldout import Heldout
+        from actors.rollout import Rollout
+        from executor.judge import Judge
+        from executor.pool import SandboxPool
+        from learner.stream import StreamClient
+
+        config = self._config
+        pool = SandboxPool(config.executor)
+        await pool.start()
+        # The first life of the first actor has the run's own seed, as serial mode.
+        seed = config.run.seed + 7919 * self._incarnation + int(self._id.removeprefix("rollout"))
+        self._engine = AsyncEngine(prepare(config.model.path), config.engine, seed=seed)
+        try:
+            await self._engine.start()
+            client = StreamClient(
+                self._endpoint,
+                self._id,
+                self._incarnation,
+                config.actors.concurrency,
+                self._keys,
+                config.stream.learner_silent_s,
+                config.stream.learner_timeout_s,
+            )
+            try:
+                record = work_log(self._folder, self._id, config.executor.record_work)
+                judge = Judge(pool, config.executor, record=record, rules=config.selfplay.rules)
+                heldout = Heldout(self._engine, judge, config.selfplay) if self._id == "rollout0" else None
+                buffer = RemoteBuffer(self._buffer)
+                adapt = config.actors.adapt
+                concurrency = ConcurrencyController(config.actors.concurrency, adapt) if adapt.enabled else None
+                client.on_event = _log
+                sampled_by = seed if config.engine.seeded else None
+                rollout = Rollout(
+                    self._engine, judge, buffer, client, config.selfplay, heldout, concurrency, sampled_by
+                )
+                await rollout.run()
+                return await self._engine.checksums() if config.run.verify_weights else {}
+            finally:
+                client.close()
+        finally:
+            await self._engine.close()
+            await pool.close()
+
+
+def _log(name: str, **details: Any) -> None:
+    print(f"{name}: {details}", flush=True)  # this process's output is its log

@@ -1,0 +1,1 @@
+"""The commands of `azr`, a file each. `launch/cli.py` collects them."""

@@ -1,0 +1,212 @@
+"""`azr drill`: does a run survive? Kills its processes at random while it trains, and holds the ledger to account.
+
+Real processes of the real system, ended by SIGKILL: nothing can be caught, flushed or said goodbye to. The next kill comes
+when the run has recovered from the last one (every part is there, and a step has been taken since) and a random while has
+passed, so that kills fall anywhere in a step. After the last one the run takes two more steps and ends by itself.
+
+Passed: every part that was killed came back, the run went on, the ledger is conserved, no version is missing, and what was
+trained, as the run recorded it, is what the ledger says, each slot once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from launch import config as configuration
+from launch.arguments import add_overrides, overrides_of
+from launch.run.console import Console
+from launch.run.recorder import RunFolder, append_event
+
+if TYPE_CHECKING:
+    from launch.cluster.supervisor import Supervisor
+
+PARTS = ("actor", "executor", "buffer", "learner")
+CHECKPOINT_EVERY = 2
+"""Steps between checkpoints, where the recipe has none: a learner that dies goes on from one."""
+MORE_STEPS = 2
+"""Steps after the last kill."""
+LONGEST_WAIT_S = 10.0
+"""Between a recovery and the next kill: uniform from 0 to this."""
+
+_EXAMPLES = """\
+examples:
+  azr drill smollm2-cpu-small --times 5                               five kills of anything: some minutes
+  azr drill smollm2-cpu-small --kill learner,actor --times 4 --seed 7
+"""
+
+
+class DrillError(ValueError):
+    """A drill that cannot be held; the message says what to do."""
+
+
+class Drill:
+    """Kills one part after another; `watch` is called by the run's driver."""
+
+    def __init__(self, parts: list[str], times: int, seed: int, folder: RunFolder, console: Console) -> None:
+        self._random = random.Random(seed)
+        # Every part in turn, in random order: no part is left out by chance.
+        order: list[str] = []
+        while len(order) < times:
+            order += self._random.sample(parts, len(parts))
+        self._order = order[:times]
+        self._folder = folder
+        self._console = console
+        self.killed: Counter[str] = Counter()
+        self._step = 0
+        """Steps that the run had taken at the last kill."""
+        self._due: float | None = None
+        self.done = False
+        """Whether every kill was made and the run has recovered from the last one."""
+
+    def watch(self, supervisor: Supervisor) -> None:
+        """Kill, where it is time to."""
+        step = int((supervisor.status().get("last") or {}).get("step", 0))
+        # A learner that went back to its checkpoint has fewer steps than before.
+        self._step = min(self._step, step)
+        whole = supervisor.whole()
+        if not self._order:
+            if whole and step >= self._step + MORE_STEPS and not self.done:
+                self.done = True
+                supervisor.stop("the drill is over")
+            return
+        if not whole or step <= self._step:
+            self._due = None
+            return
+        if self._order[0] == "learner" and not any(self._folder.checkpoints.glob("step_*/complete.json")):
+            return  # a run without a checkpoint has nothing to go on from, and says so
+        now = time.monotonic()
+        if self._due is None:
+            self._due = now + self._random.uniform(0, LONGEST_WAIT_S)
+        if now >= self._due:
+            self._kill(supervisor, self._order.pop(0))
+            self._step, self._due = step, None
+
+    def _kill(self, supervisor: Supervisor, part: str) -> None:
+        import ray
+
+        index, actor = self._random.choice(sorted(supervisor.parts(part).items()))
+        pid = int(ray.get(actor.pid.remote(), timeout=30))
+        if part == "executor":
+            pid = self._random.choice(sandboxes(pid))
+        os.kill(pid, signal.SIGKILL)
+        self.killed[part] += 1
+        names = {"actor": f"rollout{index}", "executor": f"a sandbox of rollout{index}", "learner": f"learner{index}"}
+        self._console.say(
+            f"drill: killed {names.get(part, 'the task buffer')} (process {pid}); {len(self._order)} more to come"
+        )
+        append_event(self._folder, "drill_kill", part=part, index=index, pid=pid)
+
+
+def sandboxes(pid: int) -> list[int]:
+    """The processes of the sandboxes of a rollout actor."""
+    import psutil
+
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if any("executor import keeper" in text for text in child.cmdline()):
+                found.append(child.pid)
+    if not found:
+        raise DrillError(f"process {pid} has no sandbox")
+    return found
+
+
+def audit(folder: RunFolder) -> list[str]:
+    """What is wrong with what a run left behind: versions that are missing, slots that were trained twice, a ledger that counts
+    other than the recorded trajectories. Empty where all is well."""
+    rows = folder.read_metrics()
+    versions = [row["version"] for row in rows]
+    wrong = []
+    if versions != list(range(1, len(versions) + 1)):
+        wrong.append(f"versions are MISSING: {versions}")
+    trained: Counter[int] = Counter()
+    for path in folder.trajectories.glob("step_*.jsonl"):
+        trained.update(json.loads(line)["slot"] for line in path.read_text().splitlines())
+    if twice := sorted(slot for slot, times in trained.items() if times > 1):
+        wrong.append(f"slots were trained TWICE: {twice[:10]}")
+    counted = int(rows[-1]["ledger/trained"]) if rows else 0
+    if counted != trained.total():
+        wrong.append(f"the ledger says {counted} trained, but {trained.total()} trajectories were RECORDED as trained")
+    return wrong
+
+
+def add_command(commands: Any) -> None:
+    """Add `drill` to argparse's subcommands."""
+    drill = commands.add_parser(
+        "drill",
+        help="kill a run's processes at random, and see whether anything is lost",
+        description="Runs a recipe, kills its processes (SIGKILL) one after another at random moments, and passes only if the "
+        "run goes on each time and the ledger is conserved at the end. Prints the ledger, restarts and versions.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    drill.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
+    add_overrides(drill, "settings on top")
+    drill.add_argument(
+        "--kill", type=_parts, default=list(PARTS), metavar="PARTS", help=f"of {','.join(PARTS)} (default: all)"
+    )
+    drill.add_argument("--times", type=int, default=5, metavar="N", help="kills (default %(default)s)")
+    drill.add_argument("--seed", type=int, default=0, metavar="S", help="of what is killed when (default %(default)s)")
+    drill.set_defaults(run=_run)
+
+
+def _parts(text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if unknown := set(parts) - set(PARTS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
+    return parts
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Hold the drill; exit code 0 only where it was passed."""
+    from launch.cluster import driver as cluster
+    from launch.commands.train import begin
+
+    if arguments.times < 1:
+        raise DrillError(f"--times {arguments.times}: at least one kill")
+    budget = arguments.times + 1
+    forced = [
+        "learner.steps=1000000",
+        f"actors.max_restarts={budget}",
+        f"learner.max_restarts={budget}",
+        f"buffer.max_restarts={budget}",
+        "run.record_trajectories=true",
+    ]
+    config = configuration.load(arguments.recipe, [*forced, *overrides_of(arguments)])
+    if config.run.mode != "async" or config.ray.address:
+        raise DrillError("a drill needs run.mode = async and a Ray of its own (no ray.address): it ends processes here")
+    if not config.learner.checkpoint_every:
+        learner = config.learner.model_copy(update={"checkpoint_every": CHECKPOINT_EVERY})
+        config = config.model_copy(update={"learner": learner})
+    if config.folder.exists():
+        raise DrillError(f"{config.folder} is there already: add run.name=NAME, or remove it")
+    console = Console(config)
+    folder = begin(config, console)
+    drill = Drill(arguments.kill, arguments.times, arguments.seed, folder, console)
+    restarts: dict[str, int] = {}
+
+    def watch(supervisor: Supervisor) -> None:
+        drill.watch(supervisor)
+        restarts.update(supervisor.restarts())
+
+    code = cluster.run(config, folder, resume=False, console=console, watch=watch)
+    wrong = audit(folder)
+    killed = ", ".join(f"{count} {part}" for part, count in sorted(drill.killed.items()))
+    console.say(f"drill: killed {drill.killed.total()} ({killed}); restarts: {restarts}")
+    for what in wrong:
+        console.say(f"drill: {what}")
+    if not wrong:
+        console.say(f"drill: {len(folder.read_metrics())} versions, none missing; what was trained was trained once")
+    passed = code == 0 and drill.done and not wrong
+    console.say(
+        "drill: PASSED" if passed else f"drill: FAILED (exit code of the run {code}, all kills made: {drill.done})"
+    )
+    return 0 if passed else 1

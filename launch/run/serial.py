@@ -1,0 +1,285 @@
+"""Serial mode: the whole run in one process and one thread, deterministic by seed. No Ray, no sockets.
+
+The same gate, player, trainer and main loop as the distributed run; only what carries trajectories and weights between them
+differs: here, function calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from actors.buffer import LocalBuffer
+from actors.engine import Engine, SerialEngine
+from actors.episodes import Identity, Player
+from actors.heldout import Heldout
+from actors.seeding import seed
+from executor.judge import Judge
+from executor.pool import SerialPool
+from launch.config import Config
+from launch.models import prepare
+from launch.run.assemble import Saved, make_gate, make_hooks, make_trainer
+from launch.run.console import Console
+from launch.run.recorder import Recorder, RunFolder, work_log
+from launch.run.summary import summarise
+from launch.run.task_buffer import open_tasks
+from learner.checkpoint import Checkpoints
+from learner.loop import learn
+from learner.model.policy import PolicyModel
+from learner.staleness import Gate, Grant, Holder
+from learner.trajectory import Trajectory, check
+from learner.weights import LocalChannel, manifest_of
+
+HOLDER = Holder("serial", 0)
+
+
+class SerialStream:
+    """The stream of a run with one actor in this thread: waiting for a batch is playing it."""
+
+    def __init__(self, gate: Gate, player: Player, capacity: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.gate = gate
+        self._player = player
+        self._capacity = capacity
+        self.loop = loop
+        self._queue: dict[int, Trajectory] = {}
+        self._playing: set[asyncio.Task[None]] = set()
+        self.generated = 0
+        self.measured: dict[str, float] = {}
+        """The newest held-out numbers."""
+
+    def next_batch(self, timeout_s: float, interrupt: Callable[[], bool]) -> list[Trajectory] | None:
+        """Play until the next batch is complete. An episode that fails raises here: there is nobody to restart."""
+        return self.loop.run_until_complete(self._play_until_ready(interrupt))
+
+    def queued(self) -> list[Trajectory]:
+        """Trajectories that wait to be trained."""
+        return [self._queue[slot] for slot in sorted(self._queue)]
+
+    def requeue(self, trajectories: Sequence[Trajectory]) -> None:
+        """Put back the queue of a checkpoint."""
+        self._queue.update({trajectory.slot: trajectory for trajectory in trajectories})
+
+    def mark_trained(self, slots: Sequence[int]) -> None:
+        """The optimizer step over these slots is done."""
+        self.gate.trained(slots)
+        for slot in slots:
+            del self._queue[slot]
+
+    def mark_published(self, version: int) -> None:
+        """The engine has loaded `version`."""
+        self.gate.published(version)
+
+    def stats(self) -> dict[str, float]:
+        """Counters of the only actor."""
+        return {"tokens_generated": self.generated, "actors": 1} | self.measured
+
+    def frozen(self) -> AbstractContextManager[object]:
+        """One thread: nothing moves while a checkpoint is written."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """Give up what is being played."""
+        for task in self._playing:
+            task.cancel()
+        if self._playing:
+            self.loop.run_until_complete(asyncio.wait(self._playing))
+
+    def drain(self) -> None:
+        """Play what is in flight to its end, and start nothing new: after this the engine runs no request."""
+        while self._playing:
+            done, self._playing = self.loop.run_until_complete(asyncio.wait(self._playing))
+            for task in done:
+                task.result()
+
+    async def _play_until_ready(self, interrupt: Callable[[], bool]) -> list[Trajectory] | None:
+        while True:
+            while grant := self.gate.grant(HOLDER, self._capacity):
+                self._playing.add(asyncio.create_task(self._play(grant)))
+            slots = self.gate.ready()
+            if slots is not None:
+                return [self._queue[slot] for slot in slots]
+            if interrupt():
+                return None
+            done, self._playing = await asyncio.wait(self._playing, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+
+    async def _play(self, grant: Grant) -> None:
+        async def emit(trajectory: Trajectory) -> None:
+            check(trajectory)
+            if self.gate.arrive(trajectory.slot, HOLDER, trajectory.cell, trajectory.oldest_version):
+                self._queue[trajectory.slot] = trajectory
+            self.generated += len(trajectory.response_ids)
+
+        async def give_back(slots: Sequence[int]) -> None:
+            for slot in slots:
+                self.gate.give_back(slot, HOLDER)
+
+        await self._player.play(grant, emit, give_back)
+
+
+class SerialPublisher:
+    """Publishes through vLLM's weight transfer, over a channel inside this process, and measures what it published."""
+
+    def __init__(
+        self,
+        policy: PolicyModel,
+        engine: Engine,
+        loop: asyncio.AbstractEventLoop,
+        stream: SerialStream,
+        heldout: Heldout,
+    ) -> None:
+        self._policy = policy
+        self._engine = engine
+        self._loop = loop
+        self._stream = stream
+        self._heldout = heldout
+        self._channel = LocalChannel("serial")
+        self._manifest = manifest_of(policy.export())
+        loop.run_until_complete(engine.join(self._channel.open(2), 1))
+
+    def publish(self, version: int) -> dict[str, float]:
+        """See `learner.publisher.Publisher`."""
+        self._channel.send(self._policy.export(), self._manifest)
+        timings = self._loop.run_until_complete(self._engine.update_weights(self._manifest, version))
+        if (measured := self._loop.run_until_complete(self._heldout.maybe_run(version))) is not None:
+            self._stream.measured = measured
+        return timings
+
+    def close(self) -> None:
+        """Forget the channel."""
+        self._channel.close()
+
+
+class Numbers:
+    """1, 2, 3, ..."""
+
+    newest = 0
+
+    def next(self) -> int:
+        """The next number."""
+        self.newest += 1
+        return self.newest
+
+
+class SerialState:
+    """What the next steps of a serial run depend on, beyond weights, ledger, queue and buffer: counts and memories.
+
+    Samples and draws need none: each is a function of the seed and of its slot's number.
+    """
+
+    def __init__(
+        self, engine: SerialEngine, player: Player, stream: SerialStream, heldout: Heldout, numbers: Numbers
+    ) -> None:
+        self._engine = engine
+        self._player = player
+        self._stream = stream
+        self._heldout = heldout
+        self._numbers = numbers
+
+    def settle(self) -> None:
+        """Bring the run to a point that another process can go on from: nothing in flight, an engine without a past.
+
+        A run does this at each checkpoint, whether or not it is ever killed; so checkpoints change the path that a run takes
+        (how its requests share batches), and runs are compared at equal `checkpoint_every`.
+        """
+        self._stream.drain()
+        self._stream.loop.run_until_complete(self._engine.rest())
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `launch.run.assemble.Exact`."""
+        return {
+            "seq": self._numbers.newest,
+            "generated": self._stream.generated,
+            "measured": self._stream.measured,
+            "heldout_version": self._heldout.measured,
+            "recent": {kind.value: recent.state() for kind, recent in self._player.proposer.recent.items()},
+            "engine_random": self._engine.random_state.numpy().tobytes().hex(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `launch.run.assemble.Exact`."""
+        self._numbers.newest = state["seq"]
+        self._stream.generated = state["generated"]
+        self._stream.measured = state["measured"]
+        self._heldout.measured = state["heldout_version"]
+        for kind, recent in self._player.proposer.recent.items():
+            recent.load(state["recent"][kind.value])
+        self._engine.random_state = torch.frombuffer(bytearray.fromhex(state["engine_random"]), dtype=torch.uint8)
+
+
+def run(config: Config, folder: RunFolder, resume: bool, console: Console | None = None) -> int:
+    """Run to the end; returns the exit code."""
+    view = console or Console(config)
+    model_dir = prepare(config.model.path)
+    store = open_tasks(config, folder, resume)
+    loop = asyncio.new_event_loop()
+    pool = SerialPool(config.executor)
+    engine = SerialEngine(model_dir, config.engine, seed=config.run.seed)
+    view.say("starting the sandbox, the engine and the learner in this process")
+    loop.run_until_complete(pool.start())
+    loop.run_until_complete(engine.start())
+    trainer = make_trainer(config, model_dir)
+    status: dict[str, object] = {}
+    gate = make_gate(config)
+    judge = Judge(
+        pool,
+        config.executor,
+        record=work_log(folder, HOLDER.actor_id, config.executor.record_work),
+        rules=config.selfplay.rules,
+    )
+    identity = Identity(config.run.name, HOLDER.actor_id, HOLDER.incarnation)
+    loop.run_until_complete(
+        seed(
+            engine,
+            judge,
+            LocalBuffer(store),
+            config.selfplay,
+            identity,
+            config.run.seed,
+            lambda have, target: view.say(f"seeding: {have} of {target} triplets"),
+        )
+    )
+    numbers = Numbers()
+    player = Player(
+        engine,
+        judge,
+        LocalBuffer(store),
+        config.selfplay,
+        identity,
+        numbers.next,
+        seed=config.run.seed,
+    )
+    stream = SerialStream(gate, player, config.actors.concurrency, loop)
+    heldout = Heldout(engine, judge, config.selfplay)
+    state = SerialState(engine, player, stream, heldout, numbers)
+    checkpoints = Checkpoints(folder.checkpoints, config.learner.keep_checkpoints)
+    saved = Saved(checkpoints, trainer, store.snapshot, state)
+    step = saved.resume(stream, stream.requeue) if resume else 0
+    recorder = Recorder(folder, engine.tokenizer, config.run.record_trajectories, step)
+    publisher = SerialPublisher(trainer.policy, engine, loop, stream, heldout)
+
+    def save(version: int) -> None:
+        state.settle()
+        saved.save(version, stream)
+
+    counted = recorder.last.get("tokens_generated", 0.0)
+    hooks = make_hooks(config, recorder, save, status, store.metrics, counted)
+    try:
+        with view.following(status):
+            learn(trainer, stream, publisher, config.learner, hooks)
+            saved.wait()
+    finally:
+        checkpoints.join()  # its writer asks the process group, which ends with the engine, for its rank
+        stream.close()
+        publisher.close()
+        loop.run_until_complete(engine.close())
+        loop.run_until_complete(pool.close())
+        recorder.close()
+        store.close()
+        loop.close()
+    return summarise(folder, gate.ledger(), stopped=str(status.get("stop") or ""))

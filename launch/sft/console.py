@@ -1,0 +1,56 @@
+"""What a fine-tuning run shows while it runs: a progress bar on a terminal, one line a step elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from launch.run.console import View
+
+
+class SftConsole(View):
+    """Shows `status`: `phase`, `num_steps`, `last` (the numbers of the last step), `validation` (those measured last)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+        self._num_steps = 0
+
+    def show(self, status: Mapping[str, Any]) -> None:
+        """See `View`."""
+        self._num_steps = int(status.get("num_steps", 0))
+        super().show(status)
+
+    def _line(self, last: Mapping[str, float]) -> str:
+        return step_line(last, self._num_steps)
+
+    def _render(self, status: Mapping[str, Any]) -> RenderableType:
+        last: Mapping[str, float] = status.get("last") or {}
+        validation: Mapping[str, float] = status.get("validation") or {}
+        step = int(last.get("step", 0))
+        table = Table.grid(padding=(0, 2))
+        table.add_row("step", f"{step} of {self._num_steps}", ProgressBar(max(1, self._num_steps), step, width=30))
+        table.add_row("learner", str(status.get("phase", "starting")), "")
+        if "loss" in last:
+            table.add_row("loss", f"{last['loss']:.4f}", f"perplexity {last['perplexity']:.2f}")
+        if validation:
+            table.add_row("validation", f"{validation['validation_loss']:.4f}", f"after step {int(validation['step'])}")
+        if "lr" in last:
+            table.add_row("lr", f"{last['lr']:.2e}", f"gradient norm {last['grad_norm']:.2f}")
+            table.add_row("tokens/s", f"{last['tokens_per_s']:.0f}", f"epoch {last['epoch']:.2f}")
+        return Panel(table, title=f"azr sft: {self._name}", subtitle="Ctrl-C stops and saves", expand=False)
+
+
+def step_line(numbers: Mapping[str, float], num_steps: int) -> str:
+    """One step on one line."""
+    measured = f" | validation {numbers['validation_loss']:.4f}" if "validation_loss" in numbers else ""
+    return (
+        f"step {int(numbers['step'])}/{num_steps} | loss {numbers['loss']:.4f} (perplexity {numbers['perplexity']:.2f}){measured} | "
+        f"lr {numbers['lr']:.2e} | gradient norm {numbers['grad_norm']:.2f} | tokens/s {numbers['tokens_per_s']:.0f} | "
+        f"epoch {numbers['epoch']:.2f}"
+    )

@@ -1,0 +1,173 @@
+"""`azr sft-data`: examples for `azr sft` out of tasks, in the words of self-play's prompts.
+
+Every task is validated by the executor first, which also says what its outputs are. A task then gives the example of its
+solver, that of its proposer, or both; the replies end as the run's stop strings would end them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from actors.prompts import FUNCTION_START, Prompt, PromptBuilder, block
+from executor.judge import Judge
+from executor.pool import SandboxPool
+from executor.settings import ExecutorSettings
+from executor.tasks import Kind, Task
+from launch.commands.seeds import AT_ONCE, SeedError, validate
+
+PromptFormat = Literal["completion", "r1"]
+
+_SOLVER_THOUGHT = "I go through it step by step, and check the result."
+_PROPOSER_THOUGHT = "I write something that differs from what is there, and whose result has to be worked out."
+
+_EPILOG = """\
+A task is a line of the form that `azr seeds save` writes; outputs may be left out:
+
+  {"kind": "deduction", "program": "def f(x):\\n    return x + 1", "inputs": ["2"]}
+
+examples:
+  azr seeds save runs/first tasks.jsonl
+  azr sft-data tasks.jsonl mine.jsonl --role solve
+  azr sft sft-smollm2-cpu sft.data=mine.jsonl run.name=mine
+"""
+
+
+class _Characters:
+    """Stands in for a tokenizer: a token is a character, so that a prompt's pieces can be read off its spans."""
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return [ord(character) for character in text]
+
+
+def register(commands: Any) -> None:
+    """Add `azr sft-data` to argparse's subcommands, the object that `add_subparsers` gave."""
+    command = commands.add_parser(
+        "sft-data",
+        help="make fine-tuning examples out of tasks",
+        description="Validate tasks and write the prompts and right replies of their solvers and proposers, one a line.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("tasks", type=Path, metavar="TASKS", help="JSON Lines file of tasks")
+    command.add_argument("file", type=Path, metavar="OUT", help="where to write; a file that is there is kept")
+    command.add_argument(
+        "--format",
+        choices=["completion", "r1"],
+        default="completion",
+        help="selfplay.prompt_format of the run to come. r1's thoughts are one fixed sentence: they teach the form, not to think",
+    )
+    command.add_argument("--role", choices=["solve", "propose", "both"], default="both", help="whose replies")
+    command.add_argument("--references", type=int, default=2, metavar="K", help="selfplay.references (default: 2)")
+    command.add_argument("--seed", type=int, default=0, help="of the draw of references")
+    command.set_defaults(run=_command)
+
+
+def examples(
+    tasks: Sequence[Task], prompt_format: PromptFormat, roles: Sequence[str], num_references: int, seed: int
+) -> Iterator[dict[str, Any] | None]:
+    """Examples as `azr sft` reads them, task by task. References of a proposer are other programs of `tasks`.
+
+    None stands for one that the format cannot say: an answer with a fence in it, a program that begins with an import.
+    """
+    draw = random.Random(seed)
+    for task in tasks:
+        builder = PromptBuilder(_Characters(), prompt_format, 1 << 30, len(task.inputs))
+        if "solve" in roles:
+            prompt = builder.solve(task)
+            yield _example(prompt, _SOLVER_THOUGHT, _solution(task), prompt_format)
+        if "propose" in roles:
+            others = [other for other in tasks if other.program != task.program and other.kind is not Kind.INDUCTION]
+            references = (
+                [task] if task.kind is Kind.INDUCTION else draw.sample(others, min(num_references, len(others)))
+            )
+            prompt = builder.propose(task.kind, references)
+            yield _example(prompt, _PROPOSER_THOUGHT, _proposal(task), prompt_format)
+
+
+def _solution(task: Task) -> str:
+    if task.kind is Kind.INDUCTION:
+        return block("python", task.program)
+    if task.kind is Kind.DEDUCTION:
+        return block("output", task.outputs[0])
+    return block("input", task.inputs[0])
+
+
+def _proposal(task: Task) -> str:
+    inputs = "".join(block("input", given) for given in task.inputs)
+    if task.kind is Kind.INDUCTION:
+        return block("message", task.message) + inputs
+    return block("python", task.program) + inputs
+
+
+def _example(prompt: Prompt, thought: str, answer: str, prompt_format: PromptFormat) -> dict[str, Any] | None:
+    """`answer`: whole blocks. The reply begins where the prompt's own start of it ends; None where it cannot begin so, or
+    would be stopped too early."""
+    pieces = ["".join(map(chr, prompt.token_ids[span.start : span.end])) for span in prompt.spans]
+    if prompt_format == "r1":
+        reply = f"{prompt.reply_start}{thought}</think>\n<answer>\n{answer}</answer>"
+    elif "\n```" in prompt.stop:
+        reply = answer.rstrip("\n")
+    else:  # a proposer's reply ends where the next block or example would begin
+        reply = f"{answer}{prompt.stop[-1]}" if prompt.reply_start == FUNCTION_START else f"{answer}\n{prompt.stop[-1]}"
+    response = reply.removeprefix(prompt.reply_start)
+    stopped = min(at for stop in prompt.stop if (at := response.find(stop)) >= 0)
+    fits = reply.startswith(prompt.reply_start) and response[stopped:] in prompt.stop
+    return {"prompt": pieces, "response": response} if fits else None
+
+
+async def validated(lines: Sequence[tuple[int, str]]) -> tuple[list[Task], list[tuple[int, str]]]:
+    """The tasks of numbered lines, in order, and number and reason of each that is none. Raises InfrastructureError."""
+    settings = ExecutorSettings()
+    pool = SandboxPool(settings)
+    judge = Judge(pool, settings)
+    tasks: list[Task] = []
+    rejected: list[tuple[int, str]] = []
+    await pool.start()
+    try:
+        for start in range(0, len(lines), AT_ONCE):
+            part = lines[start : start + AT_ONCE]
+            results = await asyncio.gather(*(validate(judge, line) for _, line in part))
+            for (number, _), found in zip(part, results, strict=True):
+                if isinstance(found, str):
+                    rejected.append((number, found))
+                else:
+                    tasks.append(found[0])
+    finally:
+        await pool.close()
+    return tasks, rejected
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    try:
+        text = arguments.tasks.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SeedError(f"{arguments.tasks} cannot be read: {error}") from None
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    tasks, rejected = asyncio.run(validated(lines))
+    for number, why in rejected:
+        print(f"{arguments.tasks}, line {number} left out: {why}")
+    if not tasks:
+        raise SeedError(f"{arguments.tasks} has no task")
+    roles = ("solve", "propose") if arguments.role == "both" else (arguments.role,)
+    made = list(examples(tasks, arguments.format, roles, arguments.references, arguments.seed))
+    found = [example for example in made if example is not None]
+    try:
+        with arguments.file.open("x") as target:
+            target.writelines(f"{json.dumps(example, ensure_ascii=False)}\n" for example in found)
+    except FileExistsError:
+        raise SeedError(f"{arguments.file} exists already: give another name, or remove it") from None
+    except OSError as error:
+        raise SeedError(f"{arguments.file} cannot be written: {error}") from None
+    kinds = Counter(task.kind for task in tasks)
+    told = ", ".join(f"{kinds[kind]} {kind.value}" for kind in Kind)
+    print(f"{len(found)} examples to {arguments.file}, of {len(tasks)} tasks ({told})")
+    if len(found) < len(made):
+        print(f"{len(made) - len(found)} left out: the {arguments.format} format cannot say them (fences, imports)")
+    return 0

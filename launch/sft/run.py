@@ -1,0 +1,304 @@
+"""`azr sft`: supervised fine-tuning, the warm start of self-play.
+
+One learner rank runs in this process; several run as Ray actors, one each, and this process shows what rank 0 says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from launch.arguments import add_overrides, run_config
+from launch.config import RECIPES, ConfigError, SftConfig, to_toml
+from launch.models import prepare
+from launch.run.console import REFRESH_S
+from launch.run.interrupts import interrupts
+from launch.run.recorder import Recorder, RunFolder, log_to
+from launch.sft.console import SftConsole
+from learner.checkpoint import Checkpoints
+from learner.sft.data import Data, DataError, load_data
+
+_STATE = "sft.json"
+"""A checkpoint's file that says which step it is of, and of which data."""
+
+EPILOG = """\
+A line of the data is one example:
+
+  {"prompt": "2 + 2 = ", "response": "4"}
+  {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
+
+examples:
+  azr sft sft-smollm2-cpu                            the example that ships: the form of tasks
+  azr sft sft-smollm2-cpu sft.data=mine.jsonl run.name=mine sft.epochs=3
+  azr sft --resume runs/mine                         go on after a stop, exactly
+  azr train smollm2-cpu model.path=runs/mine/hf      self-play from there
+  azr sft-data tasks.jsonl mine.jsonl                examples out of any tasks
+  azr config docs --sft                              every setting
+"""
+
+
+class SftError(ValueError):
+    """A fine-tuning run that cannot start or go on; the message says what to do."""
+
+
+def register(commands: Any) -> None:
+    """Add `azr sft` to argparse's subcommands, the object that `add_subparsers` gave."""
+    sft = commands.add_parser(
+        "sft",
+        help="supervised fine-tuning, as a warm start",
+        description="Learn prompts and their responses from a JSON Lines file. The model it leaves starts self-play. Ctrl-C "
+        "once stops after the present step and saves; twice stops at once.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sft.add_argument("recipe", nargs="?", help="a TOML file with a table [sft], or the name of a recipe that ships")
+    add_overrides(sft, "settings on top, such as sft.epochs=3")
+    sft.add_argument("--resume", metavar="RUN", help="a run folder to go on with, such as runs/sft-smollm2-cpu")
+    sft.set_defaults(run=_command)
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    config = run_config(arguments, SftConfig, "azr sft", "sft-smollm2-cpu")
+    try:
+        return run(config, resume=bool(arguments.resume))
+    except DataError as error:
+        raise SftError(str(error)) from None
+
+
+def run(config: SftConfig, resume: bool = False) -> int:
+    """Run to the end; returns the exit code."""
+    console = SftConsole(config.run.name)
+    prepare(config.model.path, console.say)
+    # What is wrong with the data is said before anything is made or started.
+    data, told = _read(config)
+    console.say(told)
+    folder = RunFolder(config.folder)
+    if resume:
+        checkpoints = Checkpoints(folder.checkpoints, config.learner.keep_checkpoints)
+        for notice in checkpoints.recover():
+            console.say(notice)
+        if (latest := checkpoints.latest()) is not None:
+            _resumed_step(latest, _identity(config, data))
+    folder.create()
+    folder.config.write_text(to_toml(config))
+    console.say(f"run folder: {folder.path}")
+    try:
+        if config.learner.parallel.world_size == 1:
+            why = _here(config, folder, data, resume, console)
+        else:
+            why = _on_ray(config, folder, resume, console)
+    except RankFailed as error:
+        console.say(f"FAILED: {error}")
+        return 1
+    return _summarise(config, folder, why, console)
+
+
+class SftRank:
+    """One learner rank of a fine-tuning run. Rank 0 also writes the run's files."""
+
+    def __init__(
+        self, config: SftConfig, folder: Path, rank: int = 0, store: str | None = None, data: Data | None = None
+    ) -> None:
+        """`store`: where several ranks meet, `tcp://host:port`; with it, output goes to the rank's log. `data`: where it has been
+        read already."""
+        self._config = config
+        self._folder = RunFolder(folder.absolute())
+        self._rank = rank
+        self._store = store
+        self._data = data
+        self.status_now: dict[str, Any] = {"phase": "starting"}
+        if store is not None:
+            log_to(self._folder, f"learner{rank}", 0)
+
+    def run(self, resume: bool) -> None:
+        """The rank's whole life."""
+        from launch.run.assemble import make_interrupted, make_policy
+        from learner.model.process_groups import data_rank
+        from learner.sft.trainer import SftHooks, SftTrainer, fine_tune
+
+        config, status = self._config, self.status_now
+        data = self._data or _read(config)[0]
+        timeout_s = config.learner.rank_timeout_s
+        policy, ranks = make_policy(config, prepare(config.model.path), self._rank, self._store, timeout_s)
+        trainer = SftTrainer(policy, data, config.sft, config.learner, ranks, config.run.seed, data_rank())
+        status["num_steps"] = trainer.num_steps
+        checkpoints = Checkpoints(self._folder.checkpoints, config.learner.keep_checkpoints)
+        identity = _identity(config, data)
+        latest = checkpoints.latest() if resume else None
+        if latest is not None:
+            trainer.step = _resumed_step(latest, identity)
+            policy.load_checkpoint(latest / "model")
+        recorder = Recorder(self._folder, None, False, trainer.step) if ranks.is_main else None
+
+        def on_step(step: int, numbers: dict[str, float]) -> None:
+            if recorder is None:
+                return
+            recorder.step({"step": step, "version": step, **numbers}, [])
+            if step:
+                status["last"] = recorder.last
+            if "validation_loss" in numbers:
+                status["validation"] = recorder.last
+
+        def write(folder: Path) -> None:
+            policy.save_checkpoint(folder / "model")
+            policy.save_hf(folder / "hf")
+            if ranks.is_main:
+                (folder / _STATE).write_text(json.dumps({"step": trainer.step, **identity}))
+
+        def save() -> None:
+            checkpoints.save(trainer.step, ranks, write)
+            checkpoints.wait()
+            if ranks.is_main:
+                _link(self._folder.path / "hf", Path("checkpoints") / f"step_{trainer.step:08d}" / "hf")
+
+        hooks = SftHooks(make_interrupted(config.run, status), on_step, save, lambda what: status.update(phase=what))
+        try:
+            fine_tune(trainer, config.sft.validate_every, config.learner.checkpoint_every, hooks)
+        finally:
+            if recorder is not None:
+                recorder.close()
+
+    def status(self) -> dict[str, Any]:
+        """For the console: phase, last numbers, why it stops."""
+        return dict(self.status_now)
+
+    def stop(self, why: str) -> None:
+        """Stop before the next step, and save."""
+        self.status_now["stop"] = why
+
+
+class RankFailed(RuntimeError):
+    """A learner rank ended by an error; the message names its log."""
+
+
+def _here(config: SftConfig, folder: RunFolder, data: Data, resume: bool, console: SftConsole) -> str:
+    """Run the only rank in this process; returns why it stopped early, or ""."""
+    rank = SftRank(config, folder.path, data=data)
+    with _interrupts(rank.stop, console), console.following(rank.status_now):
+        rank.run(resume)
+    return str(rank.status_now.get("stop") or "")
+
+
+def _on_ray(config: SftConfig, folder: RunFolder, resume: bool, console: SftConsole) -> str:
+    """Run every rank in an actor of its own; the same otherwise. Raises RankFailed."""
+    import ray
+
+    from launch.addresses import LOOPBACK, free_port
+    from launch.cluster.driver import start_ray
+
+    world = config.learner.parallel.world_size
+    with start_ray(config.ray.address, world, console):
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        store = f"tcp://{LOOPBACK}:{free_port()}"
+        # One call runs the rank, another one asks it for its status.
+        actor = ray.remote(SftRank).options(num_cpus=1, num_gpus=gpus, max_concurrency=4)
+        ranks = [actor.remote(config, folder.path, index, store) for index in range(world)]
+        status: dict[str, Any] = {}
+        running = {rank.run.remote(resume): index for index, rank in enumerate(ranks)}
+        # `Ranks.share` spreads rank 0's decision to stop.
+        try:
+            with _interrupts(ranks[0].stop.remote, console), console.open():
+                left = list(running)
+                while left:
+                    done, left = ray.wait(left, num_returns=1, timeout=REFRESH_S)
+                    for ref in done:
+                        try:
+                            ray.get(ref)
+                        except Exception as error:
+                            log = folder.logs / f"learner{running[ref]}.0.log"
+                            cause = getattr(error, "cause", None) or error
+                            raise RankFailed(f"learner rank {running[ref]}: {cause}\nIts log: {log}") from None
+                    with contextlib.suppress(ray.exceptions.RayError):  # it just died, which `ray.wait` says next
+                        status = ray.get(ranks[0].status.remote())
+                    console.show(status)
+            return str(status.get("stop") or "")
+        finally:
+            for rank in ranks:
+                ray.kill(rank)
+
+
+def _interrupts(stop: Callable[[str], Any], console: SftConsole) -> AbstractContextManager[object]:
+    """The first interrupt calls `stop`, the second raises KeyboardInterrupt where the program is."""
+
+    def react(count: int) -> None:
+        if count > 1:
+            raise KeyboardInterrupt
+        stop("interrupted")
+        console.say("stopping after the present step, and saving; interrupt again to stop at once")
+
+    return interrupts(react)
+
+
+def _read(config: SftConfig) -> tuple[Data, str]:
+    """The data, and a line about it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(prepare(config.model.path)))
+    sft = config.sft
+    validation = _find(sft.validation_data, "sft.validation_data") if sft.validation_data else None
+    data = load_data(_find(sft.data, "sft.data"), validation, tokenizer, sft, config.run.seed)
+    told = f"{len(data.train)} examples to learn, {len(data.validation)} to measure"
+    skipped = f"; {data.num_skipped} skipped, longer than sft.max_tokens = {sft.max_tokens}" if data.num_skipped else ""
+    return data, told + skipped
+
+
+def _find(name: str, key: str) -> Path:
+    """A data file, as the user names it or among those that ship."""
+    for path in (Path(name).expanduser(), RECIPES / name):
+        if path.is_file():
+            return path
+    raise ConfigError(f"{key} = {name} is no file, neither from {Path.cwd()} nor among those that ship ({RECIPES})")
+
+
+def _identity(config: SftConfig, data: Data) -> dict[str, Any]:
+    """What fixes the order of the examples."""
+    return {"data": data.digest, "batch_size": config.sft.batch_size, "seed": config.run.seed}
+
+
+def _resumed_step(checkpoint: Path, identity: dict[str, Any]) -> int:
+    """The step of a checkpoint; raises SftError if its order of the examples was another."""
+    state = json.loads((checkpoint / _STATE).read_text())
+    names = {"data": "sft.data, or how it is split or cut", "batch_size": "sft.batch_size", "seed": "run.seed"}
+    changed = [names[key] for key, value in identity.items() if state[key] != value]
+    if changed:
+        raise SftError(
+            f"{checkpoint} was written with another {' and another '.join(changed)}: the order of the examples would not go on. "
+            f"Set it back, or start a new run from there: model.path={checkpoint / 'hf'}"
+        )
+    return int(state["step"])
+
+
+def _link(link: Path, target: Path) -> None:
+    """Point `link` at `target`, in one step."""
+    fresh = link.with_name(f".{link.name}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    fresh.rename(link)
+
+
+def _summarise(config: SftConfig, folder: RunFolder, why: str, console: SftConsole) -> int:
+    """The closing lines; returns the exit code."""
+    rows = folder.read_metrics()
+    measured = [row for row in rows if "validation_loss" in row]
+    if why:
+        console.say(f"stopped: {why}")
+    if not (folder.path / "hf").exists():
+        console.say("nothing was learned")
+        return 1
+    if measured:
+        first, last = measured[0], measured[-1]
+        console.say(
+            f"validation loss {first['validation_loss']:.4f} before step {first['step'] + 1}, {last['validation_loss']:.4f} "
+            f"after step {last['step']} (perplexity {first['validation_perplexity']:.2f} -> {last['validation_perplexity']:.2f})"
+        )
+    if why:
+        console.say(f"go on: azr sft --resume {folder.path}")
+    recipe = "smollm2-cpu" if config.model.path == "smollm2-135m-instruct" else "RECIPE"
+    console.say("self-play from here:")
+    print(f"azr train {recipe} model.path={folder.path / 'hf'}")
+    return 0

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console as Terminal
+
+from launch.config import load
+from launch.run.console import Console, step_line
+
+NUMBERS = {
+    "step": 3,
+    "valid_rate/deduction": 0.25,
+    "solve_rate/deduction": 0.5,
+    "age_mean": 0.5,
+    "age_max": 1.0,
+    "learner_tokens_per_s": 321.0,
+    "generate_tokens_per_s": 123.0,
+    "wait_for_batch_s": 1.5,
+    "wait_for_policy_s": 2.5,
+    "ledger/queued": 7.0,
+}
+STATUS = {
+    "phase": "waiting for a batch",
+    "phase_s": 12.0,
+    "last": NUMBERS,
+    "live": {"actors": 2, "running": 5, "waiting": 1},
+    "ledger": {"queued": 7, "in_flight": 9, "trained": 30, "returned": 1, "dropped": 0},
+    "generate_tokens_per_s": 123.0,
+}
+
+
+def test_the_live_view_shows_what_a_run_is_watched_for() -> None:
+    terminal = Terminal(width=120, record=True, force_terminal=False, file=io.StringIO())
+    terminal.print(Console(load("smollm2-cpu"))._render(STATUS))
+    shown = terminal.export_text()
+    for words in (
+        "3 of 16", "waiting for a batch", "for 12 s", "valid  25%", "solved  50%", "7 queued, 9 in flight", "30 trained",
+        "generating 123", "training 321", "learner for a batch 1.5 s", "actors for the policy 2.5 s", "2 actors, 5 running",
+    ):  # fmt: skip
+        assert words in shown, words
+
+
+def test_a_step_is_one_line() -> None:
+    line = step_line(NUMBERS, 16)
+    assert "\n" not in line
+    assert "step 3/16" in line
+    assert "ded  25%" in line
+    assert "abd    -" in line, "a kind without a rate is not 0%"
+
+
+def test_what_tells_learning_from_collapse_stands_beside_the_solve_rate() -> None:
+    facts = {"ignores_input/deduction": 0.75, "duplicates/deduction": 0.4, "ignores_input/abduction": 0.25}
+    heldout = {"heldout/mean": 0.125, "heldout/deduction": 0.25, "heldout/version": 5.0}
+    terminal = Terminal(width=120, record=True, force_terminal=False, file=io.StringIO())
+    status = {**STATUS, "last": NUMBERS | facts, "live": {**STATUS["live"], **heldout}}
+    terminal.print(Console(load("smollm2-cpu"))._render(status))
+    shown = terminal.export_text()
+    for words in ("ignore their input  75%", "known already  40%", "held-out", "solved  12%", "ded  25%", "version 5"):
+        assert words in shown, words
+    line = step_line(NUMBERS | facts | heldout, 16)
+    assert "ignore input:  50%" in line
+    assert "held-out (version 5):  12%" in line
+    assert "held-out" not in step_line(NUMBERS, 16)
+    assert "ignore input" not in step_line(NUMBERS, 16)
+
+
+def test_the_view_lives_before_the_first_step() -> None:
+    terminal = Terminal(width=120, record=True, file=io.StringIO())
+    terminal.print(Console(load("smollm2-cpu"))._render({}))
+    assert "starting" in terminal.export_text()

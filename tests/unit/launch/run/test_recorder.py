@@ -1,0 +1,62 @@
+"""The log of the executor's work; what a run records of its steps is tested with the runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from launch.run.recorder import Recorder, RunFolder, work_log
+
+
+def test_held_out_numbers_are_written_once_a_version(tmp_path: Path) -> None:
+    """Actors report the newest with every heartbeat; a curve is made of what was measured."""
+
+    def step(recorder: Recorder, number: int, version: int | None) -> bool:
+        measured = {} if version is None else {"heldout/mean": 0.5, "heldout/version": float(version)}
+        recorder.step({"step": number, "version": number, **measured}, [])
+        assert "version" in recorder.last
+        return "heldout/mean" in recorder.last
+
+    recorder = Recorder(RunFolder(tmp_path), None, False)
+    assert [step(recorder, n, v) for n, v in ((1, None), (2, 0), (3, 0), (4, 0), (5, 5))] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
+    recorder.close()
+    resumed = Recorder(RunFolder(tmp_path), None, False, resumed_step=4)
+    assert not step(resumed, 5, 0), "version 0 is in the rows that were kept"
+    assert step(resumed, 6, 5), "version 5 was in a row that was forgotten"
+    resumed.close()
+
+
+def test_work_is_appended_to_a_file_of_its_actor(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert work_log(folder, "rollout0", wanted=False) is None
+    assert list(tmp_path.iterdir()) == []
+    for number in (1, 2):  # the second life of an actor goes on where the first was cut off
+        record = work_log(folder, "rollout0", wanted=True)
+        assert record is not None
+        record({"op": "verify", "answers": ["\ud800", "2\n3"], "number": number})
+    lines = [json.loads(line) for line in (tmp_path / "executor_work.rollout0.jsonl").read_text().splitlines()]
+    assert lines == [{"op": "verify", "answers": ["\ud800", "2\n3"], "number": number} for number in (1, 2)]
+
+
+def test_a_resumed_run_forgets_what_lies_beyond_its_checkpoint(tmp_path: Path) -> None:
+    """Steps, trajectories, and the line that a kill cut short."""
+    folder = RunFolder(tmp_path)
+    recorder = Recorder(folder, None, True)
+    for number in (1, 2, 3):
+        recorder.step({"step": number, "version": number}, [])
+    recorder.close()
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 4, "ver')
+    assert [row["step"] for row in folder.read_metrics()] == [1, 2, 3]
+    resumed = Recorder(folder, None, True, resumed_step=2)
+    resumed.step({"step": 3, "version": 3}, [])
+    resumed.close()
+    assert [row["step"] for row in folder.read_metrics()] == [1, 2, 3]
+    Recorder(folder, None, True, resumed_step=1).close()
+    assert [path.name for path in folder.trajectories.iterdir()] == ["step_00000001.jsonl"]

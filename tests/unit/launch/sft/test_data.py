@@ -1,0 +1,104 @@
+"""`azr sft-data`: what it writes reads back as the task, in the words of self-play's prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from actors import heldout
+from actors.parsing import answer_of, parse_proposal, parse_solution
+from actors.prompts import PromptBuilder
+from executor.tasks import Kind, Task
+from launch.cli import main
+from launch.config import RECIPES
+from launch.sft.data import PromptFormat, examples
+from launch.shipped.sft_examples import FILE, SOURCES
+
+PROGRAM = "def f(x):\n    return x + x"
+TASK = {
+    Kind.DEDUCTION: Task(Kind.DEDUCTION, PROGRAM, ("2",), ("4",)),
+    Kind.ABDUCTION: Task(Kind.ABDUCTION, PROGRAM, ("'é`'",), ("'é`é`'",)),
+    Kind.INDUCTION: Task(Kind.INDUCTION, PROGRAM, ("1", "2"), ("2", "4"), "twice"),
+}
+OTHER = Task(Kind.DEDUCTION, "def f(y):\n    return [y]", ("1",), ("[1]",))
+
+
+class Letters:
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return [ord(letter) for letter in text]
+
+
+@pytest.mark.parametrize("prompt_format", ["completion", "r1"])
+@pytest.mark.parametrize("kind", list(Kind))
+def test_replies_read_back_as_the_task(kind: Kind, prompt_format: PromptFormat) -> None:
+    task = TASK[kind]
+    solve, propose, *_ = examples([task, OTHER], prompt_format, ("solve", "propose"), 2, 0)
+    builder = PromptBuilder(Letters(), prompt_format, 1 << 20, len(task.inputs))
+    prompts = builder.solve(task), builder.propose(kind, [task] if kind is Kind.INDUCTION else [OTHER])
+    replies = []
+    assert solve and propose
+    for example, prompt in zip((solve, propose), prompts, strict=True):
+        assert example["prompt"] == ["".join(map(chr, prompt.token_ids[s.start : s.end])) for s in prompt.spans]
+        assert example["response"].endswith(prompt.stop)
+        stopped = min(example["response"].find(stop) % (1 << 30) for stop in prompt.stop)
+        if prompt_format == "r1":
+            assert stopped == len(example["response"]) - len(prompt.stop[0])
+        replies.append(answer_of(prompt.reply_start + example["response"][:stopped], prompt_format))
+    assert parse_solution(kind, replies[0]) == {
+        Kind.DEDUCTION: task.outputs[0],
+        Kind.ABDUCTION: task.inputs[0],
+        Kind.INDUCTION: PROGRAM,
+    }[kind]  # fmt: skip
+    proposal = parse_proposal(kind, replies[1], PROGRAM, len(task.inputs))
+    assert (proposal.kind, proposal.program, proposal.inputs, proposal.message) == (
+        kind,
+        PROGRAM,
+        task.inputs,
+        task.message,
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "sayable"),
+    [
+        (Task(Kind.DEDUCTION, "import math\ndef f(x):\n    return math.gcd(x, 4)", ("2",), ("2",)), [True, False]),
+        (Task(Kind.ABDUCTION, PROGRAM, ("'```'",), ("'``````'",)), [False, True]),
+        (Task(Kind.INDUCTION, PROGRAM, ("1", "2"), ("2", "4"), "Example of a sum"), [True, False]),
+    ],
+)
+def test_what_the_completion_format_cannot_say_is_left_out(task: Task, sayable: list[bool]) -> None:
+    """Such a reply would not begin where the prompt ends, or a stop string would cut it. (A proposer opens its own fences.)"""
+    roles = ("solve", "propose")
+    assert [bool(example) for example in examples([task], "completion", roles, 2, 0)] == sayable
+    assert all(examples([task], "r1", roles, 2, 0))
+
+
+def test_the_command_validates_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        {"kind": "deduction", "program": PROGRAM, "inputs": ["3"]},
+        {"kind": "abduction", "program": PROGRAM, "inputs": ["3"], "outputs": ["7"]},
+        {"kind": "induction", "program": PROGRAM, "inputs": ["1", "2"], "message": "twice"},
+    ]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    command = ["sft-data", str(tmp_path / "tasks.jsonl"), str(tmp_path / "out.jsonl"), "--role", "solve"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "line 2 left out: outputs differ" in printed
+    assert f"2 examples to {tmp_path / 'out.jsonl'}, of 2 tasks (1 deduction, 0 abduction, 1 induction)" in printed
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [example["response"] for example in written] == ["6\n```", "x):\n    return x + x\n```"]
+    assert main(command) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_the_data_that_ships_is_small_and_holds_nothing_that_is_held_out() -> None:
+    assert FILE.stat().st_size < 100_000
+    assert (RECIPES / "sft-smollm2-cpu.toml").exists()
+    programs = {f"def f({source.parameters}):\n    {source.body}" for source in SOURCES}
+    held_out = {json.loads(line)["program"] for line in heldout.TASKS.read_text().splitlines()}
+    assert len(programs) == len(SOURCES)
+    assert not programs & held_out
+    text = FILE.read_text()
+    assert all(json.dumps(program.removeprefix("def f("))[1:-1] in text for program in programs)
