@@ -4,7 +4,7 @@
     gated by     the gate: it says who is granted what, and which trajectory still counts
     unblocks     `next_batch`, once the gate says that a batch is whole; actors, by grants
 
-A thread owns the socket (`learner.stream_socket`); everything here and the gate is behind one lock.
+A thread owns the socket (`learner.stream.server_socket`); everything here and the gate is behind one lock.
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ def server() -> Iterator[StreamServer]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("stream_client.RESEND_AFTER_S", "members.RESEND_AFTER_S"):
+    for name in ("stream.client.RESEND_AFTER_S", "stream.member.RESEND_AFTER_S"):
         monkeypatch.setattr(f"learner.{name}", 0.3)
-    for name in ("stream_client.HEARTBEAT_S", "stream_socket.HEARTBEAT_S"):
+    for name in ("stream.client.HEARTBEAT_S", "stream.server_socket.HEARTBEAT_S"):
         monkeypatch.setattr(f"learner.{name}", 0.1)
 
 
