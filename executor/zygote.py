@@ -36,7 +36,7 @@ from collections.abc import Callable, Collection
 from types import CodeType
 from typing import Any, NoReturn
 
-from executor import frames, inspection, jail, keeper, namespaces, safety, values
+from executor import facades, frames, inspection, jail, keeper, namespaces, safety, values
 from executor.deadline import Deadline
 from executor.layers import Layer
 from executor.programs import ProgramCache
@@ -53,9 +53,6 @@ VARIANTS_SHARE = 0.25
 
 PATIENCE_MS = 2
 """How long a child may run before its frames are read as they come. (A full pipe makes it wait for no longer.)"""
-
-# Codecs that `str.encode` would have to load from files, which can't be opened any more.
-_CODECS = ("ascii", "cp1252", "latin_1", "utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_8_sig", "unicode_escape")
 
 WARM_UP_RUNS = 64
 
@@ -129,7 +126,7 @@ class Zygote:
         self.output_bytes = 1 << 16
         self.kept: list[object] = []
         self.programs = ProgramCache()
-        self.builtins = safety.program_builtins() if gate else vars(importlib.import_module("builtins"))
+        self.builtins = facades.program_builtins() if gate else vars(importlib.import_module("builtins"))
         self.pid = os.getpid()
         self.cpus = os.sched_getaffinity(0)
         self.pin = self.pinned = False
@@ -371,7 +368,7 @@ class Zygote:
         The builtins are one object for all inputs: a copy would touch every one of them. The policy gives a program no
         way to it; one that gets there changes its own later answers, which the second run then finds.
         """
-        namespace: dict[str, Any] = {"__name__": "solution", "__builtins__": self.builtins}
+        namespace = facades.program_globals(self.builtins)
         kept.append(namespace)
         try:
             exec(code, namespace)
@@ -459,8 +456,7 @@ def main(
     os.environ.pop("LD_BIND_NOW", None)
     try:
         warnings.simplefilter("ignore")  # programs' own, which the compiler gives
-        for codec in _CODECS:
-            importlib.import_module(f"encodings.{codec}")
+        facades.load_codecs()
         # What stays away is known only when there is no way back to the file system.
         zygote = Zygote(requests, replies, config["gate"], wanted)
         missing = namespaces.enter_others(wanted, missing)

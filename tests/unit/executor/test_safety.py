@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor import safety
+from executor import facades, safety
 from executor.safety import Unsafe, check, compile_checked
 
 
@@ -125,7 +125,7 @@ def test_text_that_does_not_parse_raises() -> None:
 
 
 def test_programs_find_facades_without_the_modules_inside() -> None:
-    builtins = safety.program_builtins()
+    builtins = facades.program_builtins()
     namespace: dict[str, Any] = {"__builtins__": builtins}
     exec(
         "import json, dataclasses, statistics, enum, collections.abc, re\n"
@@ -162,7 +162,7 @@ def test_programs_find_facades_without_the_modules_inside() -> None:
 def test_what_inputs_share_refuses_to_be_changed(program: str) -> None:
     """At run time, whatever the gate may have overlooked."""
     with pytest.raises((AttributeError, TypeError)):
-        exec(program, {"__builtins__": safety.program_builtins()})
+        exec(program, {"__builtins__": facades.program_builtins()})
 
 
 def test_guarded_functions_work_as_usual() -> None:
@@ -175,6 +175,6 @@ def test_guarded_functions_work_as_usual() -> None:
         "results.append(hasattr(a, 'y'))\n"
         "results.append(list(map(getattr, [a], ['x'])))\n"
     )
-    namespace: dict[str, Any] = {"__builtins__": safety.program_builtins()}
+    namespace: dict[str, Any] = {"__builtins__": facades.program_builtins()}
     exec(program, namespace)
     assert namespace["results"] == [1, 3, True, False, False, [1]]
