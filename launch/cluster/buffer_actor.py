@@ -15,7 +15,7 @@ from actors.buffer import Added, RemoteBuffer, TaskBuffer
 from actors.buffer_file import TaskBufferError
 from executor.tasks import Kind, Task
 from launch.config import Config
-from launch.run.recorder import RunFolder, log_to
+from launch.run.folder import RunFolder, log_to
 from launch.run.task_buffer import open_tasks
 
 T = TypeVar("T")

@@ -20,8 +20,8 @@ from launch.cluster.supervisor import RunFailed, Supervisor, parse_scale
 from launch.cluster.verify import Verification, differences
 from launch.config import Config, ConfigError
 from launch.run.console import Console, View
+from launch.run.folder import RunFolder
 from launch.run.interrupts import interrupts
-from launch.run.recorder import RunFolder
 from launch.run.summary import summarise
 
 SPARE_CPUS = 64

@@ -16,7 +16,8 @@ from launch.addresses import AUTO_HOST, free_port, host_of
 from launch.cluster.buffer_actor import ask_buffer
 from launch.config import Config
 from launch.models import prepare
-from launch.run.recorder import Recorder, RunFolder, log_to
+from launch.run.folder import RunFolder, log_to
+from launch.run.recorder import Recorder
 from learner.stream.keys import LearnerKeys
 
 DIGESTS = 8
@@ -89,7 +90,9 @@ class LearnerActor:
     def _run(self, store: str | None, former: str | None, resume: bool, expected: int) -> None:
         from transformers import AutoTokenizer
 
-        from launch.run.assemble import Saved, make_gate, make_hooks, make_trainer
+        from launch.run.assemble import make_gate, make_trainer
+        from launch.run.checkpoints import Saved
+        from launch.run.hooks import make_hooks
         from learner.checkpoint import Checkpoints
         from learner.loop import learn
         from learner.publisher import GroupPublisher

@@ -9,7 +9,7 @@ from typing import Any
 from actors.buffer import RemoteBuffer
 from launch.config import Config
 from launch.models import prepare
-from launch.run.recorder import RunFolder, log_to, work_log
+from launch.run.folder import RunFolder, log_to, work_log
 from learner.stream.keys import ActorKeys
 
 

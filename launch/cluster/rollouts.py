@@ -6,7 +6,7 @@ from typing import Any
 
 from launch.cluster.budget import FailureBudget
 from launch.config import Config
-from launch.run.recorder import RunFolder
+from launch.run.folder import RunFolder
 
 
 class Rollouts:

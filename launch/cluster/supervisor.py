@@ -29,7 +29,7 @@ from launch.cluster.rollouts import Rollouts
 from launch.cluster.verify import Verification
 from launch.config import Config
 from launch.run.console import REFRESH_S, Console
-from launch.run.recorder import RunFolder, append_event
+from launch.run.folder import RunFolder, append_event
 from learner.checkpoint import CheckpointError, Checkpoints
 from learner.stream.keys import RunKeys
 

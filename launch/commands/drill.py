@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from launch import config as configuration
 from launch.arguments import add_overrides, overrides_of
 from launch.run.console import Console
-from launch.run.recorder import RunFolder, append_event
+from launch.run.folder import RunFolder, append_event
 
 if TYPE_CHECKING:
     from launch.cluster.supervisor import Supervisor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from launch.config import Config, to_toml
 from launch.models import prepare
 from launch.run.console import Console
-from launch.run.recorder import RunFolder, append_event
+from launch.run.folder import RunFolder, append_event
 from learner.checkpoint import Checkpoints
 
 

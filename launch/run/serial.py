@@ -22,9 +22,12 @@ from executor.judge import Judge
 from executor.pool import SerialPool
 from launch.config import Config
 from launch.models import prepare
-from launch.run.assemble import Saved, make_gate, make_hooks, make_trainer
+from launch.run.assemble import make_gate, make_trainer
+from launch.run.checkpoints import Saved
 from launch.run.console import Console
-from launch.run.recorder import Recorder, RunFolder, work_log
+from launch.run.folder import RunFolder, work_log
+from launch.run.hooks import make_hooks
+from launch.run.recorder import Recorder
 from launch.run.summary import summarise
 from launch.run.task_buffer import open_tasks
 from learner.checkpoint import Checkpoints
@@ -191,7 +194,7 @@ class SerialState:
         self._stream.loop.run_until_complete(self._engine.rest())
 
     def state_dict(self) -> dict[str, Any]:
-        """See `launch.run.assemble.Exact`."""
+        """See `launch.run.checkpoints.Exact`."""
         return {
             "seq": self._numbers.newest,
             "generated": self._stream.generated,
@@ -202,7 +205,7 @@ class SerialState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `launch.run.assemble.Exact`."""
+        """See `launch.run.checkpoints.Exact`."""
         self._numbers.newest = state["seq"]
         self._stream.generated = state["generated"]
         self._stream.measured = state["measured"]

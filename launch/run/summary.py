@@ -9,7 +9,7 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from executor.tasks import Kind
-from launch.run.recorder import RunFolder
+from launch.run.folder import RunFolder
 from learner.staleness import CellCounts, conserved, verdict
 from learner.trajectory import Cell
 

@@ -14,7 +14,7 @@ from actors.buffer import TaskBuffer
 from actors.buffer_file import TaskBufferError, copy_database
 from launch.commands.seeds import load_seeds
 from launch.config import Config
-from launch.run.recorder import RunFolder, append_event
+from launch.run.folder import RunFolder, append_event
 from learner.checkpoint import Checkpoints
 
 SNAPSHOT = "tasks.sqlite"

@@ -17,8 +17,9 @@ from launch.arguments import add_overrides, run_config
 from launch.config import RECIPES, ConfigError, SftConfig, to_toml
 from launch.models import prepare
 from launch.run.console import REFRESH_S
+from launch.run.folder import RunFolder, log_to
 from launch.run.interrupts import interrupts
-from launch.run.recorder import Recorder, RunFolder, log_to
+from launch.run.recorder import Recorder
 from launch.sft.console import SftConsole
 from learner.checkpoint import Checkpoints
 from learner.sft.data import Data, DataError, load_data
@@ -117,7 +118,8 @@ class SftRank:
 
     def run(self, resume: bool) -> None:
         """The rank's whole life."""
-        from launch.run.assemble import make_interrupted, make_policy
+        from launch.run.assemble import make_policy
+        from launch.run.hooks import make_interrupted
         from learner.model.process_groups import data_rank
         from learner.sft.trainer import SftHooks, SftTrainer, fine_tune
 

@@ -17,7 +17,7 @@ from actors.buffer import Added, RemoteBuffer, TaskBuffer
 from executor.tasks import Kind, Task
 from launch.cluster.buffer_actor import start
 from launch.config import Config, RunSettings
-from launch.run.recorder import RunFolder
+from launch.run.folder import RunFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from launch.commands.train import train
 from launch.config import load
 from launch.models import prepare
-from launch.run.recorder import RunFolder
+from launch.run.folder import RunFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 

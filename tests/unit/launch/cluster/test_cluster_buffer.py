@@ -15,7 +15,7 @@ from launch.cluster import supervisor as supervision
 from launch.cluster.budget import FailureBudget
 from launch.cluster.buffer_actor import ask_buffer
 from launch.config import Config
-from launch.run.recorder import RunFolder
+from launch.run.folder import RunFolder
 
 
 class FakeRay:

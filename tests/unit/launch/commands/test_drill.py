@@ -16,7 +16,7 @@ import pytest
 from launch.commands import drill
 from launch.config import load
 from launch.run.console import Console
-from launch.run.recorder import RunFolder
+from launch.run.folder import RunFolder
 
 
 class Part:

@@ -16,7 +16,7 @@ from executor.tasks import Kind, Task, ValidationRules
 from launch.cli import main
 from launch.commands.seeds import SeedError, SeedReport, load_seeds, save
 from launch.config import Config
-from launch.run.recorder import RunFolder
+from launch.run.folder import RunFolder
 from launch.run.task_buffer import open_tasks
 from learner.checkpoint import seal
 

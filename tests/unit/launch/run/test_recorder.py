@@ -1,11 +1,11 @@
-"""The log of the executor's work; what a run records of its steps is tested with the runs."""
+"""What a run records of its steps, and what a resumed run forgets of it."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from launch.run.recorder import Recorder, RunFolder, work_log
+from launch.run.folder import RunFolder
+from launch.run.recorder import Recorder
 
 
 def test_held_out_numbers_are_written_once_a_version(tmp_path: Path) -> None:
@@ -30,18 +30,6 @@ def test_held_out_numbers_are_written_once_a_version(tmp_path: Path) -> None:
     assert not step(resumed, 5, 0), "version 0 is in the rows that were kept"
     assert step(resumed, 6, 5), "version 5 was in a row that was forgotten"
     resumed.close()
-
-
-def test_work_is_appended_to_a_file_of_its_actor(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    assert work_log(folder, "rollout0", wanted=False) is None
-    assert list(tmp_path.iterdir()) == []
-    for number in (1, 2):  # the second life of an actor goes on where the first was cut off
-        record = work_log(folder, "rollout0", wanted=True)
-        assert record is not None
-        record({"op": "verify", "answers": ["\ud800", "2\n3"], "number": number})
-    lines = [json.loads(line) for line in (tmp_path / "executor_work.rollout0.jsonl").read_text().splitlines()]
-    assert lines == [{"op": "verify", "answers": ["\ud800", "2\n3"], "number": number} for number in (1, 2)]
 
 
 def test_a_resumed_run_forgets_what_lies_beyond_its_checkpoint(tmp_path: Path) -> None:

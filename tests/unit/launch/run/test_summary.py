@@ -8,7 +8,7 @@ import pytest
 
 from executor.tasks import Kind
 from launch.models import ModelError, prepare
-from launch.run.recorder import RunFolder
+from launch.run.folder import RunFolder
 from launch.run.summary import sparkline, summarise, warnings
 from learner.staleness import CellCounts
 from learner.trajectory import Cell, Role

@@ -15,7 +15,7 @@ from actors.buffer import TaskBuffer
 from actors.buffer_file import TaskBufferError
 from executor.tasks import Kind, Task
 from launch.config import Config, RunSettings
-from launch.run.recorder import RunFolder
+from launch.run.folder import RunFolder
 from launch.run.task_buffer import SNAPSHOT, open_tasks, restore, set_aside
 from learner.checkpoint import seal
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from launch.config import Config
-from launch.run.assemble import Saved, make_gate, make_hooks
+from launch.run.assemble import make_gate
+from launch.run.checkpoints import Saved
 from learner.checkpoint import Checkpoints
 from learner.ranks import Ranks
 
@@ -91,20 +92,3 @@ def test_only_the_rank_with_the_stream_asks_for_the_buffer(tmp_path: Path) -> No
     saved.save(3, None)
     saved.wait()
     assert not (tmp_path / "step_00000003" / "tasks.sqlite").exists()
-
-
-def test_the_buffers_numbers_are_recorded_with_each_step() -> None:
-    rows: list[dict[str, float]] = []
-    recorder: Any = SimpleNamespace(step=lambda numbers, batch: rows.append(dict(numbers)), last={})
-    hooks = make_hooks(Config(), recorder, lambda version: None, {}, lambda: {"buffer/deduction": 4.0})
-    hooks.on_step({"step": 1, "tokens_generated": 10.0}, [])
-    assert rows[0]["buffer/deduction"] == 4.0
-
-
-def test_a_run_that_goes_on_counts_its_tokens_from_the_newest_recorded_step() -> None:
-    rows: list[dict[str, float]] = []
-    recorder: Any = SimpleNamespace(step=lambda numbers, batch: rows.append(dict(numbers)), last={})
-    hooks = make_hooks(Config(), recorder, lambda version: None, {}, dict, counted=30.0)
-    for total in (50.0, 55.0):
-        hooks.on_step({"step": 4, "tokens_generated": total}, [])
-    assert [row["tokens_generated_step"] for row in rows] == [20.0, 5.0]

@@ -1,0 +1,100 @@
+"""Saves and resumes a run: weights, optimizer, ledger, queue and task buffer of one moment in one checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch.distributed as dist
+
+from launch.run.task_buffer import SNAPSHOT
+from learner.checkpoint import CheckpointError, Checkpoints, Finish, read_stream_state, write_stream_state
+from learner.loop import Stream
+from learner.model.convert import HfWriter
+from learner.trainer import Trainer
+from learner.trajectory import Trajectory
+
+_EXACT = "serial.json"
+
+
+class Exact(Protocol):
+    """What a run that goes on bit by bit has beyond what every run saves; plain data, kept as JSON."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next steps depend on."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+
+
+@dataclass
+class Saved:
+    """A run's checkpoints, and what a resumed run starts from."""
+
+    checkpoints: Checkpoints
+    trainer: Trainer
+    snapshot: Callable[[Path], None] = lambda path: None
+    """Writes the task buffer, as of now, to a file."""
+    exact: Exact | None = None
+    """Of serial mode."""
+
+    def resume(self, stream: Stream | None, requeue: Callable[[list[Trajectory]], None]) -> int:
+        """Load the newest complete checkpoint, if there is one; returns its version. Collective. Raises CheckpointError."""
+        latest = self.checkpoints.latest()
+        if latest is None:
+            return 0
+        try:
+            self.trainer.policy.load_checkpoint(latest / "model")
+            gate_state, queued = read_stream_state(latest)
+            if self.exact is not None:
+                self.exact.load_state_dict(json.loads((latest / _EXACT).read_text()))
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoint {latest} cannot be loaded ({type(error).__name__}: {error}). If its files are damaged, move it "
+                "away: the run then goes on from the one before"
+            ) from error
+        self.trainer.version = gate_state["trained_batches"]
+        if stream is not None:
+            stream.gate.load_state_dict(gate_state, keep_in_flight=stream.gate.life > 0)
+            requeue(queued)
+        return self.trainer.version
+
+    def save(self, version: int, stream: Stream | None) -> None:
+        """Copy what a checkpoint holds, and start to write it; on every rank. Raises CheckpointError for the one before.
+
+        The run waits for copies in memory and for the small files: ledger, queue, task buffer. A thread writes the rest.
+        """
+
+        def write(folder: Path) -> Finish:
+            policy, is_main = self.trainer.policy, self.trainer.ranks.is_main
+            model = policy.state.copy()
+            # Rank 0 alone keeps and writes the exported weights; they are gathered over all ranks.
+            exported = [(name, tensor.to("cpu", copy=True)) for name, tensor in policy.export() if is_main]
+            if stream is not None:
+                with stream.frozen():
+                    write_stream_state(folder, stream.gate.state_dict(), stream.queued())
+                # After the queue, so that the snapshot has every task whose proposal waits there. What it may have beyond
+                # these are tasks of rollouts that were in flight, and that a resumed run drops.
+                self.snapshot(folder / SNAPSHOT)
+            if self.exact is not None:
+                (folder / _EXACT).write_text(json.dumps(self.exact.state_dict()))
+
+            def finish(group: dist.ProcessGroup | None) -> None:
+                (folder / "model").mkdir(exist_ok=True)
+                model.write(folder / "model", group)
+                if is_main:
+                    writer = HfWriter(folder / "hf")
+                    for name, tensor in exported:
+                        writer.add(name, tensor)
+                    writer.finish(policy.model_dir, policy.dtype)
+
+            return finish
+
+        self.checkpoints.save(version, self.trainer.ranks, write)
+
+    def wait(self) -> None:
+        """Wait until the newest checkpoint is complete; raises CheckpointError if it could not be written."""
+        self.checkpoints.wait()

@@ -1,0 +1,71 @@
+"""A run's folder, `runs/<name>/`: its paths, the event log that every process appends to, and the processes' own logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class RunFolder:
+    """The paths of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.metrics = path / "metrics.jsonl"
+        self.events = path / "events.jsonl"
+        self.trajectories = path / "trajectories"
+        self.tasks = path / "tasks.sqlite"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+
+    def create(self) -> None:
+        """Make the folders."""
+        for folder in (self.trajectories, self.tensorboard, self.checkpoints, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """One object a step, in order."""
+        if not self.metrics.exists():
+            return []
+        # A line without its end is one that a kill cut short.
+        lines = self.metrics.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+
+
+def append_event(folder: RunFolder, name: str, **details: Any) -> None:
+    """One line in `events.jsonl`; any process may write there, since a line goes out in one piece."""
+    line = json.dumps({"time": time.time(), "event": name, **details})
+    with folder.events.open("a") as file:
+        file.write(line + "\n")
+
+
+def work_log(folder: RunFolder, actor_id: str, wanted: bool) -> Callable[[dict[str, Any]], None] | None:
+    """What `Judge` takes as `record`: appends to `executor_work.<actor>.jsonl`; None if it is not wanted."""
+    if not wanted:
+        return None
+    # Line by line, for the life of the process: what an actor was asked last is there when it is killed.
+    stream = (folder.path / f"executor_work.{actor_id}.jsonl").open("a", buffering=1)
+
+    def record(entry: dict[str, Any]) -> None:
+        stream.write(json.dumps(entry) + "\n")
+
+    return record
+
+
+def log_to(folder: RunFolder, process: str, attempt: int) -> Path:
+    """Send this process's output, and its children's, to `logs/<process>.<attempt>.log`."""
+    path = folder.logs / f"{process}.{attempt}.log"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    return path
