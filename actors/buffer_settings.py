@@ -10,15 +10,22 @@ from executor.settings import Section
 
 
 class BufferSettings(Section):
-    """`[buffer]`: which past tasks are drawn, and how many of them stay in the draw."""
+    """`[buffer]`: which past tasks are drawn, and how many stay in the draw."""
 
     sampling: Literal["uniform", "recency"] = "uniform"
-    """`uniform`: every active task alike; `recency`: newer tasks more often, by `recency_half_life`."""
+    """How past tasks are drawn: `uniform` or `recency`.
+    `uniform`: every active task with the same probability. `recency`: newer tasks more often, by
+    `buffer.recency_half_life`."""
     recency_half_life: float = Field(default=1000.0, ge=1)
-    """With `recency`: a task is drawn half as often as one of its kind that is this many tasks newer."""
+    """Half-life of `sampling = "recency"`, in tasks of a kind.
+    A task that this many tasks followed is drawn half as often as the newest. Small: only the latest tasks are seen
+    again. Large: nearly uniform."""
     capacity: int = Field(default=0, ge=0)
-    """Active tasks of each kind; beyond it one leaves the draw (not the file) for each that enters. 0: no bound."""
+    """Maximum number of active tasks of each kind; 0: no bound.
+    Beyond it, one task leaves the draw for each that enters. It stays in the file and still counts as known."""
     max_restarts: int = Field(default=10, ge=0)
-    """How often the buffer is started again, on the same file, before the run stops."""
+    """Number of failures of the buffer within `actors.restart_window_s` that are answered by a restart on its file.
+    One more failure stops the run."""
     settled_attempts: int = Field(default=16, ge=1)
-    """With `capacity`: a task that so many attempts, or more, solved always or never leaves first; then the oldest."""
+    """Attempts after which a task that was always or never solved leaves first when `buffer.capacity` is reached.
+    After those, the oldest leaves. Small: tasks are judged settled by chance."""

@@ -11,72 +11,99 @@ from executor.tasks import ValidationRules
 
 
 class IntrinsicSettings(Section):
-    """`[selfplay.intrinsic]`: weights of what else pays a valid proposal. Each measure lies in 0..1; 0 turns its term off."""
+    """`[selfplay.intrinsic]`: weights of additional reward terms for valid proposals.
+    Each measure lies in 0..1 and is multiplied by its weight; 0 turns a term off. The paper has all of them off."""
 
     complexity: float = Field(default=0.0, ge=0)
-    """Weight of the program's complexity, `c / (c + 10)`. Not for induction, whose proposer writes no program."""
+    """Weight of the program's cognitive complexity c, measured as c / (c + 10).
+    Unused for induction, whose proposer writes no program."""
     halstead: float = Field(default=0.0, ge=0)
-    """Weight of the program's Halstead effort, `e / (e + 1000)`. Not for induction."""
+    """Weight of the program's Halstead effort e, measured as e / (e + 1000).
+    Unused for induction."""
     distance: float = Field(default=0.0, ge=0)
-    """Weight of the mean edit distance between the syntax trees of the program and of the references. Not for induction."""
+    """Weight of the mean edit distance between the syntax trees of the program and of its references.
+    Unused for induction."""
     answer_diversity: float = Field(default=0.0, ge=0)
-    """Weight of 1 - p, where p is the share of the outputs among those of this actor's last 1,000 valid proposals of the kind.
-    Serial mode saves that memory; in a distributed run each actor's is its own, and a new life of it starts with none."""
+    """Weight of 1 - p, where p is how common the outputs are among this actor's last 1,000 valid proposals.
+    They are counted per kind. Serial mode saves that memory in checkpoints; in a distributed run each actor has its
+    own, and a restarted one begins without."""
 
 
 class SelfPlaySettings(Section):
-    """`[selfplay]`: the Absolute Zero episode."""
+    """`[selfplay]`: prompts, lengths, rewards and seeding of the Absolute Zero episode."""
 
     prompt_format: Literal["completion", "r1"] = "r1"
-    """`r1`: instructions, reasoning in <think>, answer in <answer>; `completion`: few-shot continuation, for small base models."""
+    """Form of the prompts: `r1` or `completion`.
+    `r1` gives instructions and asks for reasoning in <think> and an answer in <answer>. `completion` continues
+    numbered examples, for base models too small to follow instructions."""
     references: int = Field(default=6, ge=0)
-    """K: past tasks shown to the proposer, to differ from."""
+    """Number K of past tasks shown to a proposer, which is asked to differ from them.
+    0 shows none (an ablation of the paper). More make prompts longer; those that do not fit are left out."""
     induction_inputs: int = Field(default=10, ge=2)
-    """N: inputs of an induction task; the first half is shown to the solver, the second is hidden."""
+    """Number N of inputs of an induction task; half are shown to the solver, half are hidden.
+    More: a surer verdict, and fewer valid proposals. SmolLM2-135M wrote no valid proposal with 4, and does with 2."""
     solutions: int = Field(default=8, ge=1)
-    """n: solutions of a proposal, which estimate its difficulty."""
+    """Number n of solutions sampled for a proposal; their share of correct ones estimates its difficulty.
+    Few: a coarse reward (with 4, five values of the solve rate). Many: more to generate for each proposal."""
     proposals_per_prompt: int = Field(default=1, ge=1)
-    """Proposals sampled from one prompt. 1 is the paper's way; more share the prompt's cost in engine and learner."""
+    """Number of proposals sampled from one prompt.
+    1 is the paper's way. More share the prompt's cost in engine and learner, and resemble each other more."""
     propose: bool = True
-    """Train the proposer. False trains the solver only, as in the paper's ablation: proposals are still sampled and become tasks,
-    but their slots go back to the learner (`returned` in the ledger), so a batch holds solutions alone. `learner.batch.propose`
-    still says how many proposals are sampled a batch; where that is 0 too, only tasks of the buffer are solved."""
+    """Train the proposer.
+    False trains the solver only, as in the paper's ablation: proposals are still sampled and become tasks, but their
+    slots are returned, so that a batch holds solutions alone. `learner.batch.propose` still says how many are
+    sampled; where that is 0 too, only tasks of the buffer are solved."""
     train_on_estimates: bool = True
-    """Train on the solutions that estimate a fresh proposal's difficulty. False is the reference's way: they are sampled without
-    slots and thrown away, and the solve slots go to tasks of the buffer."""
+    """Train on the solutions that estimate a fresh proposal's difficulty.
+    False is the way of the paper's public implementation: they are sampled without slots and thrown away, and the
+    solve slots go to tasks of the buffer. It generates more for the same batch."""
     composite_functions: float = Field(default=0.0, ge=0, le=1)
-    """Share of the deduction and abduction prompts that give earlier functions g_0, g_1, ... for the new f to call."""
+    """Share of deduction and abduction prompts that offer earlier functions g_0, g_1, ... for the new f to call.
+    0 is the paper's default."""
     composite_max: int = Field(default=2, ge=1)
-    """Most earlier functions of one prompt; their number is drawn uniformly."""
+    """Maximum number of earlier functions in one prompt; the number is drawn uniformly from 1 to this."""
     max_prompt_tokens: int = Field(default=6144, ge=32)
-    """Longest prompt; references are left out, oldest first, until it fits."""
+    """Maximum length of a prompt in tokens.
+    References are left out, oldest first, until a proposer's prompt fits (`references_left_out`). A task whose
+    solver prompt would not fit is no task (`tasks_too_long`)."""
     max_propose_tokens: int = Field(default=8096, ge=8)
-    """Longest response of a proposer."""
+    """Maximum length of a proposer's response in tokens; longer ones are cut off there.
+    Too short: replies end before the task is complete and count as invalid (`truncated/<kind>/propose`)."""
     max_solve_tokens: int = Field(default=8096, ge=4)
-    """Longest response of a solver."""
+    """Maximum length of a solver's response in tokens; longer ones are cut off there.
+    Too short: replies end before the answer and count as unreadable (`truncated/<kind>/solve`)."""
     temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature. Off-policy correction is exact at 1.0."""
+    """Sampling temperature of proposers and solvers.
+    Keep 1.0: the log-probabilities that the engine reports, and so the off-policy correction, are exact only there."""
     compat: Literal["paper", "reference"] = "paper"
-    """Reward of a valid proposal that all or no solutions solve: `paper` pays 0, `reference` pays -0.5."""
+    """Reward of a valid proposal that all or none of its solutions solve: `paper` pays 0, `reference` -0.5.
+    `reference` is the paper's public implementation."""
     input_dependence: bool = False
-    """Refuse a proposal whose function gives the same value whatever its input (`ignores_input`)."""
+    """Reject a proposal whose function returns the same value for other inputs (outcome `ignores_input`).
+    Off, as in the paper, a small model can drift to constant functions. On, fewer proposals are valid at first: use
+    seeds (docs/selfplay.md). It is measured either way."""
     strip_comments: bool = False
-    """Take comments out of proposed programs before they are validated and shown."""
+    """Remove comments from proposed programs before they are validated and shown."""
     strip_docstrings: bool = False
-    """Take docstrings out of proposed programs before they are validated and shown."""
+    """Remove docstrings from proposed programs before they are validated and shown."""
     novelty: Literal["off", "penalise", "reject"] = "off"
-    """A valid proposal that the buffer has already: `off` pays it like any other, `penalise` takes `duplicate_penalty` off,
-    `reject` treats it as well-formed but wrong (-0.5, not solved)."""
+    """Reward of a valid proposal that the buffer already has: `off`, `penalise` or `reject`.
+    `off` pays it like any other. `penalise` subtracts `selfplay.duplicate_penalty`. `reject` pays -0.5 and does not
+    solve it."""
     duplicate_penalty: float = Field(default=0.5, ge=0)
-    """What `novelty = "penalise"` takes off. A valid proposal never falls below -0.5 by it."""
+    """Reward that `novelty = "penalise"` subtracts; a valid proposal never falls below -0.5 by it."""
     intrinsic: IntrinsicSettings = IntrinsicSettings()
     seed_tasks: str | None = None
-    """A file of tasks that a new buffer starts with; unset starts from the zero triplet alone."""
+    """File of tasks that a new buffer starts with (`azr seeds save` writes one).
+    Each is validated again. Unset: the buffer starts with the zero triplet alone."""
     seed_tasks_target: int = Field(default=0, ge=0)
-    """Triplets that the base model proposes before the first batch (4 x the batch of a cell in the paper, 256); they are not
-    trained on, and deduction and abduction both start from them. 0 starts at once. Counts into `actors.start_timeout_s`."""
+    """Number of triplets that the base model proposes before the first batch; 0 starts at once.
+    The paper's is 256 (4 x 64). They are not trained on; deduction and abduction start from them, induction from
+    their programs. The time counts towards `actors.start_timeout_s`. A model that writes few valid tasks fails with
+    SeedingFailed."""
     heldout_every: int = Field(default=0, ge=0)
-    """Versions between measurements on held-out tasks, which are never trained on; 0 turns them off."""
+    """Versions between measurements on held-out tasks, which are never trained on; 0: never.
+    One actor solves them beside its episodes, so frequent measurements cost generation."""
 
     @property
     def rules(self) -> ValidationRules:
@@ -86,47 +113,58 @@ class SelfPlaySettings(Section):
 
 
 class EngineSettings(Section):
-    """`[engine]`: vLLM, one engine per rollout actor."""
+    """`[engine]`: vLLM. Each rollout actor has one engine."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of generation."""
+    """Data type of the engine's weights and activations.
+    Should equal `model.dtype`, or the two ends' log-probabilities differ more (`logprob_mismatch`)."""
     max_model_len: int = Field(default=16384, ge=64)
-    """Longest sequence, prompt and response, in tokens."""
+    """Maximum length of a sequence, prompt and response, in tokens.
+    At least `selfplay.max_prompt_tokens` plus the longer response limit."""
     max_num_seqs: int = Field(default=256, ge=1)
-    """Sequences decoded at once."""
+    """Maximum number of sequences decoded at the same time.
+    More: higher throughput and more key/value cache. Requests beyond it wait inside the engine."""
     max_num_batched_tokens: int = Field(default=8192, ge=64)
-    """Tokens of one engine step, prefill included."""
+    """Maximum number of tokens in one engine step, prompts included.
+    On a CPU it is raised to `engine.max_model_len`, because prompts are not split there."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
-    """Key/value cache on the CPU, in GiB. (A GPU takes `gpu_memory_utilization`.)"""
+    """Size of the key/value cache on a CPU, in GiB; unused on GPUs (see `engine.gpu_memory_utilization`).
+    Too small: sequences are preempted and computed again (`preempted`)."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
-    """Share of a GPU's memory that the engine takes."""
+    """Share of a GPU's memory that the engine takes, weights and key/value cache included; unused on a CPU."""
     tensor_parallel: int = Field(default=1, ge=1)
-    """GPUs of one engine."""
+    """Number of GPUs of one engine; the model is split over them."""
     enforce_eager: bool = True
-    """Skip compilation: starts sooner, generates slower."""
+    """Run the model without compilation and CUDA graphs.
+    Starts sooner and generates slower; set it to false for long runs on GPUs."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads of the engine; 0 leaves the choice to vLLM."""
+    """CPU threads of the engine; 0: vLLM's own choice.
+    On a CPU, engines and learner share the cores: too many threads slow both down."""
     seeded: bool = False
-    """Sample every request by a seed that follows from `run.seed` and its slot, as serial mode always does: with one actor at
-    `learner.max_staleness = 0`, and `max_num_seqs = 1`, a run repeats and equals serial mode. Costs speed: a generator a request."""
+    """Give every request a seed that follows from `run.seed` and its slot, as serial mode always does.
+    With one actor, `learner.max_staleness = 0` and `engine.max_num_seqs = 1` a run repeats and equals serial mode.
+    Slower: each request has its own random generator."""
 
 
 class ConcurrencySettings(Section):
-    """`[actors.adapt]`: an actor's slots follow its engine's key/value cache, between `minimum` and `actors.concurrency`."""
+    """`[actors.adapt]`: adapts an actor's slot limit to its engine's key/value cache.
+    The limit rises by a constant and falls by a factor, between `minimum` and `actors.concurrency`, once a heartbeat
+    (a second)."""
 
     enabled: bool = True
-    """False keeps every actor at `actors.concurrency`."""
+    """Adapt the limit. False keeps every actor at `actors.concurrency`."""
     start: int = Field(default=0, ge=0)
-    """Slots at the start; 0 starts at `actors.concurrency`."""
+    """Slot limit at the start; 0: `actors.concurrency`."""
     minimum: int = Field(default=8, ge=1)
-    """Never fewer slots than this (nor than one episode)."""
+    """Minimum slot limit. One episode is always granted, even if it is larger."""
     increase: int = Field(default=8, ge=1)
-    """Slots added at a heartbeat while all are used and the cache has room."""
+    """Slots added at a heartbeat at which all slots are used and the cache has room."""
     decrease: float = Field(default=0.7, gt=0, lt=1)
-    """Factor at a heartbeat with a full cache or preempted sequences."""
+    """Factor of the slots in use at a heartbeat with a full cache or preempted sequences."""
     cooldown: int = Field(default=5, ge=1)
-    """Heartbeats between two decreases."""
+    """Heartbeats between two decreases.
+    Too few: the limit falls again before running sequences have ended."""
     kv_high: float = Field(default=0.95, gt=0, le=1)
-    """Share of the cache in use from which the slots fall."""
+    """Share of the cache in use, 0 to 1, from which the limit falls."""
     kv_low: float = Field(default=0.8, gt=0, le=1)
-    """Share of the cache in use up to which the slots rise."""
+    """Share of the cache in use, 0 to 1, up to which the limit rises."""

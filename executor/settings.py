@@ -8,7 +8,7 @@ from executor.layers import Layer
 
 
 class Section(BaseModel):
-    """One table of the configuration: immutable, every key known, every default checked."""
+    """One table of the configuration: immutable, no unknown keys, defaults checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
 
@@ -17,20 +17,30 @@ class ExecutorSettings(Section):
     """`[executor]`: how model-written programs are run."""
 
     workers: int = Field(default=2, ge=2, le=512)
-    """Sandbox processes (zygotes). At least two: determinism is checked across two hash seeds."""
+    """Number of sandboxes of each rollout actor.
+    At least 2, because determinism is checked across two hash seeds. More run programs in parallel, as far as there
+    are cores."""
     timeout_s: float = Field(default=2.0, gt=0, le=600)
-    """Limit of one execution, in seconds of wall-clock time; up to four times that where a busy machine keeps it from running."""
+    """Maximum wall-clock seconds of one execution.
+    A busy machine may extend it up to four times. Too short: slow programs are rejected as `timeout`. Too long:
+    endless loops hold a sandbox for that time."""
     memory_mb: int = Field(default=256, ge=16, le=65536)
-    """Address space that one execution may add to the sandbox's own, in MiB."""
+    """Address space in MiB that one execution may add to its sandbox's own.
+    An allocation beyond it ends the program with outcome `memory`."""
     output_bytes: int = Field(default=65536, ge=64, le=2**24)
-    """Largest encoded return value, in bytes; a larger one is a rejection, never a truncation."""
+    """Maximum size of an encoded return value, in bytes.
+    A larger value is rejected as `output_too_large`, never cut off."""
     queue: int = Field(default=1024, ge=1, le=2**20)
-    """Executions that may wait for a sandbox. Beyond that their callers wait at the door, so that memory stays bounded."""
+    """Maximum number of executions that wait for a sandbox.
+    Further callers wait before they enter the queue, so that memory stays bounded."""
     pin_cpus: bool = True
-    """Keep a sandbox for 2 ms on the CPU where a run began, which makes short runs about a sixth faster."""
+    """Keep a sandbox on one CPU for 2 ms after a run began there; short runs are about a sixth faster."""
     require: tuple[Layer, ...] = ()
-    """Layers of the sandbox without which nothing starts; `azr doctor` lists which of them this machine has."""
+    """Sandbox layers without which nothing starts, such as `["landlock", "pid_namespace"]`.
+    `azr doctor` lists the layers that this machine has."""
     allow_unsafe: bool = False
-    """Run even without seccomp, where model-written programs can do what their user can. Every outcome then says so."""
+    """Start even without seccomp, where a model-written program can do whatever its user can.
+    Every outcome is then marked `isolated = false`. Only for a machine that you can lose."""
     record_work: bool = False
-    """Append every validation and verification to `<run>/executor_work.<actor>.jsonl`, for benchmarks on recorded work."""
+    """Append every validation and verification to `executor_work.<actor>.jsonl` in the run folder.
+    `azr bench executor --mix` replays such a file."""

@@ -33,52 +33,73 @@ class ConfigError(ValueError):
 
 
 class RunBasics(Section):
-    """What `[run]` says of every kind of run."""
+    """`[run]`, the settings that every kind of run has."""
 
     name: str = Field(default="azr", pattern=r"^[A-Za-z0-9._-]+$")
-    """The run's folder is `<dir>/<name>`."""
+    """Name of the run; its folder is `<run.dir>/<run.name>`.
+    Letters, digits, dots, underscores and hyphens."""
     dir: str = "runs"
-    """Where run folders lie."""
+    """Folder that holds the run folders.
+    A relative path starts at the working directory."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of initialisation and of every draw; in self-play, of the actors' samples in serial mode and with `engine.seeded`."""
+    """Seed of every random draw of the run.
+    It seeds the initial state of learner and engines. In self-play it also seeds each sampled token in serial mode
+    and with `engine.seeded`; otherwise two runs with one seed differ, because requests are batched by their time of
+    arrival."""
     max_minutes: float | None = Field(default=None, gt=0)
-    """Wall-clock minutes of training after which the run saves and ends cleanly; unset: only the number of steps bounds it."""
+    """Wall-clock minutes of training after which the run saves a checkpoint and ends.
+    Starting up is not counted. Unset: only the number of steps ends the run."""
 
 
 class RunSettings(RunBasics):
-    """`[run]`: the run's name, place, mode and bounds."""
+    """`[run]`: the run's name, folder, mode and bounds."""
 
     mode: Literal["async", "serial"] = "async"
-    """`async`: Ray, many processes; `serial`: the same in one process and thread, deterministic by seed, for debugging."""
+    """How the run is executed: `async` or `serial`.
+    `async` starts learner, rollout actors and task buffer as processes under Ray. `serial` runs the same code in one
+    process and one thread, without Ray: slower, repeatable by seed, and easier to debug."""
     verify_weights: bool = False
-    """At the end, compare the weights that each engine runs with the learner's, tensor by tensor, bit by bit."""
+    """Compare the weights of every engine with the learner's at the end, bit by bit.
+    A difference makes the exit code 1. Costs one pass over all weights. `azr verify` does it while a run goes on."""
     watchdog_s: float = Field(default=900.0, gt=0)
-    """A part that shows no progress for so long is named, with whom it waits for; one that does not answer is started again."""
+    """Seconds without progress after which the run reports which part waits for which.
+    A part that does not answer at all for this long is killed and restarted. Too short: a slow but healthy step is
+    reported, and a part that is only busy is restarted. Too long: a hang goes unnoticed."""
     record_trajectories: bool = True
-    """Write every batch, readable, to `trajectories/`."""
+    """Write every trained batch as JSON lines to `trajectories/step_<N>.jsonl` in the run folder.
+    Each line has prompt and response as text and as token ids. The files grow with every token that is trained;
+    false saves the disk space."""
 
 
 class ActorsSettings(Section):
-    """`[actors]`: how many rollout actors, and how much each plays at once."""
+    """`[actors]`: the number of rollout actors, their load, and how often one is restarted."""
 
     num_actors: int = Field(default=1, ge=1)
-    """Rollout actors, one engine each."""
+    """Number of rollout actors; each has its own engine and sandboxes.
+    Too few: the learner waits (`wait_for_batch_s`). Too many: actors wait for grants (`wait_for_policy_s`). `azr
+    scale` changes the number of a running run."""
     concurrency: int = Field(default=256, ge=1, le=16384)
-    """Slots (rollouts) that one actor may hold in flight; `adapt` may hold fewer while its engine's cache is full."""
+    """Maximum number of slots (rollouts) that one actor holds at a time.
+    Too low: the engine idles. Too high: requests wait inside the engine and trajectories age; with `actors.adapt`
+    the actor lowers its own limit while the key/value cache is full."""
     start_timeout_s: float = Field(default=600.0, gt=0)
-    """How long the learner waits for the first actor."""
+    """Seconds that the learner waits for the first actors before it gives up.
+    Loading the model and seeding (`selfplay.seed_tasks_target`) must fit into it."""
     max_restarts: int = Field(default=3, ge=0)
-    """How often one actor is started again within `restart_window_s` before the run stops."""
+    """Number of failures of one actor within `actors.restart_window_s` that are answered by a restart.
+    One more failure stops the run with the actor's last error. 0: the first failure stops the run."""
     restart_window_s: float = Field(default=3600.0, gt=0)
-    """Failures that are longer ago are forgiven; of the actors and of the learner."""
+    """Seconds after which a failure no longer counts against a restart budget.
+    It holds for rollout actors, task buffer and learner alike."""
     adapt: ConcurrencySettings = ConcurrencySettings()
 
 
 class RaySettings(Section):
-    """`[ray]`: where Ray runs."""
+    """`[ray]`: the Ray cluster that a distributed run uses."""
 
     address: str | None = None
-    """Address of a running Ray cluster; unset starts Ray on this machine, for this run."""
+    """Address of a running Ray cluster, such as `10.0.0.1:6379`.
+    Unset: the run starts a Ray of its own on this machine and ends it with the run."""
 
 
 class Config(Section):

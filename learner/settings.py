@@ -16,30 +16,41 @@ OnStale = Literal["wait", "drop", "train"]
 
 
 class ModelSettings(Section):
-    """`[model]`: the language model that proposes and solves."""
+    """`[model]`: the language model, which is both proposer and solver."""
 
     path: str = "smollm2-135m-instruct"
-    """A Hugging Face model folder, or the name of a model that `azr model prepare` knows."""
+    """Hugging Face model folder, or the name of a model that `azr model list` shows.
+    The folder holds `config.json`, safetensors and the tokenizer. Nothing is downloaded from a hub."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Parameters and activations of the learner; the optimizer's masters are float32 either way."""
+    """Data type of the learner's parameters and activations.
+    The optimizer's master weights and moments are float32 either way. `float32` doubles memory and traffic; tests
+    use it to compare numbers exactly. The engine's own is `engine.dtype`: with a different one, log-probabilities
+    disagree more."""
     deterministic: bool = False
-    """Use only operations that give the same bits every time, and fail at others: slower on GPUs, where it also needs
-    `CUBLAS_WORKSPACE_CONFIG=:4096:8` in the environment. It holds for the whole process. With `float32`, for tests."""
+    """Let torch run only operations that give the same bits every time; others raise an error.
+    Slower on GPUs, where `CUBLAS_WORKSPACE_CONFIG=:4096:8` must also be set in the environment. It applies to the
+    whole process."""
 
 
 class ParallelSettings(Section):
-    """`[learner.parallel]`: learner ranks = tensor x pipeline x context x data."""
+    """`[learner.parallel]`: the learner's ranks. Their number is tensor x pipeline x context x data."""
 
     tensor: int = Field(default=1, ge=1)
-    """Tensor-parallel size."""
+    """Tensor-parallel size: every matrix is split over this many ranks.
+    Must divide the number of attention heads and of key/value heads. Saves memory, costs communication in every
+    layer."""
     pipeline: int = Field(default=1, ge=1)
-    """Pipeline-parallel size: the layers are cut into that many stages."""
+    """Pipeline-parallel size: the layers are split into this many stages.
+    Saves memory; ranks idle at the start and end of a step unless there are many micro-batches."""
     context: int = Field(default=1, ge=1)
-    """Context-parallel size: the rows of a micro-batch are shared out over that many ranks."""
+    """Context-parallel size: the rows of a micro-batch are split over this many ranks.
+    Must divide the attention heads of a tensor-parallel rank. For sequences whose activations do not fit on one
+    device."""
     data: int = Field(default=1, ge=1)
-    """Data-parallel size."""
+    """Data-parallel size: the sequences of a batch are split over this many replicas of the model."""
     distributed_optimizer: bool = True
-    """Share the optimizer's state out over data-parallel ranks (ZeRO 1); false keeps a whole copy on each."""
+    """Split the optimizer's state over the data-parallel ranks (ZeRO stage 1).
+    True holds 12 / (data x context) bytes a parameter on each rank, false 12 bytes on each. The numbers are the same."""
 
     @property
     def world_size(self) -> int:
@@ -48,44 +59,57 @@ class ParallelSettings(Section):
 
 
 class OptimizerSettings(Section):
-    """`[learner.optimizer]`: AdamW, constant learning rate after a linear warm-up."""
+    """`[learner.optimizer]`: AdamW with a constant learning rate after a linear warm-up."""
 
     lr: float = Field(default=1e-6, gt=0)
-    """Learning rate."""
+    """Learning rate after the warm-up.
+    Too high: `clip_fraction` and `grad_norm` rise and entropy collapses. Too low: nothing is learned. Small models
+    take larger ones: the recipe for 135M parameters has 4e-5."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Versions over which the learning rate rises linearly from 0."""
+    """Number of versions over which the learning rate rises linearly to `lr`."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
-    """AdamW's decay of the first moment."""
+    """AdamW's decay rate of the first moment (mean of gradients)."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
-    """AdamW's decay of the second moment."""
+    """AdamW's decay rate of the second moment (mean of squared gradients).
+    Runs of a few dozen steps want a lower one, such as 0.95, so that the moment settles."""
     eps: float = Field(default=1e-8, gt=0)
-    """AdamW's epsilon."""
+    """AdamW's epsilon, added to the denominator of the update."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled weight decay."""
+    """AdamW's decoupled weight decay, per step and multiplied by the learning rate."""
     clip_grad: float = Field(default=1.0, ge=0)
-    """Largest global gradient norm; 0 turns clipping off."""
+    """Maximum global L2 norm of the gradient; larger gradients are scaled down to it.
+    0 turns clipping off. `grad_norm` in the metrics is the norm before clipping."""
 
 
 class LossSettings(Section):
-    """`[learner.loss]`: the off-policy correction and the aggregation over tokens."""
+    """`[learner.loss]`: the correction for off-policy data, and how tokens are averaged. Formulas: docs/learner.md."""
 
     correction: Literal["clip", "decoupled", "tis", "none"] = "clip"
-    """`clip`: PPO's clipped ratio against the behaviour policy. `decoupled`: against the policy at the batch's start, weighted
-    with that policy's truncated ratio to the behaviour policy. `tis`: policy gradient with truncated importance weights.
-    `none`: plain policy gradient, for the ablation."""
+    """Correction for tokens that an older policy sampled: `clip`, `decoupled`, `tis` or `none`.
+    `clip`: PPO's clipped ratio against the behaviour policy. `decoupled`: the clipped ratio against the policy at
+    the batch's start, weighted by that policy's truncated ratio to the behaviour policy. `tis`: policy gradient with
+    truncated importance weights. `none`: plain policy gradient, for an ablation. docs/learner.md says when to take
+    which."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
-    """The ratio of `clip` and `decoupled` is clipped below at 1 - clip_low."""
+    """Lower clip range of `clip` and `decoupled`: the ratio is clipped at 1 - `clip_low`.
+    A small range takes the gradient from more tokens (`clip_fraction_low`); a large one allows larger steps."""
     clip_high: float = Field(default=0.2, gt=0)
-    """The ratio of `clip` and `decoupled` is clipped above at 1 + clip_high."""
+    """Upper clip range of `clip` and `decoupled`: the ratio is clipped at 1 + `clip_high`.
+    Larger than `clip_low` (DAPO's 0.28) leaves rare tokens more room to become likely."""
     dual_clip: float | None = Field(default=None, gt=1)
-    """Of `clip` and `decoupled`: bound of the loss for negative advantages (dual-clip PPO); unset turns it off."""
+    """Dual-clip PPO: bound of the ratio where the advantage is negative; only `clip` and `decoupled`.
+    3.0 is common. Unset: no bound, so that one token with a large ratio can dominate a step."""
     importance_cap: float = Field(default=2.0, ge=1)
-    """Of `decoupled` and `tis`: importance weights are truncated here. Lower has less variance and more bias."""
+    """Maximum importance weight of `decoupled` and `tis`; larger ones are truncated to it.
+    Lower: less variance, more bias. `truncated_weights` is the share of tokens at the cap."""
     aggregation: Literal["token", "sequence", "fixed"] = "token"
-    """`token`: mean over the response tokens of the global batch; `sequence`: mean over sequences of their token means;
-    `fixed`: sum over tokens / (sequences x fixed_length), as in Dr. GRPO."""
+    """How token losses become one number: `token`, `sequence` or `fixed`.
+    `token`: mean over all response tokens of the global batch, so long responses weigh more. `sequence`: mean over
+    sequences of their token means, so tokens of long responses weigh less. `fixed`: sum over tokens / (sequences x
+    `fixed_length`), as in Dr. GRPO."""
     fixed_length: int | None = Field(default=None, gt=0)
-    """Of `aggregation = fixed`, which needs it: the length that a response's sum is divided by, in tokens."""
+    """Length in tokens that `aggregation = "fixed"` divides by; required there, unused elsewhere.
+    The longest allowed response is a usual choice. A smaller one acts like a larger learning rate."""
 
     @model_validator(mode="after")
     def _fixed_needs_a_length(self) -> Self:
@@ -98,15 +122,20 @@ class LossSettings(Section):
 
 
 class AdvantageSettings(Section):
-    """`[learner.advantage]`: with whom a reward is compared."""
+    """`[learner.advantage]`: how rewards become advantages."""
 
     estimator: Literal["trr++", "reinforce++", "reinforce", "group"] = "trr++"
-    """`trr++`: normalised within each (kind, role) cell; `reinforce++`: over the whole batch; `group`: over the responses
-    to one prompt (GRPO); `reinforce`: the plain reward."""
+    """The trajectories that a reward is compared with: `trr++`, `reinforce++`, `group` or `reinforce`.
+    `trr++`: those of the same (kind, role) cell. `reinforce++`: the whole batch. `group`: the responses to the same
+    prompt (GRPO); a proposer then learns only with `selfplay.proposals_per_prompt` above 1. `reinforce`: none, the
+    advantage is the reward."""
     weighting: Literal["sequence", "token"] = "sequence"
-    """`sequence`: the paper's mean and deviation over sequences; `token`: the reference's, over response tokens."""
+    """Weights of mean and standard deviation: `sequence` or `token`.
+    `sequence` (the paper) counts every trajectory once; `token` (the reference implementation) once for each
+    response token."""
     group_std: bool = True
-    """Of `group`: divide by the group's deviation (GRPO); false only subtracts its mean (Dr. GRPO)."""
+    """Divide by the standard deviation of the group; only for `estimator = "group"`.
+    True is GRPO. False subtracts the mean only (Dr. GRPO), so that groups of nearly equal rewards are not inflated."""
 
 
 class BatchSettings(Section):
@@ -133,32 +162,47 @@ class BatchSettings(Section):
 
 
 class LearnerSettings(Section):
-    """`[learner]`: batches, loss, optimizer, parallel layout, checkpoints."""
+    """`[learner]`: steps, staleness, memory, checkpoints and deadlines."""
 
     steps: int = Field(default=500, ge=1)
-    """Batches that the whole run trains on, resumed ones included; each makes one version of the policy."""
+    """Number of batches that the run trains on in all, those before a resume included.
+    Each batch makes one new version of the policy."""
     max_staleness: int = Field(default=1, ge=0, le=64)
-    """A trajectory is trained at most this many versions after the policy that started it; 0 is synchronous."""
+    """Maximum age of a trajectory: versions between its oldest token and the training step.
+    0 is synchronous: the learner waits for the actors and they for it. 1 overlaps both. More helps only while the
+    learner still waits for batches, and makes the data more off-policy. docs/staleness.md has figures."""
     on_stale: OnStale = "wait"
-    """`wait`: a batch waits for its stragglers, so slow and hard tasks are not under-represented. `drop` and `train`: a batch is
-    what came first; a trajectory that is then too old is dropped and counted, or trained (above `max_staleness`) and counted."""
+    """What a batch does about its stragglers: `wait`, `drop` or `train`.
+    `wait`: the batch waits for them, so slow and hard tasks keep their share. `drop`: the batch is filled with what
+    comes first, and a trajectory that is then too old is dropped and counted. `train`: the same, but it is trained
+    on, above `max_staleness`, and counted. The last two favour short responses."""
     updates_per_batch: int = Field(default=1, ge=1, le=64)
-    """Optimizer steps that one batch is split into (PPO's mini-batches), each on its own part; they make one version."""
+    """Number of optimizer steps per batch, each on its own part of it (PPO's mini-batches).
+    They make one version together. More steps learn more from a batch and move further from the policy that sampled
+    it."""
     micro_batch_tokens: int = Field(default=4096, ge=64)
-    """Token budget of one forward and backward pass."""
+    """Maximum number of rows (tokens, shared prompts counted once) in one forward and backward pass.
+    Higher is faster until memory runs out. A single sequence may be longer; it is then a micro-batch by itself."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads of each learner rank; 0 leaves the choice to torch."""
+    """CPU threads of each learner rank; 0: as many as the machine has cores.
+    Unused on GPUs. On a CPU, learner and engines share the cores: too many threads slow both down."""
     checkpoint_every: int = Field(default=50, ge=0)
-    """Steps between checkpoints; one is always written at the end. 0: only that one. The run waits only while the state is
-    copied in memory (16 bytes a parameter on rank 0, until it is written); serial mode first plays what is in flight to its end."""
+    """Steps between checkpoints; 0: only the one at the end of the run.
+    One is always written at the end. A learner that dies goes on from the last checkpoint, so without one the run
+    stops. The run waits only while the state is copied in memory (16 bytes a parameter on rank 0, held until it is
+    on disk)."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Newest checkpoints that stay on disk."""
+    """Number of newest checkpoints to keep; older ones are deleted."""
     max_restarts: int = Field(default=3, ge=0)
-    """How often the learner is started again from its last checkpoint within `actors.restart_window_s` before the run stops."""
+    """Number of learner failures within `actors.restart_window_s` that are answered by a restart.
+    All ranks restart from the last checkpoint while the actors live on. One more failure stops the run."""
     sync_timeout_s: float = Field(default=120.0, gt=0)
-    """Deadline of each phase of a weight broadcast, in seconds."""
+    """Deadline in seconds of each phase of a weight update: connecting, sending, loading.
+    An actor that misses it is counted out and replaced. Too short: healthy engines are lost on a busy machine. Too
+    long: a dead one holds up the learner for that time."""
     batch_timeout_s: float = Field(default=600.0, gt=0)
-    """A batch that takes longer than this to fill stops the run, naming the cells and actors it waits for."""
+    """Seconds that the learner waits for a batch before the run stops and names the missing cells and actors.
+    It is also the deadline of exchanges between learner ranks. The slowest batch must fit."""
     batch: BatchSettings = BatchSettings()
     loss: LossSettings = LossSettings()
     advantage: AdvantageSettings = AdvantageSettings()
@@ -167,24 +211,29 @@ class LearnerSettings(Section):
 
 
 class StreamSettings(Section):
-    """`[stream]`: the learner's socket, who may use it, and how long silence is borne."""
+    """`[stream]`: the learner's socket, its encryption, and the deadlines of a silent connection."""
 
     host: str = "auto"
-    """Address that the learner binds to and that actors connect to, for trajectories and weights. `auto`: that of the learner's
-    machine in its Ray cluster; loopback in a Ray of the run's own."""
+    """Address that the learner listens on and actors connect to, for trajectories and weights.
+    `auto`: the address of the learner's node in its Ray cluster, or loopback with a Ray of the run's own."""
     port: int = Field(default=0, ge=0, le=65535)
-    """Port of the learner; 0 takes a free one."""
+    """TCP port of the learner; 0: a free one."""
     curve: Literal["auto", "on", "off"] = "auto"
-    """Encrypt, and let in only who has the keys of this run (made for it in its folder `keys/`): `auto` means beyond loopback.
-    With `off` anybody who reaches the port can read trajectories and send their own."""
+    """Encrypt the stream and admit only holders of this run's keys: `auto`, `on` or `off`.
+    The keys are made in the run folder's `keys/`. `auto`: on unless the learner listens on loopback. With `off`,
+    whoever reaches the port can read trajectories and send their own."""
     actor_silent_s: float = Field(default=60.0, gt=0)
-    """An actor that is silent, or takes nothing, for so many seconds is lost: what it held is granted to others."""
+    """Seconds without a message from an actor, or without it taking one, after which it is declared lost.
+    Its slots are granted again. Too short: a busy machine loses healthy actors. Too long: a batch waits that long
+    for a dead one where Ray has not reported it."""
     learner_silent_s: float = Field(default=10.0, gt=0)
-    """After so many seconds without a word from the learner an actor says so, and greets it again until it answers."""
+    """Seconds without a message from the learner after which an actor reports it and greets it again."""
     learner_timeout_s: float = Field(default=600.0, gt=0)
-    """After so many seconds without a word from the learner an actor gives up, naming it."""
+    """Seconds without a message from the learner after which an actor gives up and ends.
+    A restart of the learner must fit into it, or the actors restart too."""
     drain_s: float = Field(default=30.0, ge=0)
-    """How long a run that stops waits for what is in flight, so that its last checkpoint has it. 0: not at all."""
+    """Seconds that a stopping run waits for rollouts in flight, so that its last checkpoint includes them.
+    0: they are dropped, and their work is lost."""
 
     @property
     def encrypted(self) -> bool:

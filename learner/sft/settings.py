@@ -11,47 +11,55 @@ from learner.settings import OptimizerSettings, ParallelSettings
 
 
 class SftSettings(Section):
-    """`[sft]`: which examples are learned, in which order and how fast."""
+    """`[sft]`: the examples, their order and the learning rate schedule."""
 
     data: str = Field(min_length=1)
-    """JSON Lines file of examples, one a line: {"prompt": ..., "response": ...} or {"messages": [...]}, and perhaps "weight"
-    (docs/sft.md). A relative path counts from where azr is called, then from the folder of the recipes that ship."""
+    """JSON Lines file with one example a line, as `{"prompt", "response"}` or `{"messages"}`.
+    `"weight"` is optional. A relative path is looked up in the working directory, then among the recipes that ship.
+    Format: docs/sft.md."""
     validation_data: str = ""
-    """File of examples that are only measured; with it, `validation_share` is not used."""
+    """JSON Lines file of examples that are measured and not trained on.
+    It replaces `sft.validation_share`."""
     validation_share: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the examples of `data` that is held out and only measured. Examples with one prompt stay together."""
+    """Share of the examples of `sft.data` that is held out for measurement, 0 to 1.
+    Examples with the same prompt stay on one side."""
     epochs: float = Field(default=1.0, gt=0)
-    """How often each example is learned; 0.5 is half of them once."""
+    """Number of passes over the examples; 0.5 trains on half of them once.
+    Too many: the training loss falls while `validation_loss` rises."""
     batch_size: int = Field(default=32, ge=1)
-    """Examples of one optimizer step, over all ranks."""
+    """Number of examples per optimizer step, over all ranks."""
     max_tokens: int = Field(default=2048, ge=2)
-    """Longest example, prompt and response together, in tokens."""
+    """Maximum length of an example in tokens, prompt and response together.
+    Longer ones are treated as `sft.too_long` says. Must not exceed `learner.micro_batch_tokens`."""
     too_long: Literal["skip", "refuse"] = "skip"
-    """What becomes of a longer one: `skip` leaves it out and says how many there were, `refuse` stops before training."""
+    """What to do with an example longer than `sft.max_tokens`: `skip` or `refuse`.
+    `skip` leaves it out and reports how many there were; `refuse` stops before training."""
     append_eos: bool = True
-    """End each response with the tokenizer's end-of-sequence token, where it does not end so already. Without it, the model does
-    not learn where to stop."""
+    """Append the tokenizer's end-of-sequence token to responses that lack it.
+    Without it the model does not learn where to stop."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """The learning rate after the warm-up (`learner.optimizer.warmup_steps`): constant, or falling to `final_lr_share`."""
+    """Learning rate after the warm-up (`learner.optimizer.warmup_steps`): `constant`, `linear` or `cosine`.
+    The last two fall to `sft.final_lr_share` of it by the last step."""
     final_lr_share: float = Field(default=0.0, ge=0, le=1)
-    """What a falling schedule falls to, as a share of `learner.optimizer.lr`."""
+    """Final learning rate of a falling schedule, as a share of `learner.optimizer.lr`."""
     validate_every: int = Field(default=0, ge=0)
-    """Steps between measurements of the validation loss; it is always measured before the first step and after the last. 0: only
-    then."""
+    """Steps between measurements of the validation loss.
+    It is always measured before the first and after the last step; 0: only then."""
 
 
 class SftLearnerSettings(Section):
-    """`[learner]` of a fine-tuning recipe: the optimizer, the parallel layout, the checkpoints."""
+    """`[learner]` of a fine-tuning recipe: optimizer, parallel layout, checkpoints."""
 
     micro_batch_tokens: int = Field(default=4096, ge=64)
-    """Token budget of one forward and backward pass."""
+    """Maximum number of rows (tokens, shared prompts counted once) in one forward and backward pass.
+    Higher is faster until memory runs out. At least `sft.max_tokens`."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads of each learner rank; 0 leaves the choice to torch."""
+    """CPU threads of each learner rank; 0: as many as the machine has cores."""
     checkpoint_every: int = Field(default=0, ge=0)
-    """Steps between checkpoints; one is always written at the end. 0: only that one."""
+    """Steps between checkpoints; 0: only the one at the end of the run."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Newest checkpoints that stay on disk."""
+    """Number of newest checkpoints to keep; older ones are deleted."""
     rank_timeout_s: float = Field(default=600.0, gt=0)
-    """Deadline of every exchange between learner ranks, in seconds."""
+    """Deadline in seconds of every exchange between learner ranks."""
     optimizer: OptimizerSettings = OptimizerSettings(lr=1e-5)
     parallel: ParallelSettings = ParallelSettings()

@@ -6,9 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from executor.settings import Section
 from executor.tasks import Kind
 from launch import cli
-from launch.config import RECIPES, Config, ConfigError, build, documented, load, parse_override, schema, to_toml
+from launch.config import (
+    RECIPES,
+    Config,
+    ConfigError,
+    SftConfig,
+    build,
+    documented,
+    load,
+    parse_override,
+    schema,
+    to_toml,
+)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +97,13 @@ def test_schema_and_documentation_cover_every_setting() -> None:
     assert json.loads(schema())["properties"].keys() == {*Config.model_fields, "base"}
     undocumented = [key for key, text in documented() if not text]
     assert undocumented == []
+
+
+@pytest.mark.parametrize("root", [Config, SftConfig])
+def test_a_settings_first_line_is_a_sentence(root: type[Section]) -> None:
+    """An error message shows that line alone."""
+    cut = [key for key, text in documented(root) if not text.splitlines()[0].endswith(".")]
+    assert cut == []
 
 
 def test_cli_reports_mistakes_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
