@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from learner.metrics import describe_batch
+from learner.phase import Phase
 from learner.publisher import Publisher
 from learner.settings import LearnerSettings
 from learner.staleness import Gate, describe_ledger
@@ -57,8 +58,8 @@ class Hooks:
     """The numbers of a step and its batch."""
     save: Callable[[int], None]
     """Write a checkpoint of this version. On every rank."""
-    on_wait: Callable[[str], None] = lambda what: None
-    """What the loop is about to do, for a status line."""
+    on_phase: Callable[[Phase, int | None], None] = lambda phase, step: None
+    """The phase that the loop enters, and the step it works on, where it works on one."""
     drain: Callable[[], object] = lambda: None
     """Before the last checkpoint of a run that stops early: let what is in flight come in. On every rank."""
     published: Callable[[int], None] = lambda version: None
@@ -75,12 +76,12 @@ def learn(
     while trainer.version < settings.steps:
         hooks.published(trainer.version)
         waiting_since = time.monotonic()
-        hooks.on_wait("waiting for a batch")
+        hooks.on_phase(Phase.WAITING_FOR_BATCH, None)
         command = ranks.share(lambda: _next(stream, settings, hooks))
         wait_for_batch_s = time.monotonic() - waiting_since
         if command == "stop":
             if saved != trainer.version:
-                hooks.on_wait("waiting for what is in flight")
+                hooks.on_phase(Phase.DRAINING, None)
                 hooks.drain()
             break
         if command == "publish":  # an actor joined: it gets the present weights before it plays
@@ -88,25 +89,27 @@ def learn(
             continue
         batch = loads(command)
         trained_at = trainer.version
-        hooks.on_wait(f"training step {trained_at + 1}")
+        hooks.on_phase(Phase.TRAINING, trained_at + 1)
         numbers = trainer.train(batch, lambda: stream.queued() if stream else [])
         if stream:
             slots = [trajectory.slot for trajectory in batch]
             numbers |= describe_batch(batch, trained_at, stream.gate.arrivals(slots))
             stream.mark_trained(slots)
-        hooks.on_wait("publishing weights")
+        hooks.on_phase(Phase.PUBLISHING, None)
         phases = publisher.publish(trainer.version)
         if stream:
             stream.mark_published(trainer.version)
             numbers |= {"step": trainer.version, "version": trainer.version, "wait_for_batch_s": wait_for_batch_s}
             numbers |= {f"weights/{phase}": seconds for phase, seconds in phases.items()}
             numbers |= _stream_numbers(stream)
-            hooks.on_wait("recording the step, with the task buffer's numbers")
+            hooks.on_phase(Phase.RECORDING, None)
             hooks.on_step(numbers, batch)
         if settings.checkpoint_every and trainer.version % settings.checkpoint_every == 0:
+            hooks.on_phase(Phase.SAVING, None)
             hooks.save(trainer.version)
             saved = trainer.version
     if saved != trainer.version:
+        hooks.on_phase(Phase.SAVING, None)
         hooks.save(trainer.version)
 
 

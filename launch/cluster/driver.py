@@ -122,7 +122,7 @@ class Requests:
 
 
 @contextlib.contextmanager
-def start_ray(address: str | None, num_processes: int, view: View) -> Iterator[None]:
+def start_ray(address: str | None, num_processes: int, view: View[Any]) -> Iterator[None]:
     """Ray on this machine for this run's processes, or the cluster at `address`; raises ConfigError where there is none."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

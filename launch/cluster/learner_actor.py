@@ -18,13 +18,12 @@ from launch.config import Config
 from launch.models import prepare
 from launch.run.folder import RunFolder, log_to
 from launch.run.recorder import Recorder
+from launch.run.status import Progress, RunStatus
+from learner.phase import Phase
 from learner.stream.keys import LearnerKeys
 
 DIGESTS = 8
 """Versions whose digests are taken when somebody asks: an engine is asked while it may be going on to the next."""
-STARTING, WAITING_FOR_BATCH = "starting", "waiting for a batch"
-"""The phases that the supervisor looks at; the second and others are `learner.loop`'s."""
-WAITING_FOR_ACTORS = "waiting for rollout actors"
 
 
 class LearnerActor:
@@ -47,7 +46,7 @@ class LearnerActor:
         self._attempt = attempt
         self._keys = keys
         self._buffer = buffer
-        self._status: dict[str, Any] = {"phase": STARTING, "phase_since": time.monotonic()}
+        self._progress = Progress()
         self._stream: Any = None
         self._bound = threading.Event()
         self._digests: dict[int, dict[str, str]] = {}
@@ -131,18 +130,18 @@ class LearnerActor:
             config,
             recorder,
             lambda version: saved.save(version, stream),
-            self._status,
+            self._progress,
             lambda: dict(ask_buffer(self._buffer, "metrics")),
             drain=lambda: stream.drain(config.stream.drain_s) if stream is not None else None,
         )
         hooks = replace(hooks, published=lambda version: self._published(version, trainer))
         try:
             if stream is not None:
-                hooks.on_wait(WAITING_FOR_ACTORS)
+                self._progress.enter(Phase.WAITING_FOR_ACTORS)
                 stream.wait_for_members(expected, config.actors.start_timeout_s, hooks.interrupted)
             learn(trainer, stream, publisher, config.learner, hooks)
             saved.wait()
-            hooks.on_wait("done")
+            self._progress.enter(Phase.DONE)
             if config.run.verify_weights:
                 self._checksums = checksum(trainer.policy.export())
             if stream is not None:
@@ -171,28 +170,39 @@ class LearnerActor:
         """Version -> digests of its weights by name, of the newest that were taken."""
         return self._digests
 
-    def status(self) -> dict[str, Any]:
-        """For the console: phase, last numbers, what actors report, the ledger."""
-        status = {key: value for key, value in self._status.items() if key != "phase_since"}
-        status["phase_s"] = time.monotonic() - self._status["phase_since"]
-        if self._stream is not None:
-            from learner.staleness import totals
+    def status(self) -> RunStatus:
+        """The state of the run as this rank sees it; only rank 0 has the stream's part."""
+        progress = self._progress
+        status = RunStatus(
+            phase=progress.phase, step=progress.step, phase_s=progress.phase_s, last=progress.last, stop=progress.stop
+        )
+        stream = self._stream
+        if stream is None:
+            return status
+        from learner.staleness import totals
 
-            with self._stream.frozen():
-                status["live"] = self._stream.stats()
-                status["ledger"] = totals(self._stream.gate.ledger())
-                if status["phase_s"] > self._config.run.watchdog_s:  # it looks at every slot
-                    status["waiting_for"] = self._stream.gate.waiting_for()
-                members = self._stream.members()
-                status["members"] = [member.holder.actor_id for member in members]
-                status["loaded"] = [member.holder.actor_id for member in members if member.loaded_version >= 0]
-            total, rate, since = self._generated
-            now, tokens = time.monotonic(), status["live"].get("tokens_generated", 0.0)
-            if now - since > 2.0:
-                rate = max(0.0, tokens - total) / (now - since)
-                self._generated = (tokens, rate, now)
-            status["generate_tokens_per_s"] = rate
-        return status
+        with stream.frozen():
+            live = stream.stats()
+            members = stream.members()
+            return replace(
+                status,
+                live=live,
+                ledger=totals(stream.gate.ledger()),
+                # It looks at every slot: asked only where a wait is long enough to be reported.
+                waiting_for=stream.gate.waiting_for() if status.phase_s > self._config.run.watchdog_s else "",
+                members=tuple(member.holder.actor_id for member in members),
+                loaded=tuple(member.holder.actor_id for member in members if member.loaded_version >= 0),
+                generate_tokens_per_s=self._generating(live.get("tokens_generated", 0.0)),
+            )
+
+    def _generating(self, tokens: float) -> float:
+        """Tokens per second since about 2 s ago; `tokens`: generated so far."""
+        total, rate, since = self._generated
+        now = time.monotonic()
+        if now - since > 2.0:
+            rate = max(0.0, tokens - total) / (now - since)
+            self._generated = (tokens, rate, now)
+        return rate
 
     def lost(self, actor_id: str, incarnation: int) -> None:
         """The supervisor saw this actor die: nothing has to wait for its heartbeat to fail."""
@@ -211,10 +221,10 @@ class LearnerActor:
 
     def stop(self, why: str) -> None:
         """Stop before the next batch, and save."""
-        self._status["stop"] = why
+        self._progress.stop = why
         if self._stream is not None:
             self._stream.poke()
 
     def result(self) -> tuple[Any, str, dict[str, str]]:
         """The final ledger, why the run stopped early, and digests of the final weights (`run.verify_weights`)."""
-        return self._stream.gate.ledger(), str(self._status.get("stop") or ""), self._checksums
+        return self._stream.gate.ledger(), self._progress.stop, self._checksums

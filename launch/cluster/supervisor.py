@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ import ray
 
 from launch.cluster import buffer_actor
 from launch.cluster.budget import FailureBudget
-from launch.cluster.learner_actor import STARTING, WAITING_FOR_ACTORS, WAITING_FOR_BATCH, LearnerActor
+from launch.cluster.learner_actor import LearnerActor
 from launch.cluster.rollout_actor import RolloutActor
 from launch.cluster.rollouts import Rollouts
 from launch.cluster.verify import Verification
 from launch.config import Config
 from launch.run.console import REFRESH_S, Console
 from launch.run.folder import RunFolder, append_event
+from launch.run.status import RunStatus, describe
 from learner.checkpoint import CheckpointError, Checkpoints
+from learner.phase import Phase
 from learner.stream.keys import RunKeys
 
 BUFFER_SILENT_S = 60.0
@@ -73,7 +76,7 @@ class Supervisor:
         self._asked: Any = None
         self._asked_at = 0.0
         self._buffer_metrics: dict[str, float] = {}
-        self._status: dict[str, Any] = {}
+        self._status = RunStatus()
         self._status_asked: dict[int, Any] = {}
         """Rank -> Ray's reference to the status that it was asked for."""
         self._answered: dict[int, float] = {}
@@ -108,17 +111,15 @@ class Supervisor:
         self._watch_actors()
         return False
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> RunStatus:
         """What the learner last said of itself, with what only the supervisor knows."""
-        status = dict(self._status)
         if self._learner_again is not None:
-            status["phase"] = "ended; it starts again from the last checkpoint"
+            return replace(self._status, phase=Phase.RESTARTING, step=None)
         target = self._config.selfplay.seed_tasks_target
-        have = self._buffer_metrics.get("buffer/deduction", target)
-        if status.get("phase") == WAITING_FOR_ACTORS and have < target:
-            percent = 10 * int(10 * have / target)
-            status["phase"] = f"{WAITING_FOR_ACTORS}, which propose the first tasks: {percent}% of {target} triplets"
-        return status
+        have = int(self._buffer_metrics.get("buffer/deduction", target))
+        if self._status.phase is Phase.WAITING_FOR_ACTORS and have < target:
+            return replace(self._status, seeding=(have, target))
+        return self._status
 
     def restarts(self) -> dict[str, int]:
         """Failures so far, by part."""
@@ -136,7 +137,7 @@ class Supervisor:
 
     def whole(self) -> bool:
         """Whether every part is there, and every actor plays."""
-        connected = {f"rollout{index}" for index in range(self.rollouts.wanted)} <= set(self._status.get("members", ()))
+        connected = {f"rollout{index}" for index in range(self.rollouts.wanted)} <= set(self._status.members)
         playing = len(self.rollouts.playing) == self.rollouts.wanted
         return connected and playing and self._learner_again is None and self._buffer_is_back
 
@@ -263,7 +264,7 @@ class Supervisor:
                 append_event(self._folder, "checkpoint_incomplete", notice=notice)
         except CheckpointError as error:
             raise RunFailed(str(error)) from None
-        step = int((self._status.get("last") or {}).get("step", 0))
+        step = int(self._status.last.get("step", 0))
         if step and checkpoints.latest() is None:
             raise RunFailed(
                 f"the learner ended after step {step}, and there is no checkpoint to go on from: set learner.checkpoint_every to "
@@ -303,25 +304,25 @@ class Supervisor:
         watchdog_s = self._config.run.watchdog_s
         rank, at = min(self._answered.items(), key=lambda item: item[1])
         if now - at > watchdog_s:
-            phase = self._status.get("phase", STARTING)
+            phase = describe(self._status)
             self._learner_died(rank, f"it has not answered for {now - at:.0f} s; the learner's last phase: {phase}")
-        elif self._status.get("phase_s", 0.0) > watchdog_s and now - self._named_at > watchdog_s:
+        elif self._status.phase_s > watchdog_s and now - self._named_at > watchdog_s:
             self._named_at = now
-            waits = self._status.get("waiting_for", "")
-            text = f"the learner has been {self._status['phase']} for {self._status['phase_s']:.0f} s. {waits}"
-            if absent := set(range(self.rollouts.wanted)) - _indices(self._status.get("members", ())):
+            waits = self._status.waiting_for
+            text = f"the learner has been {describe(self._status)} for {self._status.phase_s:.0f} s. {waits}"
+            if absent := set(range(self.rollouts.wanted)) - _indices(self._status.members):
                 text += f"; not connected: {', '.join(f'rollout{index}' for index in sorted(absent))}"
             self._console.say(text)
             append_event(self._folder, "watchdog", text=text)
 
-    def _see(self, status: Mapping[str, Any], now: float) -> None:
+    def _see(self, status: RunStatus, now: float) -> None:
         """Note which actors the learner has. One that never gets to run its weights is as good as not connected."""
-        members = _indices(status.get("members", ()))
-        alive = _indices(status.get("loaded", ())) | (members - self.rollouts.joined)
+        members = _indices(status.members)
+        alive = _indices(status.loaded) | (members - self.rollouts.joined)
         self.rollouts.joined |= members
-        if status["phase"] == STARTING:  # it greets nobody yet
+        if status.phase is Phase.STARTING:  # it greets nobody yet
             alive = set(self.rollouts.playing.values())
-        elif status["phase"] == WAITING_FOR_ACTORS:  # it publishes nothing yet
+        elif status.phase is Phase.WAITING_FOR_ACTORS:  # it publishes nothing yet
             alive = members
         self.rollouts.seen.update(dict.fromkeys(alive, now))
 
@@ -386,7 +387,7 @@ class Supervisor:
         if self._learner_again is not None:
             return
         # Who has connected and waits for the end of a step to be given the weights is not to blame.
-        waiting = _indices(self._status.get("members", ())) if self._status.get("phase") != WAITING_FOR_BATCH else set()
+        waiting = _indices(self._status.members) if self._status.phase is not Phase.WAITING_FOR_BATCH else set()
         start_s, watchdog_s = self._config.actors.start_timeout_s, self._config.run.watchdog_s
         for index in here - rollouts.moving:
             if index >= rollouts.wanted:

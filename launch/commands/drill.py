@@ -68,7 +68,7 @@ class Drill:
 
     def watch(self, supervisor: Supervisor) -> None:
         """Kill, where it is time to."""
-        step = int((supervisor.status().get("last") or {}).get("step", 0))
+        step = int(supervisor.status().last.get("step", 0))
         # A learner that went back to its checkpoint has fewer steps than before.
         self._step = min(self._step, step)
         whole = supervisor.whole()

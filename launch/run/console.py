@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Generic, TypeVar
 
 from rich.console import Console as Terminal
 from rich.console import RenderableType
@@ -17,18 +17,22 @@ from rich.table import Table
 
 from executor.tasks import Kind
 from launch.config import Config
+from launch.run.status import RunStatus, Status, describe
 
 REFRESH_S = 0.5
+"""Seconds between two looks at a run."""
+
+StatusT = TypeVar("StatusT", bound=Status)
 
 
-class View(ABC):
-    """A live view of a `status` that changes, or its news line by line; `last` in it has the numbers of the last step."""
+class View(ABC, Generic[StatusT]):
+    """Shows the state of a run: as a live view on a terminal, elsewhere line by line."""
 
     def __init__(self) -> None:
         self._terminal = Terminal(highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._printed_step = 0
-        self._printed_phase = "starting"
+        self._printed_phase = describe(Status())
         self._started = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -45,26 +49,26 @@ class View(ABC):
             yield
         self._live = None
 
-    def show(self, status: Mapping[str, Any]) -> None:
+    def show(self, status: StatusT) -> None:
         """Bring the view up to date."""
-        last = status.get("last") or {}
+        last = status.last
         if self._live is not None:
             self._live.update(self._render(status))
         elif last.get("step", 0) > self._printed_step:
-            self._printed_step = last["step"]
+            self._printed_step = int(last["step"])
             self.say(self._line(last))
-        elif not self._printed_step and status.get("phase", self._printed_phase) != self._printed_phase:
-            self._printed_phase = status["phase"]  # until the first step there is nothing else to see
-            self.say(f"learner: {self._printed_phase}")
+        elif not self._printed_step and (phase := describe(status)) != self._printed_phase:
+            self._printed_phase = phase  # until the first step there is nothing else to see
+            self.say(f"learner: {phase}")
 
     @contextmanager
-    def following(self, status: Mapping[str, Any]) -> Iterator[None]:
-        """Show `status`, which somebody else changes, until the block ends: for a run in this process."""
+    def following(self, status: Callable[[], StatusT]) -> Iterator[None]:
+        """Show what `status` returns, again and again until the block ends: for a run in this process."""
         done = threading.Event()
 
         def follow() -> None:
             while not done.wait(REFRESH_S):
-                self.show(status)
+                self.show(status())
 
         with self.open():
             thread = threading.Thread(target=follow, daemon=True)
@@ -74,19 +78,19 @@ class View(ABC):
             finally:
                 done.set()
                 thread.join()
-                self.show(status)
+                self.show(status())
 
     @abstractmethod
     def _line(self, last: Mapping[str, float]) -> str:
         """A step's numbers on one line."""
 
     @abstractmethod
-    def _render(self, status: Mapping[str, Any]) -> RenderableType:
+    def _render(self, status: StatusT) -> RenderableType:
         """The live view."""
 
 
-class Console(View):
-    """Shows self-play's `status`: `phase`, `last`, `live` (what actors report), `ledger`."""
+class Console(View[RunStatus]):
+    """Shows the state of a self-play run."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -95,17 +99,12 @@ class Console(View):
     def _line(self, last: Mapping[str, float]) -> str:
         return step_line(last, self._config.learner.steps)
 
-    def _render(self, status: Mapping[str, Any]) -> Panel:
-        last: dict[str, float] = status.get("last") or {}
-        live: dict[str, float] = status.get("live") or {}
-        ledger: dict[str, int] = status.get("ledger") or {}
+    def _render(self, status: RunStatus) -> Panel:
+        last, live, ledger = status.last, status.live, status.ledger
         elapsed = time.monotonic() - self._started
-        since = status.get("phase_s")
         table = Table.grid(padding=(0, 2))
         table.add_row("step", f"{int(last.get('step', 0))} of {self._config.learner.steps}", f"{elapsed:.0f} s elapsed")
-        table.add_row(
-            "learner", str(status.get("phase", "starting")), f"for {since:.0f} s" if since is not None else ""
-        )
+        table.add_row("learner", describe(status), f"for {status.phase_s:.0f} s")
         for kind in Kind:
             if f"valid_rate/{kind}" in last or f"solve_rate/{kind}" in last:
                 table.add_row(
@@ -134,7 +133,7 @@ class Console(View):
         )
         table.add_row(
             "tokens/s",
-            f"generating {status.get('generate_tokens_per_s', 0):.0f}",
+            f"generating {status.generate_tokens_per_s:.0f}",
             f"training {last.get('learner_tokens_per_s', 0):.0f}",
         )
         table.add_row(

@@ -8,17 +8,18 @@ from typing import Any
 
 from launch.config import Config, RunBasics
 from launch.run.recorder import Recorder
+from launch.run.status import Progress
 from learner.loop import Hooks
 
 
-def make_interrupted(run: RunBasics, status: dict[str, Any]) -> Callable[[], bool]:
-    """Whether to stop: `status["stop"]` says why, and is set when `run.max_minutes` from now are over."""
+def make_interrupted(run: RunBasics, progress: Progress) -> Callable[[], bool]:
+    """A function that says whether to stop. It sets `progress.stop` when `run.max_minutes` from now are over."""
     deadline = time.monotonic() + 60 * run.max_minutes if run.max_minutes else None
 
     def interrupted() -> bool:
-        if deadline is not None and time.monotonic() > deadline and not status.get("stop"):
-            status["stop"] = f"run.max_minutes = {run.max_minutes:g} is over"
-        return bool(status.get("stop"))
+        if deadline is not None and time.monotonic() > deadline and not progress.stop:
+            progress.stop = f"run.max_minutes = {run.max_minutes:g} is over"
+        return bool(progress.stop)
 
     return interrupted
 
@@ -27,12 +28,12 @@ def make_hooks(
     config: Config,
     recorder: Recorder | None,
     save: Callable[[int], None],
-    status: dict[str, Any],
+    progress: Progress,
     more: Callable[[], dict[str, float]] = dict,
     counted: float = 0.0,
     drain: Callable[[], object] = lambda: None,
 ) -> Hooks:
-    """Hooks that record steps, obey `status["stop"]`, and end the run when its time is up.
+    """Hooks that record steps, stop the run where `progress.stop` says so, and end it when its time is up.
 
     `more`: further numbers of a step, such as the task buffer's. `counted`: tokens generated up to the newest
     recorded step, where actors go on counting from there.
@@ -53,9 +54,6 @@ def make_hooks(
         mark = now
         numbers.update(more())
         recorder.step(numbers, batch)
-        status["last"] = recorder.last
+        progress.last = recorder.last
 
-    def on_wait(what: str) -> None:
-        status["phase"], status["phase_since"] = what, time.monotonic()
-
-    return Hooks(make_interrupted(config.run, status), on_step, save, on_wait, drain)
+    return Hooks(make_interrupted(config.run, progress), on_step, save, progress.enter, drain)

@@ -28,6 +28,7 @@ from launch.run.console import Console
 from launch.run.folder import RunFolder, work_log
 from launch.run.hooks import make_hooks
 from launch.run.recorder import Recorder
+from launch.run.status import Progress, RunStatus
 from launch.run.summary import summarise
 from launch.run.task_buffer import open_tasks
 from learner.checkpoint import Checkpoints
@@ -227,7 +228,7 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
     loop.run_until_complete(pool.start())
     loop.run_until_complete(engine.start())
     trainer = make_trainer(config, model_dir)
-    status: dict[str, object] = {}
+    progress = Progress()
     gate = make_gate(config)
     judge = Judge(
         pool,
@@ -270,8 +271,11 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
         state.settle()
         saved.save(version, stream)
 
+    def status() -> RunStatus:
+        return RunStatus(phase=progress.phase, step=progress.step, phase_s=progress.phase_s, last=progress.last)
+
     counted = recorder.last.get("tokens_generated", 0.0)
-    hooks = make_hooks(config, recorder, save, status, store.metrics, counted)
+    hooks = make_hooks(config, recorder, save, progress, store.metrics, counted)
     try:
         with view.following(status):
             learn(trainer, stream, publisher, config.learner, hooks)
@@ -285,4 +289,4 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
         recorder.close()
         store.close()
         loop.close()
-    return summarise(folder, gate.ledger(), stopped=str(status.get("stop") or ""))
+    return summarise(folder, gate.ledger(), stopped=progress.stop)

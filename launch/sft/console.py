@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import RenderableType
 from rich.panel import Panel
@@ -11,31 +10,31 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from launch.run.console import View
+from launch.run.status import SftStatus, describe
 
 
-class SftConsole(View):
-    """Shows `status`: `phase`, `num_steps`, `last` (the numbers of the last step), `validation` (those measured last)."""
+class SftConsole(View[SftStatus]):
+    """Shows the state of a fine-tuning run."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
         self._num_steps = 0
 
-    def show(self, status: Mapping[str, Any]) -> None:
+    def show(self, status: SftStatus) -> None:
         """See `View`."""
-        self._num_steps = int(status.get("num_steps", 0))
+        self._num_steps = status.num_steps
         super().show(status)
 
     def _line(self, last: Mapping[str, float]) -> str:
         return step_line(last, self._num_steps)
 
-    def _render(self, status: Mapping[str, Any]) -> RenderableType:
-        last: Mapping[str, float] = status.get("last") or {}
-        validation: Mapping[str, float] = status.get("validation") or {}
+    def _render(self, status: SftStatus) -> RenderableType:
+        last, validation = status.last, status.validation
         step = int(last.get("step", 0))
         table = Table.grid(padding=(0, 2))
         table.add_row("step", f"{step} of {self._num_steps}", ProgressBar(max(1, self._num_steps), step, width=30))
-        table.add_row("learner", str(status.get("phase", "starting")), "")
+        table.add_row("learner", describe(status), "")
         if "loss" in last:
             table.add_row("loss", f"{last['loss']:.4f}", f"perplexity {last['perplexity']:.2f}")
         if validation:

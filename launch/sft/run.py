@@ -20,6 +20,7 @@ from launch.run.console import REFRESH_S
 from launch.run.folder import RunFolder, log_to
 from launch.run.interrupts import interrupts
 from launch.run.recorder import Recorder
+from launch.run.status import Progress, SftStatus
 from launch.sft.console import SftConsole
 from learner.checkpoint import Checkpoints
 from learner.sft.data import Data, DataError, load_data
@@ -112,7 +113,9 @@ class SftRank:
         self._rank = rank
         self._store = store
         self._data = data
-        self.status_now: dict[str, Any] = {"phase": "starting"}
+        self._progress = Progress()
+        self._num_steps = 0
+        self._validation: dict[str, float] = {}
         if store is not None:
             log_to(self._folder, f"learner{rank}", 0)
 
@@ -123,12 +126,12 @@ class SftRank:
         from learner.model.process_groups import data_rank
         from learner.sft.trainer import SftHooks, SftTrainer, fine_tune
 
-        config, status = self._config, self.status_now
+        config, progress = self._config, self._progress
         data = self._data or _read(config)[0]
         timeout_s = config.learner.rank_timeout_s
         policy, ranks = make_policy(config, prepare(config.model.path), self._rank, self._store, timeout_s)
         trainer = SftTrainer(policy, data, config.sft, config.learner, ranks, config.run.seed, data_rank())
-        status["num_steps"] = trainer.num_steps
+        self._num_steps = trainer.num_steps
         checkpoints = Checkpoints(self._folder.checkpoints, config.learner.keep_checkpoints)
         identity = _identity(config, data)
         latest = checkpoints.latest() if resume else None
@@ -142,9 +145,9 @@ class SftRank:
                 return
             recorder.step({"step": step, "version": step, **numbers}, [])
             if step:
-                status["last"] = recorder.last
+                progress.last = recorder.last
             if "validation_loss" in numbers:
-                status["validation"] = recorder.last
+                self._validation = recorder.last
 
         def write(folder: Path) -> None:
             policy.save_checkpoint(folder / "model")
@@ -158,20 +161,29 @@ class SftRank:
             if ranks.is_main:
                 _link(self._folder.path / "hf", Path("checkpoints") / f"step_{trainer.step:08d}" / "hf")
 
-        hooks = SftHooks(make_interrupted(config.run, status), on_step, save, lambda what: status.update(phase=what))
+        hooks = SftHooks(make_interrupted(config.run, progress), on_step, save, progress.enter)
         try:
             fine_tune(trainer, config.sft.validate_every, config.learner.checkpoint_every, hooks)
         finally:
             if recorder is not None:
                 recorder.close()
 
-    def status(self) -> dict[str, Any]:
-        """For the console: phase, last numbers, why it stops."""
-        return dict(self.status_now)
+    def status(self) -> SftStatus:
+        """The state of the run, for the console."""
+        progress = self._progress
+        return SftStatus(
+            phase=progress.phase,
+            step=progress.step,
+            phase_s=progress.phase_s,
+            last=progress.last,
+            stop=progress.stop,
+            num_steps=self._num_steps,
+            validation=self._validation,
+        )
 
     def stop(self, why: str) -> None:
         """Stop before the next step, and save."""
-        self.status_now["stop"] = why
+        self._progress.stop = why
 
 
 class RankFailed(RuntimeError):
@@ -181,9 +193,9 @@ class RankFailed(RuntimeError):
 def _here(config: SftConfig, folder: RunFolder, data: Data, resume: bool, console: SftConsole) -> str:
     """Run the only rank in this process; returns why it stopped early, or ""."""
     rank = SftRank(config, folder.path, data=data)
-    with _interrupts(rank.stop, console), console.following(rank.status_now):
+    with _interrupts(rank.stop, console), console.following(rank.status):
         rank.run(resume)
-    return str(rank.status_now.get("stop") or "")
+    return rank.status().stop
 
 
 def _on_ray(config: SftConfig, folder: RunFolder, resume: bool, console: SftConsole) -> str:
@@ -200,7 +212,7 @@ def _on_ray(config: SftConfig, folder: RunFolder, resume: bool, console: SftCons
         # One call runs the rank, another one asks it for its status.
         actor = ray.remote(SftRank).options(num_cpus=1, num_gpus=gpus, max_concurrency=4)
         ranks = [actor.remote(config, folder.path, index, store) for index in range(world)]
-        status: dict[str, Any] = {}
+        status = SftStatus()
         running = {rank.run.remote(resume): index for index, rank in enumerate(ranks)}
         # `Ranks.share` spreads rank 0's decision to stop.
         try:
@@ -218,7 +230,7 @@ def _on_ray(config: SftConfig, folder: RunFolder, resume: bool, console: SftCons
                     with contextlib.suppress(ray.exceptions.RayError):  # it just died, which `ray.wait` says next
                         status = ray.get(ranks[0].status.remote())
                     console.show(status)
-            return str(status.get("stop") or "")
+            return status.stop
         finally:
             for rank in ranks:
                 ray.kill(rank)

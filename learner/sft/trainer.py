@@ -23,6 +23,7 @@ import torch
 from learner.batching.balance import CostModel
 from learner.batching.packing import MicroBatch, pack_ranks
 from learner.model.policy import PolicyModel
+from learner.phase import Phase
 from learner.ranks import Ranks
 from learner.settings import OptimizerSettings
 from learner.sft.data import Data, Example, Order
@@ -144,31 +145,31 @@ class SftHooks:
     """The numbers after so many steps; on every rank."""
     save: Callable[[], None]
     """Write a checkpoint; on every rank."""
-    on_wait: Callable[[str], None] = lambda what: None
-    """What the loop is about to do, for a status line."""
+    on_phase: Callable[[Phase, int | None], None] = lambda phase, step: None
+    """The phase that the loop enters, and the step it works on, where it works on one."""
 
 
 def fine_tune(trainer: SftTrainer, validate_every: int, checkpoint_every: int, hooks: SftHooks) -> None:
     """Train to the last step, or until interrupted; then save. Collective."""
     if trainer.step == 0:
-        hooks.on_wait("measuring the validation loss")
+        hooks.on_phase(Phase.VALIDATING, None)
         if before := trainer.validate():
             hooks.on_step(0, before)
     saved = trainer.step
     while trainer.step < trainer.num_steps and not trainer.ranks.share(hooks.interrupted):
-        hooks.on_wait(f"training step {trainer.step + 1}")
+        hooks.on_phase(Phase.TRAINING, trainer.step + 1)
         numbers = trainer.train()
         last = trainer.step == trainer.num_steps
         if last or (validate_every and trainer.step % validate_every == 0):
-            hooks.on_wait("measuring the validation loss")
+            hooks.on_phase(Phase.VALIDATING, None)
             numbers |= trainer.validate()
         hooks.on_step(trainer.step, numbers)
         if checkpoint_every and trainer.step % checkpoint_every == 0 and not last:
-            hooks.on_wait("saving")
+            hooks.on_phase(Phase.SAVING, None)
             hooks.save()
             saved = trainer.step
     if saved != trainer.step:
-        hooks.on_wait("saving")
+        hooks.on_phase(Phase.SAVING, None)
         hooks.save()
 
 

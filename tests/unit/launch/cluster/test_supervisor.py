@@ -16,7 +16,9 @@ from launch.cluster import verify
 from launch.cluster.budget import FailureBudget
 from launch.config import Config
 from launch.run.folder import RunFolder
+from launch.run.status import RunStatus
 from learner.checkpoint import seal
+from learner.phase import Phase
 
 
 class FakeRay:
@@ -61,7 +63,7 @@ def supervisor(tmp_path: Path, fake: FakeRay) -> Any:
     supervisor._folder = RunFolder(tmp_path)
     supervisor._folder.create()
     supervisor._console = SimpleNamespace(say=supervisor.said.append)
-    supervisor._status = {}
+    supervisor._status = RunStatus()
     supervisor._learner_again = None
     supervisor._learner_attempt = 0
     supervisor._learner_budget = FailureBudget(3, 3600.0)
@@ -120,7 +122,7 @@ def test_a_rank_that_does_not_answer_is_named_and_all_start_again(
 ) -> None:
     supervisor.learners = [SimpleNamespace(status=SimpleNamespace(remote=lambda i=i: f"status {i}")) for i in range(2)]
     supervisor._answered, supervisor._status_asked = {0: 100.0, 1: 100.0}, {}
-    fake.answers = {f"status {1 - rank}": {"phase": "training step 3", "phase_s": 1.0}}
+    fake.answers = {f"status {1 - rank}": RunStatus(phase=Phase.TRAINING, step=3, phase_s=1.0)}
     for now in (101.0, 102.0, 1000.0):
         supervisor._ask_status(now)
         assert supervisor._learner_again is None
@@ -132,9 +134,7 @@ def test_a_rank_that_does_not_answer_is_named_and_all_start_again(
 def test_the_watchdog_names_who_waits_for_whom(supervisor: Any, fake: FakeRay) -> None:
     supervisor.learners = [SimpleNamespace(status=SimpleNamespace(remote=lambda: "status"))]
     supervisor._answered, supervisor._status_asked, supervisor._named_at = {0: 5000.0}, {}, 0.0
-    fake.answers = {
-        "status": {"phase": "waiting for a batch", "phase_s": 901.0, "waiting_for": "batch 3: nobody", "members": []}
-    }
+    fake.answers = {"status": RunStatus(phase=Phase.WAITING_FOR_BATCH, phase_s=901.0, waiting_for="batch 3: nobody")}
     for now in (5001.0, 5002.0, 5003.0):
         supervisor._ask_status(now)
     text = "the learner has been waiting for a batch for 901 s. batch 3: nobody; not connected: rollout0"
@@ -148,7 +148,7 @@ def test_a_write_that_the_learner_died_in_is_mended_before_it_starts_again(super
     (checkpoints / "step_00000005").mkdir()
     (checkpoints / ".replaced_00000004").mkdir()
     seal(checkpoints / ".replaced_00000004", 4)
-    supervisor._status = {"last": {"step": 6}}
+    supervisor._status = RunStatus(last={"step": 6})
     supervisor._recover_checkpoints()
     assert sorted(path.name for path in checkpoints.iterdir()) == ["broken_00000005", "step_00000004"]
     assert "going on from step_00000004" in supervisor.said[0]
@@ -159,7 +159,7 @@ def test_a_write_that_the_learner_died_in_is_mended_before_it_starts_again(super
 def test_without_a_checkpoint_to_go_on_from_the_run_ends(supervisor: Any, names: list[str], match: str) -> None:
     for name in names:
         (supervisor._folder.checkpoints / name).mkdir()
-    supervisor._status = {"last": {"step": 2}}
+    supervisor._status = RunStatus(last={"step": 2})
     with pytest.raises(supervision.RunFailed, match=match):
         supervisor._recover_checkpoints()
 
@@ -224,24 +224,24 @@ def test_an_actor_that_is_not_connected_is_replaced(
 @pytest.mark.parametrize(
     ("phase", "members", "loaded", "replaced"),
     [
-        ("waiting for a batch", ["rollout0"], ["rollout0"], False),
-        ("waiting for a batch", ["rollout0"], [], True),
-        ("waiting for a batch", [], [], True),
-        ("training step 3", ["rollout0"], [], False),
-        ("training step 3", [], [], True),
-        ("waiting for rollout actors", ["rollout0"], [], False),
-        ("starting", [], [], False),
+        (Phase.WAITING_FOR_BATCH, ["rollout0"], ["rollout0"], False),
+        (Phase.WAITING_FOR_BATCH, ["rollout0"], [], True),
+        (Phase.WAITING_FOR_BATCH, [], [], True),
+        (Phase.TRAINING, ["rollout0"], [], False),
+        (Phase.TRAINING, [], [], True),
+        (Phase.WAITING_FOR_ACTORS, ["rollout0"], [], False),
+        (Phase.STARTING, [], [], False),
     ],
 )
 def test_an_actor_is_replaced_where_it_should_run_the_weights_and_does_not(
-    supervisor: Any, fake: FakeRay, phase: str, members: list[str], loaded: list[str], replaced: bool
+    supervisor: Any, fake: FakeRay, phase: Phase, members: list[str], loaded: list[str], replaced: bool
 ) -> None:
     supervisor._endpoint = "tcp://127.0.0.1:5"
     play(supervisor, 0)
     supervisor.rollouts.joined = {0}
     now = supervision.time.monotonic()
     supervisor.rollouts.seen[0] = now - 901
-    supervisor._status = {"phase": phase, "members": members, "loaded": loaded}
+    supervisor._status = RunStatus(phase=phase, members=tuple(members), loaded=tuple(loaded))
     supervisor._see(supervisor._status, now)
     supervisor._watch_actors()
     assert (fake.killed == ["rollout0"]) is replaced
@@ -251,7 +251,7 @@ def test_an_actor_that_has_just_joined_has_time_to_load(supervisor: Any, fake: F
     play(supervisor, 0)
     supervisor.rollouts.seen[0] = 0.0
     for now in (1000.0, 1001.0):
-        supervisor._see({"phase": "waiting for a batch", "members": ["rollout0"], "loaded": []}, now)
+        supervisor._see(RunStatus(phase=Phase.WAITING_FOR_BATCH, members=("rollout0",)), now)
     assert supervisor.rollouts.seen[0] == 1000.0
 
 

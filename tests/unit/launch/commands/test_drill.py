@@ -17,6 +17,7 @@ from launch.commands import drill
 from launch.config import load
 from launch.run.console import Console
 from launch.run.folder import RunFolder
+from launch.run.status import RunStatus
 
 
 class Part:
@@ -36,8 +37,8 @@ class Run:
         self.stopped = ""
         self.made = {part: {0: Part()} for part in ("actor", "buffer", "learner")}
 
-    def status(self) -> dict[str, Any]:
-        return {"last": {"step": self.step}}
+    def status(self) -> RunStatus:
+        return RunStatus(last={"step": self.step})
 
     def whole(self) -> bool:
         return self.is_whole

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from rich.console import Console as Terminal
 
 from launch.config import load
 from launch.run.console import Console, step_line
+from launch.run.status import RunStatus
+from learner.phase import Phase
 
 NUMBERS = {
     "step": 3,
@@ -19,14 +22,14 @@ NUMBERS = {
     "wait_for_policy_s": 2.5,
     "ledger/queued": 7.0,
 }
-STATUS = {
-    "phase": "waiting for a batch",
-    "phase_s": 12.0,
-    "last": NUMBERS,
-    "live": {"actors": 2, "running": 5, "waiting": 1},
-    "ledger": {"queued": 7, "in_flight": 9, "trained": 30, "returned": 1, "dropped": 0},
-    "generate_tokens_per_s": 123.0,
-}
+STATUS = RunStatus(
+    phase=Phase.WAITING_FOR_BATCH,
+    phase_s=12.0,
+    last=NUMBERS,
+    live={"actors": 2, "running": 5, "waiting": 1},
+    ledger={"queued": 7, "in_flight": 9, "trained": 30, "returned": 1, "dropped": 0},
+    generate_tokens_per_s=123.0,
+)
 
 
 def test_the_live_view_shows_what_a_run_is_watched_for() -> None:
@@ -52,7 +55,7 @@ def test_what_tells_learning_from_collapse_stands_beside_the_solve_rate() -> Non
     facts = {"ignores_input/deduction": 0.75, "duplicates/deduction": 0.4, "ignores_input/abduction": 0.25}
     heldout = {"heldout/mean": 0.125, "heldout/deduction": 0.25, "heldout/version": 5.0}
     terminal = Terminal(width=120, record=True, force_terminal=False, file=io.StringIO())
-    status = {**STATUS, "last": NUMBERS | facts, "live": {**STATUS["live"], **heldout}}
+    status = replace(STATUS, last=NUMBERS | facts, live={**STATUS.live, **heldout})
     terminal.print(Console(load("smollm2-cpu"))._render(status))
     shown = terminal.export_text()
     for words in ("ignore their input  75%", "known already  40%", "held-out", "solved  12%", "ded  25%", "version 5"):
@@ -66,5 +69,5 @@ def test_what_tells_learning_from_collapse_stands_beside_the_solve_rate() -> Non
 
 def test_the_view_lives_before_the_first_step() -> None:
     terminal = Terminal(width=120, record=True, file=io.StringIO())
-    terminal.print(Console(load("smollm2-cpu"))._render({}))
+    terminal.print(Console(load("smollm2-cpu"))._render(RunStatus()))
     assert "starting" in terminal.export_text()

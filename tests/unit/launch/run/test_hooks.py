@@ -7,12 +7,13 @@ from typing import Any
 
 from launch.config import Config
 from launch.run.hooks import make_hooks
+from launch.run.status import Progress
 
 
 def test_the_buffers_numbers_are_recorded_with_each_step() -> None:
     rows: list[dict[str, float]] = []
     recorder: Any = SimpleNamespace(step=lambda numbers, batch: rows.append(dict(numbers)), last={})
-    hooks = make_hooks(Config(), recorder, lambda version: None, {}, lambda: {"buffer/deduction": 4.0})
+    hooks = make_hooks(Config(), recorder, lambda version: None, Progress(), lambda: {"buffer/deduction": 4.0})
     hooks.on_step({"step": 1, "tokens_generated": 10.0}, [])
     assert rows[0]["buffer/deduction"] == 4.0
 
@@ -20,7 +21,7 @@ def test_the_buffers_numbers_are_recorded_with_each_step() -> None:
 def test_a_run_that_goes_on_counts_its_tokens_from_the_newest_recorded_step() -> None:
     rows: list[dict[str, float]] = []
     recorder: Any = SimpleNamespace(step=lambda numbers, batch: rows.append(dict(numbers)), last={})
-    hooks = make_hooks(Config(), recorder, lambda version: None, {}, dict, counted=30.0)
+    hooks = make_hooks(Config(), recorder, lambda version: None, Progress(), dict, counted=30.0)
     for total in (50.0, 55.0):
         hooks.on_step({"step": 4, "tokens_generated": total}, [])
     assert [row["tokens_generated_step"] for row in rows] == [20.0, 5.0]

@@ -147,7 +147,7 @@ def test_time_that_is_up_stops_a_run(recipe: Path, capsys: pytest.CaptureFixture
     config = load(recipe, ["run.max_minutes=1e-9", "run.name=short"], SftConfig)
     rank = SftRank(config, config.folder)
     rank.run(resume=False)
-    assert rank.status()["stop"] == "run.max_minutes = 1e-09 is over"
+    assert rank.status().stop == "run.max_minutes = 1e-09 is over"
     assert not (config.folder / "hf").exists()
 
 

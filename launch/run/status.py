@@ -1,0 +1,102 @@
+"""The state of a run as its training process reports it: typed, and turned into words in one place, `describe`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from learner.phase import Phase
+
+
+class Progress:
+    """What the training process notes down as it goes; `stop` may be set by another thread."""
+
+    def __init__(self) -> None:
+        self.phase = Phase.STARTING
+        self.step: int | None = None
+        self.last: dict[str, float] = {}
+        """The metrics of the newest step."""
+        self.stop = ""
+        """Why the run is to stop before its next step; empty while it goes on."""
+        self._since = time.monotonic()
+
+    def enter(self, phase: Phase, step: int | None = None) -> None:
+        """Note that `phase` begins; `step`: the step it works on, where it works on one."""
+        self.phase, self.step, self._since = phase, step, time.monotonic()
+
+    @property
+    def phase_s(self) -> float:
+        """Seconds since the phase began."""
+        return time.monotonic() - self._since
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """One look at a training process; plain data that Ray carries to the driver."""
+
+    phase: Phase = Phase.STARTING
+    step: int | None = None
+    """The step that `phase` works on, where it works on one."""
+    phase_s: float = 0.0
+    """Seconds since the phase began."""
+    last: Mapping[str, float] = field(default_factory=dict)
+    """The metrics of the newest step, as `metrics.jsonl` has them; empty before the first."""
+    stop: str = ""
+    """Why the run is to stop early; empty while it goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus(Status):
+    """The state of a self-play run."""
+
+    live: Mapping[str, float] = field(default_factory=dict)
+    """The metrics that rollout actors reported last, combined over the actors."""
+    ledger: Mapping[str, int] = field(default_factory=dict)
+    """Slots by state, summed over the cells."""
+    members: tuple[str, ...] = ()
+    """Rollout actors that are connected to the stream."""
+    loaded: tuple[str, ...] = ()
+    """The members whose engines run weights of this learner."""
+    waiting_for: str = ""
+    """Which slots of which actors the batch waits for; filled once the phase has lasted `run.watchdog_s`."""
+    generate_tokens_per_s: float = 0.0
+    """Tokens that all engines generated per second, over the last seconds."""
+    seeding: tuple[int, int] | None = None
+    """While the task buffer is filled before the first step: (triplets it has, triplets wanted)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftStatus(Status):
+    """The state of a fine-tuning run."""
+
+    num_steps: int = 0
+    """Steps of the whole run."""
+    validation: Mapping[str, float] = field(default_factory=dict)
+    """The metrics of the newest step that measured the validation loss; empty before the first."""
+
+
+def describe(status: Status) -> str:
+    """What the learner is doing, in words that follow "the learner is"."""
+    words = _WORDS[status.phase]
+    if status.step is not None:
+        words += f" {status.step}"
+    if status.phase is Phase.WAITING_FOR_ACTORS and isinstance(status, RunStatus) and status.seeding is not None:
+        have, wanted = status.seeding
+        words += f", which propose the first tasks: {10 * (10 * have // wanted)}% of {wanted} triplets"
+    return words
+
+
+_WORDS = {
+    Phase.STARTING: "starting",
+    Phase.WAITING_FOR_ACTORS: "waiting for rollout actors",
+    Phase.WAITING_FOR_BATCH: "waiting for a batch",
+    Phase.TRAINING: "training step",
+    Phase.PUBLISHING: "publishing weights",
+    Phase.RECORDING: "recording the step, with the task buffer's numbers",
+    Phase.VALIDATING: "measuring the validation loss",
+    Phase.SAVING: "saving",
+    Phase.DRAINING: "waiting for what is in flight",
+    Phase.DONE: "done",
+    Phase.RESTARTING: "ended; it starts again from the last checkpoint",
+}
