@@ -4,7 +4,7 @@ BIN := .venv/bin
 ROOMS := executor actors learner launch
 READY := .venv/.azr-setup
 
-.PHONY: help setup train test test-gpu check lint fmt lock clean clean-venv
+.PHONY: help setup train test test-gpu check lint fmt docs lock clean clean-venv
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ lint: $(READY)
 fmt: $(READY)  ## format, and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## write the pages that come from the code: docs/configuration.md and docs/configuration-sft.md
+	$(BIN)/azr config docs --format markdown > docs/configuration.md
+	$(BIN)/azr config docs --sft --format markdown > docs/configuration-sft.md
 
 define SYNC_LOCK
 import pathlib, re

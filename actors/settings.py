@@ -34,7 +34,7 @@ class SelfPlaySettings(Section):
 
     prompt_format: Literal["completion", "r1"] = "r1"
     """Form of the prompts: `r1` or `completion`.
-    `r1` gives instructions and asks for reasoning in <think> and an answer in <answer>. `completion` continues
+    `r1` gives instructions and asks for reasoning in `<think>` and an answer in `<answer>`. `completion` continues
     numbered examples, for base models too small to follow instructions."""
     references: int = Field(default=6, ge=0)
     """Number K of past tasks shown to a proposer, which is asked to differ from them.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.buffer_file import TaskBufferError
-from launch import bench, models
+from launch import bench, config_reference, models
 from launch import config as configuration
 from launch.arguments import RunFolderError, add_overrides, overrides_of, run_config
 from launch.cluster import control
@@ -124,6 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     schema = config.add_parser("schema", help="the JSON schema of a recipe")
     schema.set_defaults(run=_config_schema)
     docs = config.add_parser("docs", help="every setting with what it means")
+    docs.add_argument(
+        "--format", choices=("text", "markdown"), default="text", help="markdown: as in docs/configuration.md"
+    )
     for command in (schema, docs):
         command.add_argument("--sft", action="store_true", help="of `azr sft`, in place of `azr train`")
     docs.set_defaults(run=_config_docs)
@@ -186,8 +189,12 @@ def _config_schema(arguments: argparse.Namespace) -> int:
 
 
 def _config_docs(arguments: argparse.Namespace) -> int:
-    for key, text in configuration.documented(configuration.SftConfig if arguments.sft else configuration.Config):
-        print(f"{key}\n    {text}")
+    root = configuration.SftConfig if arguments.sft else configuration.Config
+    if arguments.format == "markdown":
+        print(config_reference.markdown(root), end="")
+        return 0
+    for key, text in configuration.documented(root):
+        print("\n    ".join([key, *text.splitlines()]))
     return 0
 
 
