@@ -25,25 +25,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from actors.generation import Completion, Engine, EngineAborted, Sampling, WeightUpdateFailed
+from actors.generation import Completion, EngineAborted, Sampling, WeightUpdateFailed
 from actors.settings import EngineSettings
 from learner.clock import PhaseClock
 from learner.trajectory import Status, VersionSpan
-from learner.weights import GroupSpec, TensorSpec, manifest_to_json
+from learner.weights.group import GroupSpec
+from learner.weights.manifest import TensorSpec, manifest_to_json
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.outputs import RequestOutput
-
-__all__ = [
-    "AsyncEngine",
-    "Completion",
-    "Engine",
-    "EngineAborted",
-    "Sampling",
-    "SerialEngine",
-    "WeightUpdateFailed",
-]
 
 _JOIN_POLL_S = 0.05
 # vLLM's default on a CPU is 128: a cached prefix counts in whole blocks, and ours are a few hundred tokens long.

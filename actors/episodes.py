@@ -28,8 +28,6 @@ from executor.tasks import Task
 from learner.staleness import Grant
 from learner.trajectory import Cell, Role, Trajectory
 
-__all__ = ["Emit", "GiveBack", "Identity", "Player"]
-
 Emit = Callable[[Trajectory], Awaitable[None]]
 GiveBack = Callable[[Sequence[int]], Awaitable[None]]
 

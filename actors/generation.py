@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from learner.trajectory import Status, VersionSpan
-from learner.weights import GroupSpec, TensorSpec
+from learner.weights.group import GroupSpec
+from learner.weights.manifest import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Engine(Protocol):
         `transfer_s`, `load_s`, `finish_s`, `resume_s`. Raises `WeightUpdateFailed`."""
 
     async def checksums(self) -> dict[str, str]:
-        """`learner.weights.checksum` of the weights that generation uses, under Hugging Face names."""
+        """`learner.weights.manifest.checksum` of the weights that generation uses, under Hugging Face names."""
 
     async def weights(self) -> dict[str, torch.Tensor]:
         """A copy of the weights that generation uses, for tests. A tied output head is listed as well."""

@@ -21,16 +21,18 @@ from typing import Any, Protocol
 
 from actors.buffer import Buffer
 from actors.concurrency import ConcurrencyController, Load
-from actors.episodes import Identity, Player
+from actors.episodes import Player
 from actors.generation import Engine
+from actors.sampler import Identity
 from actors.seeding import seed
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
 from executor.pool import InfrastructureError
 from learner.staleness import Grant
-from learner.stream import StreamClient
+from learner.stream.client import StreamClient
 from learner.stream.wire import grant_from_message
-from learner.weights import GroupSpec, manifest_from_json
+from learner.weights.group import GroupSpec
+from learner.weights.manifest import manifest_from_json
 
 
 class Measure(Protocol):

@@ -1,7 +1,7 @@
 """The receiving end inside vLLM: a weight-transfer engine for vLLM's own factory, and what a worker tells about itself.
 
 vLLM loads `register` from the entry point `vllm.general_plugins` in each of its processes. The engine is an adapter
-around `learner.weights`: weights arrive under Hugging Face names and go through vLLM's layerwise reload, as its NCCL
+around `learner.weights.transfer`: weights arrive under Hugging Face names and go through vLLM's layerwise reload, as its NCCL
 engine does it, because workers repack weights after loading (on a CPU the original tensors are gone by then).
 """
 
@@ -27,7 +27,10 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from learner.model.megatron_on_cpu import keep_memory
-from learner.weights import GroupSpec, LocalChannel, WeightReceiver, checksum, manifest_from_json
+from learner.weights.group import GroupSpec
+from learner.weights.local import LocalChannel
+from learner.weights.manifest import checksum, manifest_from_json
+from learner.weights.transfer import WeightReceiver
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -56,7 +59,7 @@ class AzrInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class AzrUpdateInfo(WeightTransferUpdateInfo):
-    """What will arrive: `learner.weights.manifest_to_json`."""
+    """What will arrive: `learner.weights.manifest.manifest_to_json`."""
 
     manifest: list[dict[str, Any]] = field(default_factory=list)
 
@@ -179,7 +182,7 @@ class WorkerExtension:
         return {**engine.timings, "dirty": float(engine.dirty)}
 
     def azr_checksums(self) -> dict[str, str]:
-        """`learner.weights.checksum` of the weights in use."""
+        """`learner.weights.manifest.checksum` of the weights in use."""
         return checksum(running_weights(self.get_model()))  # type: ignore[attr-defined]
 
     def azr_save_weights(self, path: str) -> None:

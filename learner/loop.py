@@ -15,17 +15,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from learner.ledger import describe_ledger
 from learner.metrics import describe_batch
 from learner.phase import Phase
 from learner.publisher import Publisher
 from learner.settings import LearnerSettings
-from learner.staleness import Gate, describe_ledger
+from learner.staleness import Gate
 from learner.trainer import Trainer
 from learner.trajectory import Trajectory, dumps, loads
 
 
 class Stream(Protocol):
-    """What the loop knows of the stream; `learner.stream.StreamServer` over sockets, or serial mode's own."""
+    """What the loop knows of the stream; `learner.stream.server.StreamServer` over sockets, or serial mode's own."""
 
     gate: Gate
 

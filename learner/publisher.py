@@ -15,8 +15,11 @@ import torch
 
 from learner.model.policy import PolicyModel
 from learner.ranks import Ranks
-from learner.stream import Member, StreamServer
-from learner.weights import Manifest, WeightSender, WeightSyncError, manifest_of, manifest_to_json
+from learner.stream.member import Member
+from learner.stream.server import StreamServer
+from learner.weights.group import WeightSyncError
+from learner.weights.manifest import Manifest, manifest_of, manifest_to_json
+from learner.weights.transfer import WeightSender
 
 
 class Publisher(Protocol):

@@ -56,11 +56,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from executor.tasks import Kind
-from learner.ledger import CellCounts, DropReason, conserved, describe_ledger, totals, verdict
+from learner.ledger import CellCounts, DropReason
 from learner.settings import BatchSettings, OnStale
 from learner.trajectory import CELLS, Cell, Role
-
-__all__ = ["CellCounts", "DropReason", "Gate", "Grant", "Holder", "conserved", "describe_ledger", "totals", "verdict"]
 
 NUMBERS_PER_EPOCH = 1 << 32
 """More slots than one life of a learner can grant."""

@@ -23,8 +23,10 @@ from typing import Any
 import msgpack
 import zmq
 
-from learner.staleness import Gate, conserved, totals
-from learner.stream import StreamClient, StreamServer
+from learner.ledger import conserved, totals
+from learner.staleness import Gate
+from learner.stream.client import StreamClient
+from learner.stream.server import StreamServer
 from learner.stream.wire import FROM_ACTOR, MAX_HELLO_BYTES, from_actor, pack
 from learner.trajectory import MAX_HEADER_BYTES, MAX_ITEMS, Refusal, WireError
 from tests.unit.learner.stream.streaming import BATCH, hello, on_wire, play

@@ -30,7 +30,7 @@ from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_v
 from launch.bench.stream_sender import CAPACITY, trajectory
 from learner.settings import BatchSettings
 from learner.staleness import Gate
-from learner.stream import StreamServer
+from learner.stream.server import StreamServer
 from learner.trajectory import Trajectory, encode
 
 TOKENS = (200, 2_000, 8_000)

@@ -30,7 +30,8 @@ from safetensors.torch import load_file, save_file
 
 from launch.bench.peers import LineProcess
 from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_versions, progress
-from learner.weights import Manifest, WeightSender, manifest_of, manifest_to_json
+from learner.weights.manifest import Manifest, manifest_of, manifest_to_json
+from learner.weights.transfer import WeightSender
 
 RATE_GOAL = Goal(0.8)
 PAUSE_GOAL = Goal(0.1, at_most=True)
@@ -173,7 +174,8 @@ async def _engine(
     options: Options, export: Export, manifest: Manifest, step: Callable[[str], None]
 ) -> list[dict[str, float]]:
     """Seconds by phase of each update of an engine that generates."""
-    from actors.engine import AsyncEngine, Sampling
+    from actors.engine import AsyncEngine
+    from actors.generation import Sampling
     from actors.settings import EngineSettings
     from launch.models import prepare
 

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from learner.model.megatron_on_cpu import keep_memory
-from learner.weights import GroupSpec, WeightReceiver, manifest_from_json
+from learner.weights.group import GroupSpec
+from learner.weights.manifest import manifest_from_json
+from learner.weights.transfer import WeightReceiver
 
 
 class _Receiver:

@@ -95,8 +95,9 @@ class LearnerActor:
         from learner.checkpoint import Checkpoints
         from learner.loop import learn
         from learner.publisher import GroupPublisher
-        from learner.stream import StreamServer
-        from learner.weights import WeightSender, checksum
+        from learner.stream.server import StreamServer
+        from learner.weights.manifest import checksum
+        from learner.weights.transfer import WeightSender
 
         config = self._config
         stream: StreamServer | None = None
@@ -155,7 +156,7 @@ class LearnerActor:
     def _published(self, version: int, trainer: Any) -> None:
         """Take the digests that were asked for, before training changes the weights. On every rank."""
         if trainer.ranks.share(lambda: self._digests_wanted > 0 and version not in self._digests):
-            from learner.weights import checksum
+            from learner.weights.manifest import checksum
 
             digests = checksum(trainer.policy.export())  # collective
             self._digests_wanted -= 1
@@ -179,7 +180,7 @@ class LearnerActor:
         stream = self._stream
         if stream is None:
             return status
-        from learner.staleness import totals
+        from learner.ledger import totals
 
         with stream.frozen():
             live = stream.stats()

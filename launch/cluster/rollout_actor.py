@@ -53,7 +53,7 @@ class RolloutActor:
         from actors.rollout import Rollout
         from executor.judge import Judge
         from executor.pool import SandboxPool
-        from learner.stream import StreamClient
+        from learner.stream.client import StreamClient
 
         config = self._config
         pool = SandboxPool(config.executor)

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 from actors.buffer import LocalBuffer
-from actors.engine import Engine, SerialEngine
-from actors.episodes import Identity, Player
+from actors.engine import SerialEngine
+from actors.episodes import Player
+from actors.generation import Engine
 from actors.heldout import Heldout
+from actors.sampler import Identity
 from actors.seeding import seed
 from executor.judge import Judge
 from executor.pool import SerialPool
@@ -36,7 +38,8 @@ from learner.loop import learn
 from learner.model.policy import PolicyModel
 from learner.staleness import Gate, Grant, Holder
 from learner.trajectory import Trajectory, check
-from learner.weights import LocalChannel, manifest_of
+from learner.weights.local import LocalChannel
+from learner.weights.manifest import manifest_of
 
 HOLDER = Holder("serial", 0)
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from executor.tasks import Kind
 from launch.run.folder import RunFolder
-from learner.staleness import CellCounts, conserved, verdict
+from learner.ledger import CellCounts, conserved, verdict
 from learner.trajectory import Cell
 
 _BARS = "▁▂▃▄▅▆▇█"

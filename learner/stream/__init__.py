@@ -23,9 +23,3 @@ Nothing is lost, and nothing counts twice:
   S7  Whatever is malformed is refused and counted by reason. It never ends or holds up the server, and changes nothing.
   S8  With keys (`learner/stream/keys.py`), who has none of this run's gets nothing, not even a refusal.
 """
-
-from learner.stream.client import LearnerLost, StreamClient
-from learner.stream.member import Member
-from learner.stream.server import BatchTimeout, StreamServer
-
-__all__ = ["BatchTimeout", "LearnerLost", "Member", "StreamClient", "StreamServer"]

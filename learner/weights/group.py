@@ -1,6 +1,6 @@
 """One rank's membership of one epoch of the weights' group: who has arrived where, deadlines, and errors that name ranks.
 
-What `learner.weights` sends and receives by. The backend is NCCL on GPUs and gloo on CPUs. They differ in how the group is built
+What `WeightSender` and `WeightReceiver` work on. The backend is NCCL on GPUs and gloo on CPUs. They differ in how the group is built
 (`_process_group`) and in who keeps a bucket's deadline (`Group.broadcast`, `Broadcast.wait`).
 """
 

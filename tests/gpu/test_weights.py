@@ -18,18 +18,9 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import torch
 
-from learner.weights import (
-    GroupSpec,
-    Manifest,
-    WeightReceiver,
-    WeightSender,
-    WeightSyncError,
-    WeightSyncTimeout,
-    checksum,
-    manifest_from_json,
-    manifest_of,
-    manifest_to_json,
-)
+from learner.weights.group import GroupSpec, WeightSyncError, WeightSyncTimeout
+from learner.weights.manifest import Manifest, checksum, manifest_from_json, manifest_of, manifest_to_json
+from learner.weights.transfer import WeightReceiver, WeightSender
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch sees")
 

@@ -12,11 +12,15 @@ import pytest
 import pytest_asyncio
 import torch
 
-from actors.engine import AsyncEngine, Completion, EngineAborted, Sampling, SerialEngine, WeightUpdateFailed
+from actors.engine import AsyncEngine, SerialEngine
+from actors.generation import Completion, EngineAborted, Sampling, WeightUpdateFailed
 from actors.settings import EngineSettings
 from launch.models import prepare
 from learner.trajectory import Status
-from learner.weights import LocalChannel, WeightSender, WeightSyncError, checksum, manifest_of
+from learner.weights.group import WeightSyncError
+from learner.weights.local import LocalChannel
+from learner.weights.manifest import checksum, manifest_of
+from learner.weights.transfer import WeightSender
 
 MODEL = prepare("smollm2-135m-instruct")
 SETTINGS = EngineSettings(

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.buffer import LocalBuffer, TaskBuffer
-from actors.episodes import Identity, Player
+from actors.episodes import Player
 from actors.generation import Completion, Sampling
+from actors.sampler import Identity
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
 from executor.pool import SerialPool

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from actors.buffer import LocalBuffer, TaskBuffer
-from actors.episodes import Identity, Player
+from actors.episodes import Player
 from actors.generation import EngineAborted
 from actors.propose import Recent
+from actors.sampler import Identity
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
 from executor.pool import InfrastructureError

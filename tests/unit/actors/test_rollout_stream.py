@@ -21,8 +21,10 @@ from actors.settings import SelfPlaySettings
 from executor.judge import Judge
 from executor.pool import SandboxPool
 from executor.settings import ExecutorSettings
-from learner.staleness import Gate, Grant, conserved, totals
-from learner.stream import StreamClient, StreamServer
+from learner.ledger import conserved, totals
+from learner.staleness import Gate, Grant
+from learner.stream.client import StreamClient
+from learner.stream.server import StreamServer
 from learner.trajectory import Role
 from tests.unit.actors.scripted import Answer, Script, new_store, reply
 from tests.unit.learner.stream.streaming import BATCH, DEADLINE_S, make, until

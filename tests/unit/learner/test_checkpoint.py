@@ -12,10 +12,11 @@ import pytest
 
 from executor.tasks import Kind
 from learner.checkpoint import CheckpointError, Checkpoints, Finish, read_stream_state, write_stream_state
+from learner.ledger import conserved, totals
 from learner.metrics import describe_batch
 from learner.ranks import Ranks
 from learner.settings import BatchSettings
-from learner.staleness import Gate, Holder, conserved, totals
+from learner.staleness import Gate, Holder
 from learner.trajectory import Cell, Role, Status, Trajectory, VersionSpan, WireError, encode
 
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from executor.tasks import Kind
+from learner.ledger import conserved, describe_ledger, totals, verdict
 from learner.settings import BatchSettings, OnStale
-from learner.staleness import NUMBERS_PER_EPOCH, Gate, Grant, Holder, conserved, describe_ledger, totals, verdict
+from learner.staleness import NUMBERS_PER_EPOCH, Gate, Grant, Holder
 from learner.trajectory import CELLS, Cell, Role
 
 HOLDERS = [Holder("a", 0), Holder("b", 0), Holder("b", 1)]

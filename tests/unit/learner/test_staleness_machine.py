@@ -24,8 +24,9 @@ from hypothesis.stateful import (
 )
 
 from executor.tasks import Kind
+from learner.ledger import conserved, totals, verdict
 from learner.settings import BatchSettings, OnStale
-from learner.staleness import NUMBERS_PER_EPOCH, Gate, Grant, Holder, conserved, totals, verdict
+from learner.staleness import NUMBERS_PER_EPOCH, Gate, Grant, Holder
 from learner.trajectory import CELLS, Cell, Role
 
 quotas = st.dictionaries(st.sampled_from(list(Kind)), st.integers(0, 4), min_size=1)

@@ -10,7 +10,7 @@ from executor.tasks import Kind
 from launch.models import ModelError, prepare
 from launch.run.folder import RunFolder
 from launch.run.summary import sparkline, summarise, warnings
-from learner.staleness import CellCounts
+from learner.ledger import CellCounts
 from learner.trajectory import Cell, Role
 
 CELL = Cell(Kind.DEDUCTION, Role.PROPOSE)

@@ -10,7 +10,8 @@ import numpy as np
 
 from executor.tasks import Kind
 from learner.settings import BatchSettings
-from learner.stream import StreamClient, StreamServer
+from learner.stream.client import StreamClient
+from learner.stream.server import StreamServer
 from learner.stream.wire import pack
 from learner.trajectory import Cell, Role, Status, Trajectory, VersionSpan, encode
 

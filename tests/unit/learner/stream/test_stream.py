@@ -12,8 +12,10 @@ import msgpack
 import pytest
 import zmq
 
-from learner.staleness import Gate, conserved, totals
-from learner.stream import BatchTimeout, StreamClient, StreamServer
+from learner.ledger import conserved, totals
+from learner.staleness import Gate
+from learner.stream.client import StreamClient
+from learner.stream.server import BatchTimeout, StreamServer
 from learner.stream.wire import MAX_FRAME_BYTES, pack
 from learner.trajectory import Refusal, WireError
 from tests.unit.learner.stream.streaming import (

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from learner.staleness import Gate, conserved, totals
-from learner.stream import LearnerLost, Member, StreamClient, StreamServer
+from learner.ledger import conserved, totals
+from learner.staleness import Gate
+from learner.stream.client import LearnerLost, StreamClient
+from learner.stream.member import Member
+from learner.stream.server import StreamServer
 from tests.unit.learner.stream.streaming import BATCH, DEADLINE_S, answer, load, make, play, run, settled, take, until
 
 

@@ -13,8 +13,9 @@ import zmq
 
 from learner.settings import StreamSettings
 from learner.staleness import Gate
-from learner.stream import StreamClient, StreamServer
+from learner.stream.client import StreamClient
 from learner.stream.keys import ACTOR, LEARNER, ActorKeys, KeyPair, KeysError, RunKeys
+from learner.stream.server import StreamServer
 from learner.stream.wire import pack
 from tests.unit.learner.stream.streaming import BATCH, DEADLINE_S, answer, hello, load, settled, take, until
 

@@ -12,9 +12,10 @@ import msgpack
 import zmq
 
 from executor.tasks import Kind
+from learner.ledger import conserved, totals
 from learner.settings import BatchSettings
-from learner.staleness import Gate, conserved, totals
-from learner.stream import StreamServer
+from learner.staleness import Gate
+from learner.stream.server import StreamServer
 from learner.stream.wire import pack
 from learner.trajectory import Role
 from tests.unit.learner.stream.streaming import hello, on_wire

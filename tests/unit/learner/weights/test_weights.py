@@ -16,22 +16,18 @@ import psutil
 import pytest
 import torch
 
-from learner import weights
-from learner.weights import (
-    GroupSpec,
-    LocalChannel,
+from learner.weights.group import GroupSpec, WeightSyncError, WeightSyncTimeout
+from learner.weights.local import LocalChannel
+from learner.weights.manifest import (
     Manifest,
     TensorSpec,
-    WeightReceiver,
-    WeightSender,
-    WeightSyncError,
-    WeightSyncTimeout,
     checksum,
     manifest_from_json,
     manifest_of,
     manifest_to_json,
     plan_buckets,
 )
+from learner.weights.transfer import BUCKETS_IN_FLIGHT, WeightReceiver, WeightSender
 
 Named = list[tuple[str, torch.Tensor]]
 
@@ -107,7 +103,7 @@ def test_the_sender_holds_no_more_than_the_buckets_that_travel_and_the_next(thre
         pulled.append(len(produced))
         travelling += 1
         assert flat.nbytes == 2048
-        assert travelling <= weights._IN_FLIGHT, "an earlier one has arrived"
+        assert travelling <= BUCKETS_IN_FLIGHT, "an earlier one has arrived"
         work = broadcast(flat)
         wait = work.wait
 
@@ -209,7 +205,9 @@ def test_a_receiver_that_dies_in_the_middle_breaks_the_update_and_the_next_epoch
 
 VICTIM = """
 import json, sys
-from learner.weights import GroupSpec, WeightReceiver, manifest_from_json
+from learner.weights.group import GroupSpec
+from learner.weights.transfer import WeightReceiver
+from learner.weights.manifest import manifest_from_json
 print("ready", flush=True)
 command = json.loads(sys.stdin.readline())
 receiver = WeightReceiver()

@@ -1,0 +1,67 @@
+"""The weight transfer of serial mode: sender and receiver are one object in one thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+from learner.weights.group import GroupSpec, WeightSyncError
+from learner.weights.manifest import TensorSpec, checked
+
+
+class LocalChannel:
+    """Sender and receiver inside one process and thread (serial mode): the receiver draws from the sender's iterator.
+
+    `send` only holds the iterator; the `receive` that follows consumes it. Nothing is copied.
+    """
+
+    _channels: dict[str, LocalChannel] = {}
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.timings: dict[str, float] = {}
+        self._epoch = 0
+        self._held: Iterator[tuple[str, torch.Tensor]] | None = None
+        self._channels[name] = self
+
+    @classmethod
+    def find(cls, name: str) -> LocalChannel:
+        """The channel of this process with that name; raises KeyError."""
+        return cls._channels[name]
+
+    def open(self, world_size: int) -> GroupSpec:
+        """A spec that names this channel."""
+        if world_size != 2:
+            raise ValueError(f"a local channel has one sender and one receiver, not {world_size} ranks")
+        self._epoch += 1
+        self._held = None
+        return GroupSpec(self._epoch, host=self.name, port=0, world_size=2, backend="local", timeout_s=0.0)
+
+    def connect(self, spec: GroupSpec | None = None, rank: int = 0) -> None:
+        """There is nothing to wait for."""
+        self.timings["connect_s"] = 0.0
+
+    def send(self, named_tensors: Iterable[tuple[str, torch.Tensor]], manifest: Sequence[TensorSpec]) -> None:
+        """Hold the tensors for `receive`."""
+        self._held = checked(named_tensors, manifest)
+        self.timings |= {"prepare_s": 0.0, "transfer_s": 0.0}
+
+    def receive(self, manifest: Sequence[TensorSpec]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what `send` holds; raises `WeightSyncError` when that is nothing."""
+        held, self._held = self._held, None
+        if held is None:
+            raise WeightSyncError("nothing was sent", epoch=self._epoch, phase="transfer", rank=1, missing=[0])
+        for spec in manifest:
+            mark = time.monotonic()
+            name, tensor = next(held)
+            self.timings["transfer_s"] += time.monotonic() - mark
+            if name != spec.name:
+                raise ValueError(f"{name} where {spec.name} was due")
+            yield name, tensor
+
+    def close(self) -> None:
+        """Forget the channel."""
+        self._held = None
+        self._channels.pop(self.name, None)

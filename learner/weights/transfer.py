@@ -1,0 +1,202 @@
+"""Both ends of the weight broadcast: the learner's `WeightSender` and an engine worker's `WeightReceiver`.
+
+The protocol is in `learner/weights/__init__.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from learner.clock import PhaseClock
+from learner.weights.group import (
+    DEFAULT_BUCKET_BYTES,
+    Broadcast,
+    Group,
+    GroupSpec,
+    WeightSyncError,
+    WeightSyncTimeout,
+    serve_store,
+)
+from learner.weights.manifest import TensorSpec, checked, flatten, plan_buckets
+
+BUCKETS_IN_FLIGHT = 2
+"""Buckets that travel at once. More are no faster, and each is memory on both ends."""
+
+
+class WeightSender:
+    """The learner's end, rank 0. One at a time: `open`, hand out the spec, `connect`, then `send` once an update."""
+
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        *,
+        host: str = "127.0.0.1",
+        timeout_s: float = 120.0,
+        bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+    ) -> None:
+        """`host`: the address at which receivers reach this process, and the only one that is listened on."""
+        self.device = torch.device(device)
+        self.host = host
+        self.timeout_s = timeout_s
+        self.bucket_bytes = bucket_bytes
+        self.timings: dict[str, float] = {}
+        self._epoch = 0
+        self._spec: GroupSpec | None = None
+        self._server: dist.TCPStore | None = None
+        self._group: Group | None = None
+
+    def open(self, world_size: int) -> GroupSpec:
+        """Begin the next epoch with `world_size` ranks, this one included; closes the last. Returns without waiting."""
+        self._drop_group()
+        if self._server is None:
+            self._server = serve_store(self.host)
+        self._epoch += 1
+        self._spec = GroupSpec(
+            epoch=self._epoch,
+            host=self.host,
+            port=self._server.port,
+            world_size=world_size,
+            backend="nccl" if self.device.type == "cuda" else "gloo",
+            timeout_s=self.timeout_s,
+            bucket_bytes=self.bucket_bytes,
+        )
+        return self._spec
+
+    def connect(self) -> None:
+        """Build the group; blocks until every receiver is there. `WeightSyncTimeout` names those that are not."""
+        assert self._spec is not None and self._server is not None, "open() comes first"
+        started = time.monotonic()
+        group = Group(self._spec, 0, self._server)
+        group.assemble()
+        self._group = group
+        self.timings["connect_s"] = time.monotonic() - started
+
+    def send(self, named_tensors: Iterable[tuple[str, torch.Tensor]], manifest: Sequence[TensorSpec]) -> None:
+        """Broadcast the tensors, which must be those of the manifest, in its order. Blocks until every rank has them.
+
+        `timings`: `ready_s` (waiting for the receivers), `prepare_s` (producing and copying the tensors) and `transfer_s`
+        (waiting for buckets to be sent, while none was being prepared).
+        """
+        if self._group is None:
+            raise WeightSyncError("no group: open() and connect() first", epoch=self._epoch, phase="transfer", rank=0)
+        clock = PhaseClock("ready_s", "prepare_s", "transfer_s")
+        try:
+            self._group.begin_update()
+            clock.lap("ready_s")
+            tensors = checked(named_tensors, manifest)
+            buckets = plan_buckets(manifest, self.bucket_bytes)
+            sending: deque[Broadcast] = deque()
+            for bucket in buckets:
+                flat = flatten(bucket, tensors, self.device)
+                if bucket is buckets[-1]:
+                    for name, _ in tensors:  # before anybody takes the update for whole
+                        raise ValueError(f"{name}: not in the manifest")
+                clock.lap("prepare_s")
+                if len(sending) == BUCKETS_IN_FLIGHT:
+                    sending.popleft().wait()
+                sending.append(self._group.broadcast(flat))
+                clock.lap("transfer_s")
+            for broadcast in sending:
+                broadcast.wait()
+            self._group.end_update()
+            clock.lap("transfer_s")
+        except BaseException as error:
+            # Ranks are at different buckets now: closing tells the receivers, and nothing can be sent out of step.
+            group = self._group
+            self._drop_group()
+            if isinstance(error, WeightSyncError) and error.phase == "transfer":
+                raise group.without_survivors(error) from error
+            raise
+        self.timings |= clock.seconds
+
+    def broadcast(self, flat: torch.Tensor) -> None:
+        """Send one tensor as it is, every receiver in `WeightReceiver.broadcast`: the limit that a benchmark compares with."""
+        assert self._group is not None, "open() and connect() come first"
+        self._group.broadcast(flat).wait()
+
+    def close(self) -> None:
+        """Leave the group and stop the store."""
+        self._drop_group()
+        self._server = None
+
+    def _drop_group(self) -> None:
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+
+
+class WeightReceiver:
+    """An engine worker's end: `connect` to an epoch, `receive` once an update."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.timings: dict[str, float] = {}
+        self._group: Group | None = None
+
+    def connect(self, spec: GroupSpec, rank: int) -> None:
+        """Join the epoch as `rank`, leaving the last. Blocks until the group is whole; raises `WeightSyncTimeout`."""
+        self.close()
+        started = time.monotonic()
+        timeout = timedelta(seconds=spec.timeout_s)
+        try:
+            store = dist.TCPStore(spec.host, spec.port, is_master=False, timeout=timeout, wait_for_workers=False)
+        except dist.DistError as error:
+            what = f"waited {spec.timeout_s:.1f} s for rank 0 at {spec.host}:{spec.port}"
+            raise WeightSyncTimeout(what, epoch=spec.epoch, phase="connect", rank=rank, missing=[0]) from error
+        group = Group(spec, rank, store)
+        group.assemble()
+        self._group = group
+        self.timings["connect_s"] = time.monotonic() - started
+
+    def receive(self, manifest: Sequence[TensorSpec]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the tensors of one update, in the manifest's order, as views of their bucket.
+
+        Each bucket has memory of its own, which lives as long as a view of it does: a consumer may keep tensors back
+        (vLLM holds those of a layer until the layer is whole). `timings["transfer_s"]` is the time spent waiting here.
+        """
+        group = self._group
+        if group is None:
+            raise WeightSyncError("no group: connect() first", epoch=0, phase="transfer", rank=-1)
+        self.timings["transfer_s"] = 0.0
+        mark = time.monotonic()
+        buckets = plan_buckets(manifest, group.spec.bucket_bytes)
+        coming: deque[tuple[torch.Tensor, Broadcast]] = deque()
+        try:
+            group.begin_update()
+            for index, bucket in enumerate(buckets):
+                for following in buckets[index + len(coming) : index + BUCKETS_IN_FLIGHT]:
+                    numel = sum(spec.numel for spec in following)
+                    flat = torch.empty(numel, dtype=following[0].torch_dtype, device=self.device)
+                    coming.append((flat, group.broadcast(flat)))
+                flat, broadcast = coming.popleft()
+                broadcast.wait()
+                self.timings["transfer_s"] += time.monotonic() - mark
+                for spec, part in zip(bucket, flat.split([spec.numel for spec in bucket]), strict=True):
+                    yield spec.name, part.view(spec.shape)
+                mark = time.monotonic()
+            group.end_update()
+            self.timings["transfer_s"] += time.monotonic() - mark
+        except WeightSyncError:
+            group.say_alive()
+            self.close()
+            raise
+        except BaseException:  # GeneratorExit too: a consumer that stops early leaves the group out of step
+            self.close()
+            raise
+
+    def broadcast(self, flat: torch.Tensor) -> None:
+        """The other end of `WeightSender.broadcast`, into `flat`."""
+        assert self._group is not None, "connect() comes first"
+        self._group.broadcast(flat).wait()
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self._group is not None:
+            self._group.close()
+            self._group = None
