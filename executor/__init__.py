@@ -5,6 +5,6 @@ two questions: is a proposed task sound (`Judge.validate`), and does an answer s
 
 Open `judge.py` first: it is the whole environment in terms of the other files. Then `tasks.py` (the nouns),
 `pool.py` (many sandboxes), `sandbox.py` (one sandbox, seen from outside), `zygote.py` (the same, from inside),
-`jail.py` (the wall: seccomp, Landlock, limits), `safety.py` (the gate), `facades.py` (what programs find) and
-`values.py` (literals as text).
+`jail.py` (the wall: seccomp, Landlock, limits), `safety.py` (the gate), `facades.py` (what programs find), `values.py`
+(what a value is), `literals.py` (reading one) and `codec.py` (sending one).
 """

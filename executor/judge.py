@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from executor.inspection import Facts
+from executor.literals import parse_args, parse_literal
 from executor.memo import Memo, Recent
 from executor.pool import Outcome, Pool, Status
 from executor.sandbox import Limits
@@ -39,7 +40,7 @@ from executor.tasks import (
     Verdict,
     VerdictReason,
 )
-from executor.values import CodecError, Equality, canonical, canonical_args, equal, parse_args, parse_literal
+from executor.values import CodecError, Equality, canonical, canonical_args, equal
 from executor.variants import variants
 
 T = TypeVar("T")

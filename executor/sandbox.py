@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from executor import frames, values
+from executor import codec, frames, literals, values
 from executor.cgroup import Cgroup
 from executor.deadline import MAX_STRETCH
 from executor.inspection import FACTS_BYTES, Facts
@@ -171,7 +171,7 @@ def facts_of(outcome: Outcome) -> Facts | Outcome:
         return outcome
     try:
         # The canonical text can be longer than the encoding by quotes and commas only.
-        return Facts.of(values.parse_literal(outcome.value, 2 * FACTS_BYTES))
+        return Facts.of(literals.parse_literal(outcome.value, 2 * FACTS_BYTES))
     except ValueError as error:
         return Outcome(Status.CRASHED, detail=str(error), isolated=outcome.isolated)
 
@@ -428,11 +428,11 @@ _SHORT = 512
 
 def _encode(text: str) -> str:
     limit = values.MAX_INPUT_BYTES
-    return values.encode(values.parse_args(text, limit), limit)
+    return codec.encode(literals.parse_args(text, limit), limit)
 
 
 def _read(text: str, max_bytes: int) -> str:
-    return values.canonical(values.decode(text, max_bytes))
+    return values.canonical(codec.decode(text, max_bytes))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -36,7 +36,7 @@ from collections.abc import Callable, Collection
 from types import CodeType
 from typing import Any, NoReturn
 
-from executor import facades, frames, inspection, jail, keeper, namespaces, safety, values
+from executor import codec, facades, frames, inspection, jail, keeper, namespaces, safety, values
 from executor.deadline import Deadline
 from executor.layers import Layer
 from executor.programs import ProgramCache
@@ -138,7 +138,7 @@ class Zygote:
         while (frame := read_frame(self.requests)) is not None:
             request = json.loads(frame)
             self._set_limits(request["limits"])
-            inputs = [values.from_tagged(node) for node in request["inputs"]]
+            inputs = [codec.from_tagged(node) for node in request["inputs"]]
             self._stay()
             if request["task"] == "inspect":
                 outcomes = self.inspect(request["program"], inputs)
@@ -382,7 +382,7 @@ class Zygote:
         except BaseException as error:
             return ERROR, values.type_name(error)
         try:
-            return VALUE, values.encode(value, self.output_bytes)
+            return VALUE, codec.encode(value, self.output_bytes)
         except values.UnserialisableError as error:
             return UNSERIALISABLE, str(error)
         except values.BudgetError:
@@ -393,7 +393,7 @@ class Zygote:
     def _inspect(self, program: str, *options: bool) -> Refusal:
         sys.setrecursionlimit(MAX_INSPECTION_DEPTH)
         try:
-            return VALUE, values.encode(inspection.inspect(program, *options), self.output_bytes)
+            return VALUE, codec.encode(inspection.inspect(program, *options), self.output_bytes)
         except MemoryError:
             return MEMORY, ""
         except values.BudgetError:

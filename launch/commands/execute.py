@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from executor.judge import Judge
+from executor.literals import parse_args
 from executor.pool import InfrastructureError, Outcome, SandboxPool, Status
 from executor.settings import ExecutorSettings
-from executor.values import CodecError, parse_args
+from executor.values import CodecError
 from launch import config as configuration
 from launch.arguments import add_overrides, overrides_of
 

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from executor.layers import ALL, NAMESPACES, Layer, Tier, tier_of
+from executor.literals import parse_literal
 from executor.pool import InfrastructureError, Limits, SandboxPool, Status
 from executor.sandbox import Outcome, Sandbox
 from executor.settings import ExecutorSettings
-from executor.values import parse_literal
 
 ROOT = Path(__file__).resolve().parents[3]
 BY_THE_MACHINE = NAMESPACES | {Layer.LANDLOCK, Layer.CGROUP}

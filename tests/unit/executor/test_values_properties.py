@@ -16,25 +16,26 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from executor import values
+from executor import literals, values
+from executor.codec import decode, encode, from_tagged
+from executor.literals import parse_args, parse_literal
 from executor.values import (
     CodecError,
     Equality,
     canonical,
     canonical_args,
-    decode,
-    encode,
     equal,
-    from_tagged,
-    parse_args,
-    parse_literal,
 )
 
 _TEXT = st.text(st.characters(codec=None, categories=None, exclude_categories=()), max_size=12)
+_SURROGATES = st.text("\ud83d\ude00\U0001f600a", max_size=5)
+_NANS = st.builds(float, st.just("nan"))  # each an object of its own
 _PLAIN_TEXT = st.text("abz 01_-.,:#'\"\\[](){}\n\tTrueNoneé", max_size=8)
 _INTEGERS = st.integers(-5, 5) | st.integers(-(10**40), 10**40) | st.sampled_from([2**13_999, -(2**13_999)])
 _FLOATS = st.floats() | st.sampled_from([0.0, -0.0, math.nan, math.inf, -math.inf, 1.0, 2.0, 1e300])
-_ATOMS = st.none() | st.booleans() | _INTEGERS | _FLOATS | _TEXT | _PLAIN_TEXT | st.binary(max_size=8)
+_ATOMS = (
+    st.none() | st.booleans() | _INTEGERS | _FLOATS | _TEXT | _SURROGATES | _PLAIN_TEXT | _NANS | st.binary(max_size=8)
+)
 
 
 def _hashable(atoms: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -59,7 +60,7 @@ def _values(atoms: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 _VALUES = _values(_ATOMS)
 # Few atoms, so that two values are often equal, or nearly.
-_CLOSE = _values(st.sampled_from([0, 1, True, False, 1.0, 0.0, -0.0, "1", b"1", None, math.nan]))
+_CLOSE = _values(st.sampled_from([0, 1, True, False, 1.0, 0.0, -0.0, "1", b"1", None, math.nan]) | _NANS)
 
 
 def _exact(value: Any) -> Any:
@@ -140,7 +141,8 @@ def test_equality_is_symmetric_and_transitive(three: list[Any]) -> None:
 
 
 _FRAGMENTS = st.sampled_from([
-    *"[](){},:+-'\"\\ #\n\t_.0123456789", "'a'", '"b"', "'''c'''", '"""d"""', "r'\\n'", "b'x'", "rb'\\'", "u'e'", "f''",
+    *"[](){},:+-'\"\\ #\n\t_.0123456789", "'a'", '"b"', "'''c'''", '"""d"""', "'''", '"""', "''", '""', "r'\\n'", "\\N{KEYCAP DIGIT ONE}",
+    "'\ud800'", "'\x00'", "b'x'", "rb'\\'", "u'e'", "f''",
     "True", "False", "None", "true", "null", "NaN", "Infinity", "inf", "nan", "set()", "frozenset({1})", "0x1F", "0b1",
     "1e5", "1E-3", "1_0", "00", "01", ".5", "5.", "1j", "\\x41", "\\u00e9", "\\N{DASH}", "\\\n", ", ", ": ", "f(1)", "x",
     "'it\\'s'", '"it\'s"', "\r\n", "\x0c",
@@ -178,9 +180,9 @@ def test_what_repr_writes_is_read_as_python_does(text: str) -> None:
 @given(_TEXTS)
 def test_the_short_way_of_reading_agrees_with_the_long_one(text: str) -> None:
     """Most texts are read by the JSON parser; whatever it accepts, the reader of literals reads alike."""
-    simple = values._read_simple(text, values.MAX_BYTES)
+    simple = literals._read_simple(text, values.MAX_BYTES)
     if simple is not None:
-        items, _ = values._Reader(text, values.MAX_BYTES).read_top()
+        items, _ = literals._Reader(text, values.MAX_BYTES).read_top()
         assert _exact(simple) == _exact(items)
 
 
@@ -205,7 +207,7 @@ def test_the_short_way_of_reading_agrees_with_the_long_one(text: str) -> None:
     ],
 )
 def test_which_texts_are_read_the_short_way(text: str, simple: bool) -> None:
-    assert (values._read_simple(text, values.MAX_BYTES) is not None) is simple
+    assert (literals._read_simple(text, values.MAX_BYTES) is not None) is simple
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(max_size=3) | st.floats(), st.lists))

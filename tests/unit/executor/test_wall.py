@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 
+from executor.literals import parse_literal
 from executor.pool import Outcome, SerialPool, Status
-from executor.values import parse_literal
 
 
 def test_a_lie_is_about_the_liars_own_value_only(wall_pool: SerialPool) -> None:

@@ -61,6 +61,24 @@ _VALUES = (
     _value("none", "None", "None"),
     _value("bytes", "b'\\xff\\x00a'", "b'\\xff\\x00a'"),
     _value("half a character", "'\\ud800'", "'\\ud800'"),
+    _value(
+        "two halves of a character",
+        "[x, len(x), [ord(c) for c in x]]",
+        "['\\ud83d\\ude00', 2, [55357, 56832]]",
+        "'\\ud83d\\ude00'",
+    ),
+    _value(
+        "halves beside a character",
+        "'\\ud83d\\ude00' + chr(128512) + x",
+        "'\\ud83d\\ude00\U0001f600\\ude00\\ud83d'",
+        "'\\ude00\\ud83d'",
+    ),
+    _value("halves as keys", "{'\\ud83d\\ude00': 1, chr(128512): 2}", "{'\\ud83d\\ude00': 1, '\U0001f600': 2}"),
+    _value("two nan in a set", "(len({float('nan'), float('nan')}), {float('nan'), float('nan')})", "(2, {nan, nan})"),
+    _value("two nan as keys", "{float('nan'): x, float('nan'): 2}", "{nan: 1, nan: 2}"),
+    _value("two nan in keys", "{(float('nan'),): x, (float('nan'),): x}", "{(nan,): 1, (nan,): 1}"),
+    _value("one nan twice", "[(n := float('nan')), {n, n}]", "[nan, {nan}]"),
+    _value("nan as input", "sorted(map(str, x)), len(x)", "(['nan', 'nan'], 2)", "{nan, nan}"),
     _value("zero, lines, separators", "'a\\x00\\n\\r\\u2028b'", "'a\\x00\\n\\r\\u2028b'"),
     _value("beyond the first plane", "'\\U0001f600' + x", "'\U0001f600é'", "'é'"),
     _value("quotes", "'\\'\"'", "'\\'\"'"),
@@ -85,4 +103,40 @@ _VALUES = (
     _value("exception", "ValueError(x)", OTHER_TYPE),
 )
 
-ATTACKS = (*_DETERMINISM, *_VALUES)
+
+def _container(name: str, expression: str, expected: Expected) -> Attack:
+    return Attack(
+        f"container: {name}",
+        "value",
+        "from collections import *\nfrom typing import NamedTuple\n"
+        "class P(NamedTuple):\n a: int\n b: str = 'z'\n"
+        "class Q(namedtuple('Q', 'a b')):\n def __iter__(s): return iter('lies')\n __len__ = lambda s: 0\n"
+        "class T(tuple): pass\nclass M(type): _fields = ()\nclass U(tuple, metaclass=M): pass\n"
+        "class C(Counter): pass\nclass O(OrderedDict): pass\n"
+        f"def f(x): return {expression}",
+        expected,
+        gate=True,
+    )
+
+
+# What the containers of `collections` are forms of. A subclass is a program's own, and so is what it would say of itself.
+_CONTAINERS = (
+    _container("a counter", "Counter('aab')", "{'a': 2, 'b': 1}"),
+    _container("a default dict", "[d := defaultdict(list), d['k'].append(x)][0]", "{'k': [1]}"),
+    _container("an ordered dict", "OrderedDict(b=1, a=2)", "{'b': 1, 'a': 2}"),
+    _container("an order that was changed", "[o := OrderedDict(a=1, b=2), o.move_to_end('a')][0]", "{'b': 2, 'a': 1}"),
+    _container("a deque", "deque([1, (x,)], maxlen=2)", "[1, (1,)]"),
+    _container("a named tuple", "namedtuple('P', 'a b')(x, 2)", "(1, 2)"),
+    _container("a typed named tuple", "{P(x): [P(2, 'y')]}", "{(1, 'z'): [(2, 'y')]}"),
+    _container("a named tuple that lies", "Q(x, 2)", "(1, 2)"),
+    _container("within others", "[defaultdict(Counter, {x: Counter(a=1)}), {P(1)}]", "[{1: {'a': 1}}, {(1, 'z')}]"),
+    _container("too deep", "[d := deque(), [d := deque([d]) for _ in range(70)]][1][-1]", Status.OUTPUT_TOO_LARGE),
+    _container("a tuple without fields", "T([x])", OTHER_TYPE),
+    _container("a metaclass with fields", "U([x])", OTHER_TYPE),
+    _container("a counter of its own", "C('a')", OTHER_TYPE),
+    _container("an ordered dict of its own", "O()", OTHER_TYPE),
+    _container("other containers", "ChainMap({})", OTHER_TYPE),
+    _container("a dict of another kind", "UserDict()", OTHER_TYPE),
+)
+
+ATTACKS = (*_DETERMINISM, *_VALUES, *_CONTAINERS)
