@@ -113,7 +113,7 @@ def test_a_file_of_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     refused = found.pop(1)
     assert (refused["name"], refused["status"]) == ("refused", "error")
     assert refused["detail"].startswith("UnparseableInput: ")
-    assert found[1].pop("detail") in {"UnicodeEncodeError", "SyntaxError", ""}
+    assert found[1].pop("detail").startswith("UnparseableInput: ")
     assert [(one["name"], one["status"]) for one in found][::3] == [
         ("slow", "timeout"),
         ("last, without a newline", "ok"),
