@@ -9,6 +9,7 @@ import sqlite3
 from pathlib import Path
 
 from executor.tasks import Kind, Task
+from executor.user_error import UserError
 
 SCHEMA_VERSION = 2
 """`PRAGMA user_version` of a file of this form. 1, which had no number yet, knew no provenance."""
@@ -56,7 +57,7 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOU
 """
 
 
-class TaskBufferError(RuntimeError):
+class TaskBufferError(UserError):
     """A file that cannot be used as a task buffer; the message says what to do."""
 
 

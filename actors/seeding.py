@@ -16,6 +16,7 @@ from actors.sampler import Identity, Sampler, together
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
 from executor.tasks import Kind, Task
+from executor.user_error import UserError
 
 ROUND = 64
 """Proposals that one actor samples at once; they do not see each other."""
@@ -25,8 +26,10 @@ PATIENCE = 200
 Progress = Callable[[int, int], None]
 
 
-class SeedingFailed(RuntimeError):
+class SeedingFailed(UserError):
     """The model does not write valid tasks often enough to start from."""
+
+    exit_code = 1
 
 
 async def seed(

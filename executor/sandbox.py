@@ -26,6 +26,7 @@ from executor.deadline import MAX_STRETCH
 from executor.inspection import FACTS_BYTES, Facts
 from executor.layers import ALL, Layer, Tier, tier_of
 from executor.settings import ExecutorSettings
+from executor.user_error import UserError
 
 START_TIMEOUT_S = 60.0
 """For a cold interpreter on a slow file system."""
@@ -41,8 +42,10 @@ _BOOT = "import sys, json; sys.path.append(sys.argv[1]); from executor import ke
 keeper.main(int(sys.argv[2]), json.loads(sys.argv[3]))"
 
 
-class InfrastructureError(RuntimeError):
+class InfrastructureError(UserError):
     """The sandbox itself failed. It says nothing about the program, and is never a verdict or a reward."""
+
+    exit_code = 3
 
 
 class Status(StrEnum):

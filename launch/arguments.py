@@ -1,35 +1,63 @@
-"""What commands that take a recipe have in common on the command line: overrides, and a run folder to go on with."""
+"""What several commands share on the command line: their help, overrides of settings, a recipe or a run to go on with."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from launch.config import AnyConfig, load
+from executor.user_error import UserError
+
+if TYPE_CHECKING:
+    from launch.config import AnyConfig
 
 
-class RunFolderError(ValueError):
+class RunFolderError(UserError):
     """A run folder that cannot be used; the message says what to do."""
 
 
+def new_command(commands: Any, name: str, about: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Add a command to argparse's subcommands (what `add_subparsers` returned), and return its parser.
+
+    `about`: a line for the list of commands. `description`: what the command does. `epilog`: its examples; shown as it is.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=about,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
 def add_overrides(command: argparse.ArgumentParser, about: str) -> None:
-    """Settings on top of a recipe, as positionals or after `--set`. `about`: what the positionals are, for `--help`."""
+    """Add settings on top of a recipe, as positionals or after `--set`. `about`: the help text of the positionals."""
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=about)
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="the same, as an option"
     )
 
 
+def add_run(command: argparse.ArgumentParser, about_recipe: str, setting: str, run: str) -> None:
+    """Add a recipe, overrides and `--resume`. `setting`, `run`: an example of each, for the help."""
+    command.add_argument("recipe", nargs="?", help=about_recipe)
+    add_overrides(command, f"settings on top, such as {setting}")
+    command.add_argument("--resume", metavar="RUN", help=f"a run folder to go on with, such as {run}")
+
+
 def overrides_of(arguments: argparse.Namespace) -> list[str]:
-    """All overrides, the last one wins."""
+    """All overrides; where two set the same key, the last one wins."""
     return [*arguments.overrides, *arguments.sets]
 
 
 def run_config(arguments: argparse.Namespace, root: type[AnyConfig], command: str, example: str) -> AnyConfig:
-    """The configuration of the run that `recipe` starts or `--resume` goes on with. Raises ConfigError, RunFolderError.
+    """The configuration of the run that `recipe` starts or that `--resume` goes on with. Raises ConfigError, RunFolderError.
 
-    `command`: as the user calls it, `azr train`; `example`: a recipe of its that ships.
+    `command`: as the user calls it, `azr train`; `example`: a recipe of this command that ships.
     """
+    from launch.config import load
+
     overrides = overrides_of(arguments)
     if arguments.resume:
         if arguments.recipe:

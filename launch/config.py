@@ -20,6 +20,7 @@ from actors.buffer_settings import BufferSettings
 from actors.settings import ConcurrencySettings, EngineSettings, SelfPlaySettings
 from executor.settings import ExecutorSettings, Section
 from executor.tasks import Kind
+from executor.user_error import UserError
 from launch.addresses import AUTO_HOST, LOOPBACK
 from learner.settings import LearnerSettings, ModelSettings, StreamSettings
 from learner.sft.settings import SftLearnerSettings, SftSettings
@@ -28,7 +29,7 @@ from learner.trajectory import Cell, Role
 RECIPES = Path(__file__).parent / "recipes"
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be used; the message says what to do."""
 
 

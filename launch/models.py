@@ -13,8 +13,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from executor.user_error import UserError
 
-class ModelError(ValueError):
+
+class ModelError(UserError):
     """A model that cannot be had; the message says what to do."""
 
 

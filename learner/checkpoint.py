@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from executor.user_error import UserError
 from learner.ranks import Ranks
 from learner.trajectory import Trajectory, dumps, loads
 
@@ -34,7 +35,7 @@ Finish = Callable[["dist.ProcessGroup | None"], None]
 """The slow part of a write, run beside training; collective over the group (None: one rank) and over nothing else."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be written or read; the message names it, and what to do."""
 
 

@@ -37,13 +37,14 @@ from typing import Any
 
 from executor import safety
 from executor.tasks import Kind, Proposal, Task
+from executor.user_error import UserError
 
 SHIPPED = Path(__file__).with_name("mix.jsonl.gz")
 MAX_ANSWERS = 8
 """Answers of one task that are taken together where they are recorded one by one."""
 
 
-class MixError(ValueError):
+class MixError(UserError):
     """A file that is no record of self-play work."""
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from executor.user_error import UserError
 from launch.bench.report import Slice
 
 ANSWER_TIMEOUT_S = 30.0
@@ -73,8 +74,10 @@ _REFERENCE = (
 )
 
 
-class PeerError(RuntimeError):
+class PeerError(UserError):
     """A peer that cannot be had here; the text says what would mend it."""
+
+    exit_code = 1
 
 
 class LineProcess:

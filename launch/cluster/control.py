@@ -18,13 +18,15 @@ from typing import Any
 
 import zmq
 
+from executor.user_error import UserError
+
 ANSWER_S = 10.0
 """How long somebody who asks waits for the driver."""
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
-class ControlError(ValueError):
+class ControlError(UserError):
     """A run cannot be asked, or refuses; the message says what to do."""
 
 

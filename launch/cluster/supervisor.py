@@ -22,6 +22,7 @@ from typing import Any
 
 import ray
 
+from executor.user_error import UserError
 from launch.cluster import buffer_actor
 from launch.cluster.budget import FailureBudget
 from launch.cluster.learner_actor import LearnerActor
@@ -46,8 +47,10 @@ GONE = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
 """What Ray raises for a call on an actor whose process ended."""
 
 
-class RunFailed(RuntimeError):
+class RunFailed(UserError):
     """A part of the run died for good; the message names it and its log."""
+
+    exit_code = 1
 
 
 class Supervisor:

@@ -70,7 +70,7 @@ class Section:
         return any(check.state is State.FAILED for check in self.checks)
 
 
-def add_command(commands: Any) -> None:
+def register(commands: Any) -> None:
     """Add `azr doctor` to argparse's subcommands."""
     command = commands.add_parser(
         "doctor",

@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from executor.user_error import UserError
 from launch import config as configuration
 from launch.arguments import add_overrides, overrides_of
 from launch.run.console import Console
@@ -43,7 +44,7 @@ examples:
 """
 
 
-class DrillError(ValueError):
+class DrillError(UserError):
     """A drill that cannot be held; the message says what to do."""
 
 
@@ -138,7 +139,7 @@ def audit(folder: RunFolder) -> list[str]:
     return wrong
 
 
-def add_command(commands: Any) -> None:
+def register(commands: Any) -> None:
     """Add `drill` to argparse's subcommands."""
     drill = commands.add_parser(
         "drill",

@@ -22,6 +22,7 @@ from executor.judge import Judge
 from executor.literals import parse_args
 from executor.pool import InfrastructureError, Outcome, SandboxPool, Status
 from executor.settings import ExecutorSettings
+from executor.user_error import UserError
 from executor.values import CodecError
 from launch import config as configuration
 from launch.arguments import add_overrides, overrides_of
@@ -56,7 +57,7 @@ examples:
 """
 
 
-class ExecError(ValueError):
+class ExecError(UserError):
     """A command, a file, an input or a line that cannot be used; the message says what to do."""
 
 
@@ -70,7 +71,7 @@ class Line:
     given: str
 
 
-def add_command(commands: Any) -> None:
+def register(commands: Any) -> None:
     """Add `azr exec` to argparse's subcommands."""
     command = commands.add_parser(
         "exec",

@@ -22,6 +22,7 @@ from executor.judge import Judge
 from executor.pool import SandboxPool
 from executor.settings import ExecutorSettings
 from executor.tasks import Kind, Proposal, Rejection, Task, ValidationRules
+from executor.user_error import UserError
 
 AT_ONCE = 64
 """Tasks that are validated at the same time."""
@@ -34,7 +35,7 @@ The file's tasks start another run's buffer; each is validated anew when it is l
 """
 
 
-class SeedError(ValueError):
+class SeedError(UserError):
     """A seed file, or a run to make one from, that cannot be used; the message says what to do."""
 
 
@@ -56,7 +57,7 @@ class SeedReport:
 
 
 def register(commands: Any) -> None:
-    """Add `azr seeds` to argparse's subcommands, the object that `add_subparsers` gave."""
+    """Add `azr seeds` to argparse's subcommands."""
     import argparse
 
     seeds = commands.add_parser("seeds", help="tasks to start a run with").add_subparsers(required=True, metavar="WHAT")

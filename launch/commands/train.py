@@ -2,29 +2,68 @@
 
 from __future__ import annotations
 
-from launch.config import Config, to_toml
-from launch.models import prepare
-from launch.run.console import Console
-from launch.run.folder import RunFolder, append_event
-from learner.checkpoint import Checkpoints
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from launch.arguments import add_run, new_command, run_config
+
+if TYPE_CHECKING:
+    from launch.config import Config
+    from launch.run.console import Console
+    from launch.run.folder import RunFolder
+
+_EXAMPLES = """\
+examples:
+  azr train smollm2-cpu                              the default run: a real 135M model on a laptop's CPU
+  azr train smollm2-cpu learner.steps=200 run.name=long
+  azr train --resume runs/smollm2-cpu learner.steps=40               go on from the last checkpoint, longer
+  azr train smollm2-cpu run.mode=serial learner.max_staleness=0      one process, one thread, deterministic
+  azr config docs                                    every setting
+"""
+
+
+def register(commands: Any) -> None:
+    """Add `azr train` to argparse's subcommands."""
+    command = new_command(
+        commands,
+        "train",
+        "run self-play training",
+        "Train from a recipe, or go on with a run. Ctrl-C once stops after the present step and saves; twice stops at once.",
+        _EXAMPLES,
+    )
+    add_run(command, "a TOML file, or the name of a recipe that ships", "learner.steps=40", "runs/smollm2-cpu")
+    command.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from launch.config import Config
+
+    return train(run_config(arguments, Config, "azr train", "smollm2-cpu"), resume=bool(arguments.resume))
 
 
 def train(config: Config, resume: bool = False) -> int:
     """Run to the end; returns the exit code."""
+    from launch.run.console import Console
+
     console = Console(config)
     folder = begin(config, console, resume)
-    # Each mode brings in its own world (Ray, or vLLM in this process): only the one that runs is imported.
+    # Each mode imports its own libraries (Ray, or vLLM in this process): only those of the mode that runs are loaded.
     if config.run.mode == "serial":
         from launch.run import serial
 
         return serial.run(config, folder, resume, console)
-    from launch.cluster import driver as cluster
+    from launch.cluster import driver
 
-    return cluster.run(config, folder, resume, console)
+    return driver.run(config, folder, resume, console)
 
 
 def begin(config: Config, console: Console, resume: bool = False) -> RunFolder:
     """Prepare the model and the run's folder."""
+    from launch.config import to_toml
+    from launch.models import prepare
+    from launch.run.folder import RunFolder, append_event
+    from learner.checkpoint import Checkpoints
+
     prepare(config.model.path, console.say)
     folder = RunFolder(config.folder)
     folder.create()

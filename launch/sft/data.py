@@ -1,4 +1,4 @@
-"""`azr sft-data`: examples for `azr sft` out of tasks, in the words of self-play's prompts.
+"""Makes examples for `azr sft` out of tasks, in the words of self-play's prompts.
 
 Every task is validated by the executor first, which also says what its outputs are. A task then gives the example of its
 solver, that of its proposer, or both; the replies end as the run's stop strings would end them.
@@ -6,13 +6,9 @@ solver, that of its proposer, or both; the replies end as the run's stop strings
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from actors.prompts import FUNCTION_START, Prompt, PromptBuilder, block
@@ -20,23 +16,12 @@ from executor.judge import Judge
 from executor.pool import SandboxPool
 from executor.settings import ExecutorSettings
 from executor.tasks import Kind, Task
-from launch.commands.seeds import AT_ONCE, SeedError, validate
+from launch.commands.seeds import AT_ONCE, validate
 
 PromptFormat = Literal["completion", "r1"]
 
 _SOLVER_THOUGHT = "I go through it step by step, and check the result."
 _PROPOSER_THOUGHT = "I write something that differs from what is there, and whose result has to be worked out."
-
-_EPILOG = """\
-A task is a line of the form that `azr seeds save` writes; outputs may be left out:
-
-  {"kind": "deduction", "program": "def f(x):\\n    return x + 1", "inputs": ["2"]}
-
-examples:
-  azr seeds save runs/first tasks.jsonl
-  azr sft-data tasks.jsonl mine.jsonl --role solve
-  azr sft sft-smollm2-cpu sft.data=mine.jsonl run.name=mine
-"""
 
 
 class _Characters:
@@ -44,29 +29,6 @@ class _Characters:
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return [ord(character) for character in text]
-
-
-def register(commands: Any) -> None:
-    """Add `azr sft-data` to argparse's subcommands, the object that `add_subparsers` gave."""
-    command = commands.add_parser(
-        "sft-data",
-        help="make fine-tuning examples out of tasks",
-        description="Validate tasks and write the prompts and right replies of their solvers and proposers, one a line.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("tasks", type=Path, metavar="TASKS", help="JSON Lines file of tasks")
-    command.add_argument("file", type=Path, metavar="OUT", help="where to write; a file that is there is kept")
-    command.add_argument(
-        "--format",
-        choices=["completion", "r1"],
-        default="completion",
-        help="selfplay.prompt_format of the run to come. r1's thoughts are one fixed sentence: they teach the form, not to think",
-    )
-    command.add_argument("--role", choices=["solve", "propose", "both"], default="both", help="whose replies")
-    command.add_argument("--references", type=int, default=2, metavar="K", help="selfplay.references (default: 2)")
-    command.add_argument("--seed", type=int, default=0, help="of the draw of references")
-    command.set_defaults(run=_command)
 
 
 def examples(
@@ -142,32 +104,3 @@ async def validated(lines: Sequence[tuple[int, str]]) -> tuple[list[Task], list[
     finally:
         await pool.close()
     return tasks, rejected
-
-
-def _command(arguments: argparse.Namespace) -> int:
-    try:
-        text = arguments.tasks.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SeedError(f"{arguments.tasks} cannot be read: {error}") from None
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    tasks, rejected = asyncio.run(validated(lines))
-    for number, why in rejected:
-        print(f"{arguments.tasks}, line {number} left out: {why}")
-    if not tasks:
-        raise SeedError(f"{arguments.tasks} has no task")
-    roles = ("solve", "propose") if arguments.role == "both" else (arguments.role,)
-    made = list(examples(tasks, arguments.format, roles, arguments.references, arguments.seed))
-    found = [example for example in made if example is not None]
-    try:
-        with arguments.file.open("x") as target:
-            target.writelines(f"{json.dumps(example, ensure_ascii=False)}\n" for example in found)
-    except FileExistsError:
-        raise SeedError(f"{arguments.file} exists already: give another name, or remove it") from None
-    except OSError as error:
-        raise SeedError(f"{arguments.file} cannot be written: {error}") from None
-    kinds = Counter(task.kind for task in tasks)
-    told = ", ".join(f"{kinds[kind]} {kind.value}" for kind in Kind)
-    print(f"{len(found)} examples to {arguments.file}, of {len(tasks)} tasks ({told})")
-    if len(found) < len(made):
-        print(f"{len(made) - len(found)} left out: the {arguments.format} format cannot say them (fences, imports)")
-    return 0

@@ -1,11 +1,10 @@
-"""`azr sft`: supervised fine-tuning, the warm start of self-play.
+"""A fine-tuning run (`azr sft`), from its data to its summary.
 
 One learner rank runs in this process; several run as Ray actors, one each, and this process shows what rank 0 says.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from launch.arguments import add_overrides, run_config
+from executor.user_error import UserError
 from launch.config import RECIPES, ConfigError, SftConfig, to_toml
 from launch.models import prepare
 from launch.run.console import REFRESH_S
@@ -23,53 +22,14 @@ from launch.run.recorder import Recorder
 from launch.run.status import Progress, SftStatus
 from launch.sft.console import SftConsole
 from learner.checkpoint import Checkpoints
-from learner.sft.data import Data, DataError, load_data
+from learner.sft.data import Data, load_data
 
 _STATE = "sft.json"
 """A checkpoint's file that says which step it is of, and of which data."""
 
-EPILOG = """\
-A line of the data is one example:
 
-  {"prompt": "2 + 2 = ", "response": "4"}
-  {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
-
-examples:
-  azr sft sft-smollm2-cpu                            the example that ships: the form of tasks
-  azr sft sft-smollm2-cpu sft.data=mine.jsonl run.name=mine sft.epochs=3
-  azr sft --resume runs/mine                         go on after a stop, exactly
-  azr train smollm2-cpu model.path=runs/mine/hf      self-play from there
-  azr sft-data tasks.jsonl mine.jsonl                examples out of any tasks
-  azr config docs --sft                              every setting
-"""
-
-
-class SftError(ValueError):
+class SftError(UserError):
     """A fine-tuning run that cannot start or go on; the message says what to do."""
-
-
-def register(commands: Any) -> None:
-    """Add `azr sft` to argparse's subcommands, the object that `add_subparsers` gave."""
-    sft = commands.add_parser(
-        "sft",
-        help="supervised fine-tuning, as a warm start",
-        description="Learn prompts and their responses from a JSON Lines file. The model it leaves starts self-play. Ctrl-C "
-        "once stops after the present step and saves; twice stops at once.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    sft.add_argument("recipe", nargs="?", help="a TOML file with a table [sft], or the name of a recipe that ships")
-    add_overrides(sft, "settings on top, such as sft.epochs=3")
-    sft.add_argument("--resume", metavar="RUN", help="a run folder to go on with, such as runs/sft-smollm2-cpu")
-    sft.set_defaults(run=_command)
-
-
-def _command(arguments: argparse.Namespace) -> int:
-    config = run_config(arguments, SftConfig, "azr sft", "sft-smollm2-cpu")
-    try:
-        return run(config, resume=bool(arguments.resume))
-    except DataError as error:
-        raise SftError(str(error)) from None
 
 
 def run(config: SftConfig, resume: bool = False) -> int:
@@ -186,8 +146,10 @@ class SftRank:
         self._progress.stop = why
 
 
-class RankFailed(RuntimeError):
+class RankFailed(UserError):
     """A learner rank ended by an error; the message names its log."""
+
+    exit_code = 1
 
 
 def _here(config: SftConfig, folder: RunFolder, data: Data, resume: bool, console: SftConsole) -> str:

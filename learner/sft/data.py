@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from executor.user_error import UserError
 from learner.sft.settings import SftSettings
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Examples that cannot be used; the message names the file, the line and what to do."""
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import zmq
 
+from executor.user_error import UserError
+
 LEARNER, ACTOR = "learner.key", "actor.key"
 
 
-class KeysError(ValueError):
+class KeysError(UserError):
     """Keys that must not be used; the message says what to do."""
 
 

@@ -1,0 +1,45 @@
+"""`azr sft`: supervised fine-tuning, the warm start of self-play."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from launch.arguments import add_run, new_command, run_config
+
+_EPILOG = """\
+A line of the data is one example:
+
+  {"prompt": "2 + 2 = ", "response": "4"}
+  {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
+
+examples:
+  azr sft sft-smollm2-cpu                            the example that ships: the form of tasks
+  azr sft sft-smollm2-cpu sft.data=mine.jsonl run.name=mine sft.epochs=3
+  azr sft --resume runs/mine                         go on after a stop, exactly
+  azr train smollm2-cpu model.path=runs/mine/hf      self-play from there
+  azr sft-data tasks.jsonl mine.jsonl                examples out of any tasks
+  azr config docs --sft                              every setting
+"""
+
+
+def register(commands: Any) -> None:
+    """Add `azr sft` to argparse's subcommands."""
+    command = new_command(
+        commands,
+        "sft",
+        "supervised fine-tuning, as a warm start",
+        "Learn prompts and their responses from a JSON Lines file. Self-play starts from the model that this leaves. Ctrl-C "
+        "once stops after the present step and saves; twice stops at once.",
+        _EPILOG,
+    )
+    about = "a TOML file with a table [sft], or the name of a recipe that ships"
+    add_run(command, about, "sft.epochs=3", "runs/sft-smollm2-cpu")
+    command.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from launch.config import SftConfig
+    from launch.sft.run import run
+
+    return run(run_config(arguments, SftConfig, "azr sft", "sft-smollm2-cpu"), resume=bool(arguments.resume))

@@ -1,0 +1,79 @@
+"""`azr sft-data`: makes fine-tuning examples out of tasks."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from launch.arguments import new_command
+
+_EPILOG = """\
+A task is a line of the form that `azr seeds save` writes; outputs may be left out:
+
+  {"kind": "deduction", "program": "def f(x):\\n    return x + 1", "inputs": ["2"]}
+
+examples:
+  azr seeds save runs/first tasks.jsonl
+  azr sft-data tasks.jsonl mine.jsonl --role solve
+  azr sft sft-smollm2-cpu sft.data=mine.jsonl run.name=mine
+"""
+
+
+def register(commands: Any) -> None:
+    """Add `azr sft-data` to argparse's subcommands."""
+    command = new_command(
+        commands,
+        "sft-data",
+        "make fine-tuning examples out of tasks",
+        "Validate tasks and write the prompts and right replies of their solvers and proposers, one a line.",
+        _EPILOG,
+    )
+    command.add_argument("tasks", type=Path, metavar="TASKS", help="JSON Lines file of tasks")
+    command.add_argument("file", type=Path, metavar="OUT", help="where to write; a file that is there is kept")
+    command.add_argument(
+        "--format",
+        choices=["completion", "r1"],
+        default="completion",
+        help="selfplay.prompt_format of the run to come. r1's thoughts are one fixed sentence: they teach the form, not to think",
+    )
+    command.add_argument("--role", choices=["solve", "propose", "both"], default="both", help="whose replies")
+    command.add_argument("--references", type=int, default=2, metavar="K", help="selfplay.references (default: 2)")
+    command.add_argument("--seed", type=int, default=0, help="of the draw of references")
+    command.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from executor.tasks import Kind
+    from launch.commands.seeds import SeedError
+    from launch.sft.data import examples, validated
+
+    try:
+        text = arguments.tasks.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SeedError(f"{arguments.tasks} cannot be read: {error}") from None
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    tasks, rejected = asyncio.run(validated(lines))
+    for number, why in rejected:
+        print(f"{arguments.tasks}, line {number} left out: {why}")
+    if not tasks:
+        raise SeedError(f"{arguments.tasks} has no task")
+    roles = ("solve", "propose") if arguments.role == "both" else (arguments.role,)
+    made = list(examples(tasks, arguments.format, roles, arguments.references, arguments.seed))
+    found = [example for example in made if example is not None]
+    try:
+        with arguments.file.open("x") as target:
+            target.writelines(f"{json.dumps(example, ensure_ascii=False)}\n" for example in found)
+    except FileExistsError:
+        raise SeedError(f"{arguments.file} exists already: give another name, or remove it") from None
+    except OSError as error:
+        raise SeedError(f"{arguments.file} cannot be written: {error}") from None
+    kinds = Counter(task.kind for task in tasks)
+    told = ", ".join(f"{kinds[kind]} {kind.value}" for kind in Kind)
+    print(f"{len(found)} examples to {arguments.file}, of {len(tasks)} tasks ({told})")
+    if len(found) < len(made):
+        print(f"{len(made) - len(found)} left out: the {arguments.format} format cannot say them (fences, imports)")
+    return 0
