@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import types
 from collections.abc import Iterator
 from enum import StrEnum
@@ -14,13 +15,16 @@ from pydantic.fields import FieldInfo
 
 from launch.config import Config, SftConfig
 
+WIDTH = 120
+
 _TRAIN = """\
 # Configuration of `azr train`
 
 Every setting of a self-play run, by table. `azr sft` has [its own page](configuration-sft.md).
 
 A recipe is a TOML file that sets some of these keys; the rest keep their defaults. Recipes that ship lie in
-`launch/recipes/`, and `base = "NAME"` at the top of a recipe takes over another one's values. The command line comes last:
+`launch/recipes/`, and `base = "NAME"` at the top of a recipe takes over another one's values. The command line comes
+last:
 
 ```
 azr train smollm2-cpu learner.optimizer.lr=1e-5 run.name=try2
@@ -28,15 +32,15 @@ azr config show smollm2-cpu      # all values of a recipe, defaults filled in
 azr config docs                  # this page, as text
 ```
 
-An unknown key, a value out of bounds or two values that do not fit together stop the command before anything starts; the
-message names the key, the file that it came from, and the closest known key. The resolved configuration is saved as
+An unknown key, a value out of bounds or two values that do not fit together stop the command before anything starts;
+the message names the key, the file that it came from, and the closest known key. The resolved configuration is saved as
 `config.toml` in the run folder. `azr train --resume RUN KEY=VALUE` changes a setting of an existing run.
 """
 _SFT = """\
 # Configuration of `azr sft`
 
-Every setting of a fine-tuning run, by table. A recipe with a table `[sft]` is one of `azr sft`; how recipes, defaults and
-overrides come together is told [with the settings of `azr train`](configuration.md). What the command does:
+Every setting of a fine-tuning run, by table. A recipe with a table `[sft]` is one of `azr sft`; how recipes, defaults
+and overrides come together is told [with the settings of `azr train`](configuration.md). What the command does:
 [supervised fine-tuning](sft.md).
 """
 _WRITTEN = "<!-- Written by `make docs` from the settings classes. Change the docstrings there, not this file. -->\n"
@@ -51,7 +55,8 @@ def markdown(root: type[BaseModel]) -> str:
         about = _capitalised(" ".join(first.split()).removeprefix(f"`[{name}]`").lstrip(":, "))
         rows = [_row(f"{name}.{key}", field) for key, field in _settings(section)]
         head = "| key | type | default | bounds | meaning |\n| --- | --- | --- | --- | --- |"
-        parts.append(f"## `[{name}]`\n\n{about}\n\n" + "\n".join([head, *rows]) + "\n")
+        lines = textwrap.wrap(about, WIDTH, break_long_words=False, break_on_hyphens=False)
+        parts.append("\n".join([f"## `[{name}]`", "", *lines, "", head, *rows, ""]))
     return "\n".join(parts)
 
 
