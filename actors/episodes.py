@@ -42,14 +42,12 @@ class Player:
         buffer: Buffer,
         settings: SelfPlaySettings,
         identity: Identity,
-        next_seq: Callable[[], int],
         seed: int | None,
     ) -> None:
         """`seed`: makes every draw and sample a function of it and of the slot; None leaves sampling to the engine."""
         self._buffer = buffer
         self._settings = settings
         self._identity = identity
-        self._next_seq = next_seq
         self._sampler = Sampler(engine, settings, identity, seed)
         self._solver = Solver(self._sampler, judge)
         self.proposer = Proposer(self._sampler, judge, buffer)
@@ -93,7 +91,6 @@ class Player:
             run_id=self._identity.run_id,
             actor_id=self._identity.actor_id,
             incarnation=self._identity.incarnation,
-            seq=self._next_seq(),
             slot=slot,
             episode_id=episode_id,
             cell=cell,

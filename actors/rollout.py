@@ -163,7 +163,6 @@ class Rollout:
             self._buffer,
             self._settings,
             identity,
-            next_seq=lambda: 0,  # the stream numbers what it sends
             seed=self._seed,
         )
         updating = asyncio.create_task(self._update_weights())

@@ -13,16 +13,18 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from enum import StrEnum
+from typing import Protocol
 
 from learner.ledger import describe_ledger
 from learner.metrics import describe_batch
 from learner.phase import Phase
 from learner.publisher import Publisher
+from learner.ranks import Ranks
 from learner.settings import LearnerSettings
 from learner.staleness import Gate
 from learner.trainer import Trainer
-from learner.trajectory import Trajectory, dumps, loads
+from learner.trajectory import Trajectory
 
 
 class Stream(Protocol):
@@ -67,6 +69,26 @@ class Hooks:
     """Every engine has loaded this version, and training has not gone on from it. On every rank."""
 
 
+class Decision(StrEnum):
+    """What the learner's ranks do next."""
+
+    TRAIN = "train"
+    """Train on a batch, and publish the version that it makes."""
+    PUBLISH = "publish"
+    """Publish the present version again: an actor joined, and gets its weights before it plays."""
+    STOP = "stop"
+    """End the run."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of the loop, the same on every rank."""
+
+    decision: Decision
+    batch: Sequence[Trajectory]
+    """What to train on, in the order of grants; empty unless `decision` is `TRAIN`."""
+
+
 def learn(
     trainer: Trainer, stream: Stream | None, publisher: Publisher, settings: LearnerSettings, hooks: Hooks
 ) -> None:
@@ -78,17 +100,17 @@ def learn(
         hooks.published(trainer.version)
         waiting_since = time.monotonic()
         hooks.on_phase(Phase.WAITING_FOR_BATCH, None)
-        command = ranks.share(lambda: _next(stream, settings, hooks))
+        turn = _next_turn(ranks, stream, settings, hooks)
         wait_for_batch_s = time.monotonic() - waiting_since
-        if command == "stop":
+        if turn.decision is Decision.STOP:
             if saved != trainer.version:
                 hooks.on_phase(Phase.DRAINING, None)
                 hooks.drain()
             break
-        if command == "publish":  # an actor joined: it gets the present weights before it plays
+        if turn.decision is Decision.PUBLISH:
             publisher.publish(trainer.version)
             continue
-        batch = loads(command)
+        batch = turn.batch
         trained_at = trainer.version
         hooks.on_phase(Phase.TRAINING, trained_at + 1)
         numbers = trainer.train(batch, lambda: stream.queued() if stream else [])
@@ -114,18 +136,26 @@ def learn(
         hooks.save(trainer.version)
 
 
-def _next(stream: Stream | None, settings: LearnerSettings, hooks: Hooks) -> Any:
-    """Rank 0's decision: a batch as bytes, "publish" or "stop"."""
-    assert stream is not None
-    batch = None if hooks.interrupted() else stream.next_batch(settings.batch_timeout_s, hooks.interrupted)
-    if batch is not None:
-        if not batch:
+def _next_turn(ranks: Ranks, stream: Stream | None, settings: LearnerSettings, hooks: Hooks) -> Turn:
+    """Wait for the next batch, on rank 0, and tell every rank what to do. Collective."""
+    batch: Sequence[Trajectory] = ()
+
+    def decide() -> str:
+        nonlocal batch
+        assert stream is not None
+        ready = None if hooks.interrupted() else stream.next_batch(settings.batch_timeout_s, hooks.interrupted)
+        if ready is None:
+            return Decision.STOP if hooks.interrupted() else Decision.PUBLISH
+        if not ready:
             raise RuntimeError(
                 "a batch came to nothing: every slot was returned, because the buffer has no task of the kinds that are only "
                 "solved; ask for proposals of these kinds too (learner.batch.propose)"
             )
-        return dumps(batch)
-    return "stop" if hooks.interrupted() else "publish"
+        batch = ready
+        return Decision.TRAIN
+
+    decision = Decision(ranks.share(decide))
+    return Turn(decision, ranks.share_batch(lambda: batch) if decision is Decision.TRAIN else ())
 
 
 def _stream_numbers(stream: Stream) -> dict[str, float]:

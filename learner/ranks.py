@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgpack
 import torch
 import torch.distributed as dist
+
+from learner.trajectory import Trajectory, dumps, loads
 
 
 class Ranks:
@@ -50,6 +52,20 @@ class Ranks:
         if not fine:
             raise RuntimeError(f"learner rank 0 failed: {result}")
         return result
+
+    def share_batch(self, decide: Callable[[], Sequence[Trajectory]]) -> list[Trajectory]:
+        """Run `decide` on rank 0 and return its trajectories on every rank. Collective; errors as in `share`.
+
+        Rank 0 keeps the objects themselves; only the other ranks get copies.
+        """
+        chosen: list[Trajectory] = []
+
+        def packed() -> bytes:
+            chosen.extend(decide())
+            return dumps(chosen) if self.world_size > 1 else b""
+
+        data = self.share(packed)
+        return chosen if self.is_main else loads(data)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over all ranks, in place. Collective."""

@@ -23,7 +23,7 @@ from learner.metrics import describe_advantages
 from learner.model.policy import PolicyModel
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings
-from learner.trajectory import Trajectory, dumps, loads
+from learner.trajectory import Trajectory
 
 MISMATCH_PROBES = 4
 """Trajectories that the engine's and the learner's log-probabilities are compared on, each step."""
@@ -193,11 +193,11 @@ class Trainer:
     def _probe(self, fresh: Callable[[], Sequence[Trajectory]]) -> tuple[float, float]:
         """Sum and count of |learner - engine| over response tokens of queued trajectories of exactly this version."""
 
-        def choose() -> bytes:
+        def choose() -> Sequence[Trajectory]:
             same = [t for t in fresh() if t.oldest_version == t.newest_version == self.version]
-            return dumps(same[:MISMATCH_PROBES])
+            return same[:MISMATCH_PROBES]
 
-        chosen = loads(self.ranks.share(choose))
+        chosen = self.ranks.share_batch(choose)
         if not chosen:
             return 0.0, 0.0
         gaps = [np.abs(ours - t.logprobs) for ours, t in zip(self.logprobs(chosen), chosen, strict=True)]

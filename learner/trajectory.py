@@ -8,7 +8,7 @@ ZeroMQ frame: no pickle, no copy of the arrays. Everything that arrives is check
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -18,7 +18,10 @@ import numpy as np
 
 from executor.tasks import Kind
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Written into every header. Schema 1 also had the number of the message in it (`seq`), which is in the envelope alone now."""
+READABLE_SCHEMAS = frozenset({1, SCHEMA_VERSION})
+"""Schemas of a checkpoint's queue that `loads` reads. Peers on the wire are of one run, so `decode` takes the present one alone."""
 MAX_TOKENS = 1 << 20
 MAX_HEADER_BYTES = 1 << 16
 MAX_ITEMS = 512
@@ -106,8 +109,6 @@ class Trajectory:
     run_id: str
     actor_id: str
     incarnation: int
-    seq: int
-    """Counts up within (actor_id, incarnation); with them, the identity that removes duplicates."""
     slot: int
     """The granted slot that this rollout fills."""
     episode_id: str
@@ -174,15 +175,14 @@ def check(trajectory: Trajectory) -> None:
         raise WireError(Refusal.VERSIONS, f"spans cover {expected} of {num_response} tokens")
 
 
-def encode(trajectory: Trajectory, seq: int | None = None) -> list[bytes | memoryview]:
-    """The frames of one trajectory: header, prompt_ids, response_ids, logprobs. `seq`: instead of its own."""
+def encode(trajectory: Trajectory) -> list[bytes | memoryview]:
+    """The frames of one trajectory: header, prompt_ids, response_ids, logprobs."""
     header = msgpack.packb(
         {
             "schema": SCHEMA_VERSION,
             "run_id": trajectory.run_id,
             "actor_id": trajectory.actor_id,
             "incarnation": trajectory.incarnation,
-            "seq": trajectory.seq if seq is None else seq,
             "slot": trajectory.slot,
             "episode_id": trajectory.episode_id,
             "cell": trajectory.cell.name,
@@ -203,8 +203,11 @@ def encode(trajectory: Trajectory, seq: int | None = None) -> list[bytes | memor
     ]
 
 
-def decode(frames: Sequence[bytes | memoryview]) -> Trajectory:
-    """The inverse of `encode`; raises `WireError` for anything that `encode` could not have written."""
+def decode(frames: Sequence[bytes | memoryview], schemas: Collection[int] = frozenset({SCHEMA_VERSION})) -> Trajectory:
+    """The inverse of `encode`; raises `WireError` for anything that `encode` could not have written.
+
+    `schemas`: the versions of the header that are accepted.
+    """
     if len(frames) != 4:
         raise WireError(Refusal.FRAMES, f"{len(frames)} frames, not 4")
     if len(frames[0]) > MAX_HEADER_BYTES:
@@ -213,8 +216,11 @@ def decode(frames: Sequence[bytes | memoryview]) -> Trajectory:
     if max(sizes) > 4 * MAX_TOKENS:
         raise WireError(Refusal.TOO_LARGE, f"an array frame of more than {4 * MAX_TOKENS} bytes")
     header = unpack_header(frames[0])
-    if header.get("schema") != SCHEMA_VERSION:
-        raise WireError(Refusal.SCHEMA, f"schema {header.get('schema')!r}, not {SCHEMA_VERSION}")
+    if (schema := header.get("schema")) not in list(schemas):
+        raise WireError(
+            Refusal.SCHEMA,
+            f"schema {schema!r:.40}, while this azr reads {sorted(schemas)}: go on with the azr that wrote it",
+        )
     try:
         num_prompt, num_response = map(whole, header["lengths"])
         if sizes != [4 * num_prompt, 4 * num_response, 4 * num_response]:
@@ -223,7 +229,6 @@ def decode(frames: Sequence[bytes | memoryview]) -> Trajectory:
             run_id=text(header["run_id"]),
             actor_id=text(header["actor_id"]),
             incarnation=whole(header["incarnation"]),
-            seq=whole(header["seq"]),
             slot=whole(header["slot"]),
             episode_id=text(header["episode_id"]),
             cell=Cell.parse(text(header["cell"])),
@@ -293,7 +298,7 @@ def dumps(trajectories: Sequence[Trajectory]) -> bytes:
 
 
 def loads(data: bytes) -> list[Trajectory]:
-    """The inverse of `dumps`; raises `WireError`."""
+    """The inverse of `dumps`, also of an older azr's (`READABLE_SCHEMAS`); raises `WireError`."""
     try:
         items = msgpack.unpackb(data, max_bin_len=len(data), max_ext_len=0)
     except Exception as error:  # as in `unpack_header`
@@ -302,4 +307,4 @@ def loads(data: bytes) -> list[Trajectory]:
         isinstance(frames, list) and all(isinstance(frame, bytes) for frame in frames) for frames in items
     ):
         raise WireError(Refusal.HEADER, "not a list of lists of frames")
-    return [decode(frames) for frames in items]
+    return [decode(frames, READABLE_SCHEMAS) for frames in items]

@@ -155,14 +155,14 @@ def _damaged(rng: random.Random) -> Sent:
 
 TRAJECTORIES: list[tuple[Callable[[], list[bytes]], Refusal]] = [
     (lambda: [b"", *ARRAYS[1:]], Refusal.HEADER),
-    (lambda: [_header(schema=2), *ARRAYS[1:]], Refusal.SCHEMA),
+    (lambda: [_header(schema=1), *ARRAYS[1:]], Refusal.SCHEMA),
     (lambda: [_header(lengths=[3, 1 << 40]), *ARRAYS[1:]], Refusal.LENGTH),
     (lambda: [ARRAYS[0], ARRAYS[1][:-1], *ARRAYS[2:]], Refusal.LENGTH),
     (lambda: [*ARRAYS[:3], b"\x00\x00\xc0\x7f" * 2], Refusal.NOT_FINITE),
     (lambda: [_header(reward=float("inf")), *ARRAYS[1:]], Refusal.NOT_FINITE),
     (lambda: [_header(reward="1.0"), *ARRAYS[1:]], Refusal.FIELD),
     (lambda: [_header(slot=-1), *ARRAYS[1:]], Refusal.FIELD),
-    (lambda: [_header(seq=2, actor_id=MEMBER), *ARRAYS[1:]], Refusal.FIELD),
+    (lambda: [_header(incarnation=-1, actor_id=MEMBER), *ARRAYS[1:]], Refusal.FIELD),
     (lambda: [_header(versions=[[0, 0, 1 << 50]]), *ARRAYS[1:]], Refusal.VERSIONS),
     (lambda: [_header(cell="deduction/judge"), *ARRAYS[1:]], Refusal.FIELD),
     (lambda: [_header(outcome="x" * MAX_HEADER_BYTES), *ARRAYS[1:]], Refusal.TOO_LARGE),

@@ -35,7 +35,6 @@ def trajectory(tokens: int, sent_at: float = 0.0) -> Trajectory:
         run_id="bench",
         actor_id="bench",
         incarnation=0,
-        seq=1,
         slot=0,
         episode_id="episode-0",
         cell=Cell(Kind.DEDUCTION, Role.SOLVE),

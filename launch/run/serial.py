@@ -162,31 +162,17 @@ class SerialPublisher:
         self._channel.close()
 
 
-class Numbers:
-    """1, 2, 3, ..."""
-
-    newest = 0
-
-    def next(self) -> int:
-        """The next number."""
-        self.newest += 1
-        return self.newest
-
-
 class SerialState:
     """What the next steps of a serial run depend on, beyond weights, ledger, queue and buffer: counts and memories.
 
     Samples and draws need none: each is a function of the seed and of its slot's number.
     """
 
-    def __init__(
-        self, engine: SerialEngine, player: Player, stream: SerialStream, heldout: Heldout, numbers: Numbers
-    ) -> None:
+    def __init__(self, engine: SerialEngine, player: Player, stream: SerialStream, heldout: Heldout) -> None:
         self._engine = engine
         self._player = player
         self._stream = stream
         self._heldout = heldout
-        self._numbers = numbers
 
     def settle(self) -> None:
         """Bring the run to a point that another process can go on from: nothing in flight, an engine without a past.
@@ -200,7 +186,6 @@ class SerialState:
     def state_dict(self) -> dict[str, Any]:
         """See `launch.run.checkpoints.Exact`."""
         return {
-            "seq": self._numbers.newest,
             "generated": self._stream.generated,
             "measured": self._stream.measured,
             "heldout_version": self._heldout.measured,
@@ -210,7 +195,6 @@ class SerialState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `launch.run.checkpoints.Exact`."""
-        self._numbers.newest = state["seq"]
         self._stream.generated = state["generated"]
         self._stream.measured = state["measured"]
         self._heldout.measured = state["heldout_version"]
@@ -251,19 +235,17 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
             lambda have, target: view.say(f"seeding: {have} of {target} triplets"),
         )
     )
-    numbers = Numbers()
     player = Player(
         engine,
         judge,
         LocalBuffer(store),
         config.selfplay,
         identity,
-        numbers.next,
         seed=config.run.seed,
     )
     stream = SerialStream(gate, player, config.actors.concurrency, loop)
     heldout = Heldout(engine, judge, config.selfplay)
-    state = SerialState(engine, player, stream, heldout, numbers)
+    state = SerialState(engine, player, stream, heldout)
     checkpoints = Checkpoints(folder.checkpoints, config.learner.keep_checkpoints)
     saved = Saved(checkpoints, trainer, store.snapshot, state)
     step = saved.resume(stream, stream.requeue) if resume else 0

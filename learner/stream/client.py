@@ -168,7 +168,7 @@ class StreamClient:
                         yield message
 
     async def send_trajectory(self, trajectory: Trajectory) -> None:
-        """Send, and keep until acknowledged; its `seq` is set here.
+        """Send under the next `seq`, and keep until acknowledged.
 
         A slot that the learner no longer counts on is not sent, only counted as abandoned. Raises `WireError` for one that the
         learner would refuse (a refused trajectory would leave its slot in flight), ValueError for a slot answered before.
@@ -176,7 +176,7 @@ class StreamClient:
         check(trajectory)
         if slots := self._answer([trajectory.slot]):
             seq = self._next_seq()
-            self._keep(seq, slots, [pack({"type": "trajectory", "seq": seq}), *encode(trajectory, seq)])
+            self._keep(seq, slots, [pack({"type": "trajectory", "seq": seq}), *encode(trajectory)])
 
     async def send_returned(self, slots: Sequence[int]) -> None:
         """There is no task to fill these slots with."""

@@ -334,7 +334,7 @@ class StreamServer:
     def _use(self, member: Member, message: dict[str, Any], frames: list[bytes | memoryview]) -> None:
         match message["type"]:
             case "trajectory":
-                self._on_trajectory(member, message["seq"], frames[1:])
+                self._on_trajectory(member, frames[1:])
             case "returned":
                 for slot in message["slots"]:
                     self.gate.give_back(slot, member.holder)
@@ -395,12 +395,10 @@ class StreamServer:
     def _welcome(self, member: Member) -> bytes:
         return pack({"type": "welcome", "run_id": self.run_id, "version": self.gate.version, "epoch": member.epoch})
 
-    def _on_trajectory(self, member: Member, seq: int, frames: list[bytes | memoryview]) -> None:
+    def _on_trajectory(self, member: Member, frames: list[bytes | memoryview]) -> None:
         trajectory = decode(frames)
         if (trajectory.actor_id, trajectory.incarnation) != member.holder or trajectory.run_id != self.run_id:
             raise WireError(Refusal.SENDER, "a trajectory of another actor or run")
-        if trajectory.seq != seq:
-            raise WireError(Refusal.FIELD, f"trajectory {trajectory.seq} in an envelope numbered {seq}")
         self.counts["trajectories"] += 1
         if self.gate.arrive(trajectory.slot, member.holder, trajectory.cell, trajectory.oldest_version):
             self._queue[trajectory.slot] = trajectory

@@ -95,14 +95,12 @@ def play(
 ) -> Played:
     """Play one episode to its end; each slot has to end exactly once, in a trajectory that the learner would take."""
     engine = Script(answer)
-    seq = iter(range(1, 1000))
     player = Player(
         engine,  # type: ignore[arg-type]
         judge,
         LocalBuffer(store),
         settings,
         Identity("run", "a", 0),
-        lambda: next(seq),
         seed,
     )
     played = Played(engine=engine, player=player)

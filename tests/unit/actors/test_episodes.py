@@ -214,8 +214,7 @@ def play_with(
     engine: Script, judge: Judge, store: TaskBuffer, grant: Grant, settings: SelfPlaySettings, seed: int | None = 1
 ) -> tuple[list[Trajectory], list[int]]:
     """What was emitted and given back, by an episode that may fail: `engine` decides."""
-    seq = iter(range(1, 1000))
-    player = Player(engine, judge, LocalBuffer(store), settings, Identity("run", "a", 0), lambda: next(seq), seed)  # type: ignore[arg-type]
+    player = Player(engine, judge, LocalBuffer(store), settings, Identity("run", "a", 0), seed)  # type: ignore[arg-type]
     out: list[Trajectory] = []
     returned: list[int] = []
 

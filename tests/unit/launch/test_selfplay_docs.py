@@ -43,7 +43,7 @@ def test_every_metric_of_a_batch_is_in_the_glossary() -> None:
     ids = np.array([1], np.int32)
     batch = [
         Trajectory(
-            "run", "a", 0, 1, 0, "e", cell, ids, ids, np.zeros(1, np.float32), (VersionSpan(0, 0, 1),), 0.0,
+            "run", "a", 0, 0, "e", cell, ids, ids, np.zeros(1, np.float32), (VersionSpan(0, 0, 1),), 0.0,
             parts | {"replayed": replayed}, Status.STOPPED, "valid" if cell.role is Role.PROPOSE else "correct",
         )
         for cell in CELLS

@@ -29,7 +29,7 @@ Row = tuple[Cell, float, int, int]
 
 def make(cell: Cell, reward: float, tokens: int = 1, prompt: int = 1) -> Trajectory:
     return Trajectory(
-        "run", "a", 0, 1, 0, "e", cell, np.array([prompt], np.int32), np.zeros(tokens, np.int32),
+        "run", "a", 0, 0, "e", cell, np.array([prompt], np.int32), np.zeros(tokens, np.int32),
         np.zeros(tokens, np.float32), (VersionSpan(0, 0, tokens),), reward,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
 
@@ -17,13 +18,13 @@ from learner.metrics import describe_batch
 from learner.ranks import Ranks
 from learner.settings import BatchSettings
 from learner.staleness import Gate, Holder
-from learner.trajectory import Cell, Role, Status, Trajectory, VersionSpan, WireError, encode
+from learner.trajectory import SCHEMA_VERSION, Cell, Role, Status, Trajectory, VersionSpan, WireError, dumps, encode
 
 
 def trajectory(slot: int, role: Role, spans: list[tuple[int, int, int]], reward: float, **parts: float) -> Trajectory:
     length = spans[-1][2]
     return Trajectory(
-        "run", "a", 0, slot + 1, slot, "e", Cell(Kind.DEDUCTION, role), np.array([1], np.int32),
+        "run", "a", 0, slot, "e", Cell(Kind.DEDUCTION, role), np.array([1], np.int32),
         np.zeros(length, np.int32), np.zeros(length, np.float32), tuple(VersionSpan(*s) for s in spans), reward, parts,
         Status.TRUNCATED if length > 3 else Status.STOPPED,
     )  # fmt: skip
@@ -284,7 +285,7 @@ def test_a_checkpoint_of_an_older_azr_is_refused_with_the_way_out(tmp_path: Path
 
 def make(slot: int, cell: Cell) -> Trajectory:
     return Trajectory(
-        "run", "a", 0, slot, slot, "e", cell, np.array([1, 2], np.int32), np.array([3], np.int32),
+        "run", "a", 0, slot, "e", cell, np.array([1, 2], np.int32), np.array([3], np.int32),
         np.array([-0.25], np.float32), (VersionSpan(0, 0, 1),), 0.5,
     )  # fmt: skip
 
@@ -323,4 +324,33 @@ def test_a_damaged_queue_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "queue.msgpack"
     file.write_bytes(file.read_bytes()[:-4] + np.array([np.nan], "<f4").tobytes())
     with pytest.raises(WireError, match="not_finite"):
+        read_stream_state(tmp_path)
+
+
+def test_a_queue_that_an_older_azr_wrote_is_read() -> None:
+    # Written by the code of schema 1, whose trajectories carried the number of their message.
+    state, waiting = read_stream_state(Path(__file__).parent / "schema_1")
+    assert [(t.slot, t.incarnation, t.cell.name) for t in waiting] == [
+        (0, 3, "deduction/propose"), (1, 3, "deduction/solve"), (2, 3, "deduction/propose"),
+    ]  # fmt: skip
+    assert [t.prompt_ids.tolist() for t in waiting] == [[1, 2, slot] for slot in range(3)]
+    assert [t.logprobs.tolist() for t in waiting] == [[-0.5, -1.5 - slot] for slot in range(3)]
+    assert [(t.reward, t.reward_parts, t.outcome, t.timings) for t in waiting] == [
+        (0.5 - slot, {"valid": 1.0}, "valid", {"queue_s": 0.25}) for slot in range(3)
+    ]
+    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 2}, solve={Kind.DEDUCTION: 2}), 1, solutions=1)
+    gate.load_state_dict(state)
+    sums = totals(gate.ledger())
+    assert conserved(gate.ledger())
+    assert (sums["queued"], sums["in_flight"], sums["dropped"]) == (3, 0, 1)
+
+
+def test_a_queue_that_a_newer_azr_wrote_is_refused_with_the_mend(tmp_path: Path) -> None:
+    (frames,) = msgpack.unpackb(dumps([make(0, Cell(Kind.DEDUCTION, Role.SOLVE))]))
+    header = msgpack.unpackb(frames[0]) | {"schema": SCHEMA_VERSION + 1}
+    (tmp_path / "gate.json").write_text("{}")
+    (tmp_path / "queue.msgpack").write_bytes(msgpack.packb([[msgpack.packb(header), *frames[1:]]]))
+    with pytest.raises(
+        WireError, match=r"unknown_schema: schema 3, .* reads \[1, 2\]: go on with the azr that wrote it"
+    ):
         read_stream_state(tmp_path)

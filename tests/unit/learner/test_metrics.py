@@ -28,7 +28,7 @@ def make(
     tokens = np.zeros(spans[-1].end, np.int32)
     tokens[0] = first
     return Trajectory(
-        "run", "a", 0, 1, 0, "e", Cell(kind, role), np.array([prompt], np.int32), tokens,
+        "run", "a", 0, 0, "e", Cell(kind, role), np.array([prompt], np.int32), tokens,
         np.zeros(len(tokens), np.float32), spans, reward, parts, status, outcome,
     )  # fmt: skip
 

@@ -61,7 +61,7 @@ def trainer(folder: Path, chosen: LearnerSettings, ranks: Ranks | None = None) -
 def trajectory(cell: Cell, prompt: np.ndarray, response: np.ndarray, reward: float) -> Trajectory:
     size = len(response)
     return Trajectory(
-        "run", "a", 0, 1, 0, "e", cell, prompt.astype(np.int32), response.astype(np.int32),
+        "run", "a", 0, 0, "e", cell, prompt.astype(np.int32), response.astype(np.int32),
         np.zeros(size, np.float32), (VersionSpan(VERSION, 0, size),), reward,
     )  # fmt: skip
 

@@ -25,7 +25,6 @@ def make(slot: int, role: Role = Role.PROPOSE, **changes: Any) -> Trajectory:
         "run_id": "run",
         "actor_id": "a",
         "incarnation": 0,
-        "seq": 1,
         "slot": slot,
         "episode_id": "1",
         "cell": Cell(Kind.DEDUCTION, role),
@@ -108,7 +107,7 @@ async def settled(client: StreamClient) -> None:
 
 def on_wire(slot: int, seq: int, role: Role = Role.PROPOSE, **changes: Any) -> list[bytes]:
     """The five frames of a trajectory, as a client would send them."""
-    trajectory = make(slot, role, seq=seq, **changes)
+    trajectory = make(slot, role, **changes)
     return [pack({"type": "trajectory", "seq": seq}), *(bytes(frame) for frame in encode(trajectory))]
 
 
