@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 
 from actors.buffer import Buffer
+from actors.environment import Environment
 from actors.generation import Completion, Engine
 from actors.prompts import Prompt, PromptTooLong
 from actors.propose import REDRAWS, Brief, Draft, ProposalOutcome, Proposer
@@ -23,7 +24,6 @@ from actors.rewards import Proposed, Solved, reward_terms
 from actors.sampler import Identity, Sampler, together
 from actors.settings import SelfPlaySettings
 from actors.solve import Solution, Solver
-from executor.judge import Judge
 from executor.tasks import Task
 from learner.staleness import Grant
 from learner.trajectory import Cell, Role, Trajectory
@@ -33,12 +33,12 @@ GiveBack = Callable[[Sequence[int]], Awaitable[None]]
 
 
 class Player:
-    """Plays granted episodes with one engine, one judge and one buffer. Hands out trajectories as they finish."""
+    """Plays granted episodes with one engine, one environment and one buffer. Hands out trajectories as they finish."""
 
     def __init__(
         self,
         engine: Engine,
-        judge: Judge,
+        environment: Environment,
         buffer: Buffer,
         settings: SelfPlaySettings,
         identity: Identity,
@@ -49,8 +49,8 @@ class Player:
         self._settings = settings
         self._identity = identity
         self._sampler = Sampler(engine, settings, identity, seed)
-        self._solver = Solver(self._sampler, judge)
-        self.proposer = Proposer(self._sampler, judge, buffer)
+        self._solver = Solver(self._sampler, environment)
+        self.proposer = Proposer(self._sampler, environment, buffer)
         """For proposals without a grant (`actors.seeding`)."""
 
     def counts(self) -> dict[str, float]:

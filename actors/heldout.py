@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.environment import Environment
 from actors.generation import Engine, Sampling
 from actors.parsing import FormatError, answer_of, parse_solution
 from actors.prompts import Prompt, PromptBuilder, PromptTooLong
 from actors.settings import SelfPlaySettings
-from executor.judge import Judge
 from executor.tasks import Kind, Task
 
 TASKS = Path(__file__).with_name("heldout.jsonl")
@@ -65,13 +65,13 @@ class Heldout:
     def __init__(
         self,
         engine: Engine,
-        judge: Judge,
+        environment: Environment,
         settings: SelfPlaySettings,
         tasks: Sequence[HeldoutTask] | None = None,
     ) -> None:
         """`tasks`: others than those that ship."""
         self._engine = engine
-        self._judge = judge
+        self._environment = environment
         self._settings = settings
         self._tasks = tasks
         self.measured = -1
@@ -142,4 +142,4 @@ class Heldout:
         answer = FormatError.NO_ANSWER if text is None else parse_solution(entry.task.kind, text)
         if isinstance(answer, FormatError):
             return False
-        return (await self._judge.verify(entry.task, answer)).correct
+        return (await self._environment.verify(entry.task, answer)).correct

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
+from actors.kinds.induction import shown
 from executor.tasks import Kind, Task
 
 FENCE = "```"
@@ -233,7 +234,7 @@ def _given(task: Task) -> list[Piece]:
         return [block_piece("python", task.program), block_piece("input", task.inputs[0])]
     if task.kind is Kind.ABDUCTION:
         return [block_piece("python", task.program), block_piece("output", task.outputs[0])]
-    pairs = [p for given, result in task.shown for p in (block_piece("input", given), block_piece("output", result))]
+    pairs = [p for given, result in shown(task) for p in (block_piece("input", given), block_piece("output", result))]
     return [block_piece("message", task.message), *pairs]
 
 

@@ -10,13 +10,13 @@ from enum import StrEnum
 
 from actors.buffer import Buffer
 from actors.composite import composite, definitions, fit
+from actors.environment import Environment
 from actors.generation import Completion
 from actors.parsing import FormatError, answer_of, parse_proposal
 from actors.prompts import Prompt, PromptTooLong
 from actors.rewards import COMPLEXITY_SCALE, HALSTEAD_SCALE, distance, saturating
 from actors.sampler import Sampler
 from executor.inspection import Facts
-from executor.judge import Judge
 from executor.tasks import Kind, Proposal, Rejection, RejectionReason, Task
 
 REDRAWS = 16
@@ -96,12 +96,12 @@ class Recent:
 
 
 class Proposer:
-    """Asks for tasks with one sampler, one judge and one buffer."""
+    """Asks for tasks with one sampler, one environment and one buffer."""
 
-    def __init__(self, sampler: Sampler, judge: Judge, buffer: Buffer) -> None:
+    def __init__(self, sampler: Sampler, environment: Environment, buffer: Buffer) -> None:
         self._sampler = sampler
         self._settings = sampler.settings
-        self._judge = judge
+        self._environment = environment
         self._buffer = buffer
         self.recent = {kind: Recent() for kind in Kind}
         """By kind: the answers that answer diversity looks back on."""
@@ -145,7 +145,7 @@ class Proposer:
         if isinstance(proposal, FormatError):
             return Draft(completion, proposal.value, 0.0)
         started = time.monotonic()
-        task = await self._judge.validate(proposal)
+        task = await self._environment.validate(proposal)
         if isinstance(task, Rejection):
             ignores = {"ignores_input": 1.0} if task.reason is RejectionReason.IGNORES_INPUT else {}
             return Draft(completion, task.reason.value, time.monotonic() - started, parts=ignores)
@@ -154,7 +154,7 @@ class Proposer:
         except PromptTooLong:
             self._sampler.counts["tasks_too_long"] += 1
             return Draft(completion, ProposalOutcome.TOO_LONG.value, time.monotonic() - started)
-        facts = await self._judge.inspect(task.program)
+        facts = await self._environment.inspect(task.program)
         parts, measures = await self._describe(brief, task, facts)
         return Draft(
             completion,
@@ -200,7 +200,7 @@ class Proposer:
         measures["halstead"] = saturating(facts.halstead, HALSTEAD_SCALE)
         shapes = []
         for _, reference in brief.references:
-            known = await self._judge.inspect(reference.program)
+            known = await self._environment.inspect(reference.program)
             if known is not None:
                 shapes.append(known.shape)
         if shapes:

@@ -21,12 +21,12 @@ from typing import Any, Protocol
 
 from actors.buffer import Buffer
 from actors.concurrency import ConcurrencyController, Load
+from actors.environment import Environment
 from actors.episodes import Player
 from actors.generation import Engine
 from actors.sampler import Identity
 from actors.seeding import seed
 from actors.settings import SelfPlaySettings
-from executor.judge import Judge
 from executor.pool import InfrastructureError
 from learner.staleness import Grant
 from learner.stream.client import StreamClient
@@ -106,12 +106,12 @@ class RolloutStats:
 
 
 class Rollout:
-    """One actor: an engine, a judge and a stream client, playing what is granted."""
+    """One actor: an engine, an environment and a stream client, playing what is granted."""
 
     def __init__(
         self,
         engine: Engine,
-        judge: Judge,
+        environment: Environment,
         buffer: Buffer,
         client: StreamClient,
         settings: SelfPlaySettings,
@@ -124,7 +124,7 @@ class Rollout:
         is given it. `concurrency`: what adapts the slots of this actor; None leaves them as the client has them. `seed`: as for
         `Player`; with one, episodes also wait for a measurement that is going on, as in serial mode."""
         self._engine = engine
-        self._judge = judge
+        self._environment = environment
         self._buffer = buffer
         self._client = client
         self._settings = settings
@@ -151,7 +151,7 @@ class Rollout:
         """Play until the learner says shutdown. Raises RolloutBroken where nothing can be played, LearnerLost, SeedingFailed."""
         who = Identity("", self._client.actor_id, self._client.incarnation)
         self.stats.seeded = await seed(
-            self._engine, self._judge, self._buffer, self._settings, who, self._seed, _say_seeding
+            self._engine, self._environment, self._buffer, self._settings, who, self._seed, _say_seeding
         )
         self.stats.idle_since = time.monotonic()
         version = await self._client.connect(connect_timeout_s)
@@ -159,7 +159,7 @@ class Rollout:
         identity = Identity(self._client.run_id, self._client.actor_id, self._client.incarnation)
         player = self._player = Player(
             self._engine,
-            self._judge,
+            self._environment,
             self._buffer,
             self._settings,
             identity,
@@ -250,12 +250,12 @@ class Rollout:
         try:
             await player.play(grant, emit, give_back)
             self.stats.episodes += 1
-            if self._executed is None or self._judge.stats.executed > self._executed:
+            if self._executed is None or self._environment.stats.executed > self._executed:
                 self._executed = None
                 self._patience.played()
         except Exception as error:  # whatever it is, the learner has to know that these slots will not be filled
             self.stats.failures += 1
-            self._executed = self._judge.stats.executed if isinstance(error, InfrastructureError) else None
+            self._executed = self._environment.stats.executed if isinstance(error, InfrastructureError) else None
             why = f"{type(error).__name__}: {error}"
             wait_s = self._patience.failed(time.monotonic())
             await asyncio.sleep(wait_s or 0.0)

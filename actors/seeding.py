@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from actors.buffer import Buffer
+from actors.environment import Environment
 from actors.generation import Engine
 from actors.propose import Draft, Proposer
 from actors.sampler import Identity, Sampler, together
 from actors.settings import SelfPlaySettings
-from executor.judge import Judge
 from executor.tasks import Kind, Task
 from executor.user_error import UserError
 
@@ -34,7 +34,7 @@ class SeedingFailed(UserError):
 
 async def seed(
     engine: Engine,
-    judge: Judge,
+    environment: Environment,
     buffer: Buffer,
     settings: SelfPlaySettings,
     identity: Identity,
@@ -47,7 +47,7 @@ async def seed(
     200 proposals for each triplet that is wanted.
     """
     target = settings.seed_tasks_target
-    proposer = Proposer(Sampler(engine, settings, identity, seed), judge, buffer)
+    proposer = Proposer(Sampler(engine, settings, identity, seed), environment, buffer)
     count = 0
     while (have := await _holds(buffer, target)) < target:
         progress(have, target)

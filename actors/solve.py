@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from actors.environment import Environment
 from actors.generation import Completion
 from actors.parsing import FormatError, answer_of, parse_solution
 from actors.prompts import Prompt
 from actors.sampler import Sampler, together
-from executor.judge import Judge
 from executor.tasks import Task, VerdictReason
 
 
@@ -27,11 +27,11 @@ class Solution(NamedTuple):
 
 
 class Solver:
-    """Answers tasks with one sampler and one judge."""
+    """Answers tasks with one sampler and one environment."""
 
-    def __init__(self, sampler: Sampler, judge: Judge) -> None:
+    def __init__(self, sampler: Sampler, environment: Environment) -> None:
         self._sampler = sampler
-        self._judge = judge
+        self._environment = environment
 
     async def solve(self, task: Task, prompt: Prompt, names: Sequence[str]) -> list[Solution]:
         """One solution a name, in that order. `prompt`: the task's, by `PromptBuilder.solve`."""
@@ -45,7 +45,9 @@ class Solver:
         texts = [answer_of(prompt.reply_start + one.text, prompt_format) for one in completions]
         answers = [FormatError.NO_ANSWER if text is None else parse_solution(task.kind, text) for text in texts]
         started = time.monotonic()
-        verdicts = iter(await self._judge.verify_all(task, [a for a in answers if not isinstance(a, FormatError)]))
+        verdicts = iter(
+            await self._environment.verify_all(task, [a for a in answers if not isinstance(a, FormatError)])
+        )
         execute_s = time.monotonic() - started
         solutions = []
         for completion, answer in zip(completions, answers, strict=True):

@@ -1,7 +1,8 @@
 """The environment: run programs that a model wrote, safely, and say what is true about them.
 
-This room knows nothing of language models, training or networks and imports nothing else of the project. It answers
-two questions: is a proposed task sound (`Judge.validate`), and does an answer solve it (`Judge.verify`)?
+This room knows nothing of language models, training, networks or kinds of tasks, and imports nothing else of the project.
+It answers two questions: is a program sound for its inputs, and what does it return (`Judge.validate`); and is an answer
+right (`Judge.check_values`, `check_inputs`, `check_programs`)? What a kind of task makes of that is in `actors/kinds/`.
 
 Open `judge.py` first: it is the whole environment in terms of the other files. Then `tasks.py` (the nouns),
 `pool.py` (many sandboxes), `sandbox.py` (one sandbox, seen from outside), `zygote.py` (the same, from inside),

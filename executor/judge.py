@@ -1,4 +1,12 @@
-"""What is true: whether a proposal is a sound task, and whether an answer solves a task.
+"""What is true of programs: what they return, whether they do so every time, and whether an answer is right.
+
+The judge knows no kind of task. It offers what every kind is made of (`actors/kinds/`):
+
+    validate         a program and its inputs: what it returns, if it is sound
+    check_values     answers that are values, against a value
+    check_inputs     answers that are inputs, against what a program should return for them
+    check_programs   answers that are programs, against pairs of input and output
+    read_value, read_input, evaluate, same    the parts of these, for other rules
 
 Model text reaches this process as text and literals only. Programs run in sandboxes, expected outputs never go there,
 and every comparison is made here, on decoded values. A failure of the sandbox itself is raised (InfrastructureError),
@@ -6,13 +14,13 @@ never judged.
 
 Work is shared where the sharing can't change a verdict:
 
-- Answers to one task that are the same (the same canonical value; for programs, the same text) are judged once.
-- Deduction runs nothing. An input that equals the task's own, or a program that does, is correct without a run.
-- Other inputs for a task's program run as one batch, in one child, if the program imports nothing: then there is nothing
+- Answers of one request that are the same (the same canonical value; for programs, the same text) are judged once.
+- Comparing values runs nothing. An answer that is known to be right (`known`: the task's own) is correct without a run.
+- Several inputs for one program run as one batch, in one child, if the program imports nothing: then there is nothing
   that one call could leave to the next (`safety.py`), and a validated program's value does not depend on where in memory
   its objects lie, which differs from server to server (`zygote.py`). Otherwise each runs in a child of its own, since the program's
   author could have it answer by its place in the batch.
-- An answer program gets all hidden inputs in one child, but never shares that with another answer's program. What it
+- An answer program gets all its inputs in one child, but never shares that with another answer's program. What it
   remembers from one input for the next doesn't bring it closer to outputs that it never sees.
 - What a program returned for an input is remembered (`Memo`), for answers that come back when a task is replayed.
 """
@@ -20,7 +28,7 @@ Work is shared where the sharing can't change a verdict:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,30 +38,18 @@ from executor.memo import Memo, Recent
 from executor.pool import Outcome, Pool, Status
 from executor.sandbox import Limits
 from executor.settings import ExecutorSettings
-from executor.tasks import (
-    Kind,
-    Proposal,
-    Rejection,
-    RejectionReason,
-    Task,
-    ValidationRules,
-    Verdict,
-    VerdictReason,
-)
+from executor.tasks import Rejection, RejectionReason, Validated, ValidationRules, Verdict, VerdictReason
 from executor.values import CodecError, Equality, canonical, canonical_args, equal
 from executor.variants import variants
 
 T = TypeVar("T")
-Record = Callable[[dict[str, Any]], None]
 
-MIN_INDUCTION_INPUTS = 2
-"""One pair to show and one to hide."""
 FACTS_MEMO_BYTES = 4 << 20
 """What a judge remembers of inspections, in characters."""
 
-_CORRECT = Verdict(True, VerdictReason.CORRECT)
-_WRONG = Verdict(False, VerdictReason.WRONG)
-_UNPARSEABLE = Verdict(False, VerdictReason.UNPARSEABLE)
+CORRECT = Verdict(True, VerdictReason.CORRECT)
+WRONG = Verdict(False, VerdictReason.WRONG)
+UNPARSEABLE = Verdict(False, VerdictReason.UNPARSEABLE)
 
 
 @dataclass
@@ -61,9 +57,9 @@ class JudgeStats:
     """What a judge was asked, and what it did not have to run."""
 
     validated: int = 0
-    """Proposals."""
+    """Programs to validate."""
     answers: int = 0
-    """Answers to tasks."""
+    """Answers to check."""
     executed: int = 0
     """Calls of a program: one per input and run, and one per variant of an input."""
     variants: int = 0
@@ -73,27 +69,25 @@ class JudgeStats:
     shared_equal: int = 0
     """Answers that another of the same request stood for."""
     shared_own: int = 0
-    """Answers that were the task's own input or program."""
+    """Answers that were known to be right."""
     memo_hits: int = 0
     """Calls whose outcome was remembered."""
 
 
 class Judge:
-    """Validates proposals and verifies answers on a pool of sandboxes that somebody else starts and closes."""
+    """Validates programs and checks answers on a pool of sandboxes that somebody else starts and closes."""
 
     def __init__(
         self,
         pool: Pool,
         settings: ExecutorSettings,
         equality: Equality = Equality.TYPE_AWARE,
-        record: Record | None = None,
         rules: ValidationRules | None = None,
     ) -> None:
-        """`record` is called with every request, as plain data (`executor.record_work`). `rules`: none, by default."""
+        """`equality`: when an answer's value is the expected one. `rules`: none, by default."""
         self._pool = pool
         self._rules = rules or ValidationRules()
         self._equality = equality
-        self._record = record
         # The settings limit a value's encoding. An answer's text may be longer (white space, escapes), and its
         # canonical form longer again.
         self._answer_bytes = 4 * settings.output_bytes
@@ -103,46 +97,42 @@ class Judge:
         self._turn = 0
         self.stats = JudgeStats()
 
-    # ------------------------------------------------------------------------------------------------- proposals
+    # ------------------------------------------------------------------------------------------------ validation
 
-    async def validate(self, proposal: Proposal) -> Task | Rejection:
-        """The task that `proposal` defines, or why it defines none.
+    async def validate(self, program: str, inputs: Sequence[str]) -> Validated | Rejection:
+        """What `program` returns for `inputs` (one or more, as a model wrote them), or why it is not sound.
 
-        Checked in this order: the inputs' number, form and difference; then, in the sandbox, the policy, integrity and
-        limits; then, if the rules say so, whether the value depends on the input; then determinism. Raises
-        InfrastructureError.
+        Checked in this order: the inputs' form and difference; then, in the sandbox, the policy, integrity and limits;
+        then, if the rules say so, whether the value depends on the input; then determinism. Raises InfrastructureError.
         """
         self.stats.validated += 1
-        if self._record:
-            self._record({"op": "validate", **_about(proposal)})
-        count = len(proposal.inputs)
-        if count < MIN_INDUCTION_INPUTS if proposal.kind is Kind.INDUCTION else count != 1:
-            return Rejection(RejectionReason.INPUT_COUNT, f"{count} inputs for {proposal.kind}")
+        if not inputs:
+            return Rejection(RejectionReason.INPUT_COUNT, "no input")
         try:
-            given = [parse_args(text) for text in proposal.inputs]
-            inputs = tuple(canonical_args(args) for args in given)
+            given = [parse_args(text) for text in inputs]
+            texts = tuple(canonical_args(args) for args in given)
         except CodecError as error:
             return Rejection(RejectionReason.UNPARSEABLE_INPUT, str(error))
-        if len(set(inputs)) < count:
-            return Rejection(RejectionReason.DUPLICATE_INPUT, f"{count - len(set(inputs))} of {count} inputs")
-        program = await self._stripped(proposal.program.strip())
-        # The inputs of an induction proposal are each other's variants.
+        count = len(texts)
+        if len(set(texts)) < count:
+            return Rejection(RejectionReason.DUPLICATE_INPUT, f"{count - len(set(texts))} of {count} inputs")
+        program = await self._stripped(program.strip())
+        # Several inputs are each other's variants.
         looked_at = self._rules.input_dependence != "off"
         others = variants(given[0], program) if looked_at and count == 1 else []
         workers = self._two_workers()
-        first = await self._execute(program, inputs, workers[0], fail_fast=True, variants=others)
+        first = await self._execute(program, texts, workers[0], fail_fast=True, variants=others)
         outcomes, varied, detail = first[:count], first[count:], ""
         self.stats.variants += len(varied)
         if outcomes[-1].status is Status.OK:
             detail = await self._ignores_input(program, outcomes, varied) if looked_at else ""
             if detail and self._rules.input_dependence == "reject":
                 return Rejection(RejectionReason.IGNORES_INPUT, detail)
-            outcomes = await self._confirmed(program, inputs, outcomes, workers[1])
+            outcomes = await self._confirmed(program, texts, outcomes, workers[1])
         last = outcomes[-1]
         if last.status is not Status.OK:
             return Rejection(RejectionReason(last.status.value), last.detail)
-        values = tuple(outcome.value for outcome in outcomes)
-        return Task(proposal.kind, program, inputs, values, proposal.message, ignores_input=bool(detail))
+        return Validated(program, texts, tuple(outcome.value for outcome in outcomes), ignores_input=bool(detail))
 
     async def inspect(self, program: str) -> Facts | None:
         """What the syntax tree of `program` says; None if it does not parse, or can't be read within the limits.
@@ -220,82 +210,96 @@ class Judge:
 
     # --------------------------------------------------------------------------------------------------- answers
 
-    async def verify(self, task: Task, answer: str) -> Verdict:
-        """Whether `answer` solves `task`: an output, an input, or a program, by the task's kind.
+    def check_values(self, expected: str, answers: Sequence[str]) -> list[Verdict]:
+        """Whether each of `answers`, a model's texts, is the value `expected` (canonical). Aligned; runs nothing."""
+        keys = [self.read_value(answer) for answer in answers]
+        return _aligned(keys, {value: self._compare(expected, value) for value in self._distinct(keys)})
 
-        Raises InfrastructureError.
+    async def check_inputs(
+        self, program: str, expected: str, answers: Sequence[str], known: Sequence[str] = ()
+    ) -> list[Verdict]:
+        """Whether `program`, which is validated, returns `expected` (canonical) for each of `answers`, inputs as a model
+        wrote them. Aligned. `known`: canonical inputs of which that is known. Raises InfrastructureError.
         """
-        return (await self.verify_all(task, [answer]))[0]
+        keys = [self.read_input(answer) for answer in answers]
+        distinct = self._distinct(keys)
+        own = [given for given in distinct if given in known]
+        self.stats.shared_own += len(own)
+        left = [given for given in distinct if given not in known]
+        outcomes = await self.evaluate(program, left)
+        found = dict.fromkeys(own, CORRECT)
+        found |= {given: self._judge(expected, outcome) for given, outcome in zip(left, outcomes, strict=True)}
+        return _aligned(keys, found)
 
-    async def verify_all(self, task: Task, answers: Sequence[str]) -> list[Verdict]:
-        """Whether each of `answers` solves `task`, aligned. The same as `verify` of each, with less work.
-
-        Raises InfrastructureError.
+    async def check_programs(
+        self, pairs: Sequence[tuple[str, str]], answers: Sequence[str], known: Sequence[str] = ()
+    ) -> list[Verdict]:
+        """Whether each of `answers`, programs as a model wrote them, maps every input to the output beside it (`pairs`,
+        canonical). Aligned. `known`: programs of which that is known. Raises InfrastructureError.
         """
-        self.stats.answers += len(answers)
-        if self._record:
-            self._record({"op": "verify", **_about(task), "outputs": list(task.outputs), "answers": list(answers)})
-        keys = [self._key(task.kind, answer) for answer in answers]
-        distinct = [key for key in dict.fromkeys(keys) if key is not None]
-        self.stats.shared_equal += len(keys) - keys.count(None) - len(distinct)
-        match task.kind:
-            case Kind.DEDUCTION:
-                verdicts = [self._compare(task.outputs[0], value) for value in distinct]
-            case Kind.ABDUCTION:
-                verdicts = await self._verify_inputs(task, distinct)
-            case Kind.INDUCTION:
-                verdicts = await _all(self._verify_program(task, program) for program in distinct)
-        found = dict(zip(distinct, verdicts, strict=True))
-        return [_UNPARSEABLE if key is None else found[key] for key in keys]
+        keys = [answer.strip() for answer in answers]
+        distinct = self._distinct(keys)
+        verdicts = await _all(self._check_program(pairs, program, program in known) for program in distinct)
+        return _aligned(keys, dict(zip(distinct, verdicts, strict=True)))
 
-    def _key(self, kind: Kind, answer: str) -> str | None:
-        """What makes two answers the same one; None for an answer that can't be read."""
-        if kind is Kind.INDUCTION:
-            return answer.strip()
+    def read_value(self, text: str) -> str | None:
+        """The canonical form of a value as a model wrote it; None for text that is no literal within the budgets."""
         try:
-            if kind is Kind.DEDUCTION:
-                return canonical(parse_literal(answer, self._answer_bytes))
-            return canonical_args(parse_args(answer))
+            return canonical(parse_literal(text, self._answer_bytes))
         except CodecError:
             return None
 
-    async def _verify_inputs(self, task: Task, inputs: Sequence[str]) -> list[Verdict]:
-        """Whether the task's program maps each of these different inputs to the task's output."""
-        program, gold = task.program, task.outputs[0]
-        found = {given: value for given in inputs if (value := self._remembered(program, given)) is not None}
-        verdicts = {given: self._compare(gold, value) for given, value in found.items()}
-        if task.inputs[0] in inputs:
-            verdicts[task.inputs[0]] = _CORRECT
-            self.stats.shared_own += 1
-        left = [given for given in inputs if given not in verdicts]
+    def read_input(self, text: str) -> str | None:
+        """The canonical form of an input as a model wrote it; None for text that is no literals within the budgets."""
+        try:
+            return canonical_args(parse_args(text))
+        except CodecError:
+            return None
+
+    async def evaluate(self, program: str, inputs: Sequence[str]) -> list[Outcome]:
+        """What `program`, which is validated, does for each of these different canonical inputs; from memory where it is
+        known. Raises InfrastructureError.
+        """
+        values = {given: self._remembered(program, given) for given in inputs}
+        found = {given: Outcome(Status.OK, value) for given, value in values.items() if value is not None}
+        left = [given for given in inputs if given not in found]
         alone = left
         if len(left) > 1 and "import" not in program:
-            outcomes = await self._run(program, left)
+            found |= dict(zip(left, await self._run(program, left), strict=True))
             # The children's values add up in one batch: who ran out of memory is asked again, alone.
-            alone = [given for given, one in zip(left, outcomes, strict=True) if one.status is Status.MEMORY]
-            verdicts |= {given: self._judge(gold, one) for given, one in zip(left, outcomes, strict=True)}
+            alone = [given for given in left if found[given].status is Status.MEMORY]
         for given, (outcome,) in zip(alone, await _all(self._run(program, [given]) for given in alone), strict=True):
-            verdicts[given] = self._judge(gold, outcome)
-        return [verdicts[given] for given in inputs]
+            found[given] = outcome
+        return [found[given] for given in inputs]
 
-    async def _verify_program(self, task: Task, program: str) -> Verdict:
-        """Whether `program` maps every hidden input of the task to its output."""
-        if program == task.program:
+    def same(self, one: str, other: str) -> bool:
+        """Whether two canonical texts stand for the same value, by this judge's `equality`."""
+        return self._same(one, other, self._equality)
+
+    async def _check_program(self, pairs: Sequence[tuple[str, str]], program: str, known: bool) -> Verdict:
+        if known:
             self.stats.shared_own += 1
-            return _CORRECT
+            return CORRECT
         left = []
-        for given, gold in task.hidden:
+        for given, expected in pairs:
             value = self._remembered(program, given)
             if value is None:
-                left.append((given, gold))
-            elif not (verdict := self._compare(gold, value)).correct:
+                left.append((given, expected))
+            elif not (verdict := self._compare(expected, value)).correct:
                 return verdict
         outcomes = await self._run(program, [given for given, _ in left], fail_fast=True) if left else []
-        for outcome, (_, gold) in zip(outcomes, left, strict=False):
-            verdict = self._judge(gold, outcome)
+        for outcome, (_, expected) in zip(outcomes, left, strict=False):
+            verdict = self._judge(expected, outcome)
             if not verdict.correct:
                 return verdict
-        return _CORRECT
+        return CORRECT
+
+    def _distinct(self, keys: Sequence[str | None]) -> list[str]:
+        """The different answers of one request that can be read, in order; counts them all."""
+        distinct = [key for key in dict.fromkeys(keys) if key is not None]
+        self.stats.answers += len(keys)
+        self.stats.shared_equal += len(keys) - keys.count(None) - len(distinct)
+        return distinct
 
     # --------------------------------------------------------------------------------------------------- the pool
 
@@ -327,13 +331,13 @@ class Judge:
         self.stats.memo_hits += value is not None
         return value
 
-    def _judge(self, gold: str, outcome: Outcome) -> Verdict:
+    def _judge(self, expected: str, outcome: Outcome) -> Verdict:
         if outcome.status is Status.OK:
-            return self._compare(gold, outcome.value)
+            return self._compare(expected, outcome.value)
         return Verdict(False, VerdictReason(outcome.status.value))
 
-    def _compare(self, gold: str, value: str) -> Verdict:
-        return _CORRECT if self._same(gold, value, self._equality) else _WRONG
+    def _compare(self, expected: str, value: str) -> Verdict:
+        return CORRECT if self._same(expected, value, self._equality) else WRONG
 
     def _same(self, one: str, other: str, mode: Equality) -> bool:
         """Whether two canonical texts stand for the same value."""
@@ -343,13 +347,9 @@ class Judge:
         return equal(parse_literal(one, limit), parse_literal(other, limit), mode)
 
 
-def _about(subject: Proposal | Task) -> dict[str, Any]:
-    return {
-        "kind": subject.kind.value,
-        "program": subject.program,
-        "inputs": list(subject.inputs),
-        "message": subject.message,
-    }
+def _aligned(keys: Sequence[str | None], found: Mapping[str, Verdict]) -> list[Verdict]:
+    """The verdict of each answer, by what makes two answers the same one; None stands for one that cannot be read."""
+    return [UNPARSEABLE if key is None else found[key] for key in keys]
 
 
 def _short(outcome: Outcome) -> str:

@@ -40,25 +40,6 @@ class Task:
         if len(self.inputs) != len(self.outputs) or not self.inputs:
             raise ValueError(f"a task needs as many inputs as outputs: {len(self.inputs)} and {len(self.outputs)}")
 
-    @property
-    def num_shown(self) -> int:
-        """How many pairs an induction solver sees: the first half, rounded down."""
-        return len(self.inputs) // 2
-
-    @property
-    def shown(self) -> tuple[tuple[str, str], ...]:
-        """The (input, output) pairs that an induction solver sees."""
-        return self._pairs[: self.num_shown]
-
-    @property
-    def hidden(self) -> tuple[tuple[str, str], ...]:
-        """The (input, output) pairs that an induction answer is judged by."""
-        return self._pairs[self.num_shown :]
-
-    @property
-    def _pairs(self) -> tuple[tuple[str, str], ...]:
-        return tuple(zip(self.inputs, self.outputs, strict=True))
-
 
 @dataclass(frozen=True)
 class Proposal:
@@ -68,6 +49,20 @@ class Proposal:
     program: str
     inputs: tuple[str, ...]
     message: str = ""
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A program that is sound for its inputs: within policy and limits, and the same every time."""
+
+    program: str
+    """As it was run: comments and docstrings taken out where the rules say so."""
+    inputs: tuple[str, ...]
+    """Canonical."""
+    outputs: tuple[str, ...]
+    """Canonical, aligned with the inputs."""
+    ignores_input: bool = False
+    """The value is the same for other inputs, too (`ValidationRules.input_dependence`)."""
 
 
 @dataclass(frozen=True)

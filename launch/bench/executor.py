@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from actors.environment import Environment
 from executor.judge import Judge, JudgeStats
 from executor.pool import SandboxPool
 from executor.sandbox import Outcome, Sandbox, Status
@@ -381,24 +382,24 @@ class _Comparison:
         """Judge the mix once on a pool that has seen nothing of it: the seconds, and the findings of every item."""
         loop = asyncio.get_running_loop()
         pool = SandboxPool(self._settings)
-        judge = Judge(pool, self._settings)
+        environment = Environment(Judge(pool, self._settings))
         findings: list[list[str]] = [[] for _ in self._work.items]
         waiting = iter(enumerate(self._work.items))
 
         async def caller() -> None:
             for index, item in waiting:
                 if isinstance(item, Proposal):
-                    result = await judge.validate(item)
+                    result = await environment.validate(item)
                     findings[index] = ["ok" if isinstance(result, Task) else result.reason.value]
                 else:
-                    verdicts = await judge.verify_all(item.task, item.answers)
+                    verdicts = await environment.verify_all(item.task, item.answers)
                     findings[index] = [verdict.reason.value for verdict in verdicts]
 
         await pool.start()
         try:
             started = loop.time()
             await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
-            self._shared = judge.stats
+            self._shared = environment.stats
             return loop.time() - started, findings
         finally:
             await pool.close()

@@ -36,11 +36,10 @@ ROOT = str(Path(__file__).resolve().parents[2])
 _FORK = """
 import sys
 sys.path.append(sys.argv[1])
-from executor import keeper, zygote
+from executor import facades, keeper, zygote
 sys.path.pop()
-import gc, importlib, json, os, time
-for codec in zygote._CODECS:
-    importlib.import_module("encodings." + codec)
+import gc, json, os, time
+facades.load_codecs()
 server = zygote.Zygote(0, 1, True, frozenset())
 gc.collect()
 gc.freeze()

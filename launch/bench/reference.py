@@ -32,6 +32,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+from actors.kinds.induction import hidden
 from executor import safety
 from executor.tasks import Kind, Proposal
 from launch.bench import mix
@@ -90,7 +91,7 @@ def judging(item: mix.Item) -> Judging:
         elif task.kind is Kind.ABDUCTION:
             finding = yield from _holds([(task.program, f"({task.outputs[0]}) == f({answer})")])
         else:
-            finding = yield from _holds([(answer.strip(), f"({gold}) == f({given})") for given, gold in task.hidden])
+            finding = yield from _holds([(answer.strip(), f"({gold}) == f({given})") for given, gold in hidden(task)])
         findings.append(finding)
     return findings
 

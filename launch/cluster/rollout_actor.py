@@ -49,6 +49,7 @@ class RolloutActor:
         """Play until the learner says shutdown; returns digests of the engine's weights by name (`run.verify_weights`)."""
         from actors.concurrency import ConcurrencyController
         from actors.engine import AsyncEngine
+        from actors.environment import Environment
         from actors.heldout import Heldout
         from actors.rollout import Rollout
         from executor.judge import Judge
@@ -74,15 +75,15 @@ class RolloutActor:
             )
             try:
                 record = work_log(self._folder, self._id, config.executor.record_work)
-                judge = Judge(pool, config.executor, record=record, rules=config.selfplay.rules)
-                heldout = Heldout(self._engine, judge, config.selfplay) if self._id == "rollout0" else None
+                environment = Environment(Judge(pool, config.executor, rules=config.selfplay.rules), record)
+                heldout = Heldout(self._engine, environment, config.selfplay) if self._id == "rollout0" else None
                 buffer = RemoteBuffer(self._buffer)
                 adapt = config.actors.adapt
                 concurrency = ConcurrencyController(config.actors.concurrency, adapt) if adapt.enabled else None
                 client.on_event = _log
                 sampled_by = seed if config.engine.seeded else None
                 rollout = Rollout(
-                    self._engine, judge, buffer, client, config.selfplay, heldout, concurrency, sampled_by
+                    self._engine, environment, buffer, client, config.selfplay, heldout, concurrency, sampled_by
                 )
                 await rollout.run()
                 return await self._engine.checksums() if config.run.verify_weights else {}

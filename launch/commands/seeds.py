@@ -18,6 +18,7 @@ from typing import Any
 
 from actors.buffer import GIVEN, TaskBuffer
 from actors.buffer_file import SCHEMA_VERSION
+from actors.environment import Environment
 from executor.judge import Judge
 from executor.pool import SandboxPool
 from executor.settings import ExecutorSettings
@@ -149,13 +150,13 @@ async def _load(
 ) -> SeedReport:
     report = SeedReport()
     pool = SandboxPool(settings)
-    judge = Judge(pool, settings, rules=rules)
+    environment = Environment(Judge(pool, settings, rules=rules))
     await pool.start()
     try:
         for start in range(0, len(lines), AT_ONCE):
             part = lines[start : start + AT_ONCE]
             # Validated together, added one after the other: ids do not depend on who was faster.
-            found = await asyncio.gather(*(validate(judge, line) for _, line in part))
+            found = await asyncio.gather(*(validate(environment, line) for _, line in part))
             for (number, _), result in zip(part, found, strict=True):
                 if isinstance(result, str):
                     report.rejected.append((number, result))
@@ -169,18 +170,18 @@ async def _load(
     return report
 
 
-async def validate(judge: Judge, line: str) -> tuple[Task, str] | str:
+async def validate(environment: Environment, line: str) -> tuple[Task, str] | str:
     """The task of a line with its normalised program, or why there is none."""
     try:
         proposal, outputs = _parse(line)
     except SeedError as error:
         return str(error)
-    result = await judge.validate(proposal)
+    result = await environment.validate(proposal)
     if isinstance(result, Rejection):
         return f"{result.reason.value}: {result.detail}" if result.detail else result.reason.value
     if outputs is not None and result.outputs != outputs:
         return f"outputs differ: the file says {', '.join(outputs)[:200]}; it is {', '.join(result.outputs)[:200]}"
-    facts = await judge.inspect(result.program)
+    facts = await environment.inspect(result.program)
     return result, facts.normal if facts else result.program
 
 

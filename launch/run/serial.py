@@ -15,6 +15,7 @@ import torch
 
 from actors.buffer import LocalBuffer
 from actors.engine import SerialEngine
+from actors.environment import Environment
 from actors.episodes import Player
 from actors.generation import Engine
 from actors.heldout import Heldout
@@ -217,17 +218,13 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
     trainer = make_trainer(config, model_dir)
     progress = Progress()
     gate = make_gate(config)
-    judge = Judge(
-        pool,
-        config.executor,
-        record=work_log(folder, HOLDER.actor_id, config.executor.record_work),
-        rules=config.selfplay.rules,
-    )
+    record = work_log(folder, HOLDER.actor_id, config.executor.record_work)
+    environment = Environment(Judge(pool, config.executor, rules=config.selfplay.rules), record)
     identity = Identity(config.run.name, HOLDER.actor_id, HOLDER.incarnation)
     loop.run_until_complete(
         seed(
             engine,
-            judge,
+            environment,
             LocalBuffer(store),
             config.selfplay,
             identity,
@@ -237,14 +234,14 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
     )
     player = Player(
         engine,
-        judge,
+        environment,
         LocalBuffer(store),
         config.selfplay,
         identity,
         seed=config.run.seed,
     )
     stream = SerialStream(gate, player, config.actors.concurrency, loop)
-    heldout = Heldout(engine, judge, config.selfplay)
+    heldout = Heldout(engine, environment, config.selfplay)
     state = SerialState(engine, player, stream, heldout)
     checkpoints = Checkpoints(folder.checkpoints, config.learner.keep_checkpoints)
     saved = Saved(checkpoints, trainer, store.snapshot, state)

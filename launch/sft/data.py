@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from actors.environment import Environment
 from actors.prompts import FUNCTION_START, Prompt, PromptBuilder, block
 from executor.judge import Judge
 from executor.pool import SandboxPool
@@ -88,14 +89,14 @@ async def validated(lines: Sequence[tuple[int, str]]) -> tuple[list[Task], list[
     """The tasks of numbered lines, in order, and number and reason of each that is none. Raises InfrastructureError."""
     settings = ExecutorSettings()
     pool = SandboxPool(settings)
-    judge = Judge(pool, settings)
+    environment = Environment(Judge(pool, settings))
     tasks: list[Task] = []
     rejected: list[tuple[int, str]] = []
     await pool.start()
     try:
         for start in range(0, len(lines), AT_ONCE):
             part = lines[start : start + AT_ONCE]
-            results = await asyncio.gather(*(validate(judge, line) for _, line in part))
+            results = await asyncio.gather(*(validate(environment, line) for _, line in part))
             for (number, _), found in zip(part, results, strict=True):
                 if isinstance(found, str):
                     rejected.append((number, found))

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from actors.environment import Environment
 from actors.heldout import TASKS, HeldoutTask
 from executor.judge import Judge
 from executor.pool import SerialPool
@@ -119,11 +120,11 @@ def proposals() -> Iterator[tuple[str, int, Proposal]]:
             yield f"{kind}-{number:02d}", source.difficulty, Proposal(kind, source.program, inputs, message)
 
 
-async def make(judge: Judge) -> list[HeldoutTask]:
+async def make(environment: Environment) -> list[HeldoutTask]:
     """All tasks, their outputs computed and their determinism checked. Raises ValueError for one that is no task."""
     made = []
     for name, difficulty, proposal in proposals():
-        task = await judge.validate(proposal)
+        task = await environment.validate(proposal)
         if isinstance(task, Rejection):
             raise ValueError(f"{name}: {task}")
         made.append(HeldoutTask(name, difficulty, task))
@@ -135,7 +136,7 @@ async def _main() -> None:
     pool = SerialPool(settings)
     await pool.start()
     try:
-        made = await make(Judge(pool, settings))
+        made = await make(Environment(Judge(pool, settings)))
     finally:
         await pool.close()
     TASKS.write_text("".join(json.dumps(task.to_json()) + "\n" for task in made))

@@ -1,4 +1,4 @@
-"""Whole episodes against hand-computed trajectories: the model's words are given, all else is real (judge, sandbox, buffer).
+"""Whole episodes against hand-computed trajectories: the model's words are given, all else is real (environment, sandbox, buffer).
 
 Each test says what the model replies, and in full what has to come of it: every trajectory's slot, role, reward, outcome and
 origin, the slots that go back, and what the buffer knows afterwards.
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from actors.buffer import TaskBuffer
+from actors.environment import Environment
 from actors.parsing import FormatError
 from actors.propose import ProposalOutcome
 from actors.settings import SelfPlaySettings
-from executor.judge import Judge
 from executor.tasks import Kind, RejectionReason, Task
 from learner.staleness import Grant
 from learner.trajectory import Role
@@ -31,9 +31,9 @@ ZERO = "'Hello World'"
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
-    with judging() as judge:
-        yield judge
+def environment() -> Iterator[Environment]:
+    with judging() as environment:
+        yield environment
 
 
 @pytest.fixture
@@ -161,14 +161,16 @@ STARTS = {
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.kind.value)
 @pytest.mark.parametrize("prompt_format", FORMATS)
-def test_a_valid_proposal(judge: Judge, store: TaskBuffer, tmp_path: Path, prompt_format: str, case: Case) -> None:
+def test_a_valid_proposal(
+    environment: Environment, store: TaskBuffer, tmp_path: Path, prompt_format: str, case: Case
+) -> None:
     def answer(prompt: str, turn: int) -> str:
         role = "propose" if proposing(prompt) else "solve"
         text = case.proposal if role == "propose" else case.solutions[turn]
         return r1(text) if prompt_format == "r1" else text.removeprefix(STARTS[case.kind, role])
 
     grant = Grant(5, case.kind, 0, (0,), (1, 2, 3, 4))
-    played = play(judge, store, grant, answer, settings(prompt_format=prompt_format))
+    played = play(environment, store, grant, answer, settings(prompt_format=prompt_format))
     assert rows(played) == case.rows
     assert played.returned == []
     solved = sum(row.reward == 1.0 for row in case.rows[1:])
@@ -213,12 +215,12 @@ INVALID: list[tuple[Kind, str, str]] = [
     ("kind", "text", "outcome"), INVALID, ids=[f"{kind}-{outcome}" for kind, _, outcome in INVALID]
 )
 def test_an_invalid_proposal(
-    judge: Judge, store: TaskBuffer, tmp_path: Path, kind: Kind, text: str, outcome: str
+    environment: Environment, store: TaskBuffer, tmp_path: Path, kind: Kind, text: str, outcome: str
 ) -> None:
     """It is paid -1 and named; its solve slots go to the zero task, or back where the buffer has none of the kind."""
     zero = r1(fenced(("output", ZERO), ("input", ZERO)))
     played = play(
-        judge, store, Grant(1, kind, 0, (0,), (1, 2)), script(r1(text), [], zero), settings(prompt_format="r1")
+        environment, store, Grant(1, kind, 0, (0,), (1, 2)), script(r1(text), [], zero), settings(prompt_format="r1")
     )
     replays = [S(1, 1.0, "correct", "replayed"), S(2, 1.0, "correct", "replayed")]
     assert rows(played) == [P(0, -1.0, outcome), *([] if kind is Kind.INDUCTION else replays)]
@@ -243,9 +245,9 @@ def test_every_reason_is_played_here() -> None:
 
 
 @pytest.mark.parametrize("text", ["no tags at all", "```python\nx\n```</think> never answered"])
-def test_a_reply_without_an_answer(judge: Judge, store: TaskBuffer, text: str) -> None:
+def test_a_reply_without_an_answer(environment: Environment, store: TaskBuffer, text: str) -> None:
     played = play(
-        judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), lambda p, t: text, settings(prompt_format="r1")
+        environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), lambda p, t: text, settings(prompt_format="r1")
     )
     assert rows(played) == [P(0, -1.0, "no_answer"), S(1, -1.0, "no_answer", "replayed")]
 
@@ -254,8 +256,8 @@ def test_a_reply_without_an_answer(judge: Judge, store: TaskBuffer, text: str) -
 def test_a_constant_function(store: TaskBuffer, required: bool, expected: Row) -> None:
     rules = settings(input_dependence=required)
     answer = script(reply("def f(x):\n    return 6", "1"), ["6"] * 4)
-    with judging(rules) as judge:
-        played = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), answer, rules)
+    with judging(rules) as environment:
+        played = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), answer, rules)
     origin = "replayed" if required else "fresh"
     assert rows(played) == [expected, *(S(slot, 1.0, "correct", origin) for slot in (1, 2, 3, 4))]
     assert played.proposal.reward_parts["ignores_input"] == 1.0, "seen either way"
@@ -277,14 +279,18 @@ SAME = "def f(number):\n    # the same under other names\n    return [number] * 
     ],
 )  # fmt: skip
 def test_a_task_that_the_buffer_has(
-    judge: Judge, store: TaskBuffer, tmp_path: Path, changes: dict[str, Any], expected: list[Row]
+    environment: Environment, store: TaskBuffer, tmp_path: Path, changes: dict[str, Any], expected: list[Row]
 ) -> None:
     def answer(prompt: str, turn: int) -> str:
         return reply(SAME, "7") if proposing(prompt) else ("[7, 7, 7]" if "# the same" in prompt and turn < 1 else "0")
 
-    first = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), script(reply(TRIPLE, "7"), ["0"] * 4), SETTINGS)
+    first = play(
+        environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), script(reply(TRIPLE, "7"), ["0"] * 4), SETTINGS
+    )
     assert first.proposal.reward_parts["duplicate"] == 0.0
-    played = play(judge, store, Grant(2, Kind.DEDUCTION, 0, (0,), (1, 2)), answer, settings(solutions=2, **changes))
+    played = play(
+        environment, store, Grant(2, Kind.DEDUCTION, 0, (0,), (1, 2)), answer, settings(solutions=2, **changes)
+    )
     assert rows(played) == expected
     assert played.proposal.reward_parts["duplicate"] == 1.0
     assert known(tmp_path, "program, episode_id, reward") == [(TRIPLE, "1.0", 0.0)], "the first keeps it"
@@ -293,24 +299,26 @@ def test_a_task_that_the_buffer_has(
 # -- where solve slots go -----------------------------------------------------------------------------------------------
 
 
-def test_a_grant_of_solutions_alone_replays(judge: Judge, store: TaskBuffer, tmp_path: Path) -> None:
-    played = play(judge, store, Grant(1, Kind.ABDUCTION, 0, (), (3, 4)), lambda p, turn: [ZERO, "1"][turn], SETTINGS)
+def test_a_grant_of_solutions_alone_replays(environment: Environment, store: TaskBuffer, tmp_path: Path) -> None:
+    played = play(
+        environment, store, Grant(1, Kind.ABDUCTION, 0, (), (3, 4)), lambda p, turn: [ZERO, "1"][turn], SETTINGS
+    )
     assert rows(played) == [S(3, 1.0, "correct", "replayed"), S(4, -0.5, "wrong", "replayed")]
     assert known(tmp_path, "kind, attempts, solved", "attempts > 0") == [("abduction", 2, 1)]
 
 
-def test_an_empty_buffer_returns_slots(judge: Judge, store: TaskBuffer) -> None:
-    played = play(judge, store, Grant(1, Kind.INDUCTION, 0, (), (3, 4)), lambda p, t: "unused", SETTINGS)
+def test_an_empty_buffer_returns_slots(environment: Environment, store: TaskBuffer) -> None:
+    played = play(environment, store, Grant(1, Kind.INDUCTION, 0, (), (3, 4)), lambda p, t: "unused", SETTINGS)
     assert (rows(played), played.returned, played.engine.prompts) == ([], [3, 4], [])
 
 
-def test_several_proposals_share_a_prompt_and_the_slots(judge: Judge, store: TaskBuffer) -> None:
+def test_several_proposals_share_a_prompt_and_the_slots(environment: Environment, store: TaskBuffer) -> None:
     def answer(prompt: str, turn: int) -> str:
         if proposing(prompt):
             return [reply(TRIPLE, "7"), "x): no program"][turn]
         return ZERO if "[x] * 3" not in prompt else ["[7, 7, 7]", "0", "0", "0"][turn]
 
-    played = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0, 1), (2, 3, 4)), answer, SETTINGS)
+    played = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0, 1), (2, 3, 4)), answer, SETTINGS)
     assert rows(played) == [
         P(0, 0.75, "valid"), P(1, -1.0, "no_input"),
         S(2, 1.0, "correct"), S(3, 1.0, "correct", "replayed"), S(4, -0.5, "wrong"),
@@ -318,11 +326,11 @@ def test_several_proposals_share_a_prompt_and_the_slots(judge: Judge, store: Tas
     assert len({tuple(t.prompt_ids) for t in played.by_slot(Role.PROPOSE)}) == 1
 
 
-def test_estimates_that_are_not_trained_on(judge: Judge, store: TaskBuffer, tmp_path: Path) -> None:
+def test_estimates_that_are_not_trained_on(environment: Environment, store: TaskBuffer, tmp_path: Path) -> None:
     """All n estimates are made without slots; the slots go to the buffer (the draw falls on the zero task here)."""
     answer = script(reply(TRIPLE, "7"), ["[7, 7, 7]", "0", "0", "0"])
     changed = settings(train_on_estimates=False)
-    played = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2)), answer, changed, seed=4)
+    played = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2)), answer, changed, seed=4)
     assert rows(played) == [
         P(0, 0.75, "valid"), S(1, 1.0, "correct", "replayed"), S(2, 1.0, "correct", "replayed"),
     ]  # fmt: skip
@@ -338,11 +346,11 @@ def test_estimates_that_are_not_trained_on(judge: Judge, store: TaskBuffer, tmp_
     ],
 )
 def test_training_the_solver_alone(
-    judge: Judge, store: TaskBuffer, tmp_path: Path, proposal: str, expected: list[Row], tasks: list[Any]
+    environment: Environment, store: TaskBuffer, tmp_path: Path, proposal: str, expected: list[Row], tasks: list[Any]
 ) -> None:
     """The proposal makes a task, nobody estimates it or is paid for it, and its slot goes back."""
     answer = script(proposal, ["[7, 7, 7]", "0"])
-    played = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2)), answer, settings(propose=False))
+    played = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2)), answer, settings(propose=False))
     assert rows(played) == expected
     assert played.returned == [0]
     assert known(tmp_path, "attempts, solved, reward") == tasks
@@ -351,14 +359,14 @@ def test_training_the_solver_alone(
 # -- too long -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_induction_program_too_long_for_a_prompt_is_drawn_again(judge: Judge, store: TaskBuffer) -> None:
+def test_an_induction_program_too_long_for_a_prompt_is_drawn_again(environment: Environment, store: TaskBuffer) -> None:
     long = "def f(x):\n    return x" + " + x" * 300
     give(store, *(deduction(long, str(number), "0") for number in range(2)))
     reply_text = "It is x.\n```\n```input\n1\n```\n```input\n2\n```\n"
     for episode in range(1, 9):
         grant = Grant(episode, Kind.INDUCTION, 0, (0,), ())
         played = play(
-            judge, store, grant, script(reply_text, ["x):\n    return x"] * 4), settings(max_prompt_tokens=900)
+            environment, store, grant, script(reply_text, ["x):\n    return x"] * 4), settings(max_prompt_tokens=900)
         )
         assert rows(played) == [P(0, 0.0, "valid")]
         if played.player.counts()["prompts_too_long"]:
@@ -366,18 +374,18 @@ def test_an_induction_program_too_long_for_a_prompt_is_drawn_again(judge: Judge,
     raise AssertionError("the long programs were never drawn")
 
 
-def test_a_prompt_that_never_fits_gives_its_slots_back(judge: Judge, store: TaskBuffer) -> None:
+def test_a_prompt_that_never_fits_gives_its_slots_back(environment: Environment, store: TaskBuffer) -> None:
     for kind in Kind:
         grant = Grant(1, kind, 0, (0, 1), (2, 3))
-        played = play(judge, store, grant, lambda p, t: "unused", settings(max_prompt_tokens=40))
+        played = play(environment, store, grant, lambda p, t: "unused", settings(max_prompt_tokens=40))
         assert (played.out, sorted(played.returned), played.engine.prompts) == ([], [0, 1, 2, 3], [])
         assert played.player.counts()["prompts_too_long"] > 0
 
 
-def test_references_that_do_not_fit_are_counted(judge: Judge, store: TaskBuffer) -> None:
+def test_references_that_do_not_fit_are_counted(environment: Environment, store: TaskBuffer) -> None:
     give(store, *(deduction(f"def f(x):\n    return x + {number}" + " + x" * 60, "1", "0") for number in range(5)))
     played = play(
-        judge,
+        environment,
         store,
         Grant(1, Kind.DEDUCTION, 0, (0,), ()),
         lambda p, t: "x): no",
@@ -402,7 +410,7 @@ DEFINED = "def _make_g0():\n    def f(x):\n        return x\n    return f\ng_0 =
     ],
 )
 def test_a_composite_proposal(
-    judge: Judge, store: TaskBuffer, tmp_path: Path, prompt_format: str, own: str, whole: str, part: float
+    environment: Environment, store: TaskBuffer, tmp_path: Path, prompt_format: str, own: str, whole: str, part: float
 ) -> None:
     def answer(prompt: str, turn: int) -> str:
         if proposing(prompt):
@@ -413,7 +421,7 @@ def test_a_composite_proposal(
         return r1(fenced(("output", text))) if prompt_format == "r1" else text
 
     changed = settings(prompt_format=prompt_format, composite_functions=1.0, composite_max=1)
-    played = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), answer, changed)
+    played = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), answer, changed)
     assert rows(played) == [
         P(0, 0.5, "valid"), S(1, 1.0, "correct"), S(2, 1.0, "correct"), S(3, -0.5, "wrong"), S(4, -0.5, "wrong"),
     ]  # fmt: skip
@@ -421,14 +429,14 @@ def test_a_composite_proposal(
     assert known(tmp_path, "program, outputs") == [(whole, '["42"]')]
 
 
-def test_composite_prompts_come_as_often_as_set(judge: Judge, store: TaskBuffer) -> None:
+def test_composite_prompts_come_as_often_as_set(environment: Environment, store: TaskBuffer) -> None:
     give(store, Task(Kind.ABDUCTION, "from math import *\ndef f(x):\n    return sqrt(x)", ("4",), ("2.0",)))
 
     def share(composite_functions: float) -> float:
         changed = settings(composite_functions=composite_functions, composite_max=3)
         prompts = [
             play(
-                judge, store, Grant(number, Kind.ABDUCTION, 0, (0,), ()), lambda p, t: "x): no", changed
+                environment, store, Grant(number, Kind.ABDUCTION, 0, (0,), ()), lambda p, t: "x): no", changed
             ).engine.prompts[0]
             for number in range(60)
         ]
@@ -442,13 +450,13 @@ def test_composite_prompts_come_as_often_as_set(judge: Judge, store: TaskBuffer)
 # -- intrinsic rewards --------------------------------------------------------------------------------------------------
 
 
-def test_intrinsic_terms_are_paid_by_name(judge: Judge, store: TaskBuffer) -> None:
+def test_intrinsic_terms_are_paid_by_name(environment: Environment, store: TaskBuffer) -> None:
     weights = {"complexity": 0.3, "halstead": 0.2, "distance": 0.5, "answer_diversity": 0.1}
     branching = "def f(x):\n    if x > 3:\n        return [x] * 3\n    return x + 1"
     answer = script(reply(branching, "7"), ["[7, 7, 7]", "0", "0", "0"])
-    plain = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), answer, SETTINGS, seed=1)
+    plain = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), answer, SETTINGS, seed=1)
     parts = plain.proposal.reward_parts
-    again = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), answer, settings(intrinsic=weights), seed=1)
+    again = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), answer, settings(intrinsic=weights), seed=1)
     shown = sum("[x] * 3" in p.rpartition("Example 2")[0] for p in again.engine.prompts[:1])
     found = again.proposal.reward_parts
     assert found["reward/difficulty"] == 0.75
@@ -457,7 +465,7 @@ def test_intrinsic_terms_are_paid_by_name(judge: Judge, store: TaskBuffer) -> No
     assert found["reward/distance"] == pytest.approx(0.5 * (0.0 if shown else parts["distance"]))
     assert found["reward/answer_diversity"] == pytest.approx(0.1), "the first of its player"
     induced = play(
-        judge, store, Grant(2, Kind.INDUCTION, 0, (0,), ()),
+        environment, store, Grant(2, Kind.INDUCTION, 0, (0,), ()),
         script("It is x.\n```\n```input\n1\n```\n```input\n2\n```\n", ["x):\n    return x"] * 4, "x):\n    return x"),
         settings(intrinsic=weights),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A scripted engine and a whole episode around it: the real judge, sandbox and buffer; only the model's words are given."""
+"""A scripted engine and a whole episode around it: the real environment, sandbox and buffer; only the model's words are given."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.buffer import LocalBuffer, TaskBuffer
+from actors.environment import Environment
 from actors.episodes import Player
 from actors.generation import Completion, Sampling
 from actors.sampler import Identity
@@ -55,13 +56,13 @@ class Script:
 
 
 @contextlib.contextmanager
-def judging(settings: SelfPlaySettings | None = None) -> Iterator[Judge]:
+def judging(settings: SelfPlaySettings | None = None) -> Iterator[Environment]:
     """A judge with the rules of these settings on a pool of its own."""
     executor = ExecutorSettings(timeout_s=2)
     pool = SerialPool(executor)
     asyncio.run(pool.start())
     try:
-        yield Judge(pool, executor, rules=(settings or SelfPlaySettings()).rules)
+        yield Environment(Judge(pool, executor, rules=(settings or SelfPlaySettings()).rules))
     finally:
         asyncio.run(pool.close())
 
@@ -91,13 +92,18 @@ class Played:
 
 
 def play(
-    judge: Judge, store: TaskBuffer, grant: Grant, answer: Answer, settings: SelfPlaySettings, seed: int | None = 1
+    environment: Environment,
+    store: TaskBuffer,
+    grant: Grant,
+    answer: Answer,
+    settings: SelfPlaySettings,
+    seed: int | None = 1,
 ) -> Played:
     """Play one episode to its end; each slot has to end exactly once, in a trajectory that the learner would take."""
     engine = Script(answer)
     player = Player(
         engine,  # type: ignore[arg-type]
-        judge,
+        environment,
         LocalBuffer(store),
         settings,
         Identity("run", "a", 0),

@@ -15,10 +15,10 @@ import pytest
 from actors import episodes
 from actors.buffer import TaskBuffer
 from actors.buffer_settings import BufferSettings
+from actors.environment import Environment
 from actors.parsing import parse_proposal, parse_solution
 from actors.prompts import DIFFICULTY, ZERO_NORMAL, ZERO_TASK, Part, PromptBuilder
 from actors.settings import SelfPlaySettings
-from executor.judge import Judge
 from executor.tasks import Kind, Proposal, Task
 from learner.staleness import Grant
 from learner.trajectory import Role
@@ -30,9 +30,9 @@ SETTINGS = SelfPlaySettings(
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
-    with judging() as judge:
-        yield judge
+def environment() -> Iterator[Environment]:
+    with judging() as environment:
+        yield environment
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_trap_3_no_file_of_an_actor_reads_model_text_as_code() -> None:
         assert not imports & {"ast", "tokenize", "pickle", "marshal", "importlib"}, path.name
 
 
-def test_trap_4_a_long_output_reaches_the_solver_whole(judge: Judge, store: TaskBuffer) -> None:
+def test_trap_4_a_long_output_reaches_the_solver_whole(environment: Environment, store: TaskBuffer) -> None:
     program = "def f(x):\n    return list(range(x))"
     numbers = str(list(range(200)))
 
@@ -64,7 +64,7 @@ def test_trap_4_a_long_output_reaches_the_solver_whole(judge: Judge, store: Task
         assert numbers in prompt, "the output was cut"
         return "200"
 
-    played = play(judge, store, Grant(1, Kind.ABDUCTION, 0, (0,), (1, 2)), answer, SETTINGS)
+    played = play(environment, store, Grant(1, Kind.ABDUCTION, 0, (0,), (1, 2)), answer, SETTINGS)
     assert played.rewards(Role.SOLVE) == [1.0, 1.0]
 
 
@@ -116,42 +116,44 @@ def test_trap_9_text_that_holds_a_role_marker_moves_no_boundary(kind: Kind, prom
     assert (marked.reply_start, marked.stop) == (plain.reply_start, plain.stop)
 
 
-def test_trap_10_a_task_enters_once_whatever_its_names(judge: Judge, store: TaskBuffer) -> None:
+def test_trap_10_a_task_enters_once_whatever_its_names(environment: Environment, store: TaskBuffer) -> None:
     versions = ["def f(x):\n    return x * 2", "def f(number):\n    # twice\n    return number  *  2"]
     for turn in range(6):
         answer = reply(versions[turn % 2], "21")
         played = play(
-            judge, store, Grant(turn, Kind.DEDUCTION, 0, (0,), ()),
+            environment, store, Grant(turn, Kind.DEDUCTION, 0, (0,), ()),
             lambda prompt, _, answer=answer: answer if prompt.endswith("def f(") else "42", SETTINGS,
         )  # fmt: skip
         assert played.proposal.reward_parts["duplicate"] == float(turn > 0)
     assert store.sizes()["deduction"] == 2
 
 
-def test_trap_10_the_zero_triplet_is_known_by_its_normal_form(judge: Judge) -> None:
-    facts = asyncio.run(judge.inspect(ZERO_TASK.program))
+def test_trap_10_the_zero_triplet_is_known_by_its_normal_form(environment: Environment) -> None:
+    facts = asyncio.run(environment.inspect(ZERO_TASK.program))
     assert facts is not None
     assert facts.normal == ZERO_NORMAL
 
 
-def test_trap_12_an_over_long_task_is_named_counted_and_its_slots_filled(judge: Judge, store: TaskBuffer) -> None:
+def test_trap_12_an_over_long_task_is_named_counted_and_its_slots_filled(
+    environment: Environment, store: TaskBuffer
+) -> None:
     def answer(prompt: str, turn: int) -> str:
         return reply("def f(x):\n    return 'x' * 3000", "1") if prompt.endswith("def f(") else "'Hello World'"
 
-    played = play(judge, store, Grant(1, Kind.ABDUCTION, 0, (0,), (1, 2)), answer, SETTINGS)
+    played = play(environment, store, Grant(1, Kind.ABDUCTION, 0, (0,), (1, 2)), answer, SETTINGS)
     assert played.outcomes() == {0: "too_long", 1: "correct", 2: "correct"}
     assert played.player.counts()["tasks_too_long"] == 1
     assert store.sizes()["abduction"] == 1, "it entered, to be drawn in vain for ever"
 
 
-def test_trap_12_an_over_long_prompt_empties_no_batch(judge: Judge, store: TaskBuffer) -> None:
+def test_trap_12_an_over_long_prompt_empties_no_batch(environment: Environment, store: TaskBuffer) -> None:
     """What was stored under another limit is drawn around, and counted; nothing is scored for it."""
     program = "def f(x):\n    return x" + " + x" * 500
     give(store, *(deduction(program, str(number), "0") for number in range(2)))
     drawn = 0
     for episode in range(12):
         grant = Grant(episode, Kind.DEDUCTION, 0, (), (2 * episode, 2 * episode + 1))
-        played = play(judge, store, grant, lambda prompt, turn: "'Hello World'", SETTINGS)
+        played = play(environment, store, grant, lambda prompt, turn: "'Hello World'", SETTINGS)
         assert played.rewards(Role.SOLVE) == [1.0, 1.0]
         drawn += played.player.counts()["prompts_too_long"] > 0
     assert drawn > 3
@@ -163,7 +165,7 @@ def test_trap_13_a_constant_function_is_seen_and_can_be_refused(store: TaskBuffe
 
     strict = SETTINGS.model_copy(update={"input_dependence": True})
     for settings, outcome in ((SETTINGS, "valid"), (strict, "ignores_input")):
-        with judging(settings) as judge:
-            played = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), answer, settings)
+        with judging(settings) as environment:
+            played = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), answer, settings)
         assert played.outcomes()[0] == outcome
     assert played.proposal.reward_parts["ignores_input"] == 1.0

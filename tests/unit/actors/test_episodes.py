@@ -1,4 +1,4 @@
-"""Whole episodes with fixed texts: the real judge, the real sandbox, the real buffer; only the engine is scripted."""
+"""Whole episodes with fixed texts: the real environment, the real sandbox, the real buffer; only the engine is scripted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from actors.buffer import LocalBuffer, TaskBuffer
+from actors.environment import Environment
 from actors.episodes import Player
 from actors.generation import EngineAborted
 from actors.propose import Recent
@@ -27,9 +28,9 @@ from tests.unit.actors.scripted import play as play_episode
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
-    with judging() as judge:
-        yield judge
+def environment() -> Iterator[Environment]:
+    with judging() as environment:
+        yield environment
 
 
 SETTINGS = SelfPlaySettings(
@@ -43,9 +44,9 @@ SETTINGS = SelfPlaySettings(
 
 
 def play(
-    judge: Judge, store: TaskBuffer, grant: Grant, answer: Answer, settings: Any = SETTINGS
+    environment: Environment, store: TaskBuffer, grant: Grant, answer: Answer, settings: Any = SETTINGS
 ) -> tuple[list[Trajectory], list[int], Script]:
-    played = play_episode(judge, store, grant, answer, settings)
+    played = play_episode(environment, store, grant, answer, settings)
     return played.out, played.returned, played.engine
 
 
@@ -63,13 +64,13 @@ def store(tmp_path: Path) -> Iterator[TaskBuffer]:
 DOUBLE = "x):\n    return x * 2\n```\n```input\n21\n```\n"
 
 
-def test_a_valid_proposal_is_paid_by_its_difficulty(judge: Judge, store: TaskBuffer) -> None:
+def test_a_valid_proposal_is_paid_by_its_difficulty(environment: Environment, store: TaskBuffer) -> None:
     def answer(prompt: str, turn: int) -> str:
         if prompt.endswith("def f("):
             return DOUBLE
         return ["42", "43", "42", "forty-two"][turn]
 
-    out, _, _ = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), answer)
+    out, _, _ = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), answer)
     assert rewards(out, Role.SOLVE) == [1.0, -0.5, 1.0, -1.0]
     assert rewards(out, Role.PROPOSE) == [0.5]
     (proposal,) = [t for t in out if t.cell.role is Role.PROPOSE]
@@ -90,21 +91,21 @@ def test_a_valid_proposal_is_paid_by_its_difficulty(judge: Judge, store: TaskBuf
 
 @pytest.mark.parametrize(("compat", "reward"), [("paper", 0.0), ("reference", -0.5)])
 def test_a_task_that_everybody_solves_teaches_nothing(
-    judge: Judge, store: TaskBuffer, compat: str, reward: float
+    environment: Environment, store: TaskBuffer, compat: str, reward: float
 ) -> None:
     def answer(prompt: str, turn: int) -> str:
         return DOUBLE if prompt.endswith("def f(") else "42"
 
     settings = SETTINGS.model_copy(update={"compat": compat})
-    out, _, _ = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2)), answer, settings)
+    out, _, _ = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2)), answer, settings)
     assert rewards(out, Role.PROPOSE) == [reward]
 
 
-def test_an_invalid_proposal_leaves_its_slots_to_the_buffer(judge: Judge, store: TaskBuffer) -> None:
+def test_an_invalid_proposal_leaves_its_slots_to_the_buffer(environment: Environment, store: TaskBuffer) -> None:
     def answer(prompt: str, turn: int) -> str:
         return "x):\n    return open(x)\n```\n```input\n'f'\n```\n" if prompt.endswith("def f(") else "'Hello World'"
 
-    out, returned, _ = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2)), answer)
+    out, returned, _ = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2)), answer)
     assert rewards(out, Role.PROPOSE) == [-1.0]
     assert rewards(out, Role.SOLVE) == [1.0, 1.0]
     assert all(t.reward_parts["replayed"] == 1.0 for t in out if t.cell.role is Role.SOLVE)
@@ -112,48 +113,48 @@ def test_an_invalid_proposal_leaves_its_slots_to_the_buffer(judge: Judge, store:
     assert store.sizes()["deduction"] == 1
 
 
-def test_slots_without_any_task_go_back(judge: Judge, store: TaskBuffer) -> None:
+def test_slots_without_any_task_go_back(environment: Environment, store: TaskBuffer) -> None:
     out, returned, _ = play(
-        judge, store, Grant(1, Kind.INDUCTION, 0, (0,), (1, 2)), lambda prompt, turn: "no blocks at all"
+        environment, store, Grant(1, Kind.INDUCTION, 0, (0,), (1, 2)), lambda prompt, turn: "no blocks at all"
     )
     assert rewards(out, Role.PROPOSE) == [-1.0]
     assert returned == [1, 2]
 
 
-def test_abduction_takes_any_input_that_gives_the_output(judge: Judge, store: TaskBuffer) -> None:
+def test_abduction_takes_any_input_that_gives_the_output(environment: Environment, store: TaskBuffer) -> None:
     def answer(prompt: str, turn: int) -> str:
         if prompt.endswith("def f("):
             return "x):\n    return abs(x)\n```\n```input\n-3\n```\n"
         return ["3", "-3", "4", "x"][turn]
 
-    out, _, engine = play(judge, store, Grant(1, Kind.ABDUCTION, 0, (0,), (1, 2, 3, 4)), answer)
+    out, _, engine = play(environment, store, Grant(1, Kind.ABDUCTION, 0, (0,), (1, 2, 3, 4)), answer)
     assert rewards(out, Role.SOLVE) == [1.0, 1.0, -0.5, -1.0]
     solving = [prompt for prompt in engine.prompts if prompt.endswith("```input\n")]
     assert solving
     assert all("-3" not in prompt for prompt in solving), "the solver saw the answer"
 
 
-def test_induction_is_judged_on_the_hidden_half(judge: Judge, store: TaskBuffer) -> None:
+def test_induction_is_judged_on_the_hidden_half(environment: Environment, store: TaskBuffer) -> None:
     def answer(prompt: str, turn: int) -> str:
         if prompt.endswith("```message\n"):
             return "Gives it back.\n```\n```input\n'shown'\n```\n```input\n'hidden'\n```\n"
         return ["x):\n    return x\n", "x):\n    return 'shown'\n"][turn % 2]
 
-    out, _, engine = play(judge, store, Grant(1, Kind.INDUCTION, 0, (0,), (1, 2)), answer)
+    out, _, engine = play(environment, store, Grant(1, Kind.INDUCTION, 0, (0,), (1, 2)), answer)
     assert rewards(out, Role.SOLVE) == [1.0, -0.5]
     assert all("hidden" not in prompt for prompt in engine.prompts), "the solver saw the hidden half"
     assert store.sizes()["induction"] == 1
 
 
-def test_an_induction_proposal_with_one_input_twice_hides_nothing(judge: Judge, store: TaskBuffer) -> None:
+def test_an_induction_proposal_with_one_input_twice_hides_nothing(environment: Environment, store: TaskBuffer) -> None:
     reply = "Gives it back.\n```\n```input\n'a'\n```\n```input\n \"a\"\n```\n"
-    out, returned, _ = play(judge, store, Grant(1, Kind.INDUCTION, 0, (0,), (1, 2)), lambda prompt, turn: reply)
+    out, returned, _ = play(environment, store, Grant(1, Kind.INDUCTION, 0, (0,), (1, 2)), lambda prompt, turn: reply)
     assert [(t.reward, t.outcome) for t in out] == [(-1.0, "duplicate_input")]
     assert returned == [1, 2]
 
 
 def test_the_solutions_of_a_task_are_judged_together(
-    judge: Judge, store: TaskBuffer, monkeypatch: pytest.MonkeyPatch
+    environment: Environment, store: TaskBuffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answer(prompt: str, turn: int) -> str:
         if prompt.endswith("def f("):
@@ -161,60 +162,65 @@ def test_the_solutions_of_a_task_are_judged_together(
         return ["3", "```", "4", "3"][turn]
 
     requests: list[list[str]] = []
-    verify_all = judge.verify_all
+    verify_all = environment.verify_all
 
     async def watched(task: Task, answers: Sequence[str]) -> list[Verdict]:
         requests.append(list(answers))
         return await verify_all(task, answers)
 
-    monkeypatch.setattr(judge, "verify_all", watched)
-    out, _, _ = play(judge, store, Grant(1, Kind.ABDUCTION, 0, (0,), (1, 2, 3, 4)), answer)
+    monkeypatch.setattr(environment, "verify_all", watched)
+    out, _, _ = play(environment, store, Grant(1, Kind.ABDUCTION, 0, (0,), (1, 2, 3, 4)), answer)
     assert requests == [["3", "4", "3"]], "a reply without an answer asks the judge nothing"
     assert rewards(out, Role.SOLVE) == [1.0, -1.0, -0.5, 1.0]
 
 
-def test_estimates_beyond_the_slots_count_but_are_not_trained(judge: Judge, store: TaskBuffer) -> None:
+def test_estimates_beyond_the_slots_count_but_are_not_trained(environment: Environment, store: TaskBuffer) -> None:
     def answer(prompt: str, turn: int) -> str:
         return DOUBLE if prompt.endswith("def f(") else ("42" if turn == 3 else "0")
 
-    out, _, _ = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), answer)
+    out, _, _ = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), answer)
     assert rewards(out, Role.PROPOSE) == [0.75]
     assert len(out) == 2
 
 
-def test_proposals_of_one_prompt_go_their_own_ways(judge: Judge, store: TaskBuffer) -> None:
+def test_proposals_of_one_prompt_go_their_own_ways(environment: Environment, store: TaskBuffer) -> None:
     def answer(prompt: str, turn: int) -> str:
         if prompt.endswith("def f("):
             return DOUBLE if turn == 0 else "nothing"
         return "42"
 
-    out, _, _ = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0, 1), (2, 3, 4)), answer)
+    out, _, _ = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0, 1), (2, 3, 4)), answer)
     assert rewards(out, Role.PROPOSE) == [0.0, -1.0]
     first, second = (t for t in sorted(out, key=lambda t: t.slot) if t.cell.role is Role.PROPOSE)
     assert first.prompt_ids.tolist() == second.prompt_ids.tolist()
 
 
-def test_a_failing_engine_is_raised_never_rewarded(judge: Judge, store: TaskBuffer) -> None:
+def test_a_failing_engine_is_raised_never_rewarded(environment: Environment, store: TaskBuffer) -> None:
     def answer(prompt: str, turn: int) -> str:
         raise EngineAborted("gone")
 
     with pytest.raises(EngineAborted):
-        play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), answer)
+        play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), answer)
 
 
-def test_a_replay_episode_solves_one_task(judge: Judge, store: TaskBuffer) -> None:
+def test_a_replay_episode_solves_one_task(environment: Environment, store: TaskBuffer) -> None:
     task = Task(Kind.DEDUCTION, "def f(x):\n    return x + 1", ("1",), ("2",))
     give(store, task)
-    out, _, engine = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (), (0, 1, 2)), lambda prompt, turn: "2")
+    out, _, engine = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (), (0, 1, 2)), lambda prompt, turn: "2")
     assert len(set(engine.prompts)) == 1
     assert len(out) == 3
 
 
 def play_with(
-    engine: Script, judge: Judge, store: TaskBuffer, grant: Grant, settings: SelfPlaySettings, seed: int | None = 1
+    engine: Script,
+    environment: Environment,
+    store: TaskBuffer,
+    grant: Grant,
+    settings: SelfPlaySettings,
+    seed: int | None = 1,
 ) -> tuple[list[Trajectory], list[int]]:
     """What was emitted and given back, by an episode that may fail: `engine` decides."""
-    player = Player(engine, judge, LocalBuffer(store), settings, Identity("run", "a", 0), seed)  # type: ignore[arg-type]
+    player = Player(engine, environment, LocalBuffer(store), settings, Identity("run", "a", 0), seed)  # type: ignore[arg-type]
     out: list[Trajectory] = []
     returned: list[int] = []
 
@@ -237,7 +243,7 @@ def play_with(
 
 @pytest.mark.parametrize("num_solutions_first", [0, 1, 3])
 def test_an_engine_that_fails_among_the_solutions_rewards_nobody_for_it(
-    judge: Judge, store: TaskBuffer, num_solutions_first: int
+    environment: Environment, store: TaskBuffer, num_solutions_first: int
 ) -> None:
     """The solutions that were judged before may count; the proposal, whose difficulty nobody knows now, may not."""
 
@@ -248,7 +254,9 @@ def test_an_engine_that_fails_among_the_solutions_rewards_nobody_for_it(
             raise EngineAborted("gone")
         return "42"
 
-    out, returned = play_with(Script(answer), judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), SETTINGS)
+    out, returned = play_with(
+        Script(answer), environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), SETTINGS
+    )
     assert out[-1] is None, "the failure was not raised"
     emitted = out[:-1]
     assert len(emitted) <= num_solutions_first
@@ -263,14 +271,14 @@ def test_a_failing_sandbox_is_raised_never_rewarded(store: TaskBuffer) -> None:
         async def execute(self, *args: Any, **options: Any) -> Any:
             raise InfrastructureError("no sandbox")
 
-    broken = Judge(Broken(), ExecutorSettings())  # type: ignore[arg-type]
+    broken = Environment(Judge(Broken(), ExecutorSettings()))  # type: ignore[arg-type]
     with pytest.raises(InfrastructureError):
         play(broken, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), lambda prompt, turn: DOUBLE)
     assert store.sizes()["deduction"] == 1
 
 
-def test_a_task_too_long_for_a_solver_is_refused_by_name(judge: Judge, store: TaskBuffer) -> None:
-    """The output alone is longer than a prompt may be: valid for the judge, but nobody can be asked to solve it."""
+def test_a_task_too_long_for_a_solver_is_refused_by_name(environment: Environment, store: TaskBuffer) -> None:
+    """The output alone is longer than a prompt may be: valid for the environment, but nobody can be asked to solve it."""
     grant = Grant(1, Kind.ABDUCTION, 0, (0,), (1, 2))
 
     def answer(prompt: str, turn: int) -> str:
@@ -278,7 +286,7 @@ def test_a_task_too_long_for_a_solver_is_refused_by_name(judge: Judge, store: Ta
             return "x):\n    return 'long' * x\n```\n```input\n2000\n```\n"
         return "'Hello World'"
 
-    played = play_episode(judge, store, grant, answer, SETTINGS)
+    played = play_episode(environment, store, grant, answer, SETTINGS)
     assert (played.proposal.reward, played.proposal.outcome) == (-1.0, "too_long")
     assert played.proposal.reward_parts == {"valid": 0.0, "reward/invalid": -1.0}
     assert played.rewards(Role.SOLVE) == [1.0, 1.0], "its slots went to a task of the buffer"
@@ -298,35 +306,39 @@ def test_a_task_too_long_for_a_solver_is_refused_by_name(judge: Judge, store: Ta
         ("x):\n    import os\n    return os.getpid()\n```\n```input\n1\n```", "unsafe"),
     ],
 )
-def test_an_invalid_proposal_says_what_was_wrong(judge: Judge, store: TaskBuffer, text: str, outcome: str) -> None:
-    out, _, _ = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), lambda prompt, turn: text)
+def test_an_invalid_proposal_says_what_was_wrong(
+    environment: Environment, store: TaskBuffer, text: str, outcome: str
+) -> None:
+    out, _, _ = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), lambda prompt, turn: text)
     ((reward, found, parts),) = [(t.reward, t.outcome, t.reward_parts) for t in out]
     assert (reward, found, parts) == (-1.0, outcome, {"valid": 0.0, "reward/invalid": -1.0})
     assert store.sizes()["deduction"] == 1
 
 
-def test_a_proposal_without_solve_slots_is_still_estimated(judge: Judge, store: TaskBuffer) -> None:
+def test_a_proposal_without_solve_slots_is_still_estimated(environment: Environment, store: TaskBuffer) -> None:
     def answer(prompt: str, turn: int) -> str:
         return DOUBLE if prompt.endswith("def f(") else ("42" if turn == 0 else "0")
 
-    out, _, engine = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), answer)
+    out, _, engine = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), answer)
     assert rewards(out, Role.PROPOSE) == [0.75]
     assert len(engine.prompts) == 1 + SETTINGS.solutions
 
 
-def test_the_buffer_learns_how_often_a_task_was_solved(judge: Judge, store: TaskBuffer, tmp_path: Path) -> None:
+def test_the_buffer_learns_how_often_a_task_was_solved(
+    environment: Environment, store: TaskBuffer, tmp_path: Path
+) -> None:
     def answer(prompt: str, turn: int) -> str:
         return DOUBLE if prompt.endswith("def f(") else ("42" if turn == 0 else "0")
 
-    play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), answer)
+    play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), answer)
     with sqlite3.connect(tmp_path / "tasks.sqlite") as database:
         query = "SELECT attempts, solved, proposer_version, episode_id, outputs FROM tasks WHERE program LIKE '%x * 2%'"
         assert database.execute(query).fetchall() == [(4, 1, 3, "1.0", '["42"]')]
 
 
-def test_replays_are_counted_without_estimates(judge: Judge, store: TaskBuffer, tmp_path: Path) -> None:
+def test_replays_are_counted_without_estimates(environment: Environment, store: TaskBuffer, tmp_path: Path) -> None:
     out, _, engine = play(
-        judge, store, Grant(1, Kind.ABDUCTION, 0, (), (0, 1)), lambda prompt, turn: ["'Hello World'", "'x'"][turn]
+        environment, store, Grant(1, Kind.ABDUCTION, 0, (), (0, 1)), lambda prompt, turn: ["'Hello World'", "'x'"][turn]
     )
     assert rewards(out, Role.SOLVE) == [1.0, -0.5]
     assert [t.outcome for t in sorted(out, key=lambda t: t.slot)] == ["correct", "wrong"]
@@ -336,14 +348,14 @@ def test_replays_are_counted_without_estimates(judge: Judge, store: TaskBuffer, 
         assert database.execute(query).fetchall() == [(2, 1)]
 
 
-def test_solve_slots_of_a_kind_without_tasks_go_back(judge: Judge, store: TaskBuffer) -> None:
+def test_solve_slots_of_a_kind_without_tasks_go_back(environment: Environment, store: TaskBuffer) -> None:
     out, returned, engine = play(
-        judge, store, Grant(1, Kind.INDUCTION, 0, (), (0, 1, 2)), lambda prompt, turn: "unused"
+        environment, store, Grant(1, Kind.INDUCTION, 0, (), (0, 1, 2)), lambda prompt, turn: "unused"
     )
     assert (out, returned, engine.prompts) == ([], [0, 1, 2], [])
 
 
-def test_r1_replies_are_read_from_their_answer(judge: Judge, store: TaskBuffer) -> None:
+def test_r1_replies_are_read_from_their_answer(environment: Environment, store: TaskBuffer) -> None:
     def answer(prompt: str, turn: int) -> str:
         if "What does f return" in prompt:
             return [
@@ -355,20 +367,20 @@ def test_r1_replies_are_read_from_their_answer(judge: Judge, store: TaskBuffer) 
         return "easy</think><answer>```python\ndef f(x):\n    return x * 2\n```\n```input\n21\n```"
 
     settings = SETTINGS.model_copy(update={"prompt_format": "r1"})
-    out, _, _ = play(judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), answer, settings)
+    out, _, _ = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), answer, settings)
     assert rewards(out, Role.SOLVE) == [1.0, -0.5, -1.0, -1.0]
     assert rewards(out, Role.PROPOSE) == [0.75]
     outcomes = {t.slot: t.outcome for t in out}
     assert outcomes == {0: "valid", 1: "correct", 2: "wrong", 3: "no_answer", 4: "no_output"}
 
 
-def test_seeds_are_a_function_of_the_run_and_the_slot(judge: Judge, store: TaskBuffer) -> None:
+def test_seeds_are_a_function_of_the_run_and_the_slot(environment: Environment, store: TaskBuffer) -> None:
     def answer(prompt: str, turn: int) -> str:
         return DOUBLE if prompt.endswith("def f(") else "42"
 
     def seeds(seed: int | None, slots: tuple[int, ...]) -> list[int | None]:
         engine = Script(answer)
-        play_with(engine, judge, store, Grant(1, Kind.DEDUCTION, 0, (0,), slots), SETTINGS, seed)
+        play_with(engine, environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), slots), SETTINGS, seed)
         assert {s.max_tokens for s in engine.sampled.values()} == {96, SETTINGS.max_solve_tokens}
         return [sampling.seed for sampling in engine.sampled.values()]
 
@@ -380,8 +392,10 @@ def test_seeds_are_a_function_of_the_run_and_the_slot(judge: Judge, store: TaskB
     assert set(seeds(None, (1, 2))) == {None}
 
 
-def test_trajectories_carry_what_the_engine_said(judge: Judge, store: TaskBuffer) -> None:
-    out, _, _ = play(judge, store, Grant(4, Kind.DEDUCTION, 2, (), (9,)), lambda prompt, turn: "'Hello World'\n```")
+def test_trajectories_carry_what_the_engine_said(environment: Environment, store: TaskBuffer) -> None:
+    out, _, _ = play(
+        environment, store, Grant(4, Kind.DEDUCTION, 2, (), (9,)), lambda prompt, turn: "'Hello World'\n```"
+    )
     (trajectory,) = out
     assert bytes(trajectory.response_ids.tolist()) == b"'Hello World'\n```"
     assert bytes(trajectory.prompt_ids.tolist()).endswith(b"```output\n")

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from actors.environment import Environment
 from actors.generation import Completion, Sampling
 from actors.heldout import Heldout, HeldoutTask, load_tasks
+from actors.kinds.induction import hidden, num_shown
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
 from executor.pool import SerialPool
@@ -54,11 +56,11 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @pytest.fixture(scope="module")
-def judge(loop: asyncio.AbstractEventLoop) -> Iterator[Judge]:
+def environment(loop: asyncio.AbstractEventLoop) -> Iterator[Environment]:
     settings = ExecutorSettings(timeout_s=5)
     pool = SerialPool(settings)
     loop.run_until_complete(pool.start())
-    yield Judge(pool, settings)
+    yield Environment(Judge(pool, settings))
     loop.run_until_complete(pool.close())
 
 
@@ -76,8 +78,12 @@ def play(**settings: Any) -> SelfPlaySettings:
 # -- the tasks that ship ---------------------------------------------------------------------------------------------
 
 
-def test_the_file_is_what_the_generator_and_the_sandbox_make(judge: Judge, loop: asyncio.AbstractEventLoop) -> None:
-    assert loop.run_until_complete(make(judge)) == load_tasks(), "python -m launch.shipped.heldout_tasks writes it anew"
+def test_the_file_is_what_the_generator_and_the_sandbox_make(
+    environment: Environment, loop: asyncio.AbstractEventLoop
+) -> None:
+    assert loop.run_until_complete(make(environment)) == load_tasks(), (
+        "python -m launch.shipped.heldout_tasks writes it anew"
+    )
 
 
 def test_there_are_enough_of_each_kind_and_difficulty() -> None:
@@ -91,13 +97,13 @@ def test_there_are_enough_of_each_kind_and_difficulty() -> None:
 
 def test_no_constant_and_only_one_identity_solves_an_induction_task() -> None:
     tasks = [entry.task for entry in load_tasks() if entry.task.kind is Kind.INDUCTION]
-    assert all(task.num_shown == 2 and len(task.hidden) == 2 for task in tasks)
-    assert not [task.program for task in tasks if len({output for _, output in task.hidden}) == 1]
-    unchanged = [task.program for task in tasks if all(given == output for given, output in task.hidden)]
+    assert all(num_shown(task) == 2 and len(hidden(task)) == 2 for task in tasks)
+    assert not [task.program for task in tasks if len({output for _, output in hidden(task)}) == 1]
+    unchanged = [task.program for task in tasks if all(given == output for given, output in hidden(task))]
     assert unchanged == ["def f(x):\n    return x"]
 
 
-def test_their_own_answers_solve_them(judge: Judge, loop: asyncio.AbstractEventLoop) -> None:
+def test_their_own_answers_solve_them(environment: Environment, loop: asyncio.AbstractEventLoop) -> None:
     for entry in load_tasks():
         task = entry.task
         answer = {
@@ -105,7 +111,7 @@ def test_their_own_answers_solve_them(judge: Judge, loop: asyncio.AbstractEventL
             Kind.ABDUCTION: task.inputs[0],
             Kind.INDUCTION: task.program,
         }[task.kind]
-        assert loop.run_until_complete(judge.verify(task, answer)).correct, entry.name
+        assert loop.run_until_complete(environment.verify(task, answer)).correct, entry.name
 
 
 def test_they_survive_the_file() -> None:
@@ -116,9 +122,9 @@ def test_they_survive_the_file() -> None:
 # -- measuring -------------------------------------------------------------------------------------------------------
 
 
-def test_rates_are_by_kind_and_difficulty(judge: Judge, loop: asyncio.AbstractEventLoop) -> None:
+def test_rates_are_by_kind_and_difficulty(environment: Environment, loop: asyncio.AbstractEventLoop) -> None:
     engine = Scripted({"x + 41": "42\n", "x + 51": "0\n", "x * 7": "3\n"})
-    numbers = loop.run_until_complete(Heldout(engine, judge, play(), TINY).maybe_run(0))  # type: ignore[arg-type]
+    numbers = loop.run_until_complete(Heldout(engine, environment, play(), TINY).maybe_run(0))  # type: ignore[arg-type]
     assert numbers == {
         "heldout/deduction": 0.5,
         "heldout/abduction": 1.0,
@@ -131,48 +137,58 @@ def test_rates_are_by_kind_and_difficulty(judge: Judge, loop: asyncio.AbstractEv
     }
 
 
-def test_sampling_is_greedy_within_the_solver_s_limit(judge: Judge, loop: asyncio.AbstractEventLoop) -> None:
+def test_sampling_is_greedy_within_the_solver_s_limit(
+    environment: Environment, loop: asyncio.AbstractEventLoop
+) -> None:
     engine = Scripted({})
-    loop.run_until_complete(Heldout(engine, judge, play(), TINY).maybe_run(3))  # type: ignore[arg-type]
+    loop.run_until_complete(Heldout(engine, environment, play(), TINY).maybe_run(3))  # type: ignore[arg-type]
     assert {sampling.temperature for _, sampling, _ in engine.asked} == {0.0}
     assert {sampling.max_tokens for _, sampling, _ in engine.asked} == {9}
     assert len({request for _, _, request in engine.asked}) == len(TINY), "vLLM refuses a request id that is in use"
 
 
-def test_a_reply_that_cannot_be_read_is_not_solved(judge: Judge, loop: asyncio.AbstractEventLoop) -> None:
+def test_a_reply_that_cannot_be_read_is_not_solved(environment: Environment, loop: asyncio.AbstractEventLoop) -> None:
     engine = Scripted({"x + 41": "```\n", "x + 51": "", "x * 7": "3 +\n"})
-    numbers = loop.run_until_complete(Heldout(engine, judge, play(), TINY).maybe_run(0))  # type: ignore[arg-type]
+    numbers = loop.run_until_complete(Heldout(engine, environment, play(), TINY).maybe_run(0))  # type: ignore[arg-type]
     assert numbers is not None
     assert numbers["heldout/mean"] == 0.0
 
 
-def test_a_task_that_does_not_fit_is_left_out_and_counted(judge: Judge, loop: asyncio.AbstractEventLoop) -> None:
+def test_a_task_that_does_not_fit_is_left_out_and_counted(
+    environment: Environment, loop: asyncio.AbstractEventLoop
+) -> None:
     long = HeldoutTask("long", 1, Task(Kind.DEDUCTION, "def f(x):\n    return x" + " " * 9000, ("1",), ("1",)))
     engine = Scripted({"x + 41": "42\n"})
-    heldout = Heldout(engine, judge, play(), [TINY[0], long])  # type: ignore[arg-type]
+    heldout = Heldout(engine, environment, play(), [TINY[0], long])  # type: ignore[arg-type]
     numbers = loop.run_until_complete(heldout.maybe_run(0))
     assert numbers is not None
     assert (numbers["heldout/deduction"], numbers["heldout/skipped"]) == (1.0, 1.0)
 
 
-def versions_measured(judge: Judge, loop: asyncio.AbstractEventLoop, every: int, versions: Sequence[int]) -> list[int]:
-    heldout = Heldout(Scripted({}), judge, play(heldout_every=every), TINY[:1])  # type: ignore[arg-type]
+def versions_measured(
+    environment: Environment, loop: asyncio.AbstractEventLoop, every: int, versions: Sequence[int]
+) -> list[int]:
+    heldout = Heldout(Scripted({}), environment, play(heldout_every=every), TINY[:1])  # type: ignore[arg-type]
     return [v for v in versions if loop.run_until_complete(heldout.maybe_run(v)) is not None]
 
 
-def test_the_first_version_and_then_every_so_many_are_measured(judge: Judge, loop: asyncio.AbstractEventLoop) -> None:
-    assert versions_measured(judge, loop, 5, range(12)) == [0, 5, 10]
-    assert versions_measured(judge, loop, 5, range(7, 12)) == [7, 10], "a resumed run has a first version as well"
-    assert versions_measured(judge, loop, 5, [0, 4, 6, 7, 11]) == [0, 6, 11], "a version that was passed is made up for"
-    assert versions_measured(judge, loop, 1, [3, 3, 4]) == [3, 4]
-    assert versions_measured(judge, loop, 0, range(12)) == []
+def test_the_first_version_and_then_every_so_many_are_measured(
+    environment: Environment, loop: asyncio.AbstractEventLoop
+) -> None:
+    assert versions_measured(environment, loop, 5, range(12)) == [0, 5, 10]
+    assert versions_measured(environment, loop, 5, range(7, 12)) == [7, 10], "a resumed run has a first version as well"
+    assert versions_measured(environment, loop, 5, [0, 4, 6, 7, 11]) == [0, 6, 11], (
+        "a version that was passed is made up for"
+    )
+    assert versions_measured(environment, loop, 1, [3, 3, 4]) == [3, 4]
+    assert versions_measured(environment, loop, 0, range(12)) == []
 
 
-def test_one_measurement_at_a_time(judge: Judge, loop: asyncio.AbstractEventLoop) -> None:
+def test_one_measurement_at_a_time(environment: Environment, loop: asyncio.AbstractEventLoop) -> None:
     async def both() -> tuple[Any, Any, Any]:
         engine = Scripted({})
         engine.gate = asyncio.Event()
-        heldout = Heldout(engine, judge, play(), TINY)  # type: ignore[arg-type]
+        heldout = Heldout(engine, environment, play(), TINY)  # type: ignore[arg-type]
         first = asyncio.ensure_future(heldout.maybe_run(0))
         await asyncio.sleep(0)
         second = await heldout.maybe_run(5)

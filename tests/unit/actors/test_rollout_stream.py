@@ -16,6 +16,7 @@ import pytest
 
 import actors.rollout
 from actors.buffer import LocalBuffer
+from actors.environment import Environment
 from actors.rollout import Patience, Rollout, RolloutBroken
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
@@ -210,7 +211,7 @@ def test_broken_sandboxes_end_the_actor_and_not_the_learner(
         client = StreamClient(server.endpoint, "a", incarnation, capacity=100)
         rollout = Rollout(
             ScriptedEngine(answer),  # type: ignore[arg-type]
-            Judge(pool, executor, rules=settings.rules),
+            Environment(Judge(pool, executor, rules=settings.rules)),
             LocalBuffer(store),
             client,
             settings,

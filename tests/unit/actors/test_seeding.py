@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from actors.buffer import LocalBuffer, TaskBuffer
+from actors.environment import Environment
 from actors.rollout import Rollout
 from actors.sampler import Identity
 from actors.seeding import ROUND, SeedingFailed, seed
 from actors.settings import SelfPlaySettings
-from executor.judge import Judge
 from executor.tasks import Kind
 from tests.unit.actors.scripted import Answer, Script, judging, new_store, reply
 
@@ -23,9 +23,9 @@ WHO = Identity("", "rollout0", 0)
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
-    with judging() as judge:
-        yield judge
+def environment() -> Iterator[Environment]:
+    with judging() as environment:
+        yield environment
 
 
 @pytest.fixture
@@ -35,11 +35,13 @@ def store(tmp_path: Path) -> Iterator[TaskBuffer]:
     store.close()
 
 
-def run(judge: Judge, store: TaskBuffer, answer: Answer, target: int) -> tuple[int, Script, list[tuple[int, int]]]:
+def run(
+    environment: Environment, store: TaskBuffer, answer: Answer, target: int
+) -> tuple[int, Script, list[tuple[int, int]]]:
     engine, said = Script(answer), []
     settings = SETTINGS.model_copy(update={"seed_tasks_target": target})
     count = asyncio.run(
-        seed(engine, judge, LocalBuffer(store), settings, WHO, 1, lambda *numbers: said.append(numbers))  # type: ignore[arg-type]
+        seed(engine, environment, LocalBuffer(store), settings, WHO, 1, lambda *numbers: said.append(numbers))  # type: ignore[arg-type]
     )
     return count, engine, said
 
@@ -55,13 +57,13 @@ def numbered(every: int = 1) -> Answer:
     return answer
 
 
-def test_no_target_asks_nothing(judge: Judge, store: TaskBuffer) -> None:
-    count, engine, said = run(judge, store, numbered(), 0)
+def test_no_target_asks_nothing(environment: Environment, store: TaskBuffer) -> None:
+    count, engine, said = run(environment, store, numbered(), 0)
     assert (count, engine.prompts, said) == (0, [], [])
 
 
-def test_deduction_and_abduction_start_from_the_same_set(judge: Judge, store: TaskBuffer) -> None:
-    count, engine, said = run(judge, store, numbered(every=4), 30)
+def test_deduction_and_abduction_start_from_the_same_set(environment: Environment, store: TaskBuffer) -> None:
+    count, engine, said = run(environment, store, numbered(every=4), 30)
     assert count == len(engine.prompts) == 2 * ROUND
     assert store.sizes() == {"deduction": 33, "abduction": 33, "induction": 0}, "the zero triplet, and a quarter of 128"
     sets = [
@@ -72,32 +74,32 @@ def test_deduction_and_abduction_start_from_the_same_set(judge: Judge, store: Ta
     assert said == [(1, 30), (17, 30), (30, 30)]
 
 
-def test_later_proposals_see_earlier_ones(judge: Judge, store: TaskBuffer) -> None:
-    _, engine, _ = run(judge, store, numbered(every=4), 30)
+def test_later_proposals_see_earlier_ones(environment: Environment, store: TaskBuffer) -> None:
+    _, engine, _ = run(environment, store, numbered(every=4), 30)
     first, second = engine.prompts[:ROUND], engine.prompts[ROUND:]
     assert not any("x + " in prompt for prompt in first)
     assert all("x + " in prompt for prompt in second)
 
 
-def test_a_buffer_that_has_enough_is_left_alone(judge: Judge, store: TaskBuffer) -> None:
-    run(judge, store, numbered(), 10)
-    count, engine, _ = run(judge, store, numbered(), 10)
+def test_a_buffer_that_has_enough_is_left_alone(environment: Environment, store: TaskBuffer) -> None:
+    run(environment, store, numbered(), 10)
+    count, engine, _ = run(environment, store, numbered(), 10)
     assert (count, engine.prompts) == (0, [])
 
 
-def test_a_model_that_writes_no_tasks_is_given_up_with_words(judge: Judge, store: TaskBuffer) -> None:
+def test_a_model_that_writes_no_tasks_is_given_up_with_words(environment: Environment, store: TaskBuffer) -> None:
     with pytest.raises(
         SeedingFailed, match=r"rollout0 sees 1 of selfplay.seed_tasks_target = 2 triplets: ask for fewer"
     ):
-        run(judge, store, lambda prompt, turn: "x): no", 2)
+        run(environment, store, lambda prompt, turn: "x): no", 2)
 
 
-def test_the_same_seed_gives_the_same_set(judge: Judge, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_set(environment: Environment, tmp_path: Path) -> None:
     found = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         store = new_store(tmp_path / name)
-        _, engine, _ = run(judge, store, numbered(every=5), 20)
+        _, engine, _ = run(environment, store, numbered(every=5), 20)
         found.append((store.references(Kind.DEDUCTION, 99, "s"), engine.prompts))
         store.close()
     assert found[0] == found[1]
@@ -159,7 +161,7 @@ class Measured:
 
 
 def test_an_actor_seeds_before_it_greets_the_learner_and_measures_beside_its_play(
-    judge: Judge, store: TaskBuffer, capsys: pytest.CaptureFixture[str]
+    environment: Environment, store: TaskBuffer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log: list[str] = []
     replies = numbered()
@@ -171,7 +173,7 @@ def test_an_actor_seeds_before_it_greets_the_learner_and_measures_beside_its_pla
     weights = [{"type": "weights", "version": version, "manifest": []} for version in (0, 1, 2, 3, 4)]
     client = Client(log, "rollout0", [*weights, {"type": "shutdown"}])
     settings = SETTINGS.model_copy(update={"seed_tasks_target": 5})
-    rollout = Rollout(Engine(answer), judge, LocalBuffer(store), client, settings, heldout=Measured(log))  # type: ignore[arg-type]
+    rollout = Rollout(Engine(answer), environment, LocalBuffer(store), client, settings, heldout=Measured(log))  # type: ignore[arg-type]
     asyncio.run(rollout.run())
     assert log[:ROUND] == ["proposal"] * ROUND
     assert log[ROUND] == "connect"

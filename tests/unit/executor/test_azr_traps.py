@@ -10,13 +10,18 @@ import pytest
 
 from executor import judge as judge_module
 from executor.judge import Judge
-from executor.tasks import Kind, Proposal, Rejection, RejectionReason, Task, VerdictReason
+from executor.tasks import Rejection, RejectionReason, Validated, Verdict, VerdictReason
 
 DIGITS = "def f(x): return str(10 ** 4000 + x)"
 
 
-def validate(judge: Judge, program: str, *inputs: str, kind: Kind = Kind.DEDUCTION) -> Task | Rejection:
-    return asyncio.run(judge.validate(Proposal(kind, program, inputs)))
+def validate(judge: Judge, program: str, *inputs: str) -> Validated | Rejection:
+    return asyncio.run(judge.validate(program, inputs))
+
+
+def check(judge: Judge, expected: str, answer: str) -> Verdict:
+    (verdict,) = judge.check_values(expected, [answer])
+    return verdict
 
 
 def reason(judge: Judge, program: str, *inputs: str) -> RejectionReason:
@@ -36,9 +41,9 @@ def test_trap_1_nondeterministic_programs_are_rejected(judge: Judge, program: st
 def test_trap_1_nan_is_no_nondeterminism(judge: Judge) -> None:
     """NaN agrees with itself, so that a task with NaN is sound, and can be solved."""
     task = validate(judge, "def f(x): return [float('nan'), x]", "1")
-    assert isinstance(task, Task)
-    assert asyncio.run(judge.verify(task, "[nan, 1]")).correct
-    assert asyncio.run(judge.verify(task, "[float('nan'), 1]")).correct
+    assert isinstance(task, Validated)
+    assert check(judge, task.outputs[0], "[nan, 1]").correct
+    assert check(judge, task.outputs[0], "[float('nan'), 1]").correct
 
 
 @pytest.mark.parametrize(
@@ -65,10 +70,10 @@ def test_trap_2_dynamic_imports_are_refused(judge: Judge) -> None:
 
 def test_trap_4_long_outputs_are_kept_whole_or_rejected(judge: Judge) -> None:
     task = validate(judge, DIGITS, "7")
-    assert isinstance(task, Task)
+    assert isinstance(task, Validated)
     assert len(task.outputs[0]) == 4003
-    assert asyncio.run(judge.verify(task, task.outputs[0])).correct
-    assert not asyncio.run(judge.verify(task, task.outputs[0][:-2] + "8'")).correct
+    assert check(judge, task.outputs[0], task.outputs[0]).correct
+    assert not check(judge, task.outputs[0], task.outputs[0][:-2] + "8'").correct
     rejection = validate(judge, "def f(x): return 'a' * 70_000", "1")
     assert rejection == Rejection(RejectionReason.OUTPUT_TOO_LARGE)
 
@@ -78,15 +83,13 @@ def test_trap_4_long_outputs_are_kept_whole_or_rejected(judge: Judge) -> None:
     [("'[1, 2]'", "'[1,2]'"), ("'1'", "1"), ("True", "1"), ("1", "1.0"), ("'a'", "'\\'a\\''"), ("[1]", "(1,)")],
 )
 def test_trap_5_values_are_compared_and_not_their_texts(judge: Judge, gold: str, answer: str) -> None:
-    task = Task(Kind.DEDUCTION, "def f(x): return x", (gold,), (gold,))
-    assert asyncio.run(judge.verify(task, answer)).reason is VerdictReason.WRONG
-    assert asyncio.run(judge.verify(task, f" {gold} ")).reason is VerdictReason.CORRECT
+    assert check(judge, gold, answer).reason is VerdictReason.WRONG
+    assert check(judge, gold, f" {gold} ").reason is VerdictReason.CORRECT
 
 
 def test_trap_6_inputs_span_lines(judge: Judge) -> None:
     task = validate(judge, "def f(a, b, c): return [a, b, c]", "[\n  1,\n  2,\n],\n{'k':\n 'v'},\n'''x\ny'''")
-    assert task == Task(
-        Kind.DEDUCTION,
+    assert task == Validated(
         "def f(a, b, c): return [a, b, c]",
         ("[1, 2], {'k': 'v'}, 'x\\ny'",),
         ("[[1, 2], {'k': 'v'}, 'x\\ny']",),
@@ -103,8 +106,8 @@ def test_trap_11_runs_differ_in_their_hash_seed(judge: Judge, program: str) -> N
 
 def test_trap_11_sets_themselves_are_sound(judge: Judge) -> None:
     task = validate(judge, "def f(x): return {*x}, {c: 1 for c in {*x}}", "'hello'")
-    assert isinstance(task, Task)
-    assert asyncio.run(judge.verify(task, "{'o', 'l', 'e', 'h'}, {'o': 1, 'h': 1, 'l': 1, 'e': 1}")).correct
+    assert isinstance(task, Validated)
+    assert check(judge, task.outputs[0], "{'o', 'l', 'e', 'h'}, {'o': 1, 'h': 1, 'l': 1, 'e': 1}").correct
 
 
 def test_model_text_is_never_evaluated_by_its_reader(judge: Judge, tmp_path: Path) -> None:
@@ -112,9 +115,12 @@ def test_model_text_is_never_evaluated_by_its_reader(judge: Judge, tmp_path: Pat
     mark = tmp_path / "ran"
     attack = f"__import__('pathlib').Path({str(mark)!r}).touch()"
     assert isinstance(validate(judge, "def f(x): return x", attack), Rejection)
-    for kind in (Kind.DEDUCTION, Kind.ABDUCTION, Kind.INDUCTION):
-        task = Task(kind, "def f(x): return x", ("1", "2"), ("1", "2"))
-        assert not asyncio.run(judge.verify(task, attack)).correct
+    verdicts = [
+        *judge.check_values("1", [attack]),
+        *asyncio.run(judge.check_inputs("def f(x): return x", "1", [attack])),
+        *asyncio.run(judge.check_programs([("2", "2")], [attack])),
+    ]
+    assert [verdict.correct for verdict in verdicts] == [False] * 3
     assert not mark.exists()
 
 

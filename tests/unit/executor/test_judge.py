@@ -1,10 +1,10 @@
-"""The judge: which proposals become tasks, and which answers are correct."""
+"""The judge: which programs are sound for their inputs, and which answers are right."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,11 +15,9 @@ from executor.memo import Memo
 from executor.pool import InfrastructureError, Outcome, SerialPool, Status
 from executor.settings import ExecutorSettings
 from executor.tasks import (
-    Kind,
-    Proposal,
     Rejection,
     RejectionReason,
-    Task,
+    Validated,
     ValidationRules,
     Verdict,
     VerdictReason,
@@ -29,16 +27,52 @@ from executor.values import CodecError, Equality
 SUM = "def f(xs, k):\n    return [x + k for x in xs]"
 
 
-def validate(judge: Judge, kind: Kind, program: str, *inputs: str, message: str = "") -> Task | Rejection:
-    return asyncio.run(judge.validate(Proposal(kind, program, inputs, message)))
+def validate(judge: Judge, program: str, *inputs: str) -> Validated | Rejection:
+    return asyncio.run(judge.validate(program, inputs))
 
 
-def verify(judge: Judge, task: Task, answer: str) -> Verdict:
-    return asyncio.run(judge.verify(task, answer))
+@dataclass(frozen=True)
+class Value:
+    """Answers are compared with a value."""
+
+    expected: str
+
+    async def check(self, judge: Judge, answers: Sequence[str]) -> list[Verdict]:
+        return judge.check_values(self.expected, answers)
 
 
-def reasons(judge: Judge, task: Task, *answers: str) -> list[str]:
-    return [verdict.reason.value for verdict in asyncio.run(judge.verify_all(task, answers))]
+@dataclass(frozen=True)
+class Input:
+    """Answers are inputs for which a program should return a value."""
+
+    program: str
+    own: str
+    expected: str
+
+    async def check(self, judge: Judge, answers: Sequence[str]) -> list[Verdict]:
+        return await judge.check_inputs(self.program, self.expected, answers, known=[self.own])
+
+
+@dataclass(frozen=True)
+class Program:
+    """Answers are programs that should give these pairs."""
+
+    own: str
+    pairs: tuple[tuple[str, str], ...]
+
+    async def check(self, judge: Judge, answers: Sequence[str]) -> list[Verdict]:
+        return await judge.check_programs(self.pairs, answers, known=[self.own])
+
+
+Question = Value | Input | Program
+
+
+def check(judge: Judge, question: Question, *answers: str) -> list[Verdict]:
+    return asyncio.run(question.check(judge, answers))
+
+
+def reasons(judge: Judge, question: Question, *answers: str) -> list[str]:
+    return [verdict.reason.value for verdict in check(judge, question, *answers)]
 
 
 class Watched:
@@ -67,50 +101,38 @@ def sharing(watched: Watched, settings: ExecutorSettings) -> Judge:
     return Judge(watched, settings)  # type: ignore[arg-type]  # it neither starts nor closes
 
 
-@pytest.mark.parametrize("kind", [Kind.DEDUCTION, Kind.ABDUCTION])
-def test_a_sound_proposal_becomes_a_task(judge: Judge, kind: Kind) -> None:
-    task = validate(judge, kind, f"\n\n{SUM}\n", "[ 1,2 ],\n  3  # comment")
-    assert task == Task(kind, SUM, ("[1, 2], 3",), ("[4, 5]",))
-
-
-def test_an_induction_task_shows_half(judge: Judge) -> None:
-    inputs = ["1", "2", "(3)", "4", "5"]
-    task = validate(judge, Kind.INDUCTION, "def f(x): return x * x", *inputs, message="squares")
-    assert isinstance(task, Task)
-    assert (task.num_shown, task.message) == (2, "squares")
-    assert task.shown == (("1", "1"), ("2", "4"))
-    assert task.hidden == (("3", "9"), ("4", "16"), ("5", "25"))
+def test_a_sound_program_is_validated(judge: Judge) -> None:
+    found = validate(judge, f"\n\n{SUM}\n", "[ 1,2 ],\n  3  # comment")
+    assert found == Validated(SUM, ("[1, 2], 3",), ("[4, 5]",))
 
 
 @pytest.mark.parametrize(
-    ("kind", "program", "inputs", "reason"),
+    ("program", "inputs", "reason"),
     [
-        (Kind.DEDUCTION, SUM, (), RejectionReason.INPUT_COUNT),
-        (Kind.ABDUCTION, SUM, ("[], 1", "[], 2"), RejectionReason.INPUT_COUNT),
-        (Kind.INDUCTION, SUM, ("[], 1",), RejectionReason.INPUT_COUNT),
-        (Kind.INDUCTION, SUM, ("[], 1", "[],1 # again"), RejectionReason.DUPLICATE_INPUT),
-        (Kind.INDUCTION, SUM, ("{2, 1}, 1", "[], 1", "{1, 2}, 1"), RejectionReason.DUPLICATE_INPUT),
-        (Kind.DEDUCTION, SUM, ("xs",), RejectionReason.UNPARSEABLE_INPUT),
-        (Kind.DEDUCTION, SUM, ("",), RejectionReason.UNPARSEABLE_INPUT),
-        (Kind.DEDUCTION, SUM, ("[1]",), RejectionReason.ERROR),
-        (Kind.DEDUCTION, "", ("1",), RejectionReason.ERROR),
-        (Kind.DEDUCTION, "def f(x):\n while True: pass", ("1",), RejectionReason.TIMEOUT),
-        (Kind.DEDUCTION, "def f(x): return bytearray(1 << 40)", ("1",), RejectionReason.MEMORY),
-        (Kind.DEDUCTION, "def f(x): return 'a' * 10**6", ("1",), RejectionReason.OUTPUT_TOO_LARGE),
-        (Kind.DEDUCTION, "def f(x): return range(x)", ("1",), RejectionReason.UNSERIALISABLE),
-        (Kind.DEDUCTION, "import sys\ndef f(x): return 1", ("1",), RejectionReason.UNSAFE),
-        (Kind.INDUCTION, "def f(x): return 1 // x", ("1", "2", "0"), RejectionReason.ERROR),
+        (SUM, (), RejectionReason.INPUT_COUNT),
+        (SUM, ("[], 1", "[],1 # again"), RejectionReason.DUPLICATE_INPUT),
+        (SUM, ("{2, 1}, 1", "[], 1", "{1, 2}, 1"), RejectionReason.DUPLICATE_INPUT),
+        (SUM, ("xs",), RejectionReason.UNPARSEABLE_INPUT),
+        (SUM, ("",), RejectionReason.UNPARSEABLE_INPUT),
+        (SUM, ("[1]",), RejectionReason.ERROR),
+        ("", ("1",), RejectionReason.ERROR),
+        ("def f(x):\n while True: pass", ("1",), RejectionReason.TIMEOUT),
+        ("def f(x): return bytearray(1 << 40)", ("1",), RejectionReason.MEMORY),
+        ("def f(x): return 'a' * 10**6", ("1",), RejectionReason.OUTPUT_TOO_LARGE),
+        ("def f(x): return range(x)", ("1",), RejectionReason.UNSERIALISABLE),
+        ("import sys\ndef f(x): return 1", ("1",), RejectionReason.UNSAFE),
+        ("def f(x): return 1 // x", ("1", "2", "0"), RejectionReason.ERROR),
     ],
 )
-def test_rejections(judge: Judge, kind: Kind, program: str, inputs: tuple[str, ...], reason: RejectionReason) -> None:
-    rejection = validate(judge, kind, program, *inputs)
+def test_rejections(judge: Judge, program: str, inputs: tuple[str, ...], reason: RejectionReason) -> None:
+    rejection = validate(judge, program, *inputs)
     assert isinstance(rejection, Rejection)
     assert rejection.reason is reason
 
 
 def test_inputs_that_python_calls_equal_are_no_duplicates(judge: Judge) -> None:
-    task = validate(judge, Kind.INDUCTION, "def f(x): return [x, x]", "1", "1.0", "True", "0.0", "-0.0")
-    assert isinstance(task, Task)
+    task = validate(judge, "def f(x): return [x, x]", "1", "1.0", "True", "0.0", "-0.0")
+    assert isinstance(task, Validated)
     assert task.outputs == ("[1, 1]", "[1.0, 1.0]", "[True, True]", "[0.0, 0.0]", "[-0.0, -0.0]")
 
 
@@ -130,7 +152,7 @@ def test_leaks_between_inputs_are_found_out_or_refused(judge: Judge, change: str
     """Fresh globals do not undo a change to what a module holds; the reversed order of the second run shows it."""
     seen = "getattr(fractions.Fraction, 'seen', 0)"
     program = f"import fractions, keyword\ndef f(x):\n {change}\n return keyword.kwlist, {seen}"
-    rejection = validate(judge, Kind.INDUCTION, program, "1", "2", "3")
+    rejection = validate(judge, program, "1", "2", "3")
     assert isinstance(rejection, Rejection)
     assert rejection.reason is reason
 
@@ -195,14 +217,14 @@ def test_nondeterminism_says_what_differed(judge: Judge) -> None:
     ],
 )
 def test_deduction(judge: Judge, answer: str, reason: VerdictReason) -> None:
-    task = Task(Kind.DEDUCTION, SUM, ("[1, 2], 3",), ("[4, 5]",))
-    assert verify(judge, task, answer) == Verdict(reason is VerdictReason.CORRECT, reason)
+    task = Value("[4, 5]")
+    assert check(judge, task, answer) == [Verdict(reason is VerdictReason.CORRECT, reason)]
 
 
 def test_equality_is_selectable(serial_pool: SerialPool, settings: ExecutorSettings) -> None:
-    task = Task(Kind.DEDUCTION, "def f(x): return x", ("1",), ("1",))
-    assert not verify(Judge(serial_pool, settings), task, "1.0").correct
-    assert verify(Judge(serial_pool, settings, Equality.PYTHON), task, "1.0").correct
+    task = Value("1")
+    assert not check(Judge(serial_pool, settings), task, "1.0")[0].correct
+    assert check(Judge(serial_pool, settings, Equality.PYTHON), task, "1.0")[0].correct
 
 
 @pytest.mark.parametrize(
@@ -219,8 +241,8 @@ def test_equality_is_selectable(serial_pool: SerialPool, settings: ExecutorSetti
     ],
 )
 def test_abduction(judge: Judge, answer: str, reason: VerdictReason) -> None:
-    task = Task(Kind.ABDUCTION, SUM, ("[1, 2], 3",), ("[4, 5]",))
-    assert verify(judge, task, answer) == Verdict(reason is VerdictReason.CORRECT, reason)
+    task = Input(SUM, "[1, 2], 3", "[4, 5]")
+    assert check(judge, task, answer) == [Verdict(reason is VerdictReason.CORRECT, reason)]
 
 
 @pytest.mark.parametrize(
@@ -238,9 +260,8 @@ def test_abduction(judge: Judge, answer: str, reason: VerdictReason) -> None:
     ],
 )
 def test_induction(judge: Judge, answer: str, reason: VerdictReason) -> None:
-    pairs = ("1", "2", "3", "4"), ("1", "4", "9", "16")
-    task = Task(Kind.INDUCTION, "def f(x): return x * x", *pairs, "squares")
-    assert verify(judge, task, answer) == Verdict(reason is VerdictReason.CORRECT, reason)
+    task = Program("def f(x): return x * x", (("3", "9"), ("4", "16")))
+    assert check(judge, task, answer) == [Verdict(reason is VerdictReason.CORRECT, reason)]
 
 
 def test_a_failing_sandbox_is_never_a_verdict(settings: ExecutorSettings) -> None:
@@ -250,9 +271,9 @@ def test_a_failing_sandbox_is_never_a_verdict(settings: ExecutorSettings) -> Non
 
     judge = Judge(Broken(settings), settings)
     with pytest.raises(InfrastructureError):
-        validate(judge, Kind.DEDUCTION, SUM, "[1], 2")
+        validate(judge, SUM, "[1], 2")
     with pytest.raises(InfrastructureError):
-        verify(judge, Task(Kind.ABDUCTION, SUM, ("[1], 2",), ("[3]",)), "[2], 1")
+        check(judge, Input(SUM, "[1], 2", "[3]"), "[2], 1")
 
 
 # ------------------------------------------------------------------------------------------ several answers, one request
@@ -261,7 +282,7 @@ DOUBLE = "def f(x): return x * 2"
 
 
 def test_answers_to_deduction_run_nothing(sharing: Judge, watched: Watched) -> None:
-    task = Task(Kind.DEDUCTION, DOUBLE, ("2",), ("4",))
+    task = Value("4")
     assert reasons(sharing, task, "4", "5", "four", " 4 ", "4.0", "") == [
         "correct", "wrong", "unparseable", "correct", "wrong", "unparseable",
     ]  # fmt: skip
@@ -270,7 +291,7 @@ def test_answers_to_deduction_run_nothing(sharing: Judge, watched: Watched) -> N
 
 
 def test_answers_to_abduction_share_a_batch(sharing: Judge, watched: Watched) -> None:
-    task = Task(Kind.ABDUCTION, "def f(x): return x % 3", ("4",), ("1",))
+    task = Input("def f(x): return x % 3", "4", "1")
     answers = ["7", "4", "8", " 7", "'a'", "x", "7.0", "[1]"]
     expected = ["correct", "correct", "wrong", "correct", "error", "unparseable", "wrong", "error"]
     assert reasons(sharing, task, *answers) == expected
@@ -286,7 +307,7 @@ def test_a_program_that_imports_gets_a_child_for_every_answer(sharing: Judge, wa
     """It could answer by its place in the batch, and so make its own task as hard as it likes."""
     program = "import keyword\ndef f(x):\n keyword.kwlist.append(x)\n return len(keyword.kwlist)"
     (alone,) = asyncio.run(watched.execute(program, ["1"]))
-    task = Task(Kind.ABDUCTION, program, ("1",), (alone.value,))
+    task = Input(program, "1", alone.value)
     watched.batches.clear()
     assert reasons(sharing, task, "2", "3", "4") == ["correct"] * 3
     assert watched.batches == [(program, [given]) for given in ("2", "3", "4")]
@@ -300,7 +321,7 @@ def test_one_answers_timeout_or_memory_is_not_the_others(sharing: Judge, watched
         "    def g(): return kept\n"
         "    return bytes(10) if x == 'all' and bytearray(1 << 40) else 1"
     )
-    task = Task(Kind.ABDUCTION, program, ("0",), ("1",))
+    task = Input(program, "0", "1")
     answers = ["1", "'loop'", "2", "'all'", "3", "4", "5"]
     assert reasons(sharing, task, *answers) == [
         "correct", "timeout", "correct", "memory", "correct", "correct", "correct",
@@ -312,12 +333,12 @@ def test_one_answers_timeout_or_memory_is_not_the_others(sharing: Judge, watched
 def test_memory_that_others_hold_is_not_an_answers_fault(sharing: Judge, watched: Watched) -> None:
     """A batch keeps its values to the end. Alone, each of these answers fits."""
     program = "class B(bytearray): pass\nkept = []\ndef f(x):\n    kept.append(B(25_000_000))\n    return 1"
-    task = Task(Kind.ABDUCTION, program, ("0",), ("1",))
+    task = Input(program, "0", "1")
     assert reasons(sharing, task, "1", "2", "3", "4", "5") == ["correct"] * 5
 
 
 def test_answers_to_induction_never_share_a_child(sharing: Judge, watched: Watched) -> None:
-    task = Task(Kind.INDUCTION, DOUBLE, ("1", "2", "3", "4"), ("2", "4", "6", "8"), "doubles")
+    task = Program(DOUBLE, (("3", "6"), ("4", "8")))
     plus, square = "def f(x): return x + x", "def f(x): return x * x"
     answers = [plus, square, DOUBLE, f"\n{plus}\n", "def f(x) x", f"{DOUBLE}\n"]
     assert reasons(sharing, task, *answers) == ["correct", "wrong", "correct", "correct", "error", "correct"]
@@ -330,27 +351,27 @@ def test_answers_to_induction_never_share_a_child(sharing: Judge, watched: Watch
 
 def test_all_at_once_is_the_same_as_one_by_one(serial_pool: SerialPool, settings: ExecutorSettings) -> None:
     tasks = {
-        Task(Kind.DEDUCTION, DOUBLE, ("2",), ("4",)): ["4", "x", "5", "4"],
-        Task(Kind.ABDUCTION, DOUBLE, ("2",), ("4",)): ["2", "3", "2.0", "'a'", "None", "2", "]"],
-        Task(Kind.INDUCTION, DOUBLE, ("2", "3"), ("4", "6")): [DOUBLE, "def f(x): return x + 3", "", "f = abs"],
+        Value("4"): ["4", "x", "5", "4"],
+        Input(DOUBLE, "2", "4"): ["2", "3", "2.0", "'a'", "None", "2", "]"],
+        Program(DOUBLE, (("3", "6"),)): [DOUBLE, "def f(x): return x + 3", "", "f = abs"],
     }
     for task, answers in tasks.items():
-        one_by_one = [verify(Judge(serial_pool, settings), task, answer) for answer in answers]
-        assert asyncio.run(Judge(serial_pool, settings).verify_all(task, answers)) == one_by_one
+        one_by_one = [check(Judge(serial_pool, settings), task, answer)[0] for answer in answers]
+        assert check(Judge(serial_pool, settings), task, *answers) == one_by_one
         again = Judge(serial_pool, settings)
-        assert [verify(again, task, answer) for answer in answers * 2] == one_by_one * 2
+        assert [check(again, task, answer)[0] for answer in answers * 2] == one_by_one * 2
 
 
 def test_nothing_to_verify(judge: Judge) -> None:
-    for kind in Kind:
-        assert reasons(judge, Task(kind, DOUBLE, ("1", "2"), ("2", "4"))) == []
+    for question in (Value("2"), Input(DOUBLE, "1", "2"), Program(DOUBLE, (("2", "4"),))):
+        assert reasons(judge, question) == []
 
 
 def test_nothing_is_validated_from_memory(sharing: Judge, watched: Watched) -> None:
-    task = Task(Kind.ABDUCTION, DOUBLE, ("1",), ("2",))
+    task = Input(DOUBLE, "1", "2")
     reasons(sharing, task, "5")
     watched.batches.clear()
-    validate(sharing, Kind.ABDUCTION, DOUBLE, "5")
+    validate(sharing, DOUBLE, "5")
     assert watched.batches == [(DOUBLE, ["5"])] * 2
 
 
@@ -375,26 +396,9 @@ def test_a_failing_sandbox_fails_the_whole_request(serial_pool: SerialPool, sett
             return await super().execute(program, *args, **options)
 
     judge = Judge(Failing(serial_pool), settings)  # type: ignore[arg-type]
-    task = Task(Kind.INDUCTION, DOUBLE, ("1", "2"), ("2", "4"))
+    task = Program(DOUBLE, (("2", "4"),))
     with pytest.raises(InfrastructureError):
-        asyncio.run(judge.verify_all(task, ["def f(x): return x", "fail", "def f(x): return 4"]))
-
-
-def test_work_is_recorded_as_it_was_asked(serial_pool: SerialPool, settings: ExecutorSettings) -> None:
-    lines: list[dict[str, Any]] = []
-    record: Callable[[dict[str, Any]], None] = lines.append
-    judge = Judge(serial_pool, settings, record=record)
-    task = validate(judge, Kind.INDUCTION, f"{DOUBLE}\n", " 1", "2", message="doubles")
-    assert isinstance(task, Task)
-    reasons(judge, task, DOUBLE, "f = 1")
-    verify(judge, task, "")
-    about = {"kind": "induction", "message": "doubles"}
-    valid = {**about, "program": DOUBLE, "inputs": ["1", "2"], "outputs": ["2", "4"]}
-    assert lines == [
-        {"op": "validate", **about, "program": f"{DOUBLE}\n", "inputs": [" 1", "2"]},
-        {"op": "verify", **valid, "answers": [DOUBLE, "f = 1"]},
-        {"op": "verify", **valid, "answers": [""]},
-    ]
+        check(judge, task, "def f(x): return x", "fail", "def f(x): return 4")
 
 
 # --------------------------------------------------------------------------------------------------- rules, inspection
@@ -407,10 +411,8 @@ def strict(watched: Watched, settings: ExecutorSettings) -> Judge:
 
 def test_ignoring_the_input_can_be_measured_without_being_refused(watched: Watched, settings: ExecutorSettings) -> None:
     judge = Judge(watched, settings, rules=ValidationRules(input_dependence="measure"))  # type: ignore[arg-type]
-    found = [
-        validate(judge, Kind.DEDUCTION, program, "3") for program in ("def f(x): return 6", "def f(x): return x + 1")
-    ]
-    assert [isinstance(task, Task) and task.ignores_input for task in found] == [True, False]
+    found = [validate(judge, program, "3") for program in ("def f(x): return 6", "def f(x): return x + 1")]
+    assert [isinstance(task, Validated) and task.ignores_input for task in found] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -429,10 +431,9 @@ def test_ignoring_the_input_can_be_measured_without_being_refused(watched: Watch
     ],
 )
 def test_a_program_that_ignores_its_input_is_refused(strict: Judge, program: str, given: str) -> None:
-    for kind in (Kind.DEDUCTION, Kind.ABDUCTION):
-        rejection = validate(strict, kind, program, given)
-        assert isinstance(rejection, Rejection)
-        assert rejection.reason is RejectionReason.IGNORES_INPUT
+    rejection = validate(strict, program, given)
+    assert isinstance(rejection, Rejection)
+    assert rejection.reason is RejectionReason.IGNORES_INPUT
 
 
 @pytest.mark.parametrize(
@@ -475,39 +476,39 @@ def test_a_program_that_ignores_its_input_is_refused(strict: Judge, program: str
     ],
 )
 def test_a_program_that_uses_its_input_is_accepted(strict: Judge, program: str, given: str) -> None:
-    assert isinstance(validate(strict, Kind.DEDUCTION, program, given), Task)
+    assert isinstance(validate(strict, program, given), Validated)
 
 
 def test_variants_cost_no_child_and_stop_at_the_first_other_value(strict: Judge, watched: Watched) -> None:
-    assert isinstance(validate(strict, Kind.DEDUCTION, DOUBLE, "3"), Task)
+    assert isinstance(validate(strict, DOUBLE, "3"), Validated)
     assert watched.batches == [(DOUBLE, ["3"])] * 2
     stats = strict.stats
     assert (stats.executed, stats.variants, stats.inspected) == (3, 1, 0)
     watched.batches.clear()
-    validate(strict, Kind.DEDUCTION, "def f(x): return 6", "3")
+    validate(strict, "def f(x): return 6", "3")
     assert len(watched.batches) == 1, "there is no second run for what is refused after the first"
     assert stats.variants > 5
 
 
 def test_a_tasks_outputs_are_those_of_its_own_inputs(strict: Judge, judge: Judge) -> None:
     program = "seen = []\ndef f(x):\n seen.append(x)\n return [x, len(seen)]"
-    assert validate(strict, Kind.ABDUCTION, program, "3") == validate(judge, Kind.ABDUCTION, program, "3")
-    rejection = validate(strict, Kind.DEDUCTION, "def f(x): return hash('a') + x", "1")
+    assert validate(strict, program, "3") == validate(judge, program, "3")
+    rejection = validate(strict, "def f(x): return hash('a') + x", "1")
     assert isinstance(rejection, Rejection)
     assert rejection.reason is RejectionReason.NONDETERMINISTIC
 
 
 def test_inputs_of_an_induction_proposal_are_each_others_variants(strict: Judge, watched: Watched) -> None:
-    task = validate(strict, Kind.INDUCTION, "def f(x): return x > 3", "1", "2", "5")
-    assert isinstance(task, Task)
+    task = validate(strict, "def f(x): return x > 3", "1", "2", "5")
+    assert isinstance(task, Validated)
     assert task.outputs == ("False", "False", "True")
     assert strict.stats.variants == 0
-    rejection = validate(strict, Kind.INDUCTION, "def f(x): return x > 3", "1", "2", "3")
+    rejection = validate(strict, "def f(x): return x > 3", "1", "2", "3")
     assert rejection == Rejection(RejectionReason.IGNORES_INPUT, "False for 3 inputs")
 
 
 def test_without_the_rule_a_constant_is_a_task(judge: Judge) -> None:
-    assert isinstance(validate(judge, Kind.DEDUCTION, "def f(x): return 6", "1"), Task)
+    assert isinstance(validate(judge, "def f(x): return 6", "1"), Validated)
     assert judge.stats.variants == 0
 
 
@@ -520,23 +521,23 @@ def test_a_variant_that_dies_or_never_ends_changes_nothing(strict: Judge) -> Non
         "return 'a' * 10**6",
     ]
     for way in ways:
-        task = validate(strict, Kind.DEDUCTION, f"def f(x):\n if x != 5:\n  {way}\n return x", "5")
-        assert isinstance(task, Task), way
+        task = validate(strict, f"def f(x):\n if x != 5:\n  {way}\n return x", "5")
+        assert isinstance(task, Validated), way
         assert task.outputs == ("5",)
 
 
 def test_stripped_programs_are_what_is_validated(serial_pool: SerialPool, settings: ExecutorSettings) -> None:
     rules = ValidationRules(strip_comments=True, strip_docstrings=True)
     judge = Judge(serial_pool, settings, rules=rules)
-    task = validate(judge, Kind.DEDUCTION, "# twice\ndef f(x):\n    'Doubles.'\n    return x * 2  # so\n", "2")
-    assert task == Task(Kind.DEDUCTION, "def f(x):\n    return x * 2", ("2",), ("4",))
-    told = validate(judge, Kind.DEDUCTION, "def f(x):\n    'Doubles.'\n    return [x, f.__doc__]", "2")
-    assert isinstance(told, Task)
+    task = validate(judge, "# twice\ndef f(x):\n    'Doubles.'\n    return x * 2  # so\n", "2")
+    assert task == Validated("def f(x):\n    return x * 2", ("2",), ("4",))
+    told = validate(judge, "def f(x):\n    'Doubles.'\n    return [x, f.__doc__]", "2")
+    assert isinstance(told, Validated)
     assert told.outputs == ("[2, None]",)
-    assert isinstance(task, Task)
+    assert isinstance(task, Validated)
     asyncio.run(judge.inspect(task.program))
     assert judge.stats.inspected == 2, "what is known of a program is known of it stripped"
-    broken = validate(judge, Kind.DEDUCTION, "def f(x) return x  # so", "2")
+    broken = validate(judge, "def f(x) return x  # so", "2")
     assert isinstance(broken, Rejection)
     assert (broken.reason, broken.detail) == (RejectionReason.ERROR, "SyntaxError")
 

@@ -14,7 +14,7 @@ import pytest
 from executor.judge import Judge
 from executor.pool import SerialPool
 from executor.settings import ExecutorSettings
-from executor.tasks import Kind, Proposal, Task
+from executor.tasks import Validated
 from tests.unit.executor.attacks import ATTACKS, MARK, Attack, attempt
 
 
@@ -62,9 +62,9 @@ def test_inputs_do_not_hear_of_each_other(name: str, judge: Judge) -> None:
     Never a task whose outputs depend on the order in which its inputs were asked.
     """
     program, inputs = _LEAKS[name], ("1", "2", "3")
-    found = asyncio.run(judge.validate(Proposal(Kind.INDUCTION, program, inputs)))
+    found = asyncio.run(judge.validate(program, inputs))
     alone = [asyncio.run(judge.determine(program, given)).value for given in inputs]
-    if isinstance(found, Task):
+    if isinstance(found, Validated):
         assert list(found.outputs) == alone
     else:
         assert found.reason.value in {"nondeterministic", "unsafe", "error"}

@@ -1,0 +1,56 @@
+"""The environment of self-play: what is true, for every kind of task, with one judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from actors.kinds.registry import kind_of
+from executor.inspection import Facts
+from executor.judge import Judge, JudgeStats
+from executor.tasks import Proposal, Rejection, Task, Verdict
+
+Record = Callable[[dict[str, Any]], None]
+
+
+class Environment:
+    """Validates proposals and verifies answers of every registered kind."""
+
+    def __init__(self, judge: Judge, record: Record | None = None) -> None:
+        """`record` is called with every request, as plain data (`executor.record_work`)."""
+        self._judge = judge
+        self._record = record
+
+    @property
+    def stats(self) -> JudgeStats:
+        """What the judge was asked, and what it did not have to run."""
+        return self._judge.stats
+
+    async def validate(self, proposal: Proposal) -> Task | Rejection:
+        """The task that `proposal` defines, or why it defines none. Raises InfrastructureError, KindError."""
+        if self._record:
+            self._record({"op": "validate", **_about(proposal)})
+        return await kind_of(proposal.kind).validate(self._judge, proposal)
+
+    async def verify(self, task: Task, answer: str) -> Verdict:
+        """Whether `answer` solves `task`. Raises InfrastructureError, KindError."""
+        return (await self.verify_all(task, [answer]))[0]
+
+    async def verify_all(self, task: Task, answers: Sequence[str]) -> list[Verdict]:
+        """Whether each of `answers` solves `task`, aligned. The same as `verify` of each, with less work."""
+        if self._record:
+            self._record({"op": "verify", **_about(task), "outputs": list(task.outputs), "answers": list(answers)})
+        return await kind_of(task.kind).verify(self._judge, task, answers)
+
+    async def inspect(self, program: str) -> Facts | None:
+        """See `Judge.inspect`."""
+        return await self._judge.inspect(program)
+
+
+def _about(subject: Proposal | Task) -> dict[str, Any]:
+    return {
+        "kind": str(subject.kind),
+        "program": subject.program,
+        "inputs": list(subject.inputs),
+        "message": subject.message,
+    }

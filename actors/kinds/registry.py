@@ -1,0 +1,98 @@
+"""Which kinds of tasks there are: those that installed packages register as entry points of the group `azr.kinds`.
+
+    [project.entry-points."azr.kinds"]
+    differ = "mypackage.differ:Differ"
+
+The name is the kind's own (`TaskKind.name`), the object its class. azr registers deduction, abduction and induction in the
+same way. Every process of a run loads the kinds by itself, so a package with a kind has to be installed on every node.
+
+A checkout of azr that runs without being installed, or whose installation is older than its code, has its own entry points
+read from its `pyproject.toml`.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from actors.kinds.kind import TaskKind
+
+GROUP = "azr.kinds"
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+_registered: dict[str, TaskKind] = {}
+
+
+class KindError(RuntimeError):
+    """A kind of task that is not registered, or cannot be; the message says what to do."""
+
+
+def kinds() -> tuple[TaskKind, ...]:
+    """All kinds, in the order of `TaskKind.position`. Raises KindError for an entry point that cannot be used."""
+    if not _registered:
+        for point in _entry_points():
+            _add(_load(point))
+    return tuple(sorted(_registered.values(), key=lambda kind: (kind.position, kind.name)))
+
+
+def names() -> tuple[str, ...]:
+    """The names of all kinds, in the same order."""
+    return tuple(kind.name for kind in kinds())
+
+
+def kind_of(name: str) -> TaskKind:
+    """The kind called `name`; raises KindError, which lists those that there are."""
+    everything = kinds()
+    if name not in _registered:
+        raise KindError(
+            f"{name[:40]!r} is no registered kind of task; there are {', '.join(kind.name for kind in everything)}. "
+            f"A package registers one as an entry point of the group {GROUP} (docs/extending.md)"
+        )
+    return _registered[name]
+
+
+@contextmanager
+def registered(kind: TaskKind) -> Iterator[None]:
+    """Register `kind` in this process while the block runs, for tests of a kind whose package is not installed."""
+    kinds()
+    _add(kind)
+    try:
+        yield
+    finally:
+        del _registered[kind.name]
+
+
+def _entry_points() -> list[EntryPoint]:
+    found = list(entry_points(group=GROUP))
+    checkout = Path(__file__).parents[2] / "pyproject.toml"
+    if checkout.is_file():
+        project = tomllib.loads(checkout.read_text()).get("project", {})
+        own = project.get("entry-points", {}).get(GROUP, {}) if project.get("name") == "azr" else {}
+        known = {point.name for point in found}
+        found += [EntryPoint(name, value, GROUP) for name, value in own.items() if name not in known]
+    return found
+
+
+def _load(point: EntryPoint) -> TaskKind:
+    try:
+        kind = point.load()()
+    except Exception as error:
+        raise KindError(
+            f"the kind of task {point.name!r} ({GROUP}: {point.value}) cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(kind, TaskKind) or kind.name != point.name:
+        raise KindError(f"{point.value} ({GROUP}) is not the class of a TaskKind called {point.name!r}")
+    return kind
+
+
+def _add(kind: TaskKind) -> None:
+    if not _NAME.fullmatch(kind.name):
+        raise KindError(
+            f"{kind.name[:80]!r} cannot name a kind of task: a lower-case letter, then at most 39 letters, digits, _ or -"
+        )
+    if kind.name in _registered:
+        raise KindError(f"two kinds of task are called {kind.name!r}: uninstall one of their packages, or rename one")
+    _registered[kind.name] = kind
