@@ -15,6 +15,7 @@ reports them later and later, and gives up in the end (`Patience`): whoever star
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -33,6 +34,8 @@ from learner.stream.client import StreamClient
 from learner.stream.wire import grant_from_message
 from learner.weights.group import GroupSpec
 from learner.weights.manifest import manifest_from_json
+
+_LOG = logging.getLogger(__name__)
 
 
 class Measure(Protocol):
@@ -257,6 +260,7 @@ class Rollout:
             self.stats.failures += 1
             self._executed = self._environment.stats.executed if isinstance(error, InfrastructureError) else None
             why = f"{type(error).__name__}: {error}"
+            _LOG.warning("an episode failed, with %d open slots: %s", len(open_slots), why)
             wait_s = self._patience.failed(time.monotonic())
             await asyncio.sleep(wait_s or 0.0)
             await self._client.send_failed(sorted(open_slots), why)
@@ -275,7 +279,7 @@ class Rollout:
             self._measured = await heldout.maybe_run(version) or self._measured
         except Exception as error:  # a measurement that failed is no reason to stop playing
             self.stats.heldout_failures += 1
-            print(f"held-out measurement at version {version} failed: {type(error).__name__}: {error}", flush=True)
+            _LOG.warning("the held-out measurement at version %d failed: %s: %s", version, type(error).__name__, error)
 
     async def _update_weights(self) -> None:
         """Joins and broadcasts, one after the other, while episodes go on."""
@@ -289,9 +293,11 @@ class Rollout:
                 timings = await self._engine.update_weights(manifest_from_json(message["manifest"]), version)
                 self._measure(version)  # before the learner hears of it, and grants
                 await self._client.send_loaded(version, timings)
+                _LOG.debug("version %d is loaded", version)
             except Exception as error:  # the learner decides what a failed update means
+                _LOG.warning("%s at version %d failed: %s: %s", message["type"], version, type(error).__name__, error)
                 await self._client.send_load_failed(version, f"{type(error).__name__}: {error}")
 
 
 def _say_seeding(have: int, target: int) -> None:
-    print(f"seeding: {have} of {target} triplets", flush=True)  # this process's output is its log
+    _LOG.info("seeding: %d of %d triplets", have, target)

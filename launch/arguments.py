@@ -11,6 +11,8 @@ from executor.user_error import UserError
 if TYPE_CHECKING:
     from launch.config import AnyConfig
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
 
 class RunFolderError(UserError):
     """A run folder that cannot be used; the message says what to do."""
@@ -40,15 +42,19 @@ def add_overrides(command: argparse.ArgumentParser, about: str) -> None:
 
 
 def add_run(command: argparse.ArgumentParser, about_recipe: str, setting: str, run: str) -> None:
-    """Add a recipe, overrides and `--resume`. `setting`, `run`: an example of each, for the help."""
+    """Add a recipe, overrides, `--resume` and `--log-level`. `setting`, `run`: an example of each, for the help."""
     command.add_argument("recipe", nargs="?", help=about_recipe)
     add_overrides(command, f"settings on top, such as {setting}")
     command.add_argument("--resume", metavar="RUN", help=f"a run folder to go on with, such as {run}")
+    command.add_argument(
+        "--log-level", choices=LOG_LEVELS, metavar="LEVEL", help="of the files in logs/: " + ", ".join(LOG_LEVELS)
+    )
 
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:
     """All overrides; where two set the same key, the last one wins."""
-    return [*arguments.overrides, *arguments.sets]
+    level = getattr(arguments, "log_level", None)
+    return [*arguments.overrides, *arguments.sets, *([f"run.log_level={level}"] if level else [])]
 
 
 def run_config(arguments: argparse.Namespace, root: type[AnyConfig], command: str, example: str) -> AnyConfig:

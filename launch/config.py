@@ -50,6 +50,9 @@ class RunBasics(Section):
     max_minutes: float | None = Field(default=None, gt=0)
     """Wall-clock minutes of training after which the run saves a checkpoint and ends.
     Starting up is not counted. Unset: only the number of steps ends the run."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level of log records in the run's `logs/`: `debug`, `info`, `warning` or `error`.
+    It holds for this project's modules; other libraries log warnings and errors."""
 
 
 class RunSettings(RunBasics):

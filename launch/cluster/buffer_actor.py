@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from executor.tasks import Kind, Task
 from launch.config import Config
 from launch.run.folder import RunFolder, log_to
 from launch.run.task_buffer import open_tasks
+
+_LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -33,7 +36,7 @@ class BufferActor:
     def __init__(self, config: Config, folder: Path) -> None:
         self._config = config
         self._folder = RunFolder(folder.absolute())
-        log_to(self._folder, "buffer", 0)
+        log_to(self._folder, "buffer", 0, config.run.log_level)
         self._store: TaskBuffer | None = None
         self._failure: Exception | None = None
         if ray.get_runtime_context().was_current_actor_reconstructed and self._folder.tasks.exists():
@@ -42,6 +45,7 @@ class BufferActor:
     def open(self, resume: bool) -> None:
         """See `launch.run.task_buffer.open_tasks`."""
         self._store = open_tasks(self._config, self._folder, resume)
+        _LOG.info("the task buffer is open: %s", self._store.sizes())
 
     def references(self, kind: Kind, count: int, seed: str) -> list[tuple[int, Task]]:
         """See `actors.buffer.Buffer`, also for the next four."""
@@ -108,6 +112,7 @@ class BufferActor:
             return request(self._store)
         except (sqlite3.Error, TaskBufferError, OSError) as error:
             self._failure = error
+            _LOG.exception("the task buffer failed for good")
             raise
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from launch.run.recorder import Recorder
 from launch.run.status import Progress, RunStatus
 from learner.phase import Phase
 from learner.stream.keys import LearnerKeys
+
+_LOG = logging.getLogger(__name__)
 
 DIGESTS = 8
 """Versions whose digests are taken when somebody asks: an engine is asked while it may be going on to the next."""
@@ -41,7 +43,7 @@ class LearnerActor:
         """`attempt`: how often the learner was started again. `keys`: of the stream, where it is encrypted."""
         self._config = config
         self._folder = RunFolder(folder.absolute())
-        log_to(self._folder, f"learner{rank}", attempt)
+        log_to(self._folder, f"learner{rank}", attempt, config.run.log_level)
         self._rank = rank
         self._attempt = attempt
         self._keys = keys
@@ -73,7 +75,7 @@ class LearnerActor:
         try:
             self._run(store, former, resume, expected)
         except Exception:
-            traceback.print_exc()  # into this process's log; the driver shows one line of it
+            _LOG.exception("the learner failed")  # the driver shows one line of it
             raise
 
     def _host(self) -> str:

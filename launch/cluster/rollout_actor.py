@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from launch.config import Config
 from launch.models import prepare
 from launch.run.folder import RunFolder, log_to, work_log
 from learner.stream.keys import ActorKeys
+
+_LOG = logging.getLogger(__name__)
 
 
 class RolloutActor:
@@ -33,7 +36,7 @@ class RolloutActor:
         self._keys = keys
         self._buffer = buffer
         self._folder = RunFolder(folder.absolute())
-        log_to(self._folder, self._id, incarnation)
+        log_to(self._folder, self._id, incarnation, config.run.log_level)
         self._engine: Any = None
 
     async def pid(self) -> int:
@@ -95,4 +98,4 @@ class RolloutActor:
 
 
 def _log(name: str, **details: Any) -> None:
-    print(f"{name}: {details}", flush=True)  # this process's output is its log
+    _LOG.info("%s: %s", name, details)

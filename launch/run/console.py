@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -18,6 +19,8 @@ from rich.table import Table
 from executor.tasks import Kind
 from launch.config import Config
 from launch.run.status import RunStatus, Status, describe
+
+_LOG = logging.getLogger(__name__)
 
 REFRESH_S = 0.5
 """Seconds between two looks at a run."""
@@ -36,7 +39,8 @@ class View(ABC, Generic[StatusT]):
         self._started = time.monotonic()
 
     def say(self, text: str) -> None:
-        """One line of news."""
+        """One line of news, on the terminal and in the log."""
+        _LOG.info(text)
         self._terminal.print(f"[{time.monotonic() - self._started:6.1f} s] {text}", markup=False)
 
     @contextmanager

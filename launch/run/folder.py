@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from launch.logs import log_to_stderr
+
+_LOG = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -42,6 +47,7 @@ class RunFolder:
 def append_event(folder: RunFolder, name: str, **details: Any) -> None:
     """One line in `events.jsonl`; any process may write there, since a line goes out in one piece."""
     line = json.dumps({"time": time.time(), "event": name, **details})
+    _LOG.info("event %s %s", name, json.dumps(details))
     with folder.events.open("a") as file:
         file.write(line + "\n")
 
@@ -59,8 +65,11 @@ def work_log(folder: RunFolder, actor_id: str, wanted: bool) -> Callable[[dict[s
     return record
 
 
-def log_to(folder: RunFolder, process: str, attempt: int) -> Path:
-    """Send this process's output, and its children's, to `logs/<process>.<attempt>.log`."""
+def log_to(folder: RunFolder, process: str, attempt: int, level: str) -> Path:
+    """Send this process's log records and output, and its children's output, to `logs/<process>.<attempt>.log`.
+
+    `level`: of the log records, one of `launch.arguments.LOG_LEVELS`.
+    """
     path = folder.logs / f"{process}.{attempt}.log"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
@@ -68,4 +77,5 @@ def log_to(folder: RunFolder, process: str, attempt: int) -> Path:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    log_to_stderr(f"{process}.{attempt}", level)
     return path

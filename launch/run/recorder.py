@@ -6,6 +6,7 @@ There is one recorder a run: in the learner's rank 0, or in the only process of 
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from typing import Any
 
 from launch.run.folder import RunFolder, append_event
 from learner.trajectory import Trajectory
+
+_LOG = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -62,6 +65,7 @@ class Recorder:
             path = self._folder.trajectories / f"step_{row['step']:08d}.jsonl"
             path.write_text("".join(json.dumps(self._readable(t)) + "\n" for t in batch))
         self.last = row
+        _LOG.info("step %d is done: version %d, %d trajectories", row["step"], row["version"], len(batch))
 
     def event(self, name: str, **details: Any) -> None:
         """Something that is not a step: a join, a loss, a refusal, a failure."""

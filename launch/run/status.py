@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from learner.phase import Phase
+
+_LOG = logging.getLogger(__name__)
 
 
 class Progress:
@@ -24,6 +27,7 @@ class Progress:
     def enter(self, phase: Phase, step: int | None = None) -> None:
         """Note that `phase` begins; `step`: the step it works on, where it works on one."""
         self.phase, self.step, self._since = phase, step, time.monotonic()
+        _LOG.debug("phase %s%s", phase.value, "" if step is None else f", step {step}")
 
     @property
     def phase_s(self) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 from executor.user_error import UserError
 from launch.config import RECIPES, ConfigError, SftConfig, to_toml
+from launch.logs import log_to_file
 from launch.models import prepare
 from launch.run.console import REFRESH_S
 from launch.run.folder import RunFolder, log_to
@@ -47,6 +48,7 @@ def run(config: SftConfig, resume: bool = False) -> int:
         if (latest := checkpoints.latest()) is not None:
             _resumed_step(latest, _identity(config, data))
     folder.create()
+    log_to_file(folder.logs / "sft.0.log", "sft.0", config.run.log_level)
     folder.config.write_text(to_toml(config))
     console.say(f"run folder: {folder.path}")
     try:
@@ -77,7 +79,7 @@ class SftRank:
         self._num_steps = 0
         self._validation: dict[str, float] = {}
         if store is not None:
-            log_to(self._folder, f"learner{rank}", 0)
+            log_to(self._folder, f"learner{rank}", 0, config.run.log_level)
 
     def run(self, resume: bool) -> None:
         """The rank's whole life."""
