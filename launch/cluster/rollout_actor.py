@@ -67,6 +67,7 @@ class RolloutActor:
         self._engine = AsyncEngine(prepare(config.model.path), config.engine, seed=seed)
         try:
             await self._engine.start()
+            _LOG.info("the engine is ready")
             client = StreamClient(
                 self._endpoint,
                 self._id,
