@@ -148,7 +148,6 @@ class Rollout:
         self._updates: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._player: Player | None = None
         self.stats = RolloutStats()
-        client.stats = self._heartbeat
 
     async def run(self, connect_timeout_s: float = 300.0) -> None:
         """Play until the learner says shutdown. Raises RolloutBroken where nothing can be played, LearnerLost, SeedingFailed."""
@@ -157,7 +156,7 @@ class Rollout:
             self._engine, self._environment, self._buffer, self._settings, who, self._seed, _say_seeding
         )
         self.stats.idle_since = time.monotonic()
-        version = await self._client.connect(connect_timeout_s)
+        version = await self._client.connect(connect_timeout_s, self._heartbeat)
         await self._engine.set_version(version)
         identity = Identity(self._client.run_id, self._client.actor_id, self._client.incarnation)
         player = self._player = Player(

@@ -124,8 +124,7 @@ class LearnerActor:
             recorder = Recorder(
                 self._folder, AutoTokenizer.from_pretrained(str(model_dir)), config.run.record_trajectories, step
             )
-            stream.on_event = recorder.event
-            stream.open()
+            stream.open(recorder.event)
             host = host_of(stream.endpoint)  # whoever reaches the stream is to reach the weights
             sender = WeightSender(trainer.policy.device, host=host, timeout_s=config.learner.sync_timeout_s)
         publisher = GroupPublisher(trainer.policy, trainer.ranks, stream, sender, config.engine.tensor_parallel)

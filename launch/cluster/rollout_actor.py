@@ -76,6 +76,7 @@ class RolloutActor:
                 self._keys,
                 config.stream.learner_silent_s,
                 config.stream.learner_timeout_s,
+                on_event=_log,
             )
             try:
                 record = work_log(self._folder, self._id, config.executor.record_work)
@@ -84,7 +85,6 @@ class RolloutActor:
                 buffer = RemoteBuffer(self._buffer)
                 adapt = config.actors.adapt
                 concurrency = ConcurrencyController(config.actors.concurrency, adapt) if adapt.enabled else None
-                client.on_event = _log
                 sampled_by = seed if config.engine.seeded else None
                 rollout = Rollout(
                     self._engine, environment, buffer, client, config.selfplay, heldout, concurrency, sampled_by

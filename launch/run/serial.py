@@ -37,8 +37,10 @@ from launch.run.task_buffer import open_tasks
 from learner.checkpoint import Checkpoints
 from learner.loop import learn
 from learner.model.policy import PolicyModel
+from learner.queue import BatchQueue
 from learner.staleness import Gate, Grant, Holder
 from learner.trajectory import Trajectory, check
+from learner.turns import Seat, Turns
 from learner.weights.local import LocalChannel
 from learner.weights.manifest import manifest_of
 
@@ -51,9 +53,11 @@ class SerialStream:
     def __init__(self, gate: Gate, player: Player, capacity: int, loop: asyncio.AbstractEventLoop) -> None:
         self.gate = gate
         self._player = player
-        self._capacity = capacity
         self.loop = loop
-        self._queue: dict[int, Trajectory] = {}
+        self._seat = Seat(HOLDER, capacity)
+        self._turns: Turns[Seat] = Turns(gate)
+        self._turns.enter(self._seat)
+        self._queue: BatchQueue[Trajectory] = BatchQueue(gate)
         self._playing: set[asyncio.Task[None]] = set()
         self.generated = 0
         self.measured: dict[str, float] = {}
@@ -65,17 +69,19 @@ class SerialStream:
 
     def queued(self) -> list[Trajectory]:
         """Trajectories that wait to be trained."""
-        return [self._queue[slot] for slot in sorted(self._queue)]
+        return self._queue.waiting()
 
     def requeue(self, trajectories: Sequence[Trajectory]) -> None:
         """Put back the queue of a checkpoint."""
-        self._queue.update({trajectory.slot: trajectory for trajectory in trajectories})
+        self._queue.restore(trajectories)
 
     def mark_trained(self, slots: Sequence[int]) -> None:
         """The optimizer step over these slots is done."""
-        self.gate.trained(slots)
-        for slot in slots:
-            del self._queue[slot]
+        self._queue.trained(slots)
+
+    def mark_loaded(self, version: int) -> None:
+        """The engine runs `version`: it may be granted what that opens, once it is published."""
+        self._seat.loaded_version = version
 
     def mark_published(self, version: int) -> None:
         """The engine has loaded `version`."""
@@ -105,11 +111,11 @@ class SerialStream:
 
     async def _play_until_ready(self, interrupt: Callable[[], bool]) -> list[Trajectory] | None:
         while True:
-            while grant := self.gate.grant(HOLDER, self._capacity):
+            for _, grant in self._turns.grants((self._seat,)):
                 self._playing.add(asyncio.create_task(self._play(grant)))
-            slots = self.gate.ready()
-            if slots is not None:
-                return [self._queue[slot] for slot in slots]
+            batch = self._queue.batch()
+            if batch is not None:
+                return batch
             if interrupt():
                 return None
             done, self._playing = await asyncio.wait(self._playing, return_when=asyncio.FIRST_COMPLETED)
@@ -119,8 +125,7 @@ class SerialStream:
     async def _play(self, grant: Grant) -> None:
         async def emit(trajectory: Trajectory) -> None:
             check(trajectory)
-            if self.gate.arrive(trajectory.slot, HOLDER, trajectory.cell, trajectory.oldest_version):
-                self._queue[trajectory.slot] = trajectory
+            self._queue.arrive(trajectory, HOLDER)
             self.generated += len(trajectory.response_ids)
 
         async def give_back(slots: Sequence[int]) -> None:
@@ -154,6 +159,7 @@ class SerialPublisher:
         """See `learner.publisher.Publisher`."""
         self._channel.send(self._policy.export(), self._manifest)
         timings = self._loop.run_until_complete(self._engine.update_weights(self._manifest, version))
+        self._stream.mark_loaded(version)
         if (measured := self._loop.run_until_complete(self._heldout.maybe_run(version))) is not None:
             self._stream.measured = measured
         return timings

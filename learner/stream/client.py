@@ -15,6 +15,7 @@ from typing import Any
 
 import zmq
 
+from learner.events import OnEvent, ignore_event
 from learner.stream.keys import ActorKeys
 from learner.stream.wire import MAX_CONTROL_BYTES, from_learner, pack, pack_slots
 from learner.trajectory import Trajectory, WireError, check, encode
@@ -60,20 +61,20 @@ class StreamClient:
         keys: ActorKeys | None = None,
         learner_silent_s: float = 10.0,
         learner_timeout_s: float = 600.0,
+        on_event: OnEvent = ignore_event,
     ) -> None:
         """`capacity`: slots that may be in flight here. After `learner_silent_s` without a word from the learner the client
-        says so (`on_event`) and greets it again until it answers; after `learner_timeout_s` it gives up (`LearnerLost`)."""
+        says so (`on_event`) and greets it again until it answers; after `learner_timeout_s` it gives up (`LearnerLost`).
+        `on_event`: called with `learner_silent`, `learner_back` and `refused`, and details."""
         self.actor_id = actor_id
         self.incarnation = incarnation
         self.run_id = ""
-        self.stats: Callable[[], Mapping[str, float]] = dict
-        """Numbers that travel with each heartbeat."""
-        self.on_event: Callable[..., None] = lambda name, **details: None
-        """Called with `learner_silent`, `learner_back` and `refused`, and details."""
         self.counts: Counter[str] = Counter()
         """`resent`, `abandoned` (answers for slots that the learner no longer counts on), `refused`, `gaps`, `reconnects`."""
         self.capacity = capacity
         """Slots that may be in flight here; a change travels with the next heartbeat."""
+        self._report: Callable[[], Mapping[str, float]] = dict
+        self._on_event = on_event
         self._silent_s = learner_silent_s
         self._timeout_s = learner_timeout_s
         self._seq = 0
@@ -111,8 +112,12 @@ class StreamClient:
         self._socket.connect(endpoint)
         self._beating: asyncio.Task[None] | None = None
 
-    async def connect(self, timeout_s: float) -> int:
-        """Say hello until the learner says welcome; returns its version. Raises TimeoutError naming the endpoint."""
+    async def connect(self, timeout_s: float, report: Callable[[], Mapping[str, float]] = dict) -> int:
+        """Say hello until the learner says welcome; returns its version. Raises TimeoutError naming the endpoint.
+
+        `report`: the numbers that travel with each heartbeat from now on.
+        """
+        self._report = report
         deadline = time.monotonic() + timeout_s
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.FD, self._note_readable)
@@ -244,7 +249,7 @@ class StreamClient:
         """The learner would never take this message: its slots are given up, or they would stay in flight for ever."""
         kept = self._settle(seq)
         self.counts["refused"] += 1
-        self.on_event("refused", actor=self.actor_id, why=why)
+        self._on_event("refused", actor=self.actor_id, why=why)
         if kept and kept.slots:
             self._send({"type": "failed", "slots": list(kept.slots), "why": f"refused: {why}"[:512]}, kept.slots)
 
@@ -333,7 +338,7 @@ class StreamClient:
             )
         if silent_s > self._silent_s and not self._silent:
             self._silent = True
-            self.on_event("learner_silent", actor=self.actor_id, endpoint=self._endpoint, silent_s=silent_s)
+            self._on_event("learner_silent", actor=self.actor_id, endpoint=self._endpoint, silent_s=silent_s)
 
     async def _receive(self, timeout_s: float) -> dict[str, Any] | None:
         """The next message that is well-formed; None after `timeout_s`."""
@@ -356,13 +361,13 @@ class StreamClient:
         now = time.monotonic()
         if self._silent:
             self._silent = False
-            self.on_event("learner_back", actor=self.actor_id, silent_s=now - self._heard_at)
+            self._on_event("learner_back", actor=self.actor_id, silent_s=now - self._heard_at)
         self._heard_at = now
         try:
             return from_learner(frames)
         except WireError as error:
             self.counts["refused"] += 1
-            self.on_event("refused", actor=self.actor_id, why=str(error))
+            self._on_event("refused", actor=self.actor_id, why=str(error))
             return {"type": "beat"}
 
     def _note_readable(self) -> None:
@@ -374,7 +379,7 @@ class StreamClient:
 
     def _say_beat(self) -> None:
         own = {f"stream/actors_{name}": float(count) for name, count in self.counts.items()}
-        stats = {**self.stats(), **own, "stream/actors_unacknowledged": float(len(self._kept))}
+        stats = {**self._report(), **own, "stream/actors_unacknowledged": float(len(self._kept))}
         self._try([pack({"type": "beat", "capacity": self.capacity, "stats": stats} | self._standing())])
 
     async def _beat(self) -> None:

@@ -7,9 +7,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from learner.staleness import Holder
 from learner.stream.wire import Seen, pack
 from learner.trajectory import Refusal, WireError
+from learner.turns import Seat
 
 RESEND_AFTER_S = 5.0
 """A control message that an actor has not taken for so long is sent again, with all that follow it."""
@@ -28,30 +28,29 @@ class Pending(NamedTuple):
     sent_at: float
 
 
-@dataclass(slots=True, eq=False)
-class Member:
+@dataclass(slots=True, eq=False, kw_only=True)
+class Member(Seat):
     """One actor, from its greeting until it is lost. Memory: what it has not taken, and gaps in what it sent."""
 
-    holder: Holder
     identity: bytes
-    capacity: int
+    """ZeroMQ's name of its connection."""
     last_seen: float
+    """When something last came from it, on the monotonic clock in seconds."""
     floor: int = 1
+    """The lowest number of a message that it may still send."""
     epoch: int = field(default_factory=lambda: secrets.randbits(48))
     """Of its control messages: they are numbered from 1 in each epoch."""
-    loaded_version: int = -1
     stats: dict[str, float] = field(default_factory=dict)
+    """What its last heartbeat reported."""
     weights: dict[str, float] = field(default_factory=dict)
     """Seconds by phase of its last weight update."""
     pending: deque[Pending] = field(default_factory=deque)
+    """Control messages that it has not taken yet, the oldest first."""
     resent_at: float = 0.0
     reachable: bool = True
     """Whether ZeroMQ had a connection to it when something was last sent."""
-    leaving: bool = False
-    """Retired: it is granted nothing more, and is dismissed when it holds nothing."""
     dismissed: bool = False
-    in_turn: bool = False
-    """Whether it is in the round of those who may be granted something."""
+    """Whether it was told to stop, after it retired and played what it held."""
     seen: Seen = field(init=False)
     _sent: int = 0
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import zmq
 from zmq.utils import z85
@@ -37,32 +37,33 @@ ZAP = "inproc://zeromq.zap.01"
 WATCHED = zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.DISCONNECTED
 
 
+class Handler(Protocol):
+    """What uses the socket. Every method is called on the socket's thread."""
+
+    def receive(self, identity: bytes, frames: list[bytes | memoryview]) -> None:
+        """One message came: at most `wire.MAX_FRAMES + 1` frames of it. Must not raise for anything that a peer sent."""
+
+    def received(self) -> None:
+        """A round is over: up to `ROUND_MESSAGES` calls of `receive` came before."""
+
+    def tick(self, now: float) -> None:
+        """A heartbeat is due. `now`: seconds on the monotonic clock."""
+
+    def reached(self, identity: bytes, reachable: bool) -> None:
+        """A message was sent to `identity`, or could not be because there is no connection to it."""
+
+
 class ServerSocket:
     """A ROUTER with its thread."""
 
-    def __init__(
-        self,
-        bind: str,
-        keys: LearnerKeys | None,
-        lock: threading.RLock,
-        receive: Callable[[bytes, list[bytes | memoryview]], None],
-        received: Callable[[], None],
-        tick: Callable[[float], None],
-        reachable: Callable[[bytes, bool], None],
-    ) -> None:
-        """`receive(identity, frames)` for each message, at most `wire.MAX_FRAMES + 1` frames of it; `received()` after some
-        of them, at most `ROUND_MESSAGES`; `tick(now)` every heartbeat; `reachable(identity, whether)` after each attempt to
-        send. All four are called on the thread."""
+    def __init__(self, bind: str, keys: LearnerKeys | None, lock: threading.RLock) -> None:
+        """Bind the socket; `start` begins to receive. `lock`: guards what other threads post."""
         self.failure: BaseException | None = None
         """What ended the thread, if anything did."""
         self.denied: Counter[str] = Counter({"denied_key": 0, "denied_handshake": 0, "disconnects": 0})
         """Connections that presented a strange key, that failed to shake hands at all, and that ended."""
         self._keys = keys
         self._lock = lock
-        self._receive = receive
-        self._received = received
-        self._tick = tick
-        self._reachable = reachable
         self._outbox: deque[tuple[bytes, bytes]] = deque()
         self._stop_at: float | None = None
         self._may_stop: Callable[[], bool] = lambda: True
@@ -103,8 +104,9 @@ class ServerSocket:
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._thread = threading.Thread(target=self._serve, name="azr-stream", daemon=True)
 
-    def start(self) -> None:
-        """Start the thread."""
+    def start(self, handler: Handler) -> None:
+        """Start the thread, which calls `handler`."""
+        self._handler = handler
         self._thread.start()
 
     def post(self, identity: bytes, frame: bytes) -> None:
@@ -171,7 +173,7 @@ class ServerSocket:
             now = time.monotonic()
             if now >= next_beat:
                 next_beat = now + HEARTBEAT_S
-                self._tick(now)
+                self._handler.tick(now)
             with self._lock:  # what `stop`'s caller posted before it is sent before the end
                 stop_at = self._stop_at
                 self._flush()
@@ -195,8 +197,8 @@ class ServerSocket:
                 frame = self._socket.recv(copy=False)
                 if len(frames) <= MAX_FRAMES:  # one more than any message has is enough to refuse it
                     frames.append(frame.bytes if len(frame) < COPIED_BYTES else frame.buffer)
-            self._receive(identity, frames)
-        self._received()
+            self._handler.receive(identity, frames)
+        self._handler.received()
 
     def _on_monitor(self) -> None:
         with contextlib.suppress(zmq.Again):
@@ -224,6 +226,6 @@ class ServerSocket:
             except zmq.ZMQError as error:
                 if error.errno != zmq.EHOSTUNREACH:
                     raise
-                self._reachable(identity, False)
+                self._handler.reached(identity, False)
                 continue
-            self._reachable(identity, True)
+            self._handler.reached(identity, True)

@@ -118,8 +118,9 @@ class Client:
         self._log = log
         self._messages = messages
 
-    async def connect(self, timeout_s: float) -> int:
+    async def connect(self, timeout_s: float, report: Any) -> int:
         self._log.append("connect")
+        self.stats = report
         return 0
 
     async def messages(self) -> AsyncIterator[dict[str, Any]]:

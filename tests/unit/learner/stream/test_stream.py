@@ -173,9 +173,13 @@ def test_an_actor_that_was_forgotten_comes_back_and_is_told_what_to_stop(server:
 
 
 def test_silence_is_loss() -> None:
-    server = StreamServer(Gate(BATCH, 1, solutions=1), "run", dead_after_s=0.5)
     lost = threading.Event()
-    server.on_event = lambda name, **details: lost.set() if name == "actor_lost" else None
+    server = StreamServer(
+        Gate(BATCH, 1, solutions=1),
+        "run",
+        dead_after_s=0.5,
+        on_event=lambda name, **details: lost.set() if name == "actor_lost" else None,
+    )
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
     try:
@@ -370,7 +374,7 @@ def test_what_came_together_is_acknowledged_together(server: StreamServer, monke
     async def story(client: StreamClient) -> None:
         await load(server, client)
         grants = await take(client, "grant", 4)
-        received, post = server._socket._receive, server._socket.post
+        received, post = server._inbox.receive, server._socket.post
         busy, go = threading.Event(), threading.Event()
         posted: list[dict[str, Any]] = []
 
@@ -383,7 +387,7 @@ def test_what_came_together_is_acknowledged_together(server: StreamServer, monke
             posted.append(msgpack.unpackb(frame))
             post(identity, frame)
 
-        monkeypatch.setattr(server._socket, "_receive", receive)
+        monkeypatch.setattr(server._inbox, "receive", receive)
         monkeypatch.setattr(server._socket, "post", record)
         client._say_beat()
         await until(busy.is_set)
@@ -477,7 +481,7 @@ def test_an_actor_that_retires_plays_to_its_end_and_is_dismissed(server: StreamS
         assert server.gate.in_flight() == 0
 
     events: list[str] = []
-    server.on_event = lambda name, **details: events.append(name)
+    server.open(lambda name, **details: events.append(name))
     run(server, story)
     assert "actor_left" in events
     assert "actor_lost" not in events

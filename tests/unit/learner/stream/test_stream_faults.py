@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from learner.events import OnEvent, ignore_event
 from learner.ledger import conserved, totals
 from learner.staleness import Gate
 from learner.stream.client import LearnerLost, StreamClient
@@ -70,10 +71,14 @@ class Proxy:
 
 
 @contextlib.asynccontextmanager
-async def through_proxy(server: StreamServer) -> AsyncIterator[tuple[Proxy, StreamClient]]:
+async def through_proxy(
+    server: StreamServer, on_event: OnEvent = ignore_event
+) -> AsyncIterator[tuple[Proxy, StreamClient]]:
     proxy = Proxy(server.endpoint)
     await proxy.open()
-    client = StreamClient(f"tcp://127.0.0.1:{proxy.port}", "a", 0, capacity=100, learner_silent_s=0.5)
+    client = StreamClient(
+        f"tcp://127.0.0.1:{proxy.port}", "a", 0, capacity=100, learner_silent_s=0.5, on_event=on_event
+    )
     try:
         await client.connect(DEADLINE_S)
         yield proxy, client
@@ -96,8 +101,7 @@ def test_connections_that_are_cut_lose_and_repeat_nothing(server: StreamServer) 
     events: list[str] = []
 
     async def main() -> None:
-        async with through_proxy(server) as (proxy, client):
-            client.on_event = lambda name, **details: events.append(name)
+        async with through_proxy(server, lambda name, **details: events.append(name)) as (proxy, client):
             playing = asyncio.create_task(play(client))
             assert await bring_to(server, 0) == []
             server.mark_loaded()
@@ -145,13 +149,15 @@ def test_control_messages_that_are_lost_are_sent_again_in_order(server: StreamSe
     assert server.counts["lost"] == 0
 
 
-def restarted(server: StreamServer, life: int = 1, state: dict[str, Any] | None = None) -> StreamServer:
+def restarted(
+    server: StreamServer, life: int = 1, state: dict[str, Any] | None = None, on_event: OnEvent = ignore_event
+) -> StreamServer:
     """Another life of the learner on the same port, from a checkpoint."""
     gate = Gate(BATCH, 1, solutions=1, life=life)
     again = StreamServer(gate, "run", bind=server.endpoint, open_now=False, dead_after_s=1.0)
     if state is not None:
         gate.load_state_dict(state, keep_in_flight=True)
-    again.open()
+    again.open(on_event)
     return again
 
 
@@ -201,9 +207,10 @@ def test_an_actor_that_does_not_come_back_after_a_restart_is_lost(server: Stream
 
     run(server, story)
     server.close()
-    again = restarted(server, state=states[0])
     events: list[dict[str, Any]] = []
-    again.on_event = lambda name, **details: events.append({"name": name, **details})
+    again = restarted(
+        server, state=states[0], on_event=lambda name, **details: events.append({"name": name, **details})
+    )
     try:
         assert again.gate.in_flight() == 8
         asyncio.run(until(lambda: again.gate.in_flight() == 0))
@@ -237,8 +244,15 @@ def test_a_learner_that_falls_silent_is_named_and_at_last_given_up(server: Strea
     events: list[str] = []
 
     async def main() -> None:
-        client = StreamClient(server.endpoint, "a", 0, capacity=9, learner_silent_s=0.3, learner_timeout_s=1.5)
-        client.on_event = lambda name, **details: events.append(name)
+        client = StreamClient(
+            server.endpoint,
+            "a",
+            0,
+            capacity=9,
+            learner_silent_s=0.3,
+            learner_timeout_s=1.5,
+            on_event=lambda name, **details: events.append(name),
+        )
         try:
             await client.connect(DEADLINE_S)
             await load(server, client)
@@ -256,9 +270,13 @@ def test_a_learner_that_falls_silent_is_named_and_at_last_given_up(server: Strea
 
 
 def test_an_actor_that_is_heard_but_takes_nothing_is_lost_by_name() -> None:
-    server = StreamServer(Gate(BATCH, 1, solutions=1), "run", dead_after_s=1.0)
     events: list[dict[str, Any]] = []
-    server.on_event = lambda name, **details: events.append({"name": name, **details})
+    server = StreamServer(
+        Gate(BATCH, 1, solutions=1),
+        "run",
+        dead_after_s=1.0,
+        on_event=lambda name, **details: events.append({"name": name, **details}),
+    )
 
     async def story(client: StreamClient) -> None:
         await load(server, client)  # and from here on it beats, and reads nothing
