@@ -86,7 +86,7 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
         self._joining: Future[WeightReceiver] | None = None
 
     def init_transfer_engine(self, init_info: AzrInitInfo) -> None:
-        """Begin to join the group of an epoch, leaving the one before. A group may be long in coming together, and
+        """Begin to join a weight group, leaving the one before. A group may be long in coming together, and
         this call holds up generation: so a thread waits for it, and `joined` tells."""
         self.shutdown()
         spec = GroupSpec.from_json(init_info.spec)

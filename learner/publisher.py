@@ -1,6 +1,6 @@
 """Publishing weights: every connected engine is brought to the learner's version, under its running requests.
 
-Membership decides the group: when an actor joins or is lost, the next publication opens a new epoch. An actor that fails
+Membership decides the group: when an actor joins or is lost, the next publication opens a new group. An actor that fails
 or misses a deadline is counted out (its supervisor restarts it), and the others go on.
 """
 

@@ -11,22 +11,29 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgpack
 import numpy as np
 
 from executor.tasks import Kind
+from learner.fields import (
+    MAX_HEADER_BYTES,
+    MAX_ITEMS,
+    Refusal,
+    WireError,
+    number,
+    number_map,
+    text,
+    unpack_header,
+    whole,
+)
 
 SCHEMA_VERSION = 2
 """Written into every header. Schema 1 also had the number of the message in it (`seq`), which is in the envelope alone now."""
 READABLE_SCHEMAS = frozenset({1, SCHEMA_VERSION})
 """Schemas of a checkpoint's queue that `loads` reads. Peers on the wire are of one run, so `decode` takes the present one alone."""
 MAX_TOKENS = 1 << 20
-MAX_HEADER_BYTES = 1 << 16
-MAX_ITEMS = 512
-"""Items of a list and keys of a map in a header. msgpack makes room for what a list announces, at each of up to 1,024 levels:
-with 16,384 items, a header of 5 KB took 60 ms to refuse; with 512, 2 ms."""
 
 _INT32, _FLOAT32 = np.dtype("<i4"), np.dtype("<f4")
 
@@ -77,29 +84,6 @@ class VersionSpan(NamedTuple):
     version: int
     start: int
     end: int
-
-
-class Refusal(StrEnum):
-    """Why a frame was refused. Counted by reason, never trained on."""
-
-    HEADER = "bad_header"
-    SCHEMA = "unknown_schema"
-    FRAMES = "wrong_frame_count"
-    LENGTH = "wrong_length"
-    TOO_LARGE = "too_large"
-    NOT_FINITE = "not_finite"
-    VERSIONS = "bad_version_spans"
-    FIELD = "bad_field"
-    TYPE = "unknown_type"
-    SENDER = "unknown_sender"
-
-
-class WireError(ValueError):
-    """A message that does not follow the schema; `refusal` says how."""
-
-    def __init__(self, refusal: Refusal, detail: str) -> None:
-        super().__init__(f"{refusal}: {detail}")
-        self.refusal = refusal
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -237,10 +221,10 @@ def decode(frames: Sequence[bytes | memoryview], schemas: Collection[int] = froz
             logprobs=np.frombuffer(frames[3], _FLOAT32),
             versions=tuple([VersionSpan(*map(whole, span)) for span in header["versions"]]),
             reward=number(header["reward"]),
-            reward_parts=numbers(header["reward_parts"]),
+            reward_parts=number_map(header["reward_parts"]),
             status=Status(header["status"]),
             outcome=text(header["outcome"]),
-            timings=numbers(header["timings"]),
+            timings=number_map(header["timings"]),
         )
     except WireError:
         raise
@@ -248,47 +232,6 @@ def decode(frames: Sequence[bytes | memoryview], schemas: Collection[int] = froz
         raise WireError(Refusal.FIELD, f"{type(error).__name__}: {error}") from error
     check(trajectory)
     return trajectory
-
-
-def unpack_header(frame: bytes | memoryview, max_items: int = MAX_ITEMS) -> dict[str, Any]:
-    """A msgpack map with string keys; anything else is refused as `bad_header`."""
-    try:
-        header = msgpack.unpackb(
-            frame, raw=False, strict_map_key=True, max_ext_len=0, max_array_len=max_items, max_map_len=max_items
-        )
-    except Exception as error:  # msgpack raises many types, RecursionError and UnicodeDecodeError among them
-        raise WireError(Refusal.HEADER, type(error).__name__) from error
-    if not isinstance(header, dict) or not {str}.issuperset(map(type, header)):
-        raise WireError(Refusal.HEADER, f"a {type(header).__name__}, not a map with string keys")
-    return header
-
-
-def whole(value: object) -> int:
-    """`value` if it is an integer of 0 to 2**63 - 1; raises `WireError` otherwise, as the others of its kind do."""
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise WireError(Refusal.FIELD, f"{value!r:.40} where a whole number was due")
-    return value
-
-
-def number(value: object) -> float:
-    """`value` as a float, if it is a number. Whether it is finite is checked by who uses it."""
-    if type(value) is not float and type(value) is not int:
-        raise WireError(Refusal.FIELD, f"{value!r:.40} where a number was due")
-    return float(value)
-
-
-def text(value: object) -> str:
-    """`value` if it is a string of at most 512 characters."""
-    if not isinstance(value, str) or len(value) > 512:
-        raise WireError(Refusal.FIELD, f"{value!r:.40} where a short string was due")
-    return value
-
-
-def numbers(value: object) -> dict[str, float]:
-    """`value` as a map from short strings to floats."""
-    if not isinstance(value, dict):
-        raise WireError(Refusal.FIELD, f"{value!r:.40} where a map of numbers was due")
-    return {text(key): number(item) for key, item in value.items()}
 
 
 def dumps(trajectories: Sequence[Trajectory]) -> bytes:

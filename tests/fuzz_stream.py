@@ -23,16 +23,16 @@ from typing import Any
 import msgpack
 import zmq
 
+from learner.fields import MAX_HEADER_BYTES, MAX_ITEMS, Refusal, WireError
 from learner.ledger import conserved, totals
 from learner.staleness import Gate
 from learner.stream.client import StreamClient
 from learner.stream.server import StreamServer
 from learner.stream.wire import FROM_ACTOR, MAX_HELLO_BYTES, from_actor, pack
-from learner.trajectory import MAX_HEADER_BYTES, MAX_ITEMS, Refusal, WireError
 from tests.unit.learner.stream.streaming import BATCH, hello, on_wire, play
 
 MEMBER, STRANGER = "member", "stranger"
-STANDING = {"floor": 1, "epoch": 0, "got": 0}
+STANDING = {"floor": 1, "session": 0, "taken": 0}
 SOUND: dict[str, dict[str, Any]] = {
     "hello": hello("somebody"),
     "beat": {"type": "beat", "capacity": 100, "stats": {"rollouts": 1.0}, **STANDING},

@@ -12,8 +12,8 @@ Nothing is lost, and nothing counts twice:
       at the learner by the gate.
   S2  What an actor sends (but for greetings and beats) has a `seq`; it keeps the message until `ack`, and sends it again after
       a reconnect or when it takes too long. The learner removes duplicates by (actor, incarnation, seq).
-  S3  What the learner says about slots and weights is numbered within an `epoch`, taken in order, and kept until the actor's
-      beat or hello says `got`; it is sent again until then. An actor that is heard but takes nothing is lost, with that reason.
+  S3  What the learner says about slots and weights is numbered within a `session`, taken in order, and kept until the actor's
+      beat or hello says `taken`; it is sent again until then. An actor that is heard but takes nothing is lost, with that reason.
   S4  A connection that breaks is made anew by ZeroMQ; the actor greets the learner again when it does not hear it.
   S5  A learner that restarts on the same endpoint does not know its actors and asks `who`. Their hello says which slots they
       hold. What the gate has in flight there and the actor has not is dropped and granted anew; what the actor has and

@@ -16,20 +16,17 @@ from typing import Any
 import zmq
 
 from learner.events import OnEvent, ignore_event
+from learner.fields import WireError
+from learner.stream import wire
 from learner.stream.keys import ActorKeys
 from learner.stream.wire import MAX_CONTROL_BYTES, from_learner, pack, pack_slots
-from learner.trajectory import Trajectory, WireError, check, encode
+from learner.trajectory import Trajectory, check, encode
 
-HEARTBEAT_S = 1.0
-RESEND_AFTER_S = 5.0
-"""What is not acknowledged for so long is sent again: a connection that broke and came back has lost what it carried."""
 NEVER = -math.inf
 NOW, MORE, READABLE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.POLLIN)
 """As plain numbers: with an enum's members each `|` and `&` takes longer than to send a frame."""
 RECONNECT_MS = 100
 MAX_RECONNECT_MS = 2000
-TCP_SILENT_MS = 15_000
-"""A connection without any sign of life for so long is given up and made anew."""
 
 
 class LearnerLost(ConnectionError):
@@ -81,8 +78,8 @@ class StreamClient:
         self._kept: dict[int, _Kept] = {}
         self._held: dict[int, bool] = {}
         """Granted slot -> whether its answer is in `_kept`."""
-        self._epoch = 0
-        self._got = 0
+        self._session = 0
+        self._taken = 0
         self._heard_at = time.monotonic()
         self._greeted_at = 0.0
         self._silent = False
@@ -100,8 +97,8 @@ class StreamClient:
             (zmq.MAXMSGSIZE, MAX_CONTROL_BYTES),
             (zmq.RECONNECT_IVL, RECONNECT_MS),
             (zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_MS),
-            (zmq.HEARTBEAT_IVL, TCP_SILENT_MS // 3),
-            (zmq.HEARTBEAT_TIMEOUT, TCP_SILENT_MS),
+            (zmq.HEARTBEAT_IVL, wire.TCP_SILENT_MS // 3),
+            (zmq.HEARTBEAT_TIMEOUT, wire.TCP_SILENT_MS),
         ):
             self._socket.setsockopt(option, value)
         self._socket.setsockopt(zmq.IDENTITY, f"{actor_id}#{incarnation}".encode())
@@ -123,7 +120,7 @@ class StreamClient:
         self._loop.add_reader(self._socket.FD, self._note_readable)
         while (left := deadline - time.monotonic()) > 0:
             self._greet()
-            message = await self._receive(min(left, 0.05 if not self._greeted_at else HEARTBEAT_S))
+            message = await self._receive(min(left, 0.05 if not self._greeted_at else wire.HEARTBEAT_S))
             match message and message["type"]:
                 case "welcome":
                     assert message is not None
@@ -144,7 +141,7 @@ class StreamClient:
         Raises `LearnerLost`.
         """
         while True:
-            message = await self._receive(HEARTBEAT_S)
+            message = await self._receive(wire.HEARTBEAT_S)
             if message is None:
                 self._watch()
                 continue
@@ -157,7 +154,7 @@ class StreamClient:
                 case "beat":
                     pass
                 case "who":  # the learner has forgotten us, or is another life
-                    if time.monotonic() - self._greeted_at > HEARTBEAT_S / 4:
+                    if time.monotonic() - self._greeted_at > wire.HEARTBEAT_S / 4:
                         self._greet()
                 case "welcome":
                     self.counts["reconnects"] += 1
@@ -291,7 +288,7 @@ class StreamClient:
     # -- the learner's life --------------------------------------------------------------------------------------
 
     def _standing(self) -> dict[str, int]:
-        return {"floor": min(self._kept, default=self._seq + 1), "epoch": self._epoch, "got": self._got}
+        return {"floor": min(self._kept, default=self._seq + 1), "session": self._session, "taken": self._taken}
 
     def _greet(self) -> None:
         hello = {
@@ -310,21 +307,21 @@ class StreamClient:
                 f"{self.actor_id}: the learner at {self._endpoint} is now that of run {message['run_id']}, not {self.run_id}"
             )
         self.run_id = message["run_id"]
-        taken_in = message["epoch"] != self._epoch
+        taken_in = message["session"] != self._session
         if taken_in:
-            self._epoch, self._got = message["epoch"], 0
-        self._resend(0.0 if taken_in else HEARTBEAT_S)
+            self._session, self._taken = message["session"], 0
+        self._resend(0.0 if taken_in else wire.HEARTBEAT_S)
 
     def _is_next(self, message: Mapping[str, Any]) -> bool:
         """Whether this numbered message is the one that is due. 0 is outside the order: for an actor that is not let in."""
-        if message["n"] == 0:
+        if message["number"] == 0:
             return True
-        if message["epoch"] != self._epoch or message["n"] <= self._got:
+        if message["session"] != self._session or message["number"] <= self._taken:
             return False
-        if message["n"] > self._got + 1:  # one before it was lost: the learner sends them all again
+        if message["number"] > self._taken + 1:  # one before it was lost: the learner sends them all again
             self.counts["gaps"] += 1
             return False
-        self._got = message["n"]
+        self._taken = message["number"]
         return True
 
     def _watch(self) -> None:
@@ -388,5 +385,5 @@ class StreamClient:
                 self._greet()
             else:
                 self._say_beat()
-                self._resend(older_than_s=RESEND_AFTER_S)
-            await asyncio.sleep(HEARTBEAT_S)
+                self._resend(older_than_s=wire.RESEND_AFTER_S)
+            await asyncio.sleep(wire.HEARTBEAT_S)

@@ -12,11 +12,12 @@ import time
 from collections import Counter, defaultdict
 from typing import Any
 
+from learner.fields import Refusal, WireError
 from learner.queue import BatchQueue
 from learner.stream.member import Member
 from learner.stream.membership import Membership, Outbox
 from learner.stream.wire import from_actor, pack
-from learner.trajectory import Refusal, Trajectory, WireError, decode
+from learner.trajectory import Trajectory, decode
 
 
 class Inbox:
@@ -141,5 +142,5 @@ class Inbox:
         if grown:
             self._members.grant((member,))
         member.seen.raise_floor(message["floor"])
-        if message["epoch"] == member.epoch:
-            member.acknowledge(message["got"])
+        if message["session"] == member.session:
+            member.acknowledge(message["taken"])

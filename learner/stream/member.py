@@ -7,22 +7,16 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from learner.fields import Refusal, WireError
+from learner.stream import wire
 from learner.stream.wire import Seen, pack
-from learner.trajectory import Refusal, WireError
 from learner.turns import Seat
-
-RESEND_AFTER_S = 5.0
-"""A control message that an actor has not taken for so long is sent again, with all that follow it."""
-MAX_PENDING = 1 << 14
-"""Control messages that an actor may leave untaken, before it is lost: far more than its credits allow."""
-MAX_AHEAD = 1 << 16
-"""How far the numbers of an actor's messages may run ahead of the lowest that is missing."""
 
 
 class Pending(NamedTuple):
     """A control message that the actor has not taken yet."""
 
-    n: int
+    number: int
     kind: str
     frame: bytes
     sent_at: float
@@ -38,8 +32,8 @@ class Member(Seat):
     """When something last came from it, on the monotonic clock in seconds."""
     floor: int = 1
     """The lowest number of a message that it may still send."""
-    epoch: int = field(default_factory=lambda: secrets.randbits(48))
-    """Of its control messages: they are numbered from 1 in each epoch."""
+    session: int = field(default_factory=lambda: secrets.randbits(48))
+    """Random id of this connection's control messages, which are numbered from 1."""
     stats: dict[str, float] = field(default_factory=dict)
     """What its last heartbeat reported."""
     weights: dict[str, float] = field(default_factory=dict)
@@ -60,12 +54,12 @@ class Member(Seat):
     def number(self, message: dict[str, Any], now: float) -> None:
         """Number a control message and keep it until it is taken."""
         self._sent += 1
-        frame = pack({**message, "epoch": self.epoch, "n": self._sent})
+        frame = pack({**message, "session": self.session, "number": self._sent})
         self.pending.append(Pending(self._sent, message["type"], frame, now))
 
-    def acknowledge(self, got: int) -> None:
-        """The actor has taken all up to `got`."""
-        while self.pending and self.pending[0].n <= got:
+    def acknowledge(self, taken: int) -> None:
+        """The actor has taken every message up to number `taken`."""
+        while self.pending and self.pending[0].number <= taken:
             self.pending.popleft()
 
     @property
@@ -76,20 +70,22 @@ class Member(Seat):
     @property
     def overfull(self) -> bool:
         """Whether it has left more untaken than anybody may."""
-        return len(self.pending) > MAX_PENDING
+        return len(self.pending) > wire.MAX_PENDING
 
     def resend_is_due(self, now: float) -> bool:
         """Whether the oldest that it has not taken should go out again."""
-        return bool(self.pending) and now - max(self.pending[0].sent_at, self.resent_at) >= RESEND_AFTER_S
+        return bool(self.pending) and now - max(self.pending[0].sent_at, self.resent_at) >= wire.RESEND_AFTER_S
 
     def stuck(self, now: float, after_s: float) -> str:
         """Why an actor that is heard but takes nothing is lost; empty as long as it is not."""
         if self.pending and (late_s := now - self.pending[0].sent_at) > after_s:
             first = self.pending[0]
-            return f"is heard, but has not taken {first.kind} (message {first.n} of {self._sent}) for {late_s:.0f} s"
+            return (
+                f"is heard, but has not taken {first.kind} (message {first.number} of {self._sent}) for {late_s:.0f} s"
+            )
         return ""
 
     def check_ahead(self, seq: int) -> None:
         """Raises `WireError` for a number that would make us remember too many."""
-        if seq >= self.seen.floor + MAX_AHEAD:
+        if seq >= self.seen.floor + wire.MAX_AHEAD:
             raise WireError(Refusal.FIELD, f"message {seq}, while {self.seen.floor} has not come")

@@ -16,10 +16,10 @@ from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 from learner.events import OnEvent
+from learner.fields import Refusal, WireError
 from learner.staleness import Gate, Holder
 from learner.stream.member import Member
 from learner.stream.wire import grant_to_message, pack
-from learner.trajectory import Refusal, WireError
 from learner.turns import Turns
 
 
@@ -92,7 +92,7 @@ class Membership:
             return  # it asks again
         relatives = [m for m in self._members.values() if m.holder.actor_id == holder.actor_id]
         if any(m.holder > holder for m in relatives):  # a life that was replaced, and does not know it
-            self._outbox.post(identity, pack({"type": "shutdown", "epoch": 0, "n": 0}))
+            self._outbox.post(identity, pack({"type": "shutdown", "session": 0, "number": 0}))
             return
         member = self._members.get(identity)
         if member is None:
@@ -103,8 +103,8 @@ class Membership:
         self._counts["reconnects"] += 1
         member.last_seen = time.monotonic()
         self.post(member, self._welcome(member))
-        if hello["epoch"] == member.epoch:
-            member.acknowledge(hello["got"])
+        if hello["session"] == member.session:
+            member.acknowledge(hello["taken"])
         self._resend(member)
 
     def lose(self, member: Member, why: str) -> None:
@@ -229,7 +229,9 @@ class Membership:
         self.turns.leave(member)
 
     def _welcome(self, member: Member) -> bytes:
-        return pack({"type": "welcome", "run_id": self._run_id, "version": self.gate.version, "epoch": member.epoch})
+        return pack(
+            {"type": "welcome", "run_id": self._run_id, "version": self.gate.version, "session": member.session}
+        )
 
     def _resend(self, member: Member) -> None:
         for pending in member.pending:

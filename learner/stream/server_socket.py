@@ -17,10 +17,10 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
+from learner.stream import wire
 from learner.stream.keys import LearnerKeys
 from learner.stream.wire import MAX_FRAME_BYTES, MAX_FRAMES
 
-HEARTBEAT_S = 1.0
 ROUND_MESSAGES = 256
 """Messages that are received before what they caused is sent: a flood must not keep acknowledgements back."""
 COPIED_BYTES = 8192
@@ -32,7 +32,6 @@ BACKLOG = 4096
 """Connections that may wait to be accepted: a cluster's actors all start at once."""
 PEER_MESSAGES = 1000
 """Messages that ZeroMQ holds for one peer, each way; a peer that sends more is slowed down by TCP."""
-TCP_SILENT_MS = 15_000
 ZAP = "inproc://zeromq.zap.01"
 WATCHED = zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.DISCONNECTED
 
@@ -77,8 +76,8 @@ class ServerSocket:
             (zmq.SNDHWM, PEER_MESSAGES),
             (zmq.RCVHWM, PEER_MESSAGES),
             (zmq.MAXMSGSIZE, MAX_FRAME_BYTES),
-            (zmq.HEARTBEAT_IVL, TCP_SILENT_MS // 3),
-            (zmq.HEARTBEAT_TIMEOUT, TCP_SILENT_MS),
+            (zmq.HEARTBEAT_IVL, wire.TCP_SILENT_MS // 3),
+            (zmq.HEARTBEAT_TIMEOUT, wire.TCP_SILENT_MS),
         ):
             self._socket.setsockopt(option, value)
         self._zap: zmq.Socket[bytes] | None = None
@@ -172,7 +171,7 @@ class ServerSocket:
                 handlers[socket]()
             now = time.monotonic()
             if now >= next_beat:
-                next_beat = now + HEARTBEAT_S
+                next_beat = now + wire.HEARTBEAT_S
                 self._handler.tick(now)
             with self._lock:  # what `stop`'s caller posted before it is sent before the end
                 stop_at = self._stop_at

@@ -3,8 +3,8 @@
 A message is a msgpack map with the key `type`, in one frame; a trajectory has the four frames of `learner.trajectory.encode`
 after it. What has a field too many or too few, or a field of another type or beyond its bounds, raises `WireError`.
 
-`seq` numbers what an actor sends and keeps until it is acknowledged. `n` numbers, within an `epoch`, what the learner sends
-and keeps until the actor says that it `got` it. An epoch begins whenever the learner takes an actor in.
+`seq` numbers what an actor sends and keeps until it is acknowledged. `number` numbers, within a `session`, what the learner
+sends and keeps until the actor says that it has `taken` it. A session begins whenever the learner takes an actor in.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from typing import Any
 import msgpack
 
 from executor.tasks import Kind
+from learner.fields import MAX_HEADER_BYTES, Refusal, WireError, number_map, text, unpack_header, whole
 from learner.staleness import Grant
-from learner.trajectory import (
-    MAX_HEADER_BYTES,
-    MAX_TOKENS,
-    Refusal,
-    WireError,
-    numbers,
-    text,
-    unpack_header,
-    whole,
-)
+from learner.trajectory import MAX_TOKENS
 
+HEARTBEAT_S = 1.0
+"""Seconds between two beats of either end."""
+RESEND_AFTER_S = 5.0
+"""A message that is not acknowledged for so many seconds is sent again: a connection that broke has lost what it carried."""
+TCP_SILENT_MS = 15_000
+"""A connection without any sign of life for so many milliseconds is given up and made anew."""
+MAX_PENDING = 1 << 14
+"""Control messages that an actor may leave untaken, before it is lost: far more than its credits allow."""
+MAX_AHEAD = 1 << 16
+"""How far the numbers of an actor's messages may run ahead of the lowest that is missing."""
 MAX_SLOTS = 1 << 14
 """Slots that one actor may hold."""
 MAX_HELLO_BYTES = 8 * MAX_SLOTS + 1024
@@ -75,7 +77,7 @@ def _name(value: object) -> str:
 
 
 def _finite(value: object) -> dict[str, float]:
-    found = numbers(value)
+    found = number_map(value)
     if not all(math.isfinite(number) for number in found.values()):
         raise WireError(Refusal.NOT_FINITE, "a number is NaN or infinite")
     return found
@@ -99,7 +101,7 @@ def _maps(value: object) -> list[dict[str, Any]]:
     return [_map(item) for item in value]
 
 
-_STANDING: Fields = {"floor": whole, "epoch": whole, "got": whole}
+_STANDING: Fields = {"floor": whole, "session": whole, "taken": whole}
 """The lowest `seq` that may still be sent, and the last control message that arrived."""
 FROM_ACTOR: Mapping[str, Fields] = {
     "hello": {"actor_id": _name, "incarnation": whole, "capacity": _capacity, "slots": _packed_slots, **_STANDING},
@@ -110,9 +112,9 @@ FROM_ACTOR: Mapping[str, Fields] = {
     "loaded": {"seq": whole, "version": whole, "timings": _finite},
     "load_failed": {"seq": whole, "version": whole, "why": text},
 }
-_NUMBERED: Fields = {"epoch": whole, "n": whole}
+_NUMBERED: Fields = {"session": whole, "number": whole}
 FROM_LEARNER: Mapping[str, Fields] = {
-    "welcome": {"run_id": text, "version": whole, "epoch": whole},
+    "welcome": {"run_id": text, "version": whole, "session": whole},
     "who": {},
     "ack": {"seqs": _wholes},
     "refused": {"seq": whole, "why": text},

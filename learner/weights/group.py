@@ -1,4 +1,4 @@
-"""One rank's membership of one epoch of the weights' group: who has arrived where, deadlines, and errors that name ranks.
+"""One rank's membership of one weight group: who has arrived where, deadlines, and errors that name ranks.
 
 What `WeightSender` and `WeightReceiver` work on. The backend is NCCL on GPUs and gloo on CPUs. They differ in how the group is built
 (`_process_group`) and in who keeps a bucket's deadline (`Group.broadcast`, `Broadcast.wait`).
@@ -39,7 +39,7 @@ Backend = Literal["gloo", "nccl", "local"]
 class GroupSpec:
     """All that a receiver needs to join a group. With backend `local`, `host` is the name of a `LocalChannel`."""
 
-    epoch: int
+    group_id: int
     host: str
     port: int
     world_size: int
@@ -60,11 +60,11 @@ class GroupSpec:
 class WeightSyncError(RuntimeError):
     """A broadcast failed; its group is closed. `missing` are the ranks that had not arrived, or that died on the way."""
 
-    def __init__(self, what: str, *, epoch: int, phase: str, rank: int, missing: Sequence[int] = ()) -> None:
+    def __init__(self, what: str, *, group_id: int, phase: str, rank: int, missing: Sequence[int] = ()) -> None:
         named = f" (missing: ranks {list(missing)})" if missing and "ranks" not in what else ""
-        super().__init__(f"weight sync, epoch {epoch}, phase {phase}, rank {rank}: {what}{named}")
+        super().__init__(f"weight sync, group {group_id}, phase {phase}, rank {rank}: {what}{named}")
         self.what = what
-        self.epoch = epoch
+        self.group_id = group_id
         self.phase = phase
         self.rank = rank
         self.missing = list(missing)
@@ -75,12 +75,12 @@ class WeightSyncTimeout(WeightSyncError):
 
 
 class Group:
-    """One rank's membership of one epoch. Keys of the store say who has arrived where: so errors can name ranks."""
+    """One rank's membership of one weight group. Keys of the store say who has arrived where: so errors can name ranks."""
 
     def __init__(self, spec: GroupSpec, rank: int, store: dist.Store) -> None:
         self.spec = spec
         self.rank = rank
-        self._store = dist.PrefixStore(f"azr/{spec.epoch}", store)
+        self._store = dist.PrefixStore(f"azr/{spec.group_id}", store)
         self._process_group: Any = None
         self._travelling: set[Broadcast] = set()
         # The sender gives up earlier by the time in which survivors then say that they live: a receiver that dies costs it
@@ -216,10 +216,10 @@ class Group:
 
     def _timeout(self, phase: str, missing: list[int]) -> WeightSyncTimeout:
         what = f"waited {self.spec.timeout_s:.1f} s for ranks {missing} of {self.spec.world_size}"
-        return WeightSyncTimeout(what, epoch=self.spec.epoch, phase=phase, rank=self.rank, missing=missing)
+        return WeightSyncTimeout(what, group_id=self.spec.group_id, phase=phase, rank=self.rank, missing=missing)
 
     def _error(self, what: str, phase: str, missing: Sequence[int] = ()) -> WeightSyncError:
-        return WeightSyncError(what, epoch=self.spec.epoch, phase=phase, rank=self.rank, missing=missing)
+        return WeightSyncError(what, group_id=self.spec.group_id, phase=phase, rank=self.rank, missing=missing)
 
 
 class Broadcast:

@@ -22,7 +22,7 @@ class LocalChannel:
     def __init__(self, name: str) -> None:
         self.name = name
         self.timings: dict[str, float] = {}
-        self._epoch = 0
+        self._group_id = 0
         self._held: Iterator[tuple[str, torch.Tensor]] | None = None
         self._channels[name] = self
 
@@ -35,9 +35,9 @@ class LocalChannel:
         """A spec that names this channel."""
         if world_size != 2:
             raise ValueError(f"a local channel has one sender and one receiver, not {world_size} ranks")
-        self._epoch += 1
+        self._group_id += 1
         self._held = None
-        return GroupSpec(self._epoch, host=self.name, port=0, world_size=2, backend="local", timeout_s=0.0)
+        return GroupSpec(self._group_id, host=self.name, port=0, world_size=2, backend="local", timeout_s=0.0)
 
     def connect(self, spec: GroupSpec | None = None, rank: int = 0) -> None:
         """There is nothing to wait for."""
@@ -52,7 +52,7 @@ class LocalChannel:
         """Yield what `send` holds; raises `WeightSyncError` when that is nothing."""
         held, self._held = self._held, None
         if held is None:
-            raise WeightSyncError("nothing was sent", epoch=self._epoch, phase="transfer", rank=1, missing=[0])
+            raise WeightSyncError("nothing was sent", group_id=self._group_id, phase="transfer", rank=1, missing=[0])
         for spec in manifest:
             mark = time.monotonic()
             name, tensor = next(held)

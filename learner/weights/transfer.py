@@ -46,19 +46,19 @@ class WeightSender:
         self.timeout_s = timeout_s
         self.bucket_bytes = bucket_bytes
         self.timings: dict[str, float] = {}
-        self._epoch = 0
+        self._group_id = 0
         self._spec: GroupSpec | None = None
         self._server: dist.TCPStore | None = None
         self._group: Group | None = None
 
     def open(self, world_size: int) -> GroupSpec:
-        """Begin the next epoch with `world_size` ranks, this one included; closes the last. Returns without waiting."""
+        """Open the next group, of `world_size` ranks, this one included; closes the last. Returns without waiting."""
         self._drop_group()
         if self._server is None:
             self._server = serve_store(self.host)
-        self._epoch += 1
+        self._group_id += 1
         self._spec = GroupSpec(
-            epoch=self._epoch,
+            group_id=self._group_id,
             host=self.host,
             port=self._server.port,
             world_size=world_size,
@@ -84,7 +84,9 @@ class WeightSender:
         (waiting for buckets to be sent, while none was being prepared).
         """
         if self._group is None:
-            raise WeightSyncError("no group: open() and connect() first", epoch=self._epoch, phase="transfer", rank=0)
+            raise WeightSyncError(
+                "no group: open() and connect() first", group_id=self._group_id, phase="transfer", rank=0
+            )
         clock = PhaseClock("ready_s", "prepare_s", "transfer_s")
         try:
             self._group.begin_update()
@@ -132,7 +134,7 @@ class WeightSender:
 
 
 class WeightReceiver:
-    """An engine worker's end: `connect` to an epoch, `receive` once an update."""
+    """An engine worker's end: `connect` to a group, `receive` once an update."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -140,7 +142,7 @@ class WeightReceiver:
         self._group: Group | None = None
 
     def connect(self, spec: GroupSpec, rank: int) -> None:
-        """Join the epoch as `rank`, leaving the last. Blocks until the group is whole; raises `WeightSyncTimeout`."""
+        """Join the group as `rank`, leaving the last. Blocks until the group is whole; raises `WeightSyncTimeout`."""
         self.close()
         started = time.monotonic()
         timeout = timedelta(seconds=spec.timeout_s)
@@ -148,7 +150,7 @@ class WeightReceiver:
             store = dist.TCPStore(spec.host, spec.port, is_master=False, timeout=timeout, wait_for_workers=False)
         except dist.DistError as error:
             what = f"waited {spec.timeout_s:.1f} s for rank 0 at {spec.host}:{spec.port}"
-            raise WeightSyncTimeout(what, epoch=spec.epoch, phase="connect", rank=rank, missing=[0]) from error
+            raise WeightSyncTimeout(what, group_id=spec.group_id, phase="connect", rank=rank, missing=[0]) from error
         group = Group(spec, rank, store)
         group.assemble()
         self._group = group
@@ -162,7 +164,7 @@ class WeightReceiver:
         """
         group = self._group
         if group is None:
-            raise WeightSyncError("no group: connect() first", epoch=0, phase="transfer", rank=-1)
+            raise WeightSyncError("no group: connect() first", group_id=0, phase="transfer", rank=-1)
         self.timings["transfer_s"] = 0.0
         mark = time.monotonic()
         buckets = plan_buckets(manifest, group.spec.bucket_bytes)

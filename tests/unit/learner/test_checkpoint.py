@@ -13,12 +13,13 @@ import pytest
 
 from executor.tasks import Kind
 from learner.checkpoint import CheckpointError, Checkpoints, Finish, read_stream_state, write_stream_state
+from learner.fields import WireError
 from learner.ledger import conserved, totals
 from learner.metrics import describe_batch
 from learner.ranks import Ranks
 from learner.settings import BatchSettings
 from learner.staleness import Gate, Holder
-from learner.trajectory import SCHEMA_VERSION, Cell, Role, Status, Trajectory, VersionSpan, WireError, dumps, encode
+from learner.trajectory import SCHEMA_VERSION, Cell, Role, Status, Trajectory, VersionSpan, dumps, encode
 
 
 def trajectory(slot: int, role: Role, spans: list[tuple[int, int, int]], reward: float, **parts: float) -> Trajectory:

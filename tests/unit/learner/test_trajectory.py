@@ -13,17 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from executor.tasks import Kind
+from learner.fields import MAX_HEADER_BYTES, Refusal, WireError
 from learner.trajectory import (
     CELLS,
-    MAX_HEADER_BYTES,
     MAX_TOKENS,
     Cell,
-    Refusal,
     Role,
     Status,
     Trajectory,
     VersionSpan,
-    WireError,
     check,
     decode,
     dumps,

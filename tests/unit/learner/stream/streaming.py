@@ -114,4 +114,4 @@ def on_wire(slot: int, seq: int, role: Role = Role.PROPOSE, **changes: Any) -> l
 def hello(actor_id: str, incarnation: int = 0, **changes: Any) -> dict[str, Any]:
     """A greeting, as a client would say it."""
     fields = {"actor_id": actor_id, "incarnation": incarnation, "capacity": 100, "slots": b"", "floor": 1}
-    return {"type": "hello", **fields, "epoch": 0, "got": 0} | changes
+    return {"type": "hello", **fields, "session": 0, "taken": 0} | changes

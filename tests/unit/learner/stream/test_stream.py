@@ -12,12 +12,12 @@ import msgpack
 import pytest
 import zmq
 
+from learner.fields import Refusal, WireError
 from learner.ledger import conserved, totals
 from learner.staleness import Gate
 from learner.stream.client import StreamClient
 from learner.stream.server import BatchTimeout, StreamServer
 from learner.stream.wire import MAX_FRAME_BYTES, pack
-from learner.trajectory import Refusal, WireError
 from tests.unit.learner.stream.streaming import (
     BATCH,
     DEADLINE_S,
@@ -302,7 +302,7 @@ def test_closing_waits_until_the_actors_have_their_shutdown(server: StreamServer
     async def story(client: StreamClient) -> None:
         closing = asyncio.create_task(asyncio.to_thread(server.close))
         (message,) = await take(client, "shutdown", 1)
-        assert message["n"] == 1
+        assert message["number"] == 1
         await closing
 
     run(server, story)
@@ -332,8 +332,8 @@ def test_a_learner_that_is_not_there_is_named() -> None:
 
 def test_what_stays_unacknowledged_is_sent_again(server: StreamServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a connection that broke and came back: the learner still knows the actor, and asks for nothing."""
-    monkeypatch.setattr("learner.stream.client.RESEND_AFTER_S", 0.2)
-    monkeypatch.setattr("learner.stream.client.HEARTBEAT_S", 0.1)
+    monkeypatch.setattr("learner.stream.wire.RESEND_AFTER_S", 0.2)
+    monkeypatch.setattr("learner.stream.wire.HEARTBEAT_S", 0.1)
 
     async def story(client: StreamClient) -> None:
         await load(server, client)
@@ -355,8 +355,8 @@ def test_what_could_not_leave_leaves_with_the_next_heartbeat(
     server: StreamServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While there is no connection nothing was sent, so nothing has to age before it is sent, and it is not a second time."""
-    monkeypatch.setattr("learner.stream.client.HEARTBEAT_S", 0.1)
-    monkeypatch.setattr("learner.stream.client.RESEND_AFTER_S", 3600.0)
+    monkeypatch.setattr("learner.stream.wire.HEARTBEAT_S", 0.1)
+    monkeypatch.setattr("learner.stream.wire.RESEND_AFTER_S", 3600.0)
 
     async def story(client: StreamClient) -> None:
         await load(server, client)

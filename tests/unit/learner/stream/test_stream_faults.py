@@ -27,10 +27,8 @@ def server() -> Iterator[StreamServer]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("stream.client.RESEND_AFTER_S", "stream.member.RESEND_AFTER_S"):
-        monkeypatch.setattr(f"learner.{name}", 0.3)
-    for name in ("stream.client.HEARTBEAT_S", "stream.server_socket.HEARTBEAT_S"):
-        monkeypatch.setattr(f"learner.{name}", 0.1)
+    monkeypatch.setattr("learner.stream.wire.RESEND_AFTER_S", 0.3)
+    monkeypatch.setattr("learner.stream.wire.HEARTBEAT_S", 0.1)
 
 
 class Proxy:
@@ -293,7 +291,7 @@ def test_an_actor_that_is_heard_but_takes_nothing_is_lost_by_name() -> None:
 
 
 def test_control_messages_that_pile_up_end_a_member(server: StreamServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.stream.member.MAX_PENDING", 5)
+    monkeypatch.setattr("learner.stream.wire.MAX_PENDING", 5)
 
     async def story(client: StreamClient) -> None:
         (member,) = server.members()

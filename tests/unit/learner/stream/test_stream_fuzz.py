@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from learner.trajectory import Refusal
+from learner.fields import Refusal
 from tests.fuzz_stream import Fuzz, fuzzing, malformed
 
 MESSAGES = 800

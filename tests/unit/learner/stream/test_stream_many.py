@@ -124,7 +124,7 @@ class Actor:
         self.socket.connect(endpoint)
         self.socket.send(pack(hello(name, capacity=4)))
         self._name = name
-        self._seq = self._epoch = self._got = 0
+        self._seq = self._session = self._taken = 0
 
     def read(self) -> None:
         while True:
@@ -133,10 +133,10 @@ class Actor:
             except zmq.Again:
                 return
             if message["type"] == "welcome":
-                self._epoch = message["epoch"]
-            if message.get("n", 0) != self._got + 1:
+                self._session = message["session"]
+            if message.get("number", 0) != self._taken + 1:
                 continue
-            self._got += 1
+            self._taken += 1
             if message["type"] == "weights":
                 self._seq += 1
                 self.socket.send(
@@ -148,5 +148,5 @@ class Actor:
                     self.socket.send_multipart(on_wire(slot, self._seq, role, actor_id=self._name))
 
     def beat(self) -> None:
-        standing = {"floor": self._seq + 1, "epoch": self._epoch, "got": self._got}
+        standing = {"floor": self._seq + 1, "session": self._session, "taken": self._taken}
         self.socket.send(pack({"type": "beat", "capacity": 4, "stats": {}, **standing}))

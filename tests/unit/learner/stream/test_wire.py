@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from executor.tasks import Kind
+from learner.fields import Refusal, WireError
 from learner.staleness import Grant
 from learner.stream.wire import (
     FROM_ACTOR,
@@ -23,12 +24,11 @@ from learner.stream.wire import (
     pack,
     pack_slots,
 )
-from learner.trajectory import Refusal, WireError
 from tests.fuzz_stream import ARRAYS, SOUND, WRONG
 
-NUMBERED = {"epoch": 1, "n": 1}
+NUMBERED = {"session": 1, "number": 1}
 FROM_THE_LEARNER: dict[str, dict[str, Any]] = {
-    "welcome": {"run_id": "run", "version": 0, "epoch": 5},
+    "welcome": {"run_id": "run", "version": 0, "session": 5},
     "who": {},
     "ack": {"seqs": [1, 2]},
     "refused": {"seq": 1, "why": "x"},

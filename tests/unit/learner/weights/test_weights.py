@@ -123,19 +123,19 @@ def test_the_sender_holds_no_more_than_the_buckets_that_travel_and_the_next(thre
     sender.close()
 
 
-def test_membership_changes_with_the_epoch(threads: ThreadPoolExecutor) -> None:
+def test_membership_changes_with_the_group(threads: ThreadPoolExecutor) -> None:
     named = tensors()
     manifest = manifest_of(named)
     sender = WeightSender(timeout_s=20)
-    epochs = []
+    groups = []
     for world_size in (3, 2, 4):
         spec = sender.open(world_size)
-        epochs.append(spec.epoch)
+        groups.append(spec.group_id)
         received = start(threads, spec, [manifest])
         sender.connect()
         sender.send(named, manifest)
         assert all(checksum(future.result()[0]) == checksum(named) for future in received)
-    assert epochs == [1, 2, 3]
+    assert groups == [1, 2, 3]
     sender.close()
 
 
@@ -145,7 +145,7 @@ def test_a_missing_receiver_is_named_to_everybody(threads: ThreadPoolExecutor) -
     present = [threads.submit(receive, spec, rank, []) for rank in (1, 3)]
     started = time.monotonic()
     with pytest.raises(
-        WeightSyncTimeout, match=r"epoch 1, phase connect, rank 0: waited 0.5 s for ranks \[2\]"
+        WeightSyncTimeout, match=r"group 1, phase connect, rank 0: waited 0.5 s for ranks \[2\]"
     ) as caught:
         sender.connect()
     assert caught.value.missing == [2]
@@ -177,7 +177,7 @@ def test_a_receiver_that_never_starts_an_update_is_named(threads: ThreadPoolExec
     sender.close()
 
 
-def test_a_receiver_that_dies_in_the_middle_breaks_the_update_and_the_next_epoch_works(
+def test_a_receiver_that_dies_in_the_middle_breaks_the_update_and_the_next_group_works(
     threads: ThreadPoolExecutor,
 ) -> None:
     named = [(f"t{i}", torch.randn(1 << 20)) for i in range(16)]
@@ -271,7 +271,7 @@ def test_nobody_listens_where_the_spec_points() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spec = GroupSpec(epoch=1, host="127.0.0.1", port=port, world_size=2, backend="gloo", timeout_s=0.3)
+    spec = GroupSpec(group_id=1, host="127.0.0.1", port=port, world_size=2, backend="gloo", timeout_s=0.3)
     with pytest.raises(WeightSyncTimeout) as caught:
         WeightReceiver().connect(spec, 1)
     assert caught.value.missing == [0]

@@ -1,0 +1,77 @@
+"""Checks of what comes over the wire: headers, single fields, and the error for those that do not follow the schema."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgpack
+
+MAX_HEADER_BYTES = 1 << 16
+MAX_ITEMS = 512
+"""Items of a list and keys of a map in a header. msgpack makes room for what a list announces, at each of up to 1,024 levels:
+with 16,384 items, a header of 5 KB took 60 ms to refuse; with 512, 2 ms."""
+
+
+class Refusal(StrEnum):
+    """Why a frame was refused. Counted by reason, never trained on."""
+
+    HEADER = "bad_header"
+    SCHEMA = "unknown_schema"
+    FRAMES = "wrong_frame_count"
+    LENGTH = "wrong_length"
+    TOO_LARGE = "too_large"
+    NOT_FINITE = "not_finite"
+    VERSIONS = "bad_version_spans"
+    FIELD = "bad_field"
+    TYPE = "unknown_type"
+    SENDER = "unknown_sender"
+
+
+class WireError(ValueError):
+    """A message that does not follow the schema; `refusal` says how."""
+
+    def __init__(self, refusal: Refusal, detail: str) -> None:
+        super().__init__(f"{refusal}: {detail}")
+        self.refusal = refusal
+
+
+def unpack_header(frame: bytes | memoryview, max_items: int = MAX_ITEMS) -> dict[str, Any]:
+    """A msgpack map with string keys; anything else is refused as `bad_header`."""
+    try:
+        header = msgpack.unpackb(
+            frame, raw=False, strict_map_key=True, max_ext_len=0, max_array_len=max_items, max_map_len=max_items
+        )
+    except Exception as error:  # msgpack raises many types, RecursionError and UnicodeDecodeError among them
+        raise WireError(Refusal.HEADER, type(error).__name__) from error
+    if not isinstance(header, dict) or not {str}.issuperset(map(type, header)):
+        raise WireError(Refusal.HEADER, f"a {type(header).__name__}, not a map with string keys")
+    return header
+
+
+def whole(value: object) -> int:
+    """`value` if it is an integer of 0 to 2**63 - 1; raises `WireError` otherwise, as the others of its kind do."""
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where a whole number was due")
+    return value
+
+
+def number(value: object) -> float:
+    """`value` as a float, if it is a number. Whether it is finite is checked by who uses it."""
+    if type(value) is not float and type(value) is not int:
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where a number was due")
+    return float(value)
+
+
+def text(value: object) -> str:
+    """`value` if it is a string of at most 512 characters."""
+    if not isinstance(value, str) or len(value) > 512:
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where a short string was due")
+    return value
+
+
+def number_map(value: object) -> dict[str, float]:
+    """`value` as a map from short strings to floats."""
+    if not isinstance(value, dict):
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where a map of numbers was due")
+    return {text(key): number(item) for key, item in value.items()}
