@@ -14,6 +14,7 @@ import ray
 
 from actors.buffer import Added, RemoteBuffer, TaskBuffer
 from actors.buffer_file import TaskBufferError
+from actors.buffer_settings import BufferSettings
 from executor.tasks import Kind, Task
 from launch.config import Config
 from launch.run.folder import RunFolder, log_to
@@ -116,11 +117,10 @@ class BufferActor:
             raise
 
 
-def start(config: Config, folder: Path) -> Any:
-    """The actor's handle; `open` comes next."""
+def options(settings: BufferSettings) -> dict[str, Any]:
+    """What `ray.remote` is to be given for the actor."""
     # Snapshots have a thread of their own, so that no episode waits for one.
-    options = {"num_cpus": 0, "concurrency_groups": {"snapshot": 1}, "max_restarts": config.buffer.max_restarts}
-    return ray.remote(**options)(BufferActor).remote(config, folder)
+    return {"concurrency_groups": {"snapshot": 1}, "max_restarts": settings.max_restarts}
 
 
 def ask_buffer(handle: Any, request: str, *arguments: Any) -> Any:

@@ -34,7 +34,7 @@ class ControlServer:
     """Answers on the run's socket, on a thread of its own, until closed."""
 
     def __init__(self, run: Path, handlers: Mapping[str, Handler]) -> None:
-        """`handlers`: what answers `{"do": name, ...}`; a ValueError that it raises becomes the answer's `error`."""
+        """`handlers`: what answers `{"do": name, ...}`; a UserError or ValueError that it raises becomes the answer's `error`."""
         self._handlers = handlers
         path = socket_path(run)
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -67,7 +67,7 @@ class ControlServer:
             if handler is None:
                 raise ValueError(f"this run knows {', '.join(sorted(self._handlers))}")
             return {"ok": True, **handler(request)}
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        except (UserError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             return {"ok": False, "error": str(error)}
 
 

@@ -58,8 +58,7 @@ class LearnerActor:
 
     def rendezvous(self) -> str:
         """Where the ranks can meet, `tcp://host:port`: on the machine of this one, which serves it."""
-        host = self._host()
-        return f"tcp://{host}:{free_port(host)}"
+        return meeting_point(self._config)
 
     def listening(self) -> str:
         """The stream's endpoint, once it is bound. Rank 0."""
@@ -77,16 +76,6 @@ class LearnerActor:
         except Exception:
             _LOG.exception("the learner failed")  # the driver shows one line of it
             raise
-
-    def _host(self) -> str:
-        """The address at which the run's other machines reach this one."""
-        host = self._config.stream_host
-        return host if host != AUTO_HOST else str(ray.util.get_node_ip_address())
-
-    def _bind(self, former: str | None) -> str:
-        """What the stream binds to: the setting, or the former endpoint where that leaves the port open."""
-        host, port = self._host(), self._config.stream.port
-        return former if former and not port and host_of(former) == host else f"tcp://{host}:{port}"
 
     def _run(self, store: str | None, former: str | None, resume: bool, expected: int) -> None:
         from transformers import AutoTokenizer
@@ -108,7 +97,7 @@ class LearnerActor:
             stream = self._stream = StreamServer(
                 make_gate(config, life=self._attempt),
                 run_id=config.run.name,
-                bind=self._bind(former),
+                bind=stream_endpoint(config, former),
                 dead_after_s=config.stream.actor_silent_s,
                 keys=self._keys,
                 open_now=False,
@@ -230,3 +219,24 @@ class LearnerActor:
     def result(self) -> tuple[Any, str, dict[str, str]]:
         """The final ledger, why the run stopped early, and digests of the final weights (`run.verify_weights`)."""
         return self._stream.gate.ledger(), self._progress.stop, self._checksums
+
+
+def meeting_point(config: Config) -> str:
+    """A free port of this machine where the learner's ranks can meet, `tcp://host:port`."""
+    host = _own_host(config)
+    return f"tcp://{host}:{free_port(host)}"
+
+
+def stream_endpoint(config: Config, former: str | None) -> str:
+    """The endpoint that the stream binds to on this machine, `tcp://host:port`; port 0 is any free one.
+
+    `former`: the endpoint before a restart, which is taken again if it is of this machine and `stream.port` leaves the choice.
+    """
+    host, port = _own_host(config), config.stream.port
+    return former if former and not port and host_of(former) == host else f"tcp://{host}:{port}"
+
+
+def _own_host(config: Config) -> str:
+    """The address at which the run's other machines reach this one."""
+    host = config.stream_host
+    return host if host != AUTO_HOST else str(ray.util.get_node_ip_address())

@@ -38,10 +38,15 @@ class RolloutActor:
         self._folder = RunFolder(folder.absolute())
         log_to(self._folder, self._id, incarnation, config.run.log_level)
         self._engine: Any = None
+        self._pool: Any = None
 
     async def pid(self) -> int:
         """This process, for drills."""
         return os.getpid()
+
+    async def sandbox_pids(self) -> list[int]:
+        """The fork servers of this actor's sandboxes, for drills."""
+        return [pid for pid in self._pool.pids if pid is not None] if self._pool is not None else []
 
     async def checksums(self) -> tuple[int, dict[str, str]]:
         """The version that the engine runs, and digests of its weights by name; waits for an update that goes on."""
@@ -60,7 +65,7 @@ class RolloutActor:
         from learner.stream.client import StreamClient
 
         config = self._config
-        pool = SandboxPool(config.executor)
+        pool = self._pool = SandboxPool(config.executor)
         await pool.start()
         # The first life of the first actor has the run's own seed, as serial mode.
         seed = config.run.seed + 7919 * self._incarnation + int(self._id.removeprefix("rollout"))

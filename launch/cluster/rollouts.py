@@ -1,50 +1,162 @@
-"""What the supervisor knows of the rollout actors: which lives there are, which are due, and how often each may still fail."""
+"""The rollout actors of a run: carries out what `launch.cluster.lives` decides about each of them."""
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from dataclasses import replace
 
+from launch.cluster import lives
 from launch.cluster.budget import FailureBudget
-from launch.config import Config
-from launch.run.folder import RunFolder
+from launch.cluster.context import RunContext, RunFailed
+from launch.cluster.learner_ranks import LearnerRanks
+from launch.cluster.lives import ActorLife, Ending, Kill, Reason, Retire, Situation, Start
+from launch.cluster.placement import Part, Place, PlacementError, place
+from launch.cluster.ray_port import CallFailed, Handle, Reference
+from launch.cluster.rollout_actor import RolloutActor
+from learner.stream.keys import ActorKeys
 
 
 class Rollouts:
-    """The rollout actors: as many as wanted, each in some incarnation of its life."""
+    """As many rollout actors as are wanted, each in some incarnation."""
 
-    def __init__(self, config: Config, folder: RunFolder, resume: bool) -> None:
-        self.wanted = config.actors.num_actors
-        self.handles: dict[int, Any] = {}
-        self.playing: dict[Any, int] = {}
-        """Ray's reference to the run of an actor -> its index."""
+    def __init__(self, context: RunContext, learner: LearnerRanks) -> None:
+        self._context = context
+        self._learner = learner
+        self._places: dict[int, Place] = {}
+        self._lives: dict[int, ActorLife] = {}
+        self._first = 0
+        self._attempt = 0
+        self._buffer: Handle = None
+        self._keys: ActorKeys | None = None
+        self.wanted = context.config.actors.num_actors
         self.results: dict[str, dict[str, str]] = {}
-        self.again: dict[int, float] = {}
-        """Index -> when (monotonic seconds) to start it again."""
-        self.seen: dict[int, float] = {}
-        """Index -> when the learner last had it among its members, with its weights; or its start."""
-        self.joined: set[int] = set()
-        """Those in `handles` that the learner has had among its members."""
-        self.leaving: set[int] = set()
-        """Too many: to end when they hold nothing."""
-        self.moving: set[int] = set()
-        """Ended to start again at the learner's new endpoint."""
-        self._budgets: dict[int, FailureBudget] = {}
-        self._config = config.actors
-        # A resumed run's actors are new lives: their numbers must not repeat those of the checkpoint's.
-        logs = folder.logs.glob("rollout*.log") if resume else ()
-        self._next = 1 + max((int(path.stem.rsplit(".", 1)[-1]) for path in logs), default=-1)
-        self.incarnations: dict[int, int] = {}
+        """What the run of each actor that ended well returned."""
 
-    def next_incarnation(self, index: int) -> int:
-        """Take the number of the life that begins."""
-        self.incarnations[index] = self.incarnations.get(index, self._next - 1) + 1
-        return self.incarnations[index]
+    def start(self, buffer: Handle, keys: ActorKeys | None, places: tuple[Place, ...], resume: bool) -> None:
+        """Begin; the actors start once the learner's endpoint is known. `buffer`: the task buffer; `keys`: of the stream."""
+        self._buffer, self._keys = buffer, keys
+        self._places = {place.index: place for place in places if place.part is Part.ROLLOUT}
+        # The incarnations of a resumed run go on from those of the checkpoint, which must not be repeated.
+        logs = self._context.folder.logs.glob("rollout*.log") if resume else ()
+        self._first = 1 + max((int(path.stem.rsplit(".", 1)[-1]) for path in logs), default=-1)
 
-    def budget(self, index: int) -> FailureBudget:
-        """How often this actor may still fail."""
-        return self._budgets.setdefault(index, FailureBudget(self._config.max_restarts, self._config.restart_window_s))
+    @property
+    def running(self) -> dict[Reference, ActorLife]:
+        """The actors that have a process, by the reference to its run."""
+        return {life.run: life for life in self._lives.values() if life.has_process}
+
+    @property
+    def joined(self) -> dict[str, Handle]:
+        """Name -> process of the actors that the learner has had among its members."""
+        states = (lives.State.JOINED, lives.State.LEAVING)
+        return {life.name: life.handle for life in self._lives.values() if life.state in states}
 
     @property
     def restarts(self) -> int:
         """Failures of all actors so far."""
-        return sum(budget.total for budget in self._budgets.values())
+        return sum(life.budget.total for life in self._lives.values())
+
+    def scale(self, num_actors: int) -> None:
+        """Set the number of actors. Missing ones are started; surplus ones finish their slots and exit."""
+        self.wanted = num_actors
+        with contextlib.suppress(PlacementError):  # then Ray starts those without a place when there is room for them
+            places = place(self._context.config, self._context.ray.nodes(), num_actors)
+            self._places = {place.index: place for place in places if place.part is Part.ROLLOUT}
+
+    def poll(self) -> None:
+        """Decide about every actor once. Nothing happens before the learner's endpoint is known."""
+        learner, now = self._learner, self._context.clock()
+        if learner.endpoint is None:
+            return
+        self._look(now)
+        situation = Situation(
+            wanted=self.wanted,
+            status=learner.status,
+            endpoint=learner.endpoint,
+            learner_is_up=learner.is_up,
+            watchdog_s=self._context.config.run.watchdog_s,
+            start_timeout_s=self._context.config.actors.start_timeout_s,
+        )
+        for index in range(self.wanted):
+            if index not in self._lives:
+                settings = self._context.config.actors
+                budget = FailureBudget(settings.max_restarts, settings.restart_window_s)
+                self._lives[index] = ActorLife(index, self._first - 1, budget)
+        for life in self._lives.values():
+            decision = lives.decide(life, situation, now)
+            match decision:
+                case Start():
+                    self._start(life, learner.endpoint, now)
+                case Kill(reason, silent_s):
+                    if reason is Reason.SILENT:
+                        self._context.say(
+                            f"{life.name} has not run the learner's weights, or not been connected to it, for "
+                            f"{silent_s:.0f} s; replacing it"
+                        )
+                    self._context.ray.kill(life.handle)
+                case Retire():
+                    learner.retire(life.name)
+            lives.carried_out(life, decision, now)
+
+    def ended(self, run: Reference) -> None:
+        """An actor's run is over; `run` is a reference of `running`. Raises RunFailed if it failed too often."""
+        life = self.running[run]
+        failure: CallFailed | None = None
+        try:
+            self.results[life.name] = self._context.ray.result(run)
+        except CallFailed as error:
+            failure = error
+            self._learner.lost(life.name, life.incarnation)
+        now = self._context.clock()
+        ending = lives.ended(life, failure is not None, self._learner.is_up, now)
+        log = self._context.folder.logs / f"{life.name}.{life.incarnation}.log"
+        if ending is Ending.LEFT:
+            self.results.pop(life.name, None)
+            self._context.say(f"{life.name} has left")
+        elif ending is Ending.FAILED:
+            wait_s = life.start_at - now
+            self._context.say(f"{life.name} failed ({failure}); starting it again in {wait_s:.0f} s; log: {log}")
+        elif ending is Ending.EXHAUSTED:
+            budget = life.budget
+            raise RunFailed(
+                f"{life.name} failed {budget.total} times (actors.max_restarts = {budget.most} within "
+                f"{budget.window_s:.0f} s): {failure}\nIts log: {log}"
+            )
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for the actors that still run, and keep what their runs return."""
+        running = self.running
+        for run in self._context.ray.finished(list(running), timeout_s if running else 0.0, count=len(running)):
+            with contextlib.suppress(CallFailed):
+                self.results[running[run].name] = self._context.ray.result(run)
+
+    def kill(self) -> None:
+        """End every process."""
+        for life in self.running.values():
+            self._context.ray.kill(life.handle)
+
+    def _look(self, now: float) -> None:
+        """Note which actors the learner has."""
+        if self._attempt != self._learner.attempt:
+            self._attempt = self._learner.attempt
+            for life in self.running.values():
+                life.seen_at = now  # none could be seen while no learner ran
+        if (status := self._learner.fresh_status()) is not None:
+            lives.observe(self._lives.values(), status, now)
+
+    def _start(self, life: ActorLife, endpoint: str, now: float) -> None:
+        place = self._places.get(life.index)
+        if place is None:
+            place = replace(self._places[0], index=life.index, node=None, gpus=())
+        handle = self._context.ray.start(
+            place,
+            RolloutActor,
+            self._context.config,
+            self._context.folder.path,
+            life.index,
+            life.incarnation + 1,
+            endpoint,
+            self._buffer,
+            self._keys,
+        )
+        life.started(handle, self._context.ray.call(handle, "run"), endpoint, now)

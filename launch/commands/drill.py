@@ -11,7 +11,6 @@ trained, as the run recorded it, is what the ledger says, each slot once.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import random
@@ -91,12 +90,16 @@ class Drill:
             self._step, self._due = step, None
 
     def _kill(self, supervisor: Supervisor, part: str) -> None:
-        import ray
-
-        index, actor = self._random.choice(sorted(supervisor.parts(part).items()))
-        pid = int(ray.get(actor.pid.remote(), timeout=30))
+        index, process = self._random.choice(
+            sorted(supervisor.processes("actor" if part == "executor" else part).items())
+        )
         if part == "executor":
-            pid = self._random.choice(sandboxes(pid))
+            servers = supervisor.ask(process, "sandbox_pids")
+            if not servers:
+                raise DrillError(f"rollout{index} has no sandbox")
+            pid = self._random.choice(processes_of(self._random.choice(servers)))
+        else:
+            pid = supervisor.ask(process, "pid")
         os.kill(pid, signal.SIGKILL)
         self.killed[part] += 1
         names = {"actor": f"rollout{index}", "executor": f"a sandbox of rollout{index}", "learner": f"learner{index}"}
@@ -106,18 +109,12 @@ class Drill:
         append_event(self._folder, "drill_kill", part=part, index=index, pid=pid)
 
 
-def sandboxes(pid: int) -> list[int]:
-    """The processes of the sandboxes of a rollout actor."""
+def processes_of(fork_server: int) -> list[int]:
+    """The processes of the sandbox with this fork server: its keeper, itself, and the programs that it runs now."""
     import psutil
 
-    found = []
-    for child in psutil.Process(pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it has just ended
-            if any("executor import keeper" in text for text in child.cmdline()):
-                found.append(child.pid)
-    if not found:
-        raise DrillError(f"process {pid} has no sandbox")
-    return found
+    server = psutil.Process(fork_server)
+    return [server.ppid(), fork_server, *(child.pid for child in server.children(recursive=True))]
 
 
 def audit(folder: RunFolder) -> list[str]:

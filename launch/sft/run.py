@@ -167,15 +167,22 @@ def _on_ray(config: SftConfig, folder: RunFolder, resume: bool, console: SftCons
     import ray
 
     from launch.addresses import LOOPBACK, free_port
-    from launch.cluster.driver import start_ray
+    from launch.cluster.placement import PlacementError, place_ranks
+    from launch.cluster.ray_port import Ray
+    from launch.cluster.ray_session import ray_session
 
     world = config.learner.parallel.world_size
-    with start_ray(config.ray.address, world, console):
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    with ray_session(config.ray.address, world, console.say):
+        port = Ray()
+        try:
+            places = place_ranks(config.learner.parallel, port.nodes())
+        except PlacementError as error:
+            raise RankFailed(str(error)) from None
         store = f"tcp://{LOOPBACK}:{free_port()}"
         # One call runs the rank, another one asks it for its status.
-        actor = ray.remote(SftRank).options(num_cpus=1, num_gpus=gpus, max_concurrency=4)
-        ranks = [actor.remote(config, folder.path, index, store) for index in range(world)]
+        ranks = [
+            port.start(place, SftRank, config, folder.path, place.index, store, max_concurrency=4) for place in places
+        ]
         status = SftStatus()
         running = {rank.run.remote(resume): index for index, rank in enumerate(ranks)}
         # `Ranks.share` spreads rank 0's decision to stop.

@@ -15,7 +15,9 @@ import ray
 
 from actors.buffer import Added, RemoteBuffer, TaskBuffer
 from executor.tasks import Kind, Task
-from launch.cluster.buffer_actor import start
+from launch.cluster.buffer_actor import BufferActor, options
+from launch.cluster.placement import Needs, Part, Place
+from launch.cluster.ray_port import Ray
 from launch.config import Config, RunSettings
 from launch.run.folder import RunFolder
 
@@ -38,7 +40,8 @@ def folder(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def actor(folder: RunFolder) -> Iterator[Any]:
-    actor = start(Config(run=RunSettings(name="run")), folder.path)
+    config, place = Config(run=RunSettings(name="run")), Place(Part.BUFFER, 0, None, Needs(num_cpus=0))
+    actor = Ray().start(place, BufferActor, config, folder.path, **options(config.buffer))
     ray.get(actor.open.remote(False))
     yield actor
     ray.kill(actor)

@@ -11,93 +11,92 @@ import pytest
 import ray
 
 from actors.buffer import RemoteBuffer
-from launch.cluster import supervisor as supervision
-from launch.cluster.budget import FailureBudget
+from actors.buffer_settings import BufferSettings
 from launch.cluster.buffer_actor import ask_buffer
+from launch.cluster.buffer_process import SILENT_S, BufferProcess
+from launch.cluster.context import RunContext, RunFailed
+from launch.cluster.placement import Needs, Part, Place
 from launch.config import Config
 from launch.run.folder import RunFolder
-
-
-class FakeRay:
-    """Answers of the buffer's `metrics`, one a request; None: no answer yet; an exception: that is the answer."""
-
-    def __init__(self, *answers: Any) -> None:
-        self.answers = list(answers)
-        self.asked = 0
-        self.now = 100.0
-        self.killed = 0
-
-    def remote(self) -> int:
-        self.asked += 1
-        return self.asked
-
-    def wait(self, refs: list[int], timeout: float) -> tuple[list[int], list[int]]:
-        return (refs, []) if self.answers[0] is not None else ([], refs)
-
-    def kill(self, actor: Any, no_restart: bool) -> None:
-        assert not no_restart
-        self.killed += 1
-
-    def get(self, ref: int) -> Any:
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+from tests.unit.launch.cluster.fake_ray import Clock, FakeRay
 
 
 @pytest.fixture
-def supervisor(tmp_path: Path) -> Any:
-    supervisor: Any = supervision.Supervisor.__new__(supervision.Supervisor)
-    supervisor._folder = RunFolder(tmp_path)
-    supervisor._asked, supervisor._asked_at = None, 0.0
-    supervisor._config = Config()
-    supervisor._buffer_budget = FailureBudget(1, 3600.0)
-    supervisor._console = SimpleNamespace(say=lambda text: None)
-    return supervisor
+def ray_port() -> FakeRay:
+    return FakeRay()
 
 
-def watch(supervisor: Any, fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> Any:
-    supervisor.buffer = SimpleNamespace(metrics=fake)
-    module = SimpleNamespace(wait=fake.wait, get=fake.get, kill=fake.kill, exceptions=ray.exceptions)
-    monkeypatch.setattr(supervision, "ray", module)
-    monkeypatch.setattr(supervision, "time", SimpleNamespace(monotonic=lambda: fake.now))
-    return supervisor._watch_buffer
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(100.0)
 
 
-def test_it_asks_once_a_second(supervisor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeRay({}, {}, {}, {})
-    poll = watch(supervisor, fake, monkeypatch)
+@pytest.fixture
+def buffer(tmp_path: Path, ray_port: FakeRay, clock: Clock) -> BufferProcess:
+    config = Config(buffer=BufferSettings(max_restarts=1))
+    folder = RunFolder(tmp_path)
+    folder.create()
+    process = BufferProcess(RunContext(config, folder, ray_port, lambda text: None, clock))
+    ray_port.always["buffer.0.open"] = None
+    process.start((Place(Part.BUFFER, 0, None, Needs(num_cpus=0)),), resume=False)
+    process.wait_until_open(1.0)
+    return process
+
+
+def test_it_is_asked_once_a_second(buffer: BufferProcess, ray_port: FakeRay, clock: Clock) -> None:
+    ray_port.always["buffer.0.metrics"] = {}
     for _ in range(40):
-        poll()
-        fake.now += 0.1
-    assert fake.asked in (3, 4), "4 seconds"
+        buffer.poll()
+        clock.now += 0.1
+    assert ray_port.count("buffer.0", "metrics") in (3, 4), "4 seconds"
 
 
 @pytest.mark.parametrize(
     "error", [ray.exceptions.ActorDiedError(), ray.exceptions.RayError("OperationalError: disk full")]
 )
-def test_its_failure_ends_the_run(supervisor: Any, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    poll = watch(supervisor, FakeRay(error), monkeypatch)
-    poll()
-    with pytest.raises(supervision.RunFailed, match=r"the task buffer failed: (.|\n)*buffer\.0\.log"):
-        poll()
+def test_its_failure_ends_the_run(buffer: BufferProcess, ray_port: FakeRay, error: Exception) -> None:
+    ray_port.always["buffer.0.metrics"] = error
+    buffer.poll()
+    with pytest.raises(RunFailed, match=r"the task buffer failed: (.|\n)*buffer\.0\.log"):
+        buffer.poll()
 
 
-def test_its_silence_starts_it_again_and_then_ends_the_run(supervisor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeRay(None)
-    poll = watch(supervisor, fake, monkeypatch)
-    poll()
-    fake.now += supervision.BUFFER_SILENT_S - 1
-    poll()
-    assert not fake.killed
-    fake.now += 2
-    poll()
-    assert fake.killed == 1 and not supervisor._buffer_is_back
-    fake.now += 2
-    poll()
-    fake.now += supervision.BUFFER_SILENT_S + 1
-    with pytest.raises(supervision.RunFailed, match="has not answered for 60 s"):
-        poll()
+def test_a_file_that_cannot_be_opened_ends_the_run(buffer: BufferProcess, ray_port: FakeRay) -> None:
+    ray_port.always["buffer.0.open"] = OSError("disk full")
+    with pytest.raises(RunFailed, match=r"the task buffer failed: OSError: disk full"):
+        buffer.wait_until_open(1.0)
+
+
+def test_its_silence_starts_it_again_and_then_ends_the_run(
+    buffer: BufferProcess, ray_port: FakeRay, clock: Clock
+) -> None:
+    buffer.poll()
+    clock.now += SILENT_S - 1
+    buffer.poll()
+    assert not ray_port.killed
+    clock.now += 2
+    buffer.poll()
+    assert ray_port.killed == ray_port.restarted == ["buffer.0"] and not buffer.is_answering
+    clock.now += 2
+    buffer.poll()
+    clock.now += SILENT_S + 1
+    with pytest.raises(RunFailed, match="has not answered for 60 s"):
+        buffer.poll()
+
+
+def test_one_restart_by_ray_counts_once_however_often_it_is_asked_meanwhile(
+    buffer: BufferProcess, ray_port: FakeRay, clock: Clock
+) -> None:
+    ray_port.always["buffer.0.metrics"] = ray.exceptions.ActorUnavailableError("it starts again", None)
+    for _ in range(20):
+        buffer.poll()
+        clock.now += 1.5
+    assert buffer.restarts == 1 and not buffer.is_answering
+    ray_port.always["buffer.0.metrics"] = {"buffer/deduction": 3.0}
+    for _ in range(3):
+        buffer.poll()
+        clock.now += 1.5
+    assert buffer.is_answering and buffer.metrics == {"buffer/deduction": 3.0}
 
 
 class Restarting:

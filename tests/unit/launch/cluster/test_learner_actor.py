@@ -12,10 +12,8 @@ from launch.config import Config, RaySettings
 from learner.settings import StreamSettings
 
 
-def learner(**stream: Any) -> Any:
-    actor = learner_actor.LearnerActor.__new__(learner_actor.LearnerActor)
-    actor._config = Config(stream=StreamSettings(**stream), ray=RaySettings(address="10.0.0.1:6379"))
-    return actor
+def config(**stream: Any) -> Config:
+    return Config(stream=StreamSettings(**stream), ray=RaySettings(address="10.0.0.1:6379"))
 
 
 @pytest.mark.parametrize(
@@ -33,11 +31,11 @@ def test_a_learner_that_starts_again_takes_its_port_again(
     monkeypatch: pytest.MonkeyPatch, host: str, port: int, former: str | None, expected: str
 ) -> None:
     monkeypatch.setattr(learner_actor.ray.util, "get_node_ip_address", lambda: "10.0.0.1")
-    assert learner(host=host, port=port)._bind(former) == expected
+    assert learner_actor.stream_endpoint(config(host=host, port=port), former) == expected
 
 
 def test_ranks_meet_at_a_free_port_of_the_first_ones_machine() -> None:
-    host, port = learner(host="127.0.0.1").rendezvous().removeprefix("tcp://").split(":")
+    host, port = learner_actor.meeting_point(config(host="127.0.0.1")).removeprefix("tcp://").split(":")
     assert host == "127.0.0.1"
     with socket.socket() as taken:
         taken.bind((host, int(port)))

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,11 +20,10 @@ from launch.run.status import RunStatus
 
 
 class Part:
-    """A part whose process is a real one; `pid.remote()` gives its number, as a Ray handle does."""
+    """A part whose process is a real one."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-        self.pid = SimpleNamespace(remote=lambda: self.process.pid)
 
 
 class Run:
@@ -43,8 +41,11 @@ class Run:
     def whole(self) -> bool:
         return self.is_whole
 
-    def parts(self, part: str) -> dict[int, Part]:
+    def processes(self, part: str) -> dict[int, Part]:
         return self.made[part]
+
+    def ask(self, part: Part, method: str) -> Any:
+        return [part.process.pid] if method == "sandbox_pids" else part.process.pid
 
     def stop(self, why: str) -> None:
         self.stopped = why
@@ -56,7 +57,6 @@ class Run:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(drill, "LONGEST_WAIT_S", 0.0)
-    monkeypatch.setattr("ray.get", lambda found, timeout: found)
     run = Run()
     yield run
     for found in run.made.values():

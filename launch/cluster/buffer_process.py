@@ -1,0 +1,102 @@
+"""The task buffer's process: asked for its metrics every second, and started again on its file when it does not answer."""
+
+from __future__ import annotations
+
+import contextlib
+
+from launch.cluster.budget import FailureBudget
+from launch.cluster.buffer_actor import BufferActor, options
+from launch.cluster.context import RunContext, RunFailed
+from launch.cluster.placement import Part, Place
+from launch.cluster.ray_port import CallFailed, Handle, ProcessRestarting, Reference
+
+ASK_EVERY_S = 1.0
+"""Seconds between two requests for its metrics."""
+SILENT_S = 60.0
+"""A task buffer that does not answer for this many seconds is killed and started again."""
+
+
+class BufferProcess:
+    """Ray starts the process again when it ends; this class counts that, and kills a process that does not answer."""
+
+    def __init__(self, context: RunContext) -> None:
+        config = context.config
+        self._context = context
+        self._budget = FailureBudget(config.buffer.max_restarts, config.actors.restart_window_s)
+        self._opened: Reference | None = None
+        self._asked: Reference | None = None
+        self._asked_at = 0.0
+        self.handle: Handle = None
+        self.is_answering = True
+        """False from its end, or its silence, until it answers again."""
+        self.metrics: dict[str, float] = {}
+        """What it last answered."""
+
+    @property
+    def restarts(self) -> int:
+        """Failures so far."""
+        return self._budget.total
+
+    def start(self, places: tuple[Place, ...], resume: bool) -> None:
+        """Start the process and begin to open the file; `wait_until_open` comes next."""
+        place = next(place for place in places if place.part is Part.BUFFER)
+        context = self._context
+        self.handle = context.ray.start(
+            place, BufferActor, context.config, context.folder.path, **options(context.config.buffer)
+        )
+        self._opened = context.ray.call(self.handle, "open", resume)
+
+    def wait_until_open(self, timeout_s: float) -> None:
+        """Raises RunFailed."""
+        try:
+            self._context.ray.result(self._opened, timeout_s)
+        except (CallFailed, TimeoutError) as error:
+            raise RunFailed(self._failure(error)) from None
+
+    def poll(self) -> None:
+        """Ask, or look for the answer. Raises RunFailed."""
+        context, now = self._context, self._context.clock()
+        if self._asked is None:
+            if now - self._asked_at > ASK_EVERY_S:
+                self._asked, self._asked_at = context.ray.call(self.handle, "metrics"), now
+            return
+        silent_s = min(SILENT_S, context.config.run.watchdog_s)
+        if context.ray.finished([self._asked]):
+            asked, self._asked = self._asked, None
+            try:
+                self.metrics = context.ray.result(asked)
+                self.is_answering = True
+            except ProcessRestarting as error:
+                if self.is_answering:
+                    self._lost(error, "ended", now)
+                else:  # still the same restart
+                    self._asked_at = now
+            except CallFailed as error:
+                raise RunFailed(self._failure(error)) from None
+        elif now - self._asked_at > silent_s:
+            said = f"has not answered for {silent_s:.0f} s"
+            self._lost(TimeoutError(f"it {said}"), said, now)
+            self._asked, self._asked_at = None, now
+            context.ray.kill(self.handle, restart=True)
+
+    def close(self) -> None:
+        """Let it close its file; waits at most 10 s."""
+        if self.handle is not None:
+            ray = self._context.ray
+            with contextlib.suppress(CallFailed, TimeoutError):  # its file is sound at any moment
+                ray.result(ray.call(self.handle, "close"), 10.0)
+
+    def kill(self) -> None:
+        """End the process."""
+        if self.handle is not None:
+            self._context.ray.kill(self.handle)
+
+    def _lost(self, error: Exception, what: str, now: float) -> None:
+        self.is_answering = False
+        self._context.record("buffer_lost", why=str(error))
+        if self._budget.failed(now) is None:
+            raise RunFailed(self._failure(error))
+        self._context.say(f"the task buffer {what}; it starts again on the same file")
+
+    def _failure(self, error: Exception) -> str:
+        return f"the task buffer failed: {error}\nIts log: {self._context.folder.logs / 'buffer.0.log'}"

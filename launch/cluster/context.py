@@ -1,0 +1,37 @@
+"""What the supervisor's parts share: the run's configuration and folder, Ray, the console and a clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from executor.user_error import UserError
+from launch.cluster.ray_port import RayPort
+from launch.config import Config
+from launch.run.folder import RunFolder, append_event
+
+
+class RunFailed(UserError):
+    """A part of the run failed for good; the message names it and its log."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run, for those that supervise it."""
+
+    config: Config
+    folder: RunFolder
+    """With an absolute path: Ray's actors have working directories of their own."""
+    ray: RayPort
+    say: Callable[[str], None]
+    """Prints a line on the console."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds; only differences count."""
+
+    def record(self, event: str, **details: Any) -> None:
+        """Append a line to the run's `events.jsonl`."""
+        append_event(self.folder, event, **details)

@@ -1,0 +1,245 @@
+"""Which process of a run goes to which node, with which GPUs and how much memory. Pure: configuration and nodes in, places out.
+
+The learner's ranks come first and stay close together: all on one node if one has room, otherwise each tensor-parallel group
+on one node if one has room. The task buffer goes to rank 0's node. Rollout actors are spread: each goes to the node with the
+most free GPUs (without GPUs: CPUs), and one engine never spans two nodes. With more actors the first ones keep their places.
+
+Every rank has one GPU, every engine `engine.tensor_parallel` of them; in a cluster without GPUs everything runs on CPUs. A CPU
+is a unit of counting: how many cores a process uses follows from its `threads` setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from executor.user_error import UserError
+from launch.config import Config
+from learner.settings import ParallelSettings
+
+_GIB = 1 << 30
+
+
+class PlacementError(UserError):
+    """A run does not fit the nodes; the message says which process, and what to change."""
+
+
+class Part(StrEnum):
+    """The kinds of processes of a run."""
+
+    LEARNER = "learner"
+    ROLLOUT = "rollout"
+    BUFFER = "buffer"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine."""
+
+    name: str
+    """Identifier; under Ray the node id."""
+    num_cpus: float
+    num_gpus: int = 0
+    address: str = ""
+    """For messages; empty: the name is shown."""
+    memory_bytes: int | None = None
+    """Main memory; None: unknown, and not checked."""
+    gpu_memory_bytes: int | None = None
+    """Memory of each GPU; None: unknown, and not checked."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one process takes of a node."""
+
+    num_cpus: float = 1
+    num_gpus: int = 0
+    memory_bytes: int = 0
+    """A lower bound, of each of its GPUs, or of the main memory where it has none; 0: unknown."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one process runs."""
+
+    part: Part
+    index: int
+    """The rank of a learner process, the index of a rollout actor."""
+    node: str | None
+    """The name of its node; None leaves the choice to Ray."""
+    needs: Needs
+    gpus: tuple[int, ...] = ()
+    """The indices of its GPUs on the node. Ray hands out a node's GPUs itself and uses their number only."""
+
+    @property
+    def name(self) -> str:
+        """As in messages and names of logs."""
+        return self.part.value if self.part is Part.BUFFER else f"{self.part}{self.index}"
+
+    @property
+    def num_cpus(self) -> float:
+        """CPUs that it takes."""
+        return self.needs.num_cpus
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that it takes."""
+        return self.needs.num_gpus
+
+
+def place(
+    config: Config, nodes: Sequence[Node], num_actors: int | None = None, num_parameters: int | None = None
+) -> tuple[Place, ...]:
+    """The places of all processes of a self-play run: ranks, task buffer, actors, in this order. Raises PlacementError.
+
+    `num_actors`: in place of `actors.num_actors`. `num_parameters`: of the model, for the check of memory.
+    """
+    on_gpus = _on_gpus(nodes)
+    free = [_Free.of(node) for node in nodes]
+    learner = Needs(
+        num_gpus=int(on_gpus),
+        memory_bytes=learner_memory(config, num_parameters) if num_parameters else 0,
+    )
+    places = _place_ranks(config.learner.parallel, learner, free)
+    places.append(Place(Part.BUFFER, 0, places[0].node, Needs(num_cpus=0)))
+    actor = Needs(
+        num_gpus=config.engine.tensor_parallel if on_gpus else 0,
+        memory_bytes=engine_memory(config, num_parameters, on_gpus) if num_parameters else 0,
+    )
+    for index in range(config.actors.num_actors if num_actors is None else num_actors):
+        fitting = [node for node in free if node.fits(actor)]
+        if not fitting:
+            raise PlacementError(_refusal(Part.ROLLOUT, index, actor, free))
+        places.append(max(fitting, key=_Free.size).take(Part.ROLLOUT, index, actor))
+    return tuple(places)
+
+
+def place_ranks(parallel: ParallelSettings, nodes: Sequence[Node]) -> tuple[Place, ...]:
+    """The places of a run that has learner ranks only (fine-tuning). Raises PlacementError."""
+    return tuple(_place_ranks(parallel, Needs(num_gpus=int(_on_gpus(nodes))), [_Free.of(node) for node in nodes]))
+
+
+def learner_memory(config: Config, num_parameters: int) -> int:
+    """Bytes that weights, gradients and AdamW's state of one learner rank take; activations come on top.
+
+    A parameter has its weight (`model.dtype`), a float32 gradient, and float32 master weight and two moments. Tensor and pipeline
+    parallelism divide all of it; with `distributed_optimizer` data parallelism divides master and moments.
+    """
+    parallel = config.learner.parallel
+    weight = _bytes_of(config.model.dtype)
+    state = (4 if weight < 4 else 0) + 8
+    shards = parallel.data if parallel.distributed_optimizer else 1
+    mine = num_parameters / (parallel.tensor * parallel.pipeline)
+    return int(mine * (weight + 4 + state / shards))
+
+
+def engine_memory(config: Config, num_parameters: int, on_gpu: bool) -> int:
+    """Bytes that the weights of one engine take on each of its GPUs; on a CPU with the key/value cache."""
+    weights = num_parameters * _bytes_of(config.engine.dtype)
+    if on_gpu:
+        return weights // config.engine.tensor_parallel
+    return weights + int(config.engine.kv_cache_gib * _GIB)
+
+
+@dataclass
+class _Free:
+    """What is left of a node."""
+
+    node: Node
+    num_cpus: float
+    gpus: list[int] = field(default_factory=list)
+    memory_bytes: float = float("inf")
+
+    @classmethod
+    def of(cls, node: Node) -> _Free:
+        memory = float("inf") if node.memory_bytes is None else node.memory_bytes
+        return cls(node, node.num_cpus, list(range(node.num_gpus)), memory)
+
+    def size(self) -> tuple[int, float]:
+        """For comparing nodes: the free GPUs count, and without GPUs the free CPUs."""
+        return len(self.gpus), self.num_cpus
+
+    def fits(self, needs: Needs, times: int = 1) -> bool:
+        """Whether so many processes fit."""
+        if self.num_cpus < times * needs.num_cpus or len(self.gpus) < times * needs.num_gpus:
+            return False
+        if needs.num_gpus:
+            return self.node.gpu_memory_bytes is None or needs.memory_bytes <= self.node.gpu_memory_bytes
+        return times * needs.memory_bytes <= self.memory_bytes
+
+    def take(self, part: Part, index: int, needs: Needs) -> Place:
+        """Use up the room of one process, which fits."""
+        self.num_cpus -= needs.num_cpus
+        gpus, self.gpus = tuple(self.gpus[: needs.num_gpus]), self.gpus[needs.num_gpus :]
+        if not needs.num_gpus:
+            self.memory_bytes -= needs.memory_bytes
+        return Place(part, index, self.node.name, needs, gpus)
+
+    def describe(self) -> str:
+        """What is left, in words."""
+        words = f"{self.num_cpus:g} CPUs, {len(self.gpus)} GPUs"
+        if self.node.gpu_memory_bytes is not None and self.node.num_gpus:
+            words += f" of {self.node.gpu_memory_bytes / _GIB:.0f} GiB"
+        if self.memory_bytes < float("inf"):
+            words += f", {self.memory_bytes / _GIB:.0f} GiB of memory"
+        return f"{self.node.address or self.node.name}: {words}"
+
+
+def _place_ranks(parallel: ParallelSettings, needs: Needs, free: list[_Free]) -> list[Place]:
+    world, group = parallel.world_size, parallel.tensor
+    for whole in (world, group, 1):
+        places = _pack(world, whole, needs, free)
+        if places is not None:
+            return places
+    packed = sum(min(world, _count(node, needs)) for node in free)
+    raise PlacementError(_refusal(Part.LEARNER, packed, needs, free))
+
+
+def _pack(num_ranks: int, together: int, needs: Needs, free: list[_Free]) -> list[Place] | None:
+    """Place the ranks in blocks of `together` consecutive ones, each block on one node; None where that cannot be.
+
+    A block takes the node with the fewest GPUs that has room, so that large nodes stay free for large engines; without GPUs it
+    takes the node with the most CPUs.
+    """
+    blocks = num_ranks // together
+    if sum(_count(node, needs) // together for node in free) < blocks:
+        return None
+    places: list[Place] = []
+    while len(places) < num_ranks:
+        fitting = [node for node in free if node.fits(needs, together)]
+        last = [node for node in fitting if places and node.node.name == places[-1].node]
+        best = min(fitting, key=_Free.size) if needs.num_gpus else max(fitting, key=_Free.size)
+        node = last[0] if last else best
+        first = len(places)
+        places += [node.take(Part.LEARNER, first + offset, needs) for offset in range(together)]
+    return places
+
+
+def _count(node: _Free, needs: Needs) -> int:
+    """How many such processes fit on a node."""
+    times = 0
+    while node.fits(needs, times + 1):
+        times += 1
+    return times
+
+
+def _refusal(part: Part, index: int, needs: Needs, free: Sequence[_Free]) -> str:
+    wants = f"{needs.num_cpus:g} CPUs and {needs.num_gpus} GPUs"
+    if needs.memory_bytes:
+        wants += f" and {needs.memory_bytes / _GIB:.1f} GiB of memory" + (" on each GPU" if needs.num_gpus else "")
+    left = "; ".join(node.describe() for node in free) or "there is none"
+    mend = (
+        "lower learner.parallel"
+        if part is Part.LEARNER
+        else "lower actors.num_actors, engine.tensor_parallel or learner.parallel"
+    )
+    return f"{part}{index} does not fit: it needs {wants} on one node. Free: {left}. Add nodes, or {mend}."
+
+
+def _on_gpus(nodes: Sequence[Node]) -> bool:
+    return any(node.num_gpus for node in nodes)
+
+
+def _bytes_of(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else 4

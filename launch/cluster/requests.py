@@ -1,0 +1,89 @@
+"""Requests of other processes to a running driver: `azr scale` and `azr verify`.
+
+They arrive on the control socket's thread and are answered there at once; what they ask for is done on the supervisor's thread,
+which calls `serve` again and again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from launch.cluster.control import ControlServer
+from launch.cluster.placement import place
+from launch.cluster.ray_port import RayPort
+from launch.cluster.supervisor import Supervisor
+from launch.cluster.verify import Verification
+from launch.config import Config
+
+
+class Requests:
+    """The requests of one run, and the verifications that go on."""
+
+    def __init__(self, config: Config, ray: RayPort) -> None:
+        self._config = config
+        self._ray = ray
+        self._todo: queue.SimpleQueue[Callable[[Supervisor], None]] = queue.SimpleQueue()
+        self._verifications: dict[int, Verification] = {}
+        """Number -> those that are not done."""
+        self._reports: dict[int, dict[str, Any]] = {}
+        """Number -> the newest report of every verification."""
+
+    @contextlib.contextmanager
+    def accepted(self) -> Iterator[None]:
+        """Accept requests until the block ends."""
+        handlers = {
+            "scale": self._answer_scale,
+            "verify": self._answer_verify,
+            "verified": self._answer_verified,
+        }
+        server = ControlServer(self._config.folder, handlers)
+        try:
+            yield
+        finally:
+            server.close()
+
+    def serve(self, supervisor: Supervisor) -> None:
+        """Do what has been asked for; never waits. On the supervisor's thread."""
+        while not self._todo.empty():
+            self._todo.get()(supervisor)
+        for number, verification in list(self._verifications.items()):
+            verification.poll()
+            self._reports[number] = verification.report()
+            if verification.done:
+                del self._verifications[number]
+
+    def _answer_scale(self, request: Mapping[str, Any]) -> dict[str, int]:
+        """`{"actors": N}`: have N rollout actors. Answers the same. Refused where they do not fit the cluster."""
+        num_actors = parse_num_actors(request)
+        place(self._config, self._ray.nodes(), num_actors)
+        self._todo.put(lambda supervisor: supervisor.scale(num_actors))
+        return {"actors": num_actors}
+
+    def _answer_verify(self, request: Mapping[str, Any]) -> dict[str, int]:
+        """`{}`: begin to compare the engines' weights with the learner's. Answers with the verification's number."""
+        number = len(self._reports)
+
+        def begin(supervisor: Supervisor) -> None:
+            self._verifications[number] = supervisor.verify()
+
+        self._reports[number] = {"done": False, "waits_for": "the run's driver", "results": {}}
+        self._todo.put(begin)
+        return {"number": number}
+
+    def _answer_verified(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """`{"number": N}`: the newest report of that verification."""
+        number = int(request["number"])
+        if number not in self._reports:
+            raise ValueError(f"this run has no verification number {number}")
+        return self._reports[number]
+
+
+def parse_num_actors(request: Mapping[str, Any]) -> int:
+    """The number of actors of a scale request; ValueError says what is wrong with it."""
+    actors = request["actors"]
+    if not isinstance(actors, int) or isinstance(actors, bool) or not 1 <= actors <= 100_000:
+        raise ValueError(f"{actors!r} rollout actors: a whole number from 1 on")
+    return actors

@@ -1,0 +1,81 @@
+"""Ray, answered by the test: no process starts, and a call has the result that the test gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from launch.cluster.placement import Node, Place
+from launch.cluster.ray_port import translated
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeRay:
+    """A handle is `<name>.<how often that name was started before>`, a reference `<handle>.<method>#<number>`."""
+
+    def __init__(self, nodes: tuple[Node, ...] = (Node("here", num_cpus=64),)) -> None:
+        self._nodes = nodes
+        self.started: dict[str, tuple[Place, tuple[Any, ...], dict[str, Any]]] = {}
+        """Handle -> its place, arguments and options."""
+        self.calls: list[tuple[Any, ...]] = []
+        """(handle, method, *arguments) of every call."""
+        self.killed: list[str] = []
+        self.restarted: list[str] = []
+        """Those of `killed` that Ray may start again."""
+        self.waited_s: list[float] = []
+        self.always: dict[str, Any] = {}
+        """`<handle>.<method>` -> the result of every such call; an exception is raised as Ray's."""
+        self.once: dict[str, Any] = {}
+        """Reference -> its result; goes before `always`."""
+        self.references: list[str] = []
+
+    def nodes(self) -> tuple[Node, ...]:
+        return self._nodes
+
+    def start(self, place: Place, actor: type, *arguments: Any, **options: Any) -> str:
+        before = sum(handle.split(".")[0] == place.name for handle in self.started)
+        handle = f"{place.name}.{before}"
+        self.started[handle] = (place, arguments, options)
+        return handle
+
+    def call(self, handle: str, method: str, *arguments: Any) -> str:
+        self.calls.append((handle, method, *arguments))
+        self.references.append(f"{handle}.{method}#{len(self.references)}")
+        return self.references[-1]
+
+    def finished(self, references: Sequence[str], timeout_s: float = 0.0, count: int = 1) -> list[str]:
+        self.waited_s.append(timeout_s)
+        return [ref for ref in references if self._has(ref)][:count]
+
+    def result(self, reference: str, timeout_s: float | None = None) -> Any:
+        if not self._has(reference):
+            raise TimeoutError(f"no answer within {timeout_s} s")
+        result = self.once.get(reference, self.always.get(reference.split("#")[0]))
+        if isinstance(result, Exception):
+            raise translated(result)
+        return result
+
+    def kill(self, handle: str, *, restart: bool = False) -> None:
+        self.killed.append(handle)
+        if restart:
+            self.restarted.append(handle)
+
+    def answer_latest(self, call: str, result: Any) -> None:
+        """Give the newest reference of `<handle>.<method>` its result."""
+        self.once[next(ref for ref in reversed(self.references) if ref.split("#")[0] == call)] = result
+
+    def count(self, handle: str, method: str) -> int:
+        """How often a method was called."""
+        return sum(call[:2] == (handle, method) for call in self.calls)
+
+    def _has(self, reference: str) -> bool:
+        return reference in self.once or reference.split("#")[0] in self.always
