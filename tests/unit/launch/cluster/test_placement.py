@@ -118,7 +118,7 @@ def test_memory_is_checked_where_it_is_known() -> None:
     assert place(config(tensor=2), nodes, num_parameters=seven_billion)
     small = [Node("laptop", num_cpus=64, memory_bytes=16 * GIB)]
     assert place(config(), small, num_parameters=135 * 10**6)
-    with pytest.raises(PlacementError, match="rollout11 does not fit"):
+    with pytest.raises(PlacementError, match="rollout10 does not fit"):
         place(config(actors=12), small, num_parameters=135 * 10**6)
 
 
