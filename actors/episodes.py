@@ -24,7 +24,7 @@ from actors.rewards import Proposed, Solved, reward_terms
 from actors.sampler import Identity, Sampler, together
 from actors.settings import SelfPlaySettings
 from actors.solve import Solution, Solver
-from executor.tasks import Task
+from executor.tasks import Kind, Task
 from learner.staleness import Grant
 from learner.trajectory import Cell, Role, Trajectory
 
@@ -66,7 +66,7 @@ class Player:
             return
         if not self._settings.propose:
             await give_back(grant.propose)
-        brief = await self.proposer.brief(grant.kind, grant.episode)
+        brief = await self.proposer.brief(Kind(grant.kind), grant.episode)
         if brief is None:  # nothing that fits can be asked: the batch goes on without these proposals
             if self._settings.propose:
                 await give_back(grant.propose)
@@ -187,7 +187,7 @@ class _Episode:
             return []
         for attempt in range(REDRAWS):
             salt = self._sampler.salt(slots[0], f"replay{attempt or ''}")
-            found = await self._buffer.replay(self._grant.kind, salt)
+            found = await self._buffer.replay(Kind(self._grant.kind), salt)
             if found is None:
                 break
             task_id, task = found

@@ -17,14 +17,13 @@ import tomli_w
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from actors.buffer_settings import BufferSettings
+from actors.kinds.registry import GROUP, names
 from actors.settings import ConcurrencySettings, EngineSettings, SelfPlaySettings
 from executor.settings import ExecutorSettings, Section
-from executor.tasks import Kind
 from executor.user_error import UserError
 from launch.addresses import AUTO_HOST, LOOPBACK
 from learner.settings import LearnerSettings, ModelSettings, StreamSettings
 from learner.sft.settings import SftLearnerSettings, SftSettings
-from learner.trajectory import Cell, Role
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -123,7 +122,16 @@ class Config(Section):
     @model_validator(mode="after")
     def _fit_together(self) -> Config:
         batch, selfplay = self.learner.batch, self.selfplay
-        if not any(batch.quota(Cell(kind, role)) for kind in Kind for role in Role):
+        for table, kinds in (("kinds", batch.kinds), ("propose", batch.propose), ("solve", batch.solve)):
+            for kind in kinds:
+                if kind not in names():
+                    near = difflib.get_close_matches(kind, names(), 1)
+                    hint = f" Did you mean {near[0]}?" if near else ""
+                    raise ValueError(
+                        f"learner.batch.{table} names {kind!r:.60}, which is no registered kind of task.{hint} There are "
+                        f"{', '.join(names())}; a package adds one as an entry point of the group {GROUP} (docs/extending.md)"
+                    )
+        if not any(batch.quota(cell) for cell in batch.cells):
             raise ValueError("learner.batch asks for nothing: give a kind at least one proposal or solution")
         for role, quotas in (("propose", batch.propose), ("solve", batch.solve)):
             for kind, quota in quotas.items():

@@ -26,6 +26,8 @@ class Refusal(StrEnum):
     FIELD = "bad_field"
     TYPE = "unknown_type"
     SENDER = "unknown_sender"
+    CELL = "unknown_cell"
+    """Well-formed, but not one that this run's batches have."""
 
 
 class WireError(ValueError):

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from executor.tasks import Kind, RejectionReason, VerdictReason
-from learner.trajectory import CELLS, Cell, Role, Status, Trajectory
+from executor.tasks import RejectionReason, VerdictReason
+from learner.trajectory import Cell, Role, Status, Trajectory
 
 SOLVE_RATE_BINS = ("0", "0_25", "25_50", "50_75", "75_100", "100")
 """Solve rates of 0; in (0, .25], (.25, .5], (.5, .75], (.75, 1); and of 1, in percent."""
@@ -34,14 +34,13 @@ _FACTS = {
 
 def describe_batch(batch: Sequence[Trajectory], version: int, arrivals: Mapping[int, int]) -> dict[str, float]:
     """Numbers of a batch that was trained at `version`. `arrivals`: see `describe_ages`."""
-    by_cell: dict[Cell, list[Trajectory]] = {cell: [] for cell in CELLS}
+    by_cell: dict[Cell, list[Trajectory]] = defaultdict(list)
     for trajectory in batch:
         by_cell[trajectory.cell].append(trajectory)
     numbers: dict[str, float] = {}
-    for cell, members in by_cell.items():
-        if members:
-            numbers |= _describe_cell(cell, members)
-            numbers |= (_describe_proposals if cell.role is Role.PROPOSE else _describe_solutions)(cell.kind, members)
+    for cell, members in sorted(by_cell.items()):
+        numbers |= _describe_cell(cell, members)
+        numbers |= (_describe_proposals if cell.role is Role.PROPOSE else _describe_solutions)(cell.kind, members)
     numbers |= {"batch_size": len(batch), "reward_mean": _mean([t.reward for t in batch])}
     return numbers | describe_ages(batch, version, arrivals)
 
@@ -76,7 +75,7 @@ def _describe_cell(cell: Cell, members: Sequence[Trajectory]) -> dict[str, float
     return numbers
 
 
-def _describe_proposals(kind: Kind, members: Sequence[Trajectory]) -> dict[str, float]:
+def _describe_proposals(kind: str, members: Sequence[Trajectory]) -> dict[str, float]:
     numbers = {f"valid_rate/{kind}": _mean([t.reward_parts.get("valid", 0.0) for t in members])}
     for part, name in _FACTS.items():
         known = [t.reward_parts[part] for t in members if part in t.reward_parts]
@@ -89,7 +88,7 @@ def _describe_proposals(kind: Kind, members: Sequence[Trajectory]) -> dict[str, 
     return numbers
 
 
-def _describe_solutions(kind: Kind, members: Sequence[Trajectory]) -> dict[str, float]:
+def _describe_solutions(kind: str, members: Sequence[Trajectory]) -> dict[str, float]:
     solved: dict[bool, list[float]] = {False: [], True: []}
     answers: dict[bytes, list[bytes]] = defaultdict(list)
     for t in members:

@@ -8,7 +8,6 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from executor.settings import Section
-from executor.tasks import Kind
 from learner.trajectory import Cell, Role
 
 OnStale = Literal["wait", "drop", "train"]
@@ -147,12 +146,17 @@ class BatchSettings(Section):
     `trajectories/<kind>/<role>` says by how much. No slot of one cell is ever filled by another.
     """
 
-    kinds: tuple[Kind, ...] = (Kind.DEDUCTION, Kind.ABDUCTION, Kind.INDUCTION)
+    kinds: tuple[str, ...] = ("deduction", "abduction", "induction")
     """Kinds that are played at all; the quotas of others count as 0. One line leaves a kind out, for the ablations."""
-    propose: dict[Kind, int] = {Kind.DEDUCTION: 64, Kind.ABDUCTION: 64, Kind.INDUCTION: 64}
+    propose: dict[str, int] = {"deduction": 64, "abduction": 64, "induction": 64}
     """Proposals of each kind in a batch; 0 or absent leaves them out."""
-    solve: dict[Kind, int] = {Kind.DEDUCTION: 64, Kind.ABDUCTION: 64, Kind.INDUCTION: 64}
+    solve: dict[str, int] = {"deduction": 64, "abduction": 64, "induction": 64}
     """Solutions of each kind in a batch: of its proposals, and the rest of tasks in the buffer."""
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The cells of a batch, in the order of `kinds`; some may have a quota of 0."""
+        return tuple(Cell(kind, role) for kind in dict.fromkeys(self.kinds) for role in Role)
 
     def quota(self, cell: Cell) -> int:
         """Trajectories of `cell` in one batch."""

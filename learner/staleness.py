@@ -55,10 +55,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from executor.tasks import Kind
 from learner.ledger import CellCounts, DropReason
 from learner.settings import BatchSettings, OnStale
-from learner.trajectory import CELLS, Cell, Role
+from learner.trajectory import Cell, Role
 
 NUMBERS_PER_EPOCH = 1 << 32
 """More slots than one life of a learner can grant."""
@@ -76,7 +75,7 @@ class Grant:
     """The slots of one episode: proposals of one kind and the solutions that judge them, or solutions alone (replay)."""
 
     episode: int
-    kind: Kind
+    kind: str
     batch: int
     """The batch on whose places the slots sit at first."""
     propose: tuple[int, ...]
@@ -101,9 +100,9 @@ class _Slot:
 class _Batch:
     """The places of an open batch. The spent ones are those that are in none of the three."""
 
-    def __init__(self, ungranted: Mapping[Cell, int]) -> None:
-        self.ungranted = dict.fromkeys(CELLS, 0) | dict(ungranted)
-        self.in_flight: dict[Cell, dict[int, None]] = {cell: {} for cell in CELLS}
+    def __init__(self, cells: Iterable[Cell], ungranted: Mapping[Cell, int]) -> None:
+        self.ungranted = dict.fromkeys(cells, 0) | dict(ungranted)
+        self.in_flight: dict[Cell, dict[int, None]] = {cell: {} for cell in self.ungranted}
         self.queued: list[int] = []
 
     @property
@@ -132,7 +131,9 @@ class Gate:
         self.life = life
         self.late = 0
         """Trajectories that were refused: their slot ended, is queued already, was never granted, or is somebody else's."""
-        self._quota = {cell: batch.quota(cell) for cell in CELLS}
+        self._cells = batch.cells
+        """Of the configuration, and of a checkpoint that was restored."""
+        self._quota = Counter({cell: batch.quota(cell) for cell in batch.cells})
         self._solutions = solutions
         self._proposals_per_prompt = proposals_per_prompt
         self.epoch = life
@@ -142,7 +143,7 @@ class Gate:
         self._held: defaultdict[Holder, dict[int, None]] = defaultdict(dict)
         self._retired: set[Holder] = set()
         self._trained_unpublished: Counter[Cell] = Counter()
-        self._counts: dict[Cell, CellCounts] = {cell: CellCounts() for cell in CELLS}
+        self._counts: dict[Cell, CellCounts] = {cell: CellCounts() for cell in self._cells}
         self._trained_batches = version
         self._open()
 
@@ -171,6 +172,10 @@ class Gate:
             solve=self._take(number, Cell(kind, Role.SOLVE), solve, holder),
         )
 
+    def knows(self, cell: Cell) -> bool:
+        """Whether `cell` is one of this run's."""
+        return cell in self._counts
+
     @property
     def is_shut(self) -> bool:
         """Whether nobody can be granted anything now, however much room there is."""
@@ -181,19 +186,20 @@ class Gate:
         newest = self.version + self.max_staleness
         return next((n for n, batch in self._batches.items() if n <= newest and any(batch.ungranted.values())), None)
 
-    def _neediest(self, batch: _Batch) -> Kind:
-        """Proposals first (their solutions take longest), then by the share still needed; among equals the last kind."""
+    def _neediest(self, batch: _Batch) -> str:
+        """Proposals first (their solutions take longest), then by the share still needed; among equals the last kind of
+        `learner.batch.kinds`."""
 
-        def urgency(kind: Kind) -> tuple[float, float]:
+        def urgency(kind: str) -> tuple[float, float]:
             propose, solve = Cell(kind, Role.PROPOSE), Cell(kind, Role.SOLVE)
             return (
                 batch.ungranted[propose] / max(1, self._quota[propose]),
                 batch.ungranted[solve] / max(1, self._quota[solve]),
             )
 
-        return max(reversed(Kind), key=urgency)
+        return max(reversed(dict.fromkeys(cell.kind for cell in self._cells)), key=urgency)
 
-    def _episode_size(self, batch: _Batch, kind: Kind) -> tuple[int, int]:
+    def _episode_size(self, batch: _Batch, kind: str) -> tuple[int, int]:
         """Proposals and solutions of the next episode: the solve slots are shared out evenly over the proposals."""
         to_propose, to_solve = batch.ungranted[Cell(kind, Role.PROPOSE)], batch.ungranted[Cell(kind, Role.SOLVE)]
         if not to_propose:
@@ -368,7 +374,7 @@ class Gate:
     def _open(self) -> None:
         for number in range(self._trained_batches, self.version + self.max_staleness + 1):
             if number not in self._batches:
-                self._batches[number] = _Batch(self._quota)
+                self._batches[number] = _Batch(self._cells, self._quota)
 
     # -- the ledger ----------------------------------------------------------------------------------------------
 
@@ -448,8 +454,11 @@ class Gate:
         self._next_slot = max(state["next_slot"], self.epoch * NUMBERS_PER_EPOCH)
         self._next_episode = max(state["next_episode"], self.epoch * NUMBERS_PER_EPOCH)
         self.late = state["late"]
+        # A run may go on with other kinds: what a checkpoint has of those before is still played and counted.
+        self._counts |= {Cell.parse(name): CellCounts.of(events) for name, events in state["counts"].items()}
+        self._cells = tuple(self._counts)
         self._batches = {
-            int(number): _Batch({Cell.parse(name): count for name, count in ungranted.items()})
+            int(number): _Batch(self._cells, {Cell.parse(name): count for name, count in ungranted.items()})
             for number, ungranted in state["ungranted"].items()
         }
         self._slots, self._held = {}, defaultdict(dict)
@@ -463,7 +472,6 @@ class Gate:
                 self._batches[number].queued.append(slot)
         self._retired = {Holder(*holder) for holder in state["retired"]} if keep_in_flight else set()
         self._trained_unpublished = Counter({Cell.parse(n): k for n, k in state["trained_unpublished"].items()})
-        self._counts = {Cell.parse(name): CellCounts.of(events) for name, events in state["counts"].items()}
         if not keep_in_flight:
             self._drop_all(
                 [slot for slot, entry in self._slots.items() if entry.arrived is None], DropReason.LEARNER_RESTART

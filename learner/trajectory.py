@@ -7,7 +7,9 @@ ZeroMQ frame: no pickle, no copy of the arrays. Everything that arrives is check
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,7 +18,6 @@ from typing import NamedTuple
 import msgpack
 import numpy as np
 
-from executor.tasks import Kind
 from learner.fields import (
     MAX_HEADER_BYTES,
     MAX_ITEMS,
@@ -38,6 +39,10 @@ MAX_TOKENS = 1 << 20
 _INT32, _FLOAT32 = np.dtype("<i4"), np.dtype("<f4")
 
 
+KIND_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+"""What may name a kind of task in settings, metrics, files and on the wire."""
+
+
 class Role(StrEnum):
     """Which side of self-play a rollout played."""
 
@@ -46,9 +51,10 @@ class Role(StrEnum):
 
 
 class Cell(NamedTuple):
-    """One of the six cells of a batch: a task kind and a role."""
+    """One cell of a batch: a kind of task and a role. Which cells a batch has, the configuration says (`BatchSettings.cells`)."""
 
-    kind: Kind
+    kind: str
+    """A name of the form `KIND_NAME`."""
     role: Role
 
     @property
@@ -58,15 +64,16 @@ class Cell(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> Cell:
-        """The inverse of `name`; raises ValueError for an unknown cell."""
-        try:
-            return _CELL_OF_NAME[name]
-        except KeyError:
-            raise ValueError(f"{name!r:.40} is not a valid cell") from None
+        """The inverse of `name`; raises ValueError for what is no name of a cell, of whatever kind."""
+        return _parse_cell(name)
 
 
-CELLS: tuple[Cell, ...] = tuple(Cell(kind, role) for kind in Kind for role in Role)
-_CELL_OF_NAME = {cell.name: cell for cell in CELLS}
+@functools.lru_cache(maxsize=256)
+def _parse_cell(name: str) -> Cell:
+    kind, _, role = name.partition("/")
+    if not KIND_NAME.fullmatch(kind) or role not in list(Role):
+        raise ValueError(f"{name!r:.40} is not a valid cell")
+    return Cell(kind, Role(role))
 
 
 class Status(StrEnum):

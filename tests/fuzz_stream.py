@@ -167,6 +167,7 @@ TRAJECTORIES: list[tuple[Callable[[], list[bytes]], Refusal]] = [
     (lambda: [_header(cell="deduction/judge"), *ARRAYS[1:]], Refusal.FIELD),
     (lambda: [_header(outcome="x" * MAX_HEADER_BYTES), *ARRAYS[1:]], Refusal.TOO_LARGE),
     (lambda: list(ARRAYS), Refusal.SENDER),
+    (lambda: [_header(actor_id=MEMBER, cell="no-such-kind/solve"), *ARRAYS[1:]], Refusal.CELL),
 ]
 
 

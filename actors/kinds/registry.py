@@ -12,7 +12,6 @@ read from its `pyproject.toml`.
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +19,14 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from actors.kinds.kind import TaskKind
+from executor.user_error import UserError
+from learner.trajectory import KIND_NAME
 
 GROUP = "azr.kinds"
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 _registered: dict[str, TaskKind] = {}
 
 
-class KindError(RuntimeError):
+class KindError(UserError):
     """A kind of task that is not registered, or cannot be; the message says what to do."""
 
 
@@ -89,7 +89,7 @@ def _load(point: EntryPoint) -> TaskKind:
 
 
 def _add(kind: TaskKind) -> None:
-    if not _NAME.fullmatch(kind.name):
+    if not KIND_NAME.fullmatch(kind.name):
         raise KindError(
             f"{kind.name[:80]!r} cannot name a kind of task: a lower-case letter, then at most 39 letters, digits, _ or -"
         )

@@ -80,7 +80,7 @@ class Recorder:
         return {
             "slot": t.slot,
             "episode": t.episode_id,
-            "kind": t.cell.kind.value,
+            "kind": t.cell.kind,
             "role": t.cell.role.value,
             "reward": t.reward,
             "reward_parts": t.reward_parts,

@@ -132,6 +132,8 @@ class Inbox:
         trajectory = decode(frames)
         if (trajectory.actor_id, trajectory.incarnation) != member.holder or trajectory.run_id != self._run_id:
             raise WireError(Refusal.SENDER, "a trajectory of another actor or run")
+        if not self._gate.knows(trajectory.cell):
+            raise WireError(Refusal.CELL, f"{trajectory.cell.name}: learner.batch.kinds leaves that kind out")
         self._counts["trajectories"] += 1
         self._queue.arrive(trajectory, member.holder)
 

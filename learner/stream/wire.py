@@ -16,10 +16,9 @@ from typing import Any
 
 import msgpack
 
-from executor.tasks import Kind
 from learner.fields import MAX_HEADER_BYTES, Refusal, WireError, number_map, text, unpack_header, whole
 from learner.staleness import Grant
-from learner.trajectory import MAX_TOKENS
+from learner.trajectory import KIND_NAME, MAX_TOKENS
 
 HEARTBEAT_S = 1.0
 """Seconds between two beats of either end."""
@@ -84,9 +83,10 @@ def _finite(value: object) -> dict[str, float]:
 
 
 def _kind(value: object) -> str:
-    if value not in list(Kind):
-        raise WireError(Refusal.FIELD, f"{value!r:.40} where a task kind was due")
-    return text(value)
+    kind = text(value)
+    if not KIND_NAME.fullmatch(kind):
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where the name of a kind of task was due")
+    return kind
 
 
 def _map(value: object) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def grant_to_message(grant: Grant) -> dict[str, Any]:
     """A grant as msgpack carries it."""
     return {
         "episode": grant.episode,
-        "kind": grant.kind.value,
+        "kind": str(grant.kind),
         "batch": grant.batch,
         "propose": list(grant.propose),
         "solve": list(grant.solve),
@@ -174,7 +174,7 @@ def grant_from_message(message: Mapping[str, Any]) -> Grant:
     """The inverse of `grant_to_message`."""
     return Grant(
         episode=message["episode"],
-        kind=Kind(message["kind"]),
+        kind=message["kind"],
         batch=message["batch"],
         propose=tuple(message["propose"]),
         solve=tuple(message["solve"]),

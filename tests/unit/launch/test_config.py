@@ -151,3 +151,15 @@ def test_cli_refuses_what_no_command_takes(arguments: list[str], capsys: pytest.
         cli.main(arguments)
     assert caught.value.code == 2
     assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_a_kind_that_nobody_registered_is_named_with_those_that_there_are() -> None:
+    for override in (
+        'learner.batch.kinds=["deductoin"]',
+        "learner.batch.propose.deductoin=1",
+        "learner.batch.solve.deductoin=1",
+    ):
+        with pytest.raises(
+            ConfigError, match=r"'deductoin'.* Did you mean deduction\?.*deduction, abduction, induction;"
+        ):
+            load("smollm2-cpu", [override])

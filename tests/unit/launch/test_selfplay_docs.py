@@ -10,7 +10,8 @@ from actors.buffer import TaskBuffer
 from actors.settings import IntrinsicSettings
 from launch.config import RECIPES, documented
 from learner.metrics import describe_advantages, describe_batch
-from learner.trajectory import CELLS, Role, Status, Trajectory, VersionSpan
+from learner.settings import BatchSettings
+from learner.trajectory import Role, Status, Trajectory, VersionSpan
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "selfplay.md").read_text()
@@ -46,7 +47,7 @@ def test_every_metric_of_a_batch_is_in_the_glossary() -> None:
             "run", "a", 0, 0, "e", cell, ids, ids, np.zeros(1, np.float32), (VersionSpan(0, 0, 1),), 0.0,
             parts | {"replayed": replayed}, Status.STOPPED, "valid" if cell.role is Role.PROPOSE else "correct",
         )
-        for cell in CELLS
+        for cell in BatchSettings().cells
         for replayed in (0.0, 1.0)
     ]  # fmt: skip
     numbers = describe_batch(batch, 0, {0: 0}) | describe_advantages(batch, np.zeros(len(batch)))

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from executor.tasks import Kind
 from learner.advantages import advantages
-from learner.settings import AdvantageSettings
-from learner.trajectory import CELLS, Cell, Role, Trajectory, VersionSpan
+from learner.settings import AdvantageSettings, BatchSettings
+from learner.trajectory import Cell, Role, Trajectory, VersionSpan
+
+CELLS = BatchSettings().cells
 
 SOLVE, PROPOSE = Cell(Kind.DEDUCTION, Role.SOLVE), Cell(Kind.DEDUCTION, Role.PROPOSE)
 NORMALISED: list[dict[str, Any]] = [

@@ -10,7 +10,9 @@ from executor.tasks import Kind
 from learner.ledger import conserved, describe_ledger, totals, verdict
 from learner.settings import BatchSettings, OnStale
 from learner.staleness import NUMBERS_PER_EPOCH, Gate, Grant, Holder
-from learner.trajectory import CELLS, Cell, Role
+from learner.trajectory import Cell, Role
+
+CELLS = BatchSettings().cells
 
 HOLDERS = [Holder("a", 0), Holder("b", 0), Holder("b", 1)]
 MODES: tuple[OnStale, ...] = ("wait", "drop", "train")
@@ -396,3 +398,35 @@ def test_a_checkpoint_of_a_larger_bound_grants_nothing_beyond_the_new_one() -> N
     step(resumed)
     assert (grant := resumed.grant(HOLDERS[1], 100)) is not None
     assert grant.batch == 2
+
+
+def test_the_cells_are_those_of_the_configuration() -> None:
+    gate = Gate(BatchSettings(kinds=("b", "a"), propose={"a": 1, "b": 1, "left-out": 5}, solve={}), 0, solutions=1)
+    kinds = [grant.kind for grant in iter(lambda: gate.grant(HOLDERS[0], 99), None)]
+    assert kinds == ["a", "b"], "among equals the last kind comes first"
+    assert list(gate.ledger()) == [Cell("b", Role.PROPOSE), Cell("a", Role.PROPOSE)]
+    assert gate.knows(Cell("a", Role.SOLVE))
+    assert not gate.knows(Cell("left-out", Role.PROPOSE))
+
+
+def test_a_run_may_go_on_with_other_kinds() -> None:
+    """What a checkpoint has of a kind that is left out now is still played, trained and counted."""
+    gate = Gate(BatchSettings(kinds=("a", "b"), propose={"a": 2, "b": 1}, solve={}), 0, solutions=1)
+    first = gate.grant(HOLDERS[0], 99)
+    assert first is not None and first.kind == "b"
+    assert gate.arrive(first.propose[0], HOLDERS[0], Cell("b", Role.PROPOSE), 0)
+    resumed = Gate(BatchSettings(kinds=("a", "c"), propose={"a": 2, "c": 1}, solve={}), 0, solutions=1)
+    resumed.load_state_dict(gate.state_dict())
+    assert conserved(resumed.ledger())
+    for _ in range(2):
+        grant = resumed.grant(HOLDERS[0], 99)
+        assert grant is not None and grant.kind == "a", "the open batch has the places that it was opened with"
+        assert resumed.arrive(grant.propose[0], HOLDERS[0], Cell("a", Role.PROPOSE), 0)
+    slots = resumed.ready()
+    assert slots is not None and first.propose[0] in slots
+    resumed.trained(slots)
+    resumed.published(1)
+    grants = list(iter(lambda: resumed.grant(HOLDERS[0], 99), None))
+    assert sorted(grant.kind for grant in grants) == ["a", "a", "c"]
+    assert conserved(resumed.ledger())
+    assert resumed.knows(Cell("b", Role.PROPOSE))

@@ -27,7 +27,9 @@ from executor.tasks import Kind
 from learner.ledger import conserved, totals, verdict
 from learner.settings import BatchSettings, OnStale
 from learner.staleness import NUMBERS_PER_EPOCH, Gate, Grant, Holder
-from learner.trajectory import CELLS, Cell, Role
+from learner.trajectory import Cell, Role
+
+CELLS = BatchSettings().cells
 
 quotas = st.dictionaries(st.sampled_from(list(Kind)), st.integers(0, 4), min_size=1)
 

@@ -26,9 +26,11 @@ from learner.batching.packing import MicroBatch, pack
 from learner.model.policy import PolicyModel
 from learner.model.process_groups import data_rank, init_parallel
 from learner.ranks import Ranks
-from learner.settings import LearnerSettings, ModelSettings, ParallelSettings
+from learner.settings import BatchSettings, LearnerSettings, ModelSettings, ParallelSettings
 from learner.trainer import Trainer
-from learner.trajectory import CELLS, Cell, Role, Trajectory, VersionSpan, dumps, loads
+from learner.trajectory import Cell, Role, Trajectory, VersionSpan, dumps, loads
+
+CELLS = BatchSettings().cells
 
 VOCAB = 64
 LR = 1e-2

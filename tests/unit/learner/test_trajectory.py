@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from executor.tasks import Kind
 from learner.fields import MAX_HEADER_BYTES, Refusal, WireError
+from learner.settings import BatchSettings
 from learner.trajectory import (
-    CELLS,
     MAX_TOKENS,
     Cell,
     Role,
@@ -28,6 +28,8 @@ from learner.trajectory import (
     encode,
     loads,
 )
+
+CELLS = BatchSettings().cells
 
 Frames = list[bytes]
 
@@ -211,7 +213,11 @@ def test_what_is_broken_is_refused_by_name(build: Callable[[], Frames], refusal:
 
 
 def test_every_refusal_is_reached() -> None:
-    messages_only = {Refusal.TYPE, Refusal.SENDER}  # of the stream's messages: see `test_wire.py`, `test_stream.py`
+    messages_only = {
+        Refusal.TYPE,
+        Refusal.SENDER,
+        Refusal.CELL,
+    }  # of the stream's messages: see `test_wire.py`, `test_stream.py`
     assert {case[2] for case in BROKEN} == set(Refusal) - messages_only
 
 
@@ -302,3 +308,15 @@ def test_a_flipped_byte_in_a_checkpoints_queue_raises_nothing_but_wire_errors() 
             damaged[place] ^= bit
             with contextlib.suppress(WireError):
                 loads(bytes(damaged))
+
+
+def test_a_cell_may_be_of_any_kind_with_a_plain_name() -> None:
+    assert Cell.parse("differ-2/solve") == Cell("differ-2", Role.SOLVE)
+    got = decode(on_wire(make(cell=Cell("differ-2", Role.PROPOSE))))
+    assert got.cell == Cell("differ-2", Role.PROPOSE)
+    for wrong in ("Differ/solve", "2/solve", "a b/solve", "ä/solve", f"{'a' * 41}/solve", "differ/judge", "a/b/solve"):
+        with pytest.raises(ValueError, match="is not a valid"):
+            Cell.parse(wrong)
+        with pytest.raises(WireError) as refused:
+            decode(with_header(cell=wrong))
+        assert refused.value.refusal is Refusal.FIELD

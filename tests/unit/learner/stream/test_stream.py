@@ -18,6 +18,7 @@ from learner.staleness import Gate
 from learner.stream.client import StreamClient
 from learner.stream.server import BatchTimeout, StreamServer
 from learner.stream.wire import MAX_FRAME_BYTES, pack
+from learner.trajectory import Cell, Role
 from tests.unit.learner.stream.streaming import (
     BATCH,
     DEADLINE_S,
@@ -93,6 +94,7 @@ def test_malformed_messages_are_refused_and_counted(server: StreamServer) -> Non
         (on_wire(0, 3, actor_id="somebody else"), Refusal.SENDER),
         (on_wire(0, 3, run_id="another run"), Refusal.SENDER),
         (on_wire(0, 3, reward=float("nan")), Refusal.NOT_FINITE),
+        (on_wire(0, 3, cell=Cell("no-such-kind", Role.SOLVE)), Refusal.CELL),
         ([pack(hello("somebody else"))], Refusal.SENDER),
         ([pack({"type": "beat", "why": "x" * (1 << 19)})], Refusal.TOO_LARGE),
     ]
