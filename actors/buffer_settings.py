@@ -23,9 +23,6 @@ class BufferSettings(Section):
     capacity: int = Field(default=0, ge=0)
     """Maximum number of active tasks of each kind; 0: no bound.
     Beyond it, one task leaves the draw for each that enters. It stays in the file and still counts as known."""
-    max_restarts: int = Field(default=10, ge=0)
-    """Number of failures of the buffer within `actors.restart_window_s` that are answered by a restart on its file.
-    One more failure stops the run."""
     settled_attempts: int = Field(default=16, ge=1)
     """Attempts after which a task that was always or never solved leaves first when `buffer.capacity` is reached.
     After those, the oldest leaves. Small: tasks are judged settled by chance."""

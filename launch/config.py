@@ -22,10 +22,20 @@ from actors.settings import ConcurrencySettings, EngineSettings, SelfPlaySetting
 from executor.settings import ExecutorSettings, Section
 from executor.user_error import UserError
 from launch.addresses import AUTO_HOST, LOOPBACK
-from learner.settings import LearnerSettings, ModelSettings, StreamSettings
+from learner.settings import LearnerSettings, ModelSettings, StreamSettings, needs_keys
 from learner.sft.settings import SftLearnerSettings, SftSettings
 
 RECIPES = Path(__file__).parent / "recipes"
+
+
+RENAMED = {
+    "actors.max_restarts": "supervision.max_actor_restarts",
+    "actors.restart_window_s": "supervision.restart_window_s",
+    "buffer.max_restarts": "supervision.max_buffer_restarts",
+    "learner.max_restarts": "supervision.max_learner_restarts",
+    "run.watchdog_s": "supervision.watchdog_s",
+}
+"""Former key -> its present name: old recipes and run folders are refused with it."""
 
 
 class ConfigError(UserError):
@@ -64,10 +74,6 @@ class RunSettings(RunBasics):
     verify_weights: bool = False
     """Compare the weights of every engine with the learner's at the end, bit by bit.
     A difference makes the exit code 1. Costs one pass over all weights. `azr verify` does it while a run goes on."""
-    watchdog_s: float = Field(default=900.0, gt=0)
-    """Seconds without progress after which the run reports which part waits for which.
-    A part that does not answer at all for this long is killed and restarted. Too short: a slow but healthy step is
-    reported, and a part that is only busy is restarted. Too long: a hang goes unnoticed."""
     record_trajectories: bool = True
     """Write every trained batch as JSON lines to `trajectories/step_<N>.jsonl` in the run folder.
     Each line has prompt and response as text and as token ids. The files grow with every token that is trained;
@@ -75,7 +81,7 @@ class RunSettings(RunBasics):
 
 
 class ActorsSettings(Section):
-    """`[actors]`: the number of rollout actors, their load, and how often one is restarted."""
+    """`[actors]`: the number of rollout actors and their load."""
 
     num_actors: int = Field(default=1, ge=1)
     """Number of rollout actors; each has its own engine and sandboxes.
@@ -88,13 +94,28 @@ class ActorsSettings(Section):
     start_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds that the learner waits for the first actors before it gives up.
     Loading the model and seeding (`selfplay.seed_tasks_target`) must fit into it."""
-    max_restarts: int = Field(default=3, ge=0)
-    """Number of failures of one actor within `actors.restart_window_s` that are answered by a restart.
-    One more failure stops the run with the actor's last error. 0: the first failure stops the run."""
-    restart_window_s: float = Field(default=3600.0, gt=0)
-    """Seconds after which a failure no longer counts against a restart budget.
-    It holds for rollout actors, task buffer and learner alike."""
     adapt: ConcurrencySettings = ConcurrencySettings()
+
+
+class SupervisionSettings(Section):
+    """`[supervision]`: how often a process of a distributed run is restarted, and how long a standstill may last."""
+
+    max_actor_restarts: int = Field(default=3, ge=0)
+    """Number of failures of one rollout actor within `supervision.restart_window_s` that are answered by a restart.
+    One more failure stops the run with the actor's last error. 0: the first failure stops the run."""
+    max_learner_restarts: int = Field(default=3, ge=0)
+    """Number of failures of the learner within `supervision.restart_window_s` that are answered by a restart.
+    All ranks restart from the last checkpoint while the actors live on. One more failure stops the run."""
+    max_buffer_restarts: int = Field(default=10, ge=0)
+    """Number of failures of the task buffer within `supervision.restart_window_s` that are answered by a restart on its file.
+    One more failure stops the run."""
+    restart_window_s: float = Field(default=3600.0, gt=0)
+    """Seconds after which a failure no longer counts.
+    It holds for rollout actors, learner and task buffer alike."""
+    watchdog_s: float = Field(default=900.0, gt=0)
+    """Seconds without progress after which the run reports which part waits for which.
+    A part that does not answer at all for this long is killed and restarted. Too short: a slow but healthy step is
+    reported, and a part that is only busy is restarted. Too long: a hang goes unnoticed."""
 
 
 class RaySettings(Section):
@@ -117,6 +138,7 @@ class Config(Section):
     actors: ActorsSettings = ActorsSettings()
     learner: LearnerSettings = LearnerSettings()
     stream: StreamSettings = StreamSettings()
+    supervision: SupervisionSettings = SupervisionSettings()
     ray: RaySettings = RaySettings()
 
     @model_validator(mode="after")
@@ -167,7 +189,7 @@ class Config(Section):
     @property
     def encrypted(self) -> bool:
         """Whether the stream needs keys; see `stream.curve`."""
-        return self.stream.model_copy(update={"host": self.stream_host}).encrypted
+        return needs_keys(self.stream.curve, self.stream_host)
 
 
 class SftConfig(Section):
@@ -323,6 +345,8 @@ def _explain(item: Any, sources: dict[str, str], root: type[BaseModel]) -> str:
     source = next((sources[k] for k in (key, *(s for s in sources if s.startswith(f"{key}."))) if k in sources), "")
     where = f" ({source})" if source else ""
     if item["type"] == "extra_forbidden":
+        if key in RENAMED and root is Config:
+            return f"{key} is now {RENAMED[key]}{where}: rename it there."
         tables = {k.rsplit(".", 1)[0] for k in keys}
         tables |= {t.split(".")[0] for t in tables}
         near = difflib.get_close_matches(key, [*keys, *tables], 1, cutoff=0.5)

@@ -197,9 +197,6 @@ class LearnerSettings(Section):
     on disk)."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Number of newest checkpoints to keep; older ones are deleted."""
-    max_restarts: int = Field(default=3, ge=0)
-    """Number of learner failures within `actors.restart_window_s` that are answered by a restart.
-    All ranks restart from the last checkpoint while the actors live on. One more failure stops the run."""
     sync_timeout_s: float = Field(default=120.0, gt=0)
     """Deadline in seconds of each phase of a weight update: connecting, sending, loading.
     An actor that misses it is counted out and replaced. Too short: healthy engines are lost on a busy machine. Too
@@ -239,10 +236,10 @@ class StreamSettings(Section):
     """Seconds that a stopping run waits for rollouts in flight, so that its last checkpoint includes them.
     0: they are dropped, and their work is lost."""
 
-    @property
-    def encrypted(self) -> bool:
-        """Whether the stream needs keys."""
-        return self.curve == "on" or (self.curve == "auto" and not _is_loopback(self.host))
+
+def needs_keys(curve: str, host: str) -> bool:
+    """Whether a stream that listens on `host` is encrypted; `curve` as in `stream.curve`. `host`: an address, never `auto`."""
+    return curve == "on" or (curve == "auto" and not _is_loopback(host))
 
 
 def _is_loopback(host: str) -> bool:

@@ -14,7 +14,6 @@ import ray
 
 from actors.buffer import Added, RemoteBuffer, TaskBuffer
 from actors.buffer_file import TaskBufferError
-from actors.buffer_settings import BufferSettings
 from executor.tasks import Kind, Task
 from launch.config import Config
 from launch.run.folder import RunFolder, log_to
@@ -117,10 +116,10 @@ class BufferActor:
             raise
 
 
-def options(settings: BufferSettings) -> dict[str, Any]:
-    """What `ray.remote` is to be given for the actor."""
+def options(max_restarts: int) -> dict[str, Any]:
+    """The options of `ray.remote` for this actor."""
     # Snapshots have a thread of their own, so that no episode waits for one.
-    return {"concurrency_groups": {"snapshot": 1}, "max_restarts": settings.max_restarts}
+    return {"concurrency_groups": {"snapshot": 1}, "max_restarts": max_restarts}
 
 
 def ask_buffer(handle: Any, request: str, *arguments: Any) -> Any:

@@ -22,7 +22,7 @@ class BufferProcess:
     def __init__(self, context: RunContext) -> None:
         config = context.config
         self._context = context
-        self._budget = FailureBudget(config.buffer.max_restarts, config.actors.restart_window_s)
+        self._budget = FailureBudget(config.supervision.max_buffer_restarts, config.supervision.restart_window_s)
         self._opened: Reference | None = None
         self._asked: Reference | None = None
         self._asked_at = 0.0
@@ -42,7 +42,11 @@ class BufferProcess:
         place = next(place for place in places if place.part is Part.BUFFER)
         context = self._context
         self.handle = context.ray.start(
-            place, BufferActor, context.config, context.folder.path, **options(context.config.buffer)
+            place,
+            BufferActor,
+            context.config,
+            context.folder.path,
+            **options(context.config.supervision.max_buffer_restarts),
         )
         self._opened = context.ray.call(self.handle, "open", resume)
 
@@ -60,7 +64,7 @@ class BufferProcess:
             if now - self._asked_at > ASK_EVERY_S:
                 self._asked, self._asked_at = context.ray.call(self.handle, "metrics"), now
             return
-        silent_s = min(SILENT_S, context.config.run.watchdog_s)
+        silent_s = min(SILENT_S, context.config.supervision.watchdog_s)
         if context.ray.finished([self._asked]):
             asked, self._asked = self._asked, None
             try:

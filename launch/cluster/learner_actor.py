@@ -180,7 +180,7 @@ class LearnerActor:
                 live=live,
                 ledger=totals(stream.gate.ledger()),
                 # It looks at every slot: asked only where a wait is long enough to be reported.
-                waiting_for=stream.gate.waiting_for() if status.phase_s > self._config.run.watchdog_s else "",
+                waiting_for=stream.gate.waiting_for() if status.phase_s > self._config.supervision.watchdog_s else "",
                 members=tuple(member.holder.actor_id for member in members),
                 loaded=tuple(member.holder.actor_id for member in members if member.loaded_version >= 0),
                 generate_tokens_per_s=self._generating(live.get("tokens_generated", 0.0)),

@@ -26,7 +26,7 @@ class LearnerRanks:
     def __init__(self, context: RunContext) -> None:
         config = context.config
         self._context = context
-        self._budget = FailureBudget(config.learner.max_restarts, config.actors.restart_window_s)
+        self._budget = FailureBudget(config.supervision.max_learner_restarts, config.supervision.restart_window_s)
         self._places: tuple[Place, ...] = ()
         self._buffer: Handle = None
         self._keys: LearnerKeys | None = None
@@ -183,7 +183,7 @@ class LearnerRanks:
         context.record("learner_lost", rank=rank, why=why)
         if wait_s is None:
             raise RunFailed(
-                f"learner{rank} failed {self._budget.total} times (learner.max_restarts = {self._budget.most}): {why}\n"
+                f"learner{rank} failed {self._budget.total} times (supervision.max_learner_restarts = {self._budget.most}): {why}\n"
                 f"Its log: {log}"
             )
         context.say(f"learner{rank} ended ({why}); all ranks start again from the last checkpoint; log: {log}")
@@ -225,7 +225,7 @@ class LearnerRanks:
             self._context.record("learner_moved", former=former, endpoint=endpoint)
 
     def _ask_status(self, now: float) -> None:
-        """Keep rank 0's newest status. A rank that does not answer for `run.watchdog_s` counts as ended."""
+        """Keep rank 0's newest status. A rank that does not answer for `supervision.watchdog_s` counts as ended."""
         ray = self._context.ray
         for rank, handle in self.handles.items():
             if rank not in self._asked:
@@ -238,13 +238,13 @@ class LearnerRanks:
                     if rank == 0:
                         self.status = self._fresh = status
         rank, silent_s = longest_silence(self._answered_at, now)
-        if silent_s > self._context.config.run.watchdog_s:
+        if silent_s > self._context.config.supervision.watchdog_s:
             phase = describe(self.status)
             self._died(rank, f"it has not answered for {silent_s:.0f} s; the learner's last phase: {phase}")
 
     def _report_stillness(self, now: float, num_actors: int) -> None:
-        """Say which phase lasts longer than `run.watchdog_s`, and what it waits for; once in each such time."""
-        watchdog_s, status = self._context.config.run.watchdog_s, self.status
+        """Say which phase lasts longer than `supervision.watchdog_s`, and what it waits for; once in each such time."""
+        watchdog_s, status = self._context.config.supervision.watchdog_s, self.status
         if not self.is_up or status.phase_s <= watchdog_s or now - self._reported_at <= watchdog_s:
             return
         self._reported_at = now

@@ -74,13 +74,13 @@ class Rollouts:
             status=learner.status,
             endpoint=learner.endpoint,
             learner_is_up=learner.is_up,
-            watchdog_s=self._context.config.run.watchdog_s,
+            watchdog_s=self._context.config.supervision.watchdog_s,
             start_timeout_s=self._context.config.actors.start_timeout_s,
         )
         for index in range(self.wanted):
             if index not in self._lives:
-                settings = self._context.config.actors
-                budget = FailureBudget(settings.max_restarts, settings.restart_window_s)
+                settings = self._context.config.supervision
+                budget = FailureBudget(settings.max_actor_restarts, settings.restart_window_s)
                 self._lives[index] = ActorLife(index, self._first - 1, budget)
         for life in self._lives.values():
             decision = lives.decide(life, situation, now)
@@ -119,7 +119,7 @@ class Rollouts:
         elif ending is Ending.EXHAUSTED:
             budget = life.budget
             raise RunFailed(
-                f"{life.name} failed {budget.total} times (actors.max_restarts = {budget.most} within "
+                f"{life.name} failed {budget.total} times (supervision.max_actor_restarts = {budget.most} within "
                 f"{budget.window_s:.0f} s): {failure}\nIts log: {log}"
             )
 

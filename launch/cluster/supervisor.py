@@ -8,7 +8,7 @@ What fails, and what happens then:
     a learner rank    all ranks start again from the last checkpoint; the actors stay, and are brought to that version
 
 Each has a budget of failures (`budget.py`). When it is spent the run stops with an error that names the process and its log. A
-process that neither answers nor ends is reported after `run.watchdog_s`, and started again where that can help.
+process that neither answers nor ends is reported after `supervision.watchdog_s`, and started again where that can help.
 
 `lives.py` decides about rollout actors, `learner_ranks.py` and `buffer_process.py` about the others; `placement.py` says where
 each process runs, and all of them reach Ray through `ray_port.py`.
@@ -125,7 +125,7 @@ class Supervisor:
     def verify(self) -> Verification:
         """Begin to compare the weights of every actor that has joined with the learner's."""
         context = self._context
-        timeout_s = context.config.run.watchdog_s
+        timeout_s = context.config.supervision.watchdog_s
         return Verification(context.ray, self._learner.handles[0], self._rollouts.joined, timeout_s, context.clock)
 
     # -- for drills ----------------------------------------------------------------------------------------------

@@ -173,9 +173,9 @@ def _run(arguments: argparse.Namespace) -> int:
     budget = arguments.times + 1
     forced = [
         "learner.steps=1000000",
-        f"actors.max_restarts={budget}",
-        f"learner.max_restarts={budget}",
-        f"buffer.max_restarts={budget}",
+        f"supervision.max_actor_restarts={budget}",
+        f"supervision.max_learner_restarts={budget}",
+        f"supervision.max_buffer_restarts={budget}",
         "run.record_trajectories=true",
     ]
     config = configuration.load(arguments.recipe, [*forced, *overrides_of(arguments)])

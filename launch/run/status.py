@@ -63,7 +63,7 @@ class RunStatus(Status):
     loaded: tuple[str, ...] = ()
     """The members whose engines run weights of this learner."""
     waiting_for: str = ""
-    """Which slots of which actors the batch waits for; filled once the phase has lasted `run.watchdog_s`."""
+    """Which slots of which actors the batch waits for; filled once the phase has lasted `supervision.watchdog_s`."""
     generate_tokens_per_s: float = 0.0
     """Tokens that all engines generated per second, over the last seconds."""
     seeding: tuple[int, int] | None = None

@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> RunFolder:
 @pytest.fixture
 def actor(folder: RunFolder) -> Iterator[Any]:
     config, place = Config(run=RunSettings(name="run")), Place(Part.BUFFER, 0, None, Needs(num_cpus=0))
-    actor = Ray().start(place, BufferActor, config, folder.path, **options(config.buffer))
+    actor = Ray().start(place, BufferActor, config, folder.path, **options(max_restarts=3))
     ray.get(actor.open.remote(False))
     yield actor
     ray.kill(actor)

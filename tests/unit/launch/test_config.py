@@ -11,6 +11,7 @@ from executor.tasks import Kind
 from launch import cli
 from launch.config import (
     RECIPES,
+    RENAMED,
     Config,
     ConfigError,
     SftConfig,
@@ -104,6 +105,14 @@ def test_a_settings_first_line_is_a_sentence(root: type[Section]) -> None:
     """An error message shows that line alone."""
     cut = [key for key, text in documented(root) if not text.splitlines()[0].endswith(".")]
     assert cut == []
+
+
+@pytest.mark.parametrize(("former", "present"), RENAMED.items())
+def test_a_renamed_setting_is_refused_with_its_present_name(former: str, present: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{former} is now {present} \\(override(.*)\\): rename it there.$"):
+        load("smollm2-cpu", [f"{former}=1"])
+    assert present in dict(documented())
+    load("smollm2-cpu", [f"{present}=1"])
 
 
 def test_cli_reports_mistakes_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:

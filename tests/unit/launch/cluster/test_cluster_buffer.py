@@ -11,12 +11,11 @@ import pytest
 import ray
 
 from actors.buffer import RemoteBuffer
-from actors.buffer_settings import BufferSettings
 from launch.cluster.buffer_actor import ask_buffer
 from launch.cluster.buffer_process import SILENT_S, BufferProcess
 from launch.cluster.context import RunContext, RunFailed
 from launch.cluster.placement import Needs, Part, Place
-from launch.config import Config
+from launch.config import Config, SupervisionSettings
 from launch.run.folder import RunFolder
 from tests.unit.launch.cluster.fake_ray import Clock, FakeRay
 
@@ -33,7 +32,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def buffer(tmp_path: Path, ray_port: FakeRay, clock: Clock) -> BufferProcess:
-    config = Config(buffer=BufferSettings(max_restarts=1))
+    config = Config(supervision=SupervisionSettings(max_buffer_restarts=1))
     folder = RunFolder(tmp_path)
     folder.create()
     process = BufferProcess(RunContext(config, folder, ray_port, lambda text: None, clock))
