@@ -97,7 +97,7 @@ class BufferProcess:
 
     def _lost(self, error: Exception, what: str, now: float) -> None:
         self.is_answering = False
-        self._context.record("buffer_lost", why=str(error))
+        self._context.event("buffer_lost", why=str(error))
         if self._budget.failed(now) is None:
             raise RunFailed(self._failure(error))
         self._context.say(f"the task buffer {what}; it starts again on the same file")

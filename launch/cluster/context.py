@@ -32,6 +32,6 @@ class RunContext:
     clock: Callable[[], float] = time.monotonic
     """Seconds; only differences count."""
 
-    def record(self, event: str, **details: Any) -> None:
+    def event(self, name: str, **details: Any) -> None:
         """Append a line to the run's `events.jsonl`."""
-        append_event(self.folder, event, **details)
+        append_event(self.folder, name, **details)

@@ -180,7 +180,7 @@ class LearnerRanks:
         context, log = self._context, self._log(rank)
         now = context.clock()
         wait_s = self._budget.failed(now)
-        context.record("learner_lost", rank=rank, why=why)
+        context.event("learner_lost", rank=rank, why=why)
         if wait_s is None:
             raise RunFailed(
                 f"learner{rank} failed {self._budget.total} times (supervision.max_learner_restarts = {self._budget.most}): {why}\n"
@@ -199,7 +199,7 @@ class LearnerRanks:
         try:
             for notice in checkpoints.recover():
                 context.say(notice)
-                context.record("checkpoint_incomplete", notice=notice)
+                context.event("checkpoint_incomplete", notice=notice)
         except CheckpointError as error:
             raise RunFailed(str(error)) from None
         step = int(self.status.last.get("step", 0))
@@ -222,7 +222,7 @@ class LearnerRanks:
         former, self.endpoint = self.endpoint, endpoint
         if former not in (None, endpoint):
             self._context.say(f"the learner has moved from {former} to {endpoint}: its actors start again, to find it")
-            self._context.record("learner_moved", former=former, endpoint=endpoint)
+            self._context.event("learner_moved", former=former, endpoint=endpoint)
 
     def _ask_status(self, now: float) -> None:
         """Keep rank 0's newest status. A rank that does not answer for `supervision.watchdog_s` counts as ended."""
@@ -253,7 +253,7 @@ class LearnerRanks:
         if absent:
             text += f"; not connected: {', '.join(absent)}"
         self._context.say(text)
-        self._context.record("watchdog", text=text)
+        self._context.event("watchdog", text=text)
 
     def _log(self, rank: int) -> Path:
         return self._context.folder.logs / f"learner{rank}.{self.attempt}.log"

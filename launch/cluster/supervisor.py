@@ -119,7 +119,7 @@ class Supervisor:
     def scale(self, num_actors: int) -> None:
         """Set the number of rollout actors. Missing ones are started; surplus ones finish their slots and exit."""
         self._rollouts.scale(num_actors)
-        self._context.record("scaled", actors=num_actors)
+        self._context.event("scaled", actors=num_actors)
         self._context.say(f"scaling to {num_actors} rollout actors")
 
     def verify(self) -> Verification:
