@@ -1,4 +1,4 @@
-"""Advantages: from rewards to what the policy gradient is weighted with."""
+"""Advantages: turns the rewards of a batch into weights of the policy gradient."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from learner.settings import AdvantageSettings
 from learner.trajectory import Trajectory
 
 SMALLEST_STD = 1e-6
-"""Rewards that deviate less are equal: dividing by their deviation would blow rounding up to whole advantages."""
+"""Standard deviation below which rewards count as equal. Dividing by less would turn rounding errors into full-size
+advantages."""
 
 
 def advantages(trajectories: Sequence[Trajectory], settings: AdvantageSettings) -> np.ndarray:
-    """One advantage a trajectory, float32 [B]; [0] for an empty batch.
+    """Compute one advantage per trajectory, float32 [B]; [0] for an empty batch.
 
-    `reinforce`: A = R. The others compare a reward R with those of its peers, A = (R - mean) / std, with the population's
-    deviation; they differ in who the peers are.
+    `reinforce`: A = R. The others compare a reward R with those of its peers, A = (R - mean) / std with the
+    population's standard deviation, and differ in who the peers are:
 
     - `trr++` (Task-Relative REINFORCE++, Absolute Zero): the trajectories of the same (kind, role) cell.
     - `reinforce++` (REINFORCE++): the whole batch.
     - `group` (GRPO): the responses to the same prompt in the same cell. For solvers that is one task; for proposers, one
       draw of references. Without `group_std`, A = R - mean (Dr. GRPO).
 
-    Mean and deviation are over sequences, or, with `weighting = token`, over response tokens, so that a long response
-    counts as often as it has tokens.
+    Mean and standard deviation are over sequences or, with `weighting = "token"`, over response tokens, so that a
+    response counts as often as it has tokens.
 
-    Where there is nothing to compare the advantage is 0, never NaN and never the reward itself: for a trajectory without
-    peers, and for peers whose rewards are all equal (a deviation below `SMALLEST_STD`). So a batch without trajectories
-    of some cell leaves the other cells as they are, and a proposer whose prompts are all different
-    (`selfplay.proposals_per_prompt = 1`) learns nothing from `group`.
+    Without anything to compare the advantage is 0, never NaN and never the reward itself: for a trajectory without
+    peers, and for peers with equal rewards (a deviation below `SMALLEST_STD`). An empty cell therefore leaves the
+    others as they are, and a proposer whose prompts all differ (`selfplay.proposals_per_prompt = 1`) learns nothing
+    from `group`.
     """
     rewards = np.array([t.reward for t in trajectories], dtype=np.float64)
     if settings.estimator == "reinforce":

@@ -1,9 +1,9 @@
-"""Checkpoints: a folder appears whole under its final name, or not at all, while training goes on.
+"""Checkpoints of a run: written beside training; a folder appears complete under its final name, or not at all.
 
 - `.partial_00000012/`: being written; a kill leaves it, and the next start removes it
 - `step_00000012/`: complete: every file is on the disk, and `complete.json` lists them with their sizes
-- `.replaced_00000012/`: the old one, while a new one of the same version takes its name
-- `broken_00000012/`: was found incomplete at a start, and is left for a human
+- `.replaced_00000012/`: the former one, while a new one of the same version takes its name
+- `broken_00000012/`: found incomplete at a start; left for a person to look at
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from learner.ranks import Ranks
 from learner.trajectory import Trajectory, dumps, loads
 
 FORMAT = 2
-"""Of the folder; 1, which had no `complete.json`, held a torch file for each rank."""
+"""Version of the folder's format. Format 1 had no `complete.json` and held a torch file for each rank."""
 MARKER = "complete.json"
 WRITE_TIMEOUT = timedelta(minutes=30)
-"""How long the ranks of a learner wait for each other's part of a checkpoint."""
+"""Deadline of a rank that waits for the other ranks' part of a checkpoint."""
 
 Finish = Callable[["dist.ProcessGroup | None"], None]
-"""The slow part of a write, run beside training; collective over the group (None: one rank) and over nothing else."""
+"""The slow part of a write, which a thread does beside training. Collective over the given group (None: one rank), and
+over no other."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be written or read; the message names it, and what to do."""
+    """A checkpoint that cannot be written or read; the message names it and says what to do."""
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: `step_00000012/` and so on, the newest `keep` of them."""
+    """The folder `checkpoints/` of a run; keeps the newest `keep` checkpoints."""
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory = directory
@@ -50,14 +51,14 @@ class Checkpoints:
         self._failure: tuple[Path, BaseException] | None = None
 
     def latest(self) -> Path | None:
-        """The newest complete checkpoint; None where there is none. Raises CheckpointError for one of an older azr."""
+        """Return the newest complete checkpoint, or None. Raises CheckpointError for one of another format."""
         return next((folder for folder in self._newest_first() if defect(folder) is None), None)
 
     def recover(self) -> list[str]:
-        """Put in order what a kill left, before a run goes on; returns what a human should know.
+        """Clean up after a kill, before a run goes on; returns sentences for the user.
 
-        Incomplete checkpoints that are newer than the newest complete one move to `broken_*`. Raises CheckpointError
-        where only incomplete ones are left, or the newest is of an older azr.
+        Incomplete checkpoints newer than the newest complete one move to `broken_*`. Raises CheckpointError if only
+        incomplete ones are left, or if the newest has another format.
         """
         for replaced in self.directory.glob(".replaced_*"):
             final = self.directory / f"step_{replaced.name.removeprefix('.replaced_')}"
@@ -88,11 +89,11 @@ class Checkpoints:
         return notices
 
     def save(self, version: int, ranks: Ranks, write: Callable[[Path], Finish | None]) -> None:
-        """Start a checkpoint. Collective over the ranks.
+        """Start to write the checkpoint of `version`. Collective over the ranks.
 
-        `write(folder)` writes or copies at once what training will change, and returns the rest of the work, which a thread
-        does. Once every rank is done, rank 0 gives the folder its name. Waits for the checkpoint before, and raises
-        CheckpointError if that one could not be written.
+        `write(folder)` writes or copies at once what training will change, and returns the rest of the work, which a
+        thread does. Once every rank is done, rank 0 gives the folder its name. Waits for the previous checkpoint, and
+        raises CheckpointError if that one failed.
         """
         self.wait()
         if ranks.world_size > 1 and self._group is None:
@@ -111,14 +112,14 @@ class Checkpoints:
         self._writer.start()
 
     def wait(self) -> None:
-        """Wait for the checkpoint that is being written; raises CheckpointError, on every rank, if it could not be."""
+        """Wait for the checkpoint that is being written. Raises CheckpointError on every rank if it failed on one."""
         self.join()
         if self._failure is not None:
             (folder, error), self._failure = self._failure, None
             raise CheckpointError(f"the checkpoint {folder} could not be written: {error}") from error
 
     def join(self) -> None:
-        """Wait for the checkpoint that is being written, whatever becomes of it."""
+        """Wait for the checkpoint that is being written, without an error if it failed."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
@@ -169,14 +170,15 @@ class Checkpoints:
 
 
 def seal(folder: Path, version: int) -> None:
-    """List what is in `folder`, which makes it complete."""
+    """Write `complete.json` into `folder`: all its files with their sizes. That makes the checkpoint complete."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     (folder / MARKER).write_text(json.dumps({"format": FORMAT, "version": version, "files": sizes}))
 
 
 def defect(folder: Path) -> str | None:
-    """What `folder` lacks of a complete checkpoint; None if nothing. Raises CheckpointError for one of another format."""
+    """Return what `folder` lacks of a complete checkpoint, in words, or None. Raises CheckpointError for another
+    format."""
     try:
         marker = json.loads((folder / MARKER).read_text())
         found, files = marker["format"], dict(marker["files"])
@@ -198,13 +200,13 @@ def defect(folder: Path) -> str | None:
 
 
 def write_stream_state(directory: Path, gate_state: dict[str, Any], queued: Sequence[Trajectory]) -> None:
-    """The ledger and the trajectories that wait."""
+    """Write the gate's state (`gate.json`) and the queued trajectories (`queue.msgpack`) into `directory`."""
     (directory / "gate.json").write_text(json.dumps(gate_state))
     (directory / "queue.msgpack").write_bytes(dumps(queued))
 
 
 def read_stream_state(directory: Path) -> tuple[dict[str, Any], list[Trajectory]]:
-    """The inverse of `write_stream_state`."""
+    """Read what `write_stream_state` wrote: (the gate's state, queued trajectories)."""
     return json.loads((directory / "gate.json").read_text()), loads((directory / "queue.msgpack").read_bytes())
 
 

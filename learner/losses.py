@@ -42,21 +42,22 @@ DIAGNOSTICS = (
     "kl_prox",
     "entropy",
 )
-"""What `TokenLoss.sums` adds up. `ratio` is pi_theta / pi_behave, whatever the correction."""
+"""Names of the sums in `TokenLoss.sums`. `ratio` is pi_theta / pi_behave for every correction."""
 MAX_LOG_RATIO = 20.0
-"""Log-ratios beyond this, on either side, count as this and have no gradient: exp would overflow soon after."""
+"""Bound of log-ratios, on either side. A larger one counts as this and has no gradient; exp would overflow soon
+after."""
 
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """The loss of one micro-batch's tokens, and what is known of them."""
+    """Loss and diagnostics of one micro-batch's response tokens."""
 
     loss: Tensor
-    """Scalar with gradient, weighted."""
+    """Scalar with gradient: the weighted sum over tokens."""
     sums: Tensor
-    """Float64 [len(DIAGNOSTICS)], to be added up over micro-batches and ranks."""
+    """Float64 [len(DIAGNOSTICS)]; add up over micro-batches and ranks."""
     max_ratio: Tensor
-    """Float64 scalar: the largest pi_theta / pi_behave; 0 without tokens."""
+    """Float64 scalar: maximum of pi_theta / pi_behave; 0 without tokens."""
 
 
 def policy_loss(
@@ -68,11 +69,14 @@ def policy_loss(
     settings: LossSettings,
     prox_logprobs_R: Tensor | None = None,
 ) -> TokenLoss:
-    """The module's formula, summed over tokens with `weights_R`, which `token_weights` makes.
+    """Compute the module's formula for R response tokens, summed with `weights_R` (see `token_weights`).
 
-    Dual clip c (Ye et al. 2020) bounds the loss where A < 0: loss = min(loss, -weight * c * A). It is for `clip` and
-    `decoupled`, as the clip range is: the ratio of the others is 1. `prox_logprobs_R`: log pi_prox, for `decoupled`; None
-    says that no update came since the start of the batch, so that it is `logprobs_R` without its gradient.
+    `logprobs_R` carries the gradient; `behave_logprobs_R`, `advantages_R`, `weights_R` and `entropy_R` are float32
+    without one. `prox_logprobs_R`: log pi_prox for `decoupled`; None means that no update came since the start of the
+    batch, so that pi_prox is `logprobs_R` without its gradient.
+
+    Dual clip c (Ye et al. 2020) bounds the loss where A < 0: loss = min(loss, -weight * c * A). Like the clip range it
+    acts on `clip` and `decoupled` only, since the ratio of the others is 1.
     """
     current_R = logprobs_R.detach()
     prox_R = current_R if prox_logprobs_R is None else prox_logprobs_R
@@ -119,11 +123,12 @@ def policy_loss(
 
 
 def token_weights(lengths: Sequence[int], settings: LossSettings) -> np.ndarray:
-    """The weight of each response token of each sequence, float32 [B]: what makes a sum over tokens the wanted mean.
+    """Return the weight of each response token of each sequence, float32 [B], with which a sum over tokens is the
+    wanted mean.
 
-    `lengths`: response tokens of all B sequences that one optimizer step is over, those of other ranks included. With N
-    tokens in all, `token`: 1 / N; `sequence`: 1 / (B * length), a mean of means; `fixed`: 1 / (B * fixed_length), so that
-    a token counts the same however long its response is and whatever else is in the batch (Dr. GRPO, Liu et al. 2025).
+    `lengths`: response tokens of all B sequences of one optimizer step, those of other ranks included. With N tokens in
+    all: `token` 1 / N; `sequence` 1 / (B * length), a mean of means; `fixed` 1 / (B * fixed_length), so that a token
+    counts the same however long its response is and whatever else is in the batch (Dr. GRPO, Liu et al. 2025).
     """
     tokens = np.array(lengths, dtype=np.float64)
     match settings.aggregation:
@@ -138,12 +143,13 @@ def token_weights(lengths: Sequence[int], settings: LossSettings) -> np.ndarray:
 
 
 def diagnostics(sums: Tensor, settings: LossSettings) -> dict[str, float]:
-    """From sums over the global batch: means over its response tokens.
+    """Turn sums over the global batch into means over its response tokens.
 
-    `clip_fraction`: tokens whose gradient the clip range takes away, below (`_low`: A < 0) and above (`_high`: A > 0), and
-    `clip_fraction_dual`: those whose loss the dual clip bounds; `truncated_weights`: tokens whose weight is above the cap.
-    `kl_behave`: KL(behave || theta), and of `decoupled` `kl_prox`: KL(behave || prox). `ess`: the effective sample size of
-    the weights w = pi_theta / pi_behave as a share of the tokens, (sum w)^2 / (tokens * sum w^2) (Kong 1992), 1 on policy.
+    `clip_fraction`: share of tokens whose gradient the clip range takes away, below (`_low`: A < 0) and above (`_high`:
+    A > 0); `clip_fraction_dual`: share whose loss the dual clip bounds; `truncated_weights`: share whose weight is
+    above the cap. `kl_behave`: KL(behave || theta); for `decoupled` also `kl_prox`: KL(behave || prox). `ess`:
+    effective sample size of the weights w = pi_theta / pi_behave as a share of the tokens, (sum w)^2 / (tokens * sum
+    w^2) (Kong 1992); 1 on policy.
     """
     total = dict(zip(DIAGNOSTICS, sums.tolist(), strict=True))
     tokens = total["tokens"]

@@ -1,7 +1,10 @@
-"""What a sequence costs to train on, and how groups of sequences that share a prompt are shared out evenly.
+"""Cost of sequences, and their even distribution over ranks and micro-batches.
 
 Pure functions of token counts and of the architecture: every rank computes the same assignment by itself. Costs are
-integers (floating-point operations), so that there is no rounding on which ranks could differ.
+integers (floating-point operations), so that no rounding can make ranks differ.
+
+Legend: a *group* is all sequences with one prompt; a *row* is a token that the layers compute; a *share* belongs to a
+rank, a *bin* is a micro-batch.
 """
 
 from __future__ import annotations
@@ -13,26 +16,26 @@ from dataclasses import dataclass, field
 from learner.model.architecture import Architecture
 
 TOLERANCE = 0.005
-"""The load of the fullest share over the mean, less one, below which nothing more is moved."""
+"""Relative excess of the fullest share over the mean at which balancing stops."""
 TRIALS = 64
-"""Orders in which `share_out` tries to give groups out, at most."""
+"""Maximum number of orders in which `share_out` tries to distribute the groups."""
 TRIAL_WORK = 1_000_000
-"""Groups x shares x orders, at most: where there are many groups, the first order is good."""
+"""Maximum of groups x shares x orders: with many groups, the first order is good enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Cost of a forward and backward pass: linear in rows and response tokens, quadratic by attention's pairs.
+    """Cost of a forward and backward pass: linear in rows and response tokens, quadratic through attention.
 
     The default counts rows only.
     """
 
     per_row: int = 1
-    """Of a row that the layers compute."""
+    """Cost of one row in the layers."""
     per_pair: int = 0
-    """Of a (row, row it attends to) pair."""
+    """Cost of one (row, attended row) pair."""
     per_target: int = 0
-    """Of a response token: its logits."""
+    """Cost of one response token: its logits."""
 
     @classmethod
     def of(cls, shape: Architecture) -> CostModel:
@@ -53,11 +56,11 @@ class CostModel:
         )
 
     def prompt(self, length: int) -> int:
-        """A prompt of `length` tokens by itself."""
+        """Return the cost of a prompt of `length` tokens, without responses."""
         return self.per_row * length + self.per_pair * (length * (length + 1) // 2)
 
     def response(self, prompt_length: int, length: int) -> int:
-        """A response of `length` tokens, `length - 1` rows, behind a prompt that is computed anyway."""
+        """Return the additional cost of a response of `length` tokens (`length - 1` rows) after its prompt."""
         rows = length - 1
         pairs = rows * prompt_length + rows * (rows + 1) // 2
         return self.per_row * rows + self.per_pair * pairs + self.per_target * length
@@ -65,29 +68,29 @@ class CostModel:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Sequences that share a prompt."""
+    """Sequences that share a prompt, or a part of them."""
 
     prompt: int
-    """Which prompt that is: parts of a group have the same."""
+    """Identity of the prompt; parts of one group have the same."""
     members: tuple[int, ...]
-    """Their indices in the batch."""
+    """Indices of the sequences in the batch."""
     prompt_rows: int
     response_rows: tuple[int, ...]
-    """Of each member."""
+    """Rows of each member."""
     prompt_cost: int
     response_costs: tuple[int, ...]
-    """Of each member."""
+    """Cost of each member, without the prompt."""
     rows: int = field(init=False)
-    """Of prompt and responses."""
+    """Rows of prompt and responses together."""
     cost: int = field(init=False)
-    """Of prompt and responses."""
+    """Cost of prompt and responses together."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", self.prompt_rows + sum(self.response_rows))
         object.__setattr__(self, "cost", self.prompt_cost + sum(self.response_costs))
 
     def part(self, places: Sequence[int]) -> Group:
-        """The members at `places`, with the prompt again."""
+        """Return a group of the members at `places`, which computes the prompt again."""
         return Group(
             self.prompt,
             tuple(self.members[place] for place in places),
@@ -99,13 +102,15 @@ class Group:
 
 
 def share_out(groups: Sequence[Group], num_shares: int) -> list[list[Group]]:
-    """Give groups to `num_shares` ranks so that the most expensive share is cheap.
+    """Distribute groups over `num_shares` ranks so that the most expensive share costs as little as possible.
 
-    The most expensive group goes first, each to the share with the least (LPT); then groups move and change places
-    between shares; and where that is not enough, a group is split over two shares and its prompt computed on both. Where
-    shares are of few groups, that ends in a dead end more often than not: it is then done again in other orders, and
-    the best counts. The shares end within `TOLERANCE` of their mean, or no two of them differ by more than the most
-    expensive single sequence costs with its prompt.
+    1. Each group, the most expensive first, goes to the share with the least cost (LPT). 2. Groups move or change
+    places between shares. 3. If that is not enough, a group is split over two shares, and its prompt is computed on
+    both. With few groups a share this often ends in a local optimum; it is then repeated in other orders and the best
+    result is kept.
+
+    The result is within `TOLERANCE` of the mean, or no two shares differ by more than the cost of the most expensive
+    sequence with its prompt. Deterministic.
     """
     order = _descending(groups)
     limit = (1 + TOLERANCE) * sum(group.cost for group in groups)
@@ -138,14 +143,16 @@ def _attempt(order: Sequence[Group], num_shares: int) -> tuple[list[list[Group]]
 
 
 def fewest_bins(groups: Sequence[Group], capacity: int) -> int:
-    """How many bins of `capacity` rows `fill` needs at least; a group larger than that has a bin of its own."""
+    """Return the smallest number of bins of `capacity` rows that `fill` can use; a group larger than that has a bin of
+    its own."""
     least = max(1, -(-sum(group.rows for group in groups) // capacity))
     most = len(_first_fit(groups, capacity))
     return next((number for number in range(least, most) if _level(groups, number, capacity) is not None), max(most, 1))
 
 
 def fill(groups: Sequence[Group], num_bins: int, capacity: int) -> list[list[Group]]:
-    """Put groups into `num_bins` bins of at most `capacity` rows, evenly by cost; `num_bins` as `fewest_bins` says, or more."""
+    """Distribute groups over `num_bins` bins of at most `capacity` rows, with even cost. `num_bins` is at least
+    `fewest_bins(...)`."""
     bins = _level(groups, num_bins, capacity)
     if bins is None:
         bins = _first_fit(groups, capacity)

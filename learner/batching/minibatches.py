@@ -1,4 +1,4 @@
-"""Mini-batches: how one batch is split for several optimizer steps."""
+"""Splitting a batch into mini-batches, one optimizer step each."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from learner.trajectory import Cell, Trajectory
 
 
 def split_batch(batch: Sequence[Trajectory], num_parts: int) -> list[list[int]]:
-    """Split `batch` into `num_parts` parts: ascending indices, every trajectory in one. Deterministic.
+    """Split `batch` into at most `num_parts` parts and return the indices of each, ascending. Deterministic.
 
-    Each part has an equal share of every cell, to one trajectory, and of the batch as a whole, to one. Trajectories of one
-    prompt are neighbours in the cut, so that in every cell at most `num_parts - 1` prompts are in two parts: their rows are
-    computed twice. Parts that would be empty are left out: a batch of fewer trajectories gives fewer parts.
+    Every trajectory is in one part. Parts differ by at most one trajectory in every cell, and by at most one in all.
+    Trajectories with one prompt stay together as far as possible: in every cell at most `num_parts - 1` prompts are
+    split, and their rows are computed twice. A batch of fewer than `num_parts` trajectories gives fewer parts.
     """
     by_cell: dict[Cell, dict[bytes, list[int]]] = {}
     for index, trajectory in enumerate(batch):

@@ -1,11 +1,11 @@
-"""Shared-prompt packing: how a batch of sequences becomes micro-batches of one forward and backward pass each.
+"""Shared-prompt packing: turns a batch of sequences into micro-batches, each for one forward and backward pass.
 
-Self-play samples many responses to one prompt, and the prompts are most of the tokens. So sequences with an identical
-prompt share it: a *segment* is the prompt once, followed by all its responses, and each response attends to the prompt
-and to itself, at the positions it would have alone. The numbers are those of running every sequence by itself.
+Self-play samples many responses to one prompt, and most tokens are prompt tokens. Sequences with an identical prompt
+therefore share it. A *segment* is the prompt once, followed by all its responses; each response attends to the prompt
+and to itself, at the positions it would have alone. The results equal those of running every sequence by itself.
 
-Layout of a segment with prompt p0..p3 and responses a0..a2 and b0..b1 (the last token of a response predicts nothing
-that is trained on, so it is no row of the input)::
+Layout of a segment with prompt p0..p3 and responses a0..a2 and b0..b1. The last token of a response predicts nothing
+that is trained on, so it is no row of the input::
 
     row        0   1   2   3   4   5   6
     token      p0  p1  p2  p3  a0  a1  b0
@@ -13,7 +13,7 @@ that is trained on, so it is no row of the input)::
     predicts               a0  a1  a2  b1
                            b0
 
-Shapes: T rows of a micro-batch, R response tokens of a micro-batch.
+Shapes: T rows of a micro-batch, R response tokens of a micro-batch, P tokens of a prompt, N tokens of a response.
 """
 
 from __future__ import annotations
@@ -28,49 +28,49 @@ from learner.batching import balance
 from learner.batching.balance import CostModel, Group
 
 TokenSequence = tuple[np.ndarray, np.ndarray]
-"""(prompt_ids [P], response_ids [N]), both of integers and with at least one token."""
+"""(prompt_ids [P], response_ids [N]): integers, at least one token each."""
 
 
 class Segment(NamedTuple):
-    """One prompt and its responses, in rows `start` to `stop` of a micro-batch."""
+    """One prompt with its responses: rows `start` to `stop` (exclusive) of a micro-batch."""
 
     start: int
     prompt_len: int
     response_lens: tuple[int, ...]
-    """Tokens of each response, longest first; a response of n tokens takes n - 1 rows."""
+    """Tokens of each response, longest first; a response of N tokens takes N - 1 rows."""
 
     @property
     def stop(self) -> int:
-        """The row after the segment's last."""
+        """Row after the segment's last row."""
         return self.start + self.prompt_len + sum(self.response_lens) - len(self.response_lens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MicroBatch:
-    """What one forward and backward pass computes. All arrays int64."""
+    """Input of one forward and backward pass. All arrays are int64."""
 
     input_ids: np.ndarray
-    """[T]"""
+    """[T]: token ids."""
     position_ids: np.ndarray
-    """[T]"""
+    """[T]: position of each row in its own sequence."""
     segments: tuple[Segment, ...]
     logit_rows: np.ndarray
-    """[R]: the row of T whose logits predict each response token."""
+    """[R]: row whose logits predict the response token."""
     targets: np.ndarray
-    """[R]: the response tokens."""
+    """[R]: ids of the response tokens."""
     sequence_index: np.ndarray
-    """[R]: the input sequence that each response token belongs to."""
+    """[R]: index of the sequence that the response token belongs to."""
     token_index: np.ndarray
-    """[R]: its place in that sequence's response."""
+    """[R]: index of the token in that sequence's response."""
 
     @property
     def num_tokens(self) -> int:
-        """T: rows that the model computes."""
+        """T: number of rows that the model computes."""
         return len(self.input_ids)
 
     @property
     def num_targets(self) -> int:
-        """R: response tokens."""
+        """R: number of response tokens."""
         return len(self.targets)
 
 
@@ -80,11 +80,11 @@ def pack(
     members: Iterable[int] | None = None,
     cost: CostModel | None = None,
 ) -> list[MicroBatch]:
-    """Pack `sequences` into micro-batches of at most `token_budget` rows, as few as that needs, of even cost.
+    """Pack `sequences` into the fewest micro-batches of at most `token_budget` rows, with even cost.
 
-    Groups larger than the budget are split, repeating the prompt; a single sequence larger than the budget has a
-    micro-batch of its own. Deterministic: the same input gives the same micro-batches. `members` are the indices of
-    the sequences to pack, all by default; `sequence_index` counts in `sequences` either way.
+    A group larger than the budget is split and its prompt repeated; a single sequence larger than the budget is a
+    micro-batch by itself. `members`: indices of the sequences to pack, by default all; `sequence_index` counts in
+    `sequences` either way. `cost`: by default the rows. Deterministic.
     """
     chosen = range(len(sequences)) if members is None else members
     parts = _parts(sequences, chosen, token_budget, cost or CostModel())
@@ -95,9 +95,10 @@ def pack(
 def pack_ranks(
     sequences: Sequence[TokenSequence], token_budget: int, num_ranks: int, cost: CostModel | None = None
 ) -> list[list[MicroBatch]]:
-    """The micro-batches of each data-parallel rank, equally many on all: ranks that have fewer get empty ones.
+    """Pack `sequences` for `num_ranks` data-parallel ranks; returns the micro-batches of each rank.
 
-    Ranks and the micro-batches of each are even by `cost`, by default the rows. See `pack` and `split_ranks`.
+    All ranks get the same number of micro-batches, if need be empty ones. Ranks, and the micro-batches of a rank, have
+    even `cost` (by default the rows). See `pack` and `split_ranks`.
     """
     model = cost or CostModel()
     parts = [_parts(sequences, share, token_budget, model) for share in split_ranks(sequences, num_ranks, model)]
@@ -109,9 +110,9 @@ def pack_ranks(
 
 
 def split_ranks(sequences: Sequence[TokenSequence], num_ranks: int, cost: CostModel | None = None) -> list[list[int]]:
-    """Share `sequences` out over data-parallel ranks, balanced by cost: lists of indices, ascending.
+    """Distribute `sequences` over data-parallel ranks with even cost; returns the indices of each rank, ascending.
 
-    Sequences with the same prompt stay on one rank unless that leaves ranks waiting: see `balance.share_out`.
+    Sequences with the same prompt stay on one rank unless that leaves ranks idle: see `balance.share_out`.
     """
     groups = _group(sequences, range(len(sequences)), cost or CostModel())
     return [
@@ -120,7 +121,7 @@ def split_ranks(sequences: Sequence[TokenSequence], num_ranks: int, cost: CostMo
 
 
 def micro_batch_cost(micro: MicroBatch, cost: CostModel) -> int:
-    """What `micro` costs to compute, in the units of `cost`; nothing for padding that its attention may add."""
+    """Return the cost of computing `micro`, in the units of `cost`, without padding that attention may add."""
     return sum(
         cost.prompt(segment.prompt_len)
         + sum(cost.response(segment.prompt_len, length) for length in segment.response_lens)
@@ -129,13 +130,13 @@ def micro_batch_cost(micro: MicroBatch, cost: CostModel) -> int:
 
 
 def idle_share(by_rank: Sequence[Sequence[MicroBatch]], cost: CostModel) -> float:
-    """The share of their time that ranks wait for the slowest, by cost: 1 - mean / max over ranks."""
+    """Return the share of time, 0 to 1, that ranks wait for the slowest one: 1 - mean / max of their costs."""
     loads = [sum(micro_batch_cost(micro, cost) for micro in micros) for micros in by_rank]
     return 1.0 - sum(loads) / (len(loads) * max(loads))
 
 
 def empty_micro_batch() -> MicroBatch:
-    """A micro-batch without tokens: what a rank computes while others still have work."""
+    """Return a micro-batch without tokens, for ranks that have fewer than others."""
     none = np.zeros(0, dtype=np.int64)
     return MicroBatch(none, none, (), none, none, none, none)
 
