@@ -1,4 +1,4 @@
-"""What the learner needs to know of a Hugging Face model's configuration."""
+"""Architecture of a Hugging Face model, as far as the learner needs it."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from torch import Tensor
 from learner.model.rope import Rope
 
 FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe")
-"""Hugging Face's `model_type` of what `Architecture` reads."""
+"""Values of Hugging Face's `model_type` that `Architecture.read` accepts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """The gated MLPs among which a router chooses, in some of the layers."""
+    """The mixture of experts of a model: gated MLPs among which a router chooses, in some of the layers."""
 
     number: int
-    """Experts of a layer."""
+    """Experts per layer."""
     hidden_size: int
-    """Intermediate size of one."""
+    """Intermediate size of one expert."""
     per_token: int
-    """How many compute a token."""
+    """Experts that compute one token."""
     normalized: bool
     """Whether the weights of a token's experts sum to one."""
     layers: tuple[bool, ...]
-    """Which layers have them; the others have a plain MLP."""
+    """For each layer, whether it has experts; the others have a plain MLP."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What the learner needs to know of a Hugging Face `config.json`."""
+    """Sizes and options of a Hugging Face `config.json`."""
 
     num_layers: int
     hidden_size: int
@@ -48,17 +48,18 @@ class Architecture:
     qkv_bias: bool
     """Whether queries, keys and values have biases."""
     attention_out_bias: bool
-    """Whether the attention's output has one."""
+    """Whether the attention's output projection has a bias."""
     mlp_bias: bool
     qk_norm: bool
     tied: bool
-    """Whether the output matrix is the embedding."""
+    """Whether the output matrix is the embedding matrix."""
     experts: Experts | None
-    """None for a dense model."""
+    """The mixture of experts; None for a dense model."""
 
     @classmethod
     def read(cls, model_dir: Path) -> Architecture:
-        """From `model_dir/config.json`; ValueError for a model that is not of `FAMILIES`, or has what these do not."""
+        """Read `model_dir/config.json`. Raises ValueError for a model type outside of `FAMILIES`, or an option that is
+        not supported."""
         config: dict[str, Any] = json.loads((model_dir / "config.json").read_text())
         model_type = config["model_type"]
         if model_type not in FAMILIES:
@@ -96,7 +97,7 @@ class Architecture:
         )
 
     def inverse_frequencies(self, device: torch.device | None = None) -> Tensor:
-        """[head_dim / 2], float32: see `Rope.inverse_frequencies`."""
+        """Return the rotary frequencies, float32 [D / 2]: see `Rope.inverse_frequencies`."""
         return self.rope.inverse_frequencies(self.head_dim, device)
 
 

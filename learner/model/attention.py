@@ -1,7 +1,7 @@
-"""The core attention of the learner's transformer layers: grouped queries over shared prompts.
+"""Core attention of the transformer layers: grouped queries over shared prompts.
 
-A `TreePlan` says once for a micro-batch which rows attend to which, and carries the rotary table; every layer's
-`TreeAttention` follows it. Shapes: T rows, H query heads, G key/value heads, D head size.
+A `TreePlan` says once for a micro-batch which rows attend to which, and holds the rotary table; the `TreeAttention` of
+every layer follows it. Shapes: T rows, H query heads, G key/value heads, D head size.
 """
 
 from __future__ import annotations
@@ -30,38 +30,39 @@ class Branches:
     prompt_start: int
     prompt_stop: int
     row_lens: tuple[int, ...]
-    """Rows of each response, the longest first."""
+    """Rows of each response, longest first."""
     mask: Tensor
-    """[longest, prompt + longest], to add to the scores: the prompt is visible, and the response up to itself."""
+    """[longest, prompt + longest], added to the scores: a row sees the prompt, and its response up to itself."""
 
     @property
     def stop(self) -> int:
-        """The row after the last."""
+        """Row after the last row."""
         return self.start + sum(self.row_lens)
 
 
 @dataclass
 class TreePlan:
-    """Which rows of a micro-batch attend to which, and their rotary positions; a `packed_seq_params` of our own."""
+    """Attention pattern and rotary table of a micro-batch. Passed through Megatron-Core as `packed_seq_params`."""
 
     cos: Tensor
-    """[T, 1, D / 2], in the dtype of the activations."""
+    """[T, 1, D / 2], in the dtype of the activations; `sin` alike."""
     sin: Tensor
 
     blocks: list[tuple[int, int] | Branches] = field(default_factory=list)
     """In order of rows. (start, stop) is plain causal attention among these rows."""
     cpu: CpuPlan | None = None
-    """In place of `blocks` where the attention has kernels of its own."""
+    """The plan of the CPU kernels, in place of `blocks`."""
     context: ProcessGroup | None = None
-    """Context ranks that the rows are shared out over (`learner.model.context_parallel`); None if this rank has all rows."""
+    """Context-parallel ranks that share the rows (`context_parallel.py`); None if this rank has all rows."""
     qkv_format: str = "tree"
-    """Megatron-Core asks for it; any but its own "thd" leaves the layout [T, 1, ...] alone."""
+    """Megatron-Core reads it; any value but its own "thd" leaves the layout [T, 1, ...] alone."""
 
 
 def plan_attention(
     micro: MicroBatch, inv_freq: Tensor, dtype: torch.dtype, cpu_kernels: bool, context: ProcessGroup | None = None
 ) -> TreePlan:
-    """Build the plan of (all of) `micro` on the device of `inv_freq` [D / 2], the rotary frequencies (float32)."""
+    """Build the attention plan of the whole micro-batch `micro`, on the device of `inv_freq` [D / 2], the rotary
+    frequencies (float32)."""
     positions = torch.from_numpy(micro.position_ids).to(inv_freq.device, torch.float32)
     angles = torch.outer(positions, inv_freq)[:, None, :]
     plan = TreePlan(cos=angles.cos().to(dtype), sin=angles.sin().to(dtype), context=context)
@@ -93,9 +94,10 @@ def _segment_blocks(segment: Segment, device: torch.device, dtype: torch.dtype) 
 
 
 class TreeAttention(torch.nn.Module):
-    """Megatron-Core's core attention; the plan comes as `packed_seq_params`.
+    """Megatron-Core's core attention module; follows the plan that comes as `packed_seq_params`.
 
-    Applies the rotary embedding itself (half-split, as Hugging Face does), so that its table is computed once.
+    It applies the rotary embedding itself (half-split, as Hugging Face does), so that the table is computed once for
+    all layers.
     """
 
     def __init__(self, config: TransformerConfig, *_: Any, **__: Any) -> None:
@@ -104,7 +106,8 @@ class TreeAttention(torch.nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, _: None, *, packed_seq_params: TreePlan, **__: Any
     ) -> Tensor:
-        """[T, 1, H, D], [T, 1, G, D] twice -> [T, 1, H * D]; with context parallelism T counts this rank's rows."""
+        """Compute [T, 1, H, D], [T, 1, G, D], [T, 1, G, D] -> [T, 1, H * D]; with context parallelism T counts this
+        rank's rows."""
         plan = packed_seq_params
         query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
         if plan.context is not None:

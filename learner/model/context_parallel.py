@@ -1,12 +1,12 @@
-"""Context parallelism: the rows of a micro-batch are shared out over ranks.
+"""Context parallelism: splits the rows of a micro-batch over ranks.
 
-Context rank r of C has rows r, r + C, r + 2C, ... of the micro-batch, which is padded to a multiple of C, and computes
-everything on them but attention: norms, projections, MLPs, logits. Around the core attention rows are exchanged for heads
-(DeepSpeed-Ulysses, https://arxiv.org/abs/2309.14509): each rank attends over all rows for H / C of its query heads, so the
-attention over shared prompts, its plan and its kernels stay as they are. That is exact; and it is balanced whatever the
-lengths, where a ring or gathered keys would leave a rank with other segments than its neighbours'. It needs H divisible by C.
+Context rank r of C has rows r, r + C, r + 2C, ... of the micro-batch, which is padded to a multiple of C. It computes
+everything on them but attention: norms, projections, MLPs, logits. Around the core attention, ranks exchange rows for
+heads (DeepSpeed-Ulysses, https://arxiv.org/abs/2309.14509): each rank attends over all rows for H / C of its query
+heads, so that attention over shared prompts, its plan and its kernels stay as they are. This is exact, and balanced for
+any lengths; a ring, or gathered keys, would leave ranks with different segments. H must be divisible by C.
 
-Key/value heads are repeated only as often as needed: for G of them lcm(G, C) travel.
+Key/value heads are repeated only as often as needed: lcm(G, C) of them travel.
 
 Shapes: T rows of a micro-batch, C context ranks, H query heads, G key/value heads, D head size, R response tokens.
 """
@@ -27,9 +27,10 @@ from learner.batching.packing import MicroBatch
 
 
 def local_part(micro: MicroBatch, rank: int, size: int) -> MicroBatch:
-    """The rows of `micro` that context rank `rank` of `size` has, padding included, and the response tokens that they predict.
+    """Return the rows of `micro` that context rank `rank` of `size` has, padding included, with the response tokens
+    they predict.
 
-    Its `logit_rows` count these rows; its `segments` remain those of the whole.
+    Its `logit_rows` count these rows; its `segments` remain those of the whole micro-batch.
     """
     if size == 1:
         return micro
@@ -49,9 +50,10 @@ def local_part(micro: MicroBatch, rank: int, size: int) -> MicroBatch:
 def rows_to_heads(
     query: Tensor, key: Tensor, value: Tensor, num_rows: int, group: ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[T / C, H, D], [T / C, G, D] twice -> [T, H / C, D], [T, lcm(G, C) / C, D] twice: all rows, this rank's heads.
+    """Exchange rows for heads: [T / C, H, D], [T / C, G, D] twice -> [T, H / C, D], [T, lcm(G, C) / C, D] twice.
 
-    `num_rows` is T without padding. Differentiable; collective over the context ranks `group`, backward too.
+    The result has all rows and this rank's heads. `num_rows`: T without padding. Differentiable. Collective over the
+    context ranks `group`, in the backward pass too.
     """
     size = group.size()
     repeats = math.lcm(key.shape[1], size) // key.shape[1]
@@ -65,7 +67,7 @@ def rows_to_heads(
 
 
 def heads_to_rows(out: Tensor, group: ProcessGroup) -> Tensor:
-    """[T, H / C, D] -> [T / C, H, D], the inverse for the output of the attention; padding rows get zeros."""
+    """Exchange heads for rows, for the attention's output: [T, H / C, D] -> [T / C, H, D]. Padding rows are zero."""
     size = group.size()
     padded = pad(out, (0, 0, 0, 0, 0, -len(out) % size))
     by_rank = padded.unflatten(0, (-1, size)).transpose(0, 1)

@@ -1,8 +1,8 @@
-"""Names and layouts: Hugging Face parameters and Megatron-Core's, in both directions.
+"""Names and layouts of parameters: converts between Hugging Face's and Megatron-Core's, in both directions.
 
-Megatron-Core fuses query, key and value (interleaved by query group) and the two halves of the gated MLP, and shards
-over tensor-parallel ranks; Hugging Face does neither. `TABLE` is the whole correspondence for Llama, Qwen2, Qwen3 and
-Qwen3-MoE models. A *piece* is one Hugging Face tensor's part of one Megatron-Core parameter on one rank.
+Megatron-Core fuses query, key and value (interleaved by query group) and the two halves of the gated MLP, and splits
+them over tensor-parallel ranks; Hugging Face does neither. `TABLE` is the whole correspondence for Llama, Qwen2, Qwen3
+and Qwen3-MoE models. A *piece* is one Hugging Face tensor's part of one Megatron-Core parameter on one rank.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from torch import Tensor
 from learner.model.architecture import Architecture
 
 FILE_BYTES = 4 << 30
-"""Weights in one file of a folder that is written."""
+"""Maximum bytes of weights in one file of a written folder."""
 
 
 class Layout(Enum):
-    """How a Megatron-Core parameter is made of Hugging Face tensors."""
+    """How a Megatron-Core parameter is composed of Hugging Face tensors."""
 
     WHOLE = auto()
     """One tensor, the same on every rank."""
     COLUMNS = auto()
-    """One tensor, columns sharded."""
+    """One tensor, columns split over ranks."""
     VOCAB = auto()
-    """One tensor, rows padded to a multiple of the tensor-parallel size, then sharded."""
+    """One tensor, rows padded to a multiple of the tensor-parallel size, then split over ranks."""
     QKV = auto()
     """Three tensors; each rank has whole query groups, and in each group its queries, its key, its value."""
     GATE_UP = auto()
-    """Two tensors, each rank has its rows of the first, then its rows of the second."""
+    """Two tensors; each rank has its rows of the first, then its rows of the second."""
 
 
 _ATTENTION = "model.layers.{}.self_attn."
@@ -77,23 +77,24 @@ TABLE: dict[str, tuple[Layout, tuple[str, ...]]] = {
     "decoder.final_layernorm.weight": (Layout.WHOLE, ("model.norm.weight",)),
     "output_layer.weight": (Layout.VOCAB, ("lm_head.weight",)),
 }
-"""Megatron-Core's name, with {} for the number of a layer and of an expert, to its layout and Hugging Face's names."""
+"""Megatron-Core's name, with {} for the number of a layer and of an expert -> layout and Hugging Face's names."""
 
 
 def lookup(name: str) -> tuple[Layout, tuple[str, ...]]:
-    """Layout and Hugging Face names of the Megatron-Core parameter `name`; KeyError for an unknown one."""
+    """Return layout and Hugging Face names of the Megatron-Core parameter `name`. Raises KeyError for an unknown
+    one."""
     numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)
     layout, hf_names = TABLE[re.sub(r"(?<=\.)\d+(?=\.)", "{}", name)]
     return layout, tuple(hf_name.format(*numbers) for hf_name in hf_names)
 
 
 def shard_dim(layout: Layout) -> int | None:
-    """The dimension along which a piece is sharded over ranks, None for a whole one."""
+    """Return the dimension along which a piece is split over ranks; None for a whole one."""
     return {Layout.WHOLE: None, Layout.COLUMNS: 1}.get(layout, 0)
 
 
 def split(layout: Layout, parameter: Tensor, architecture: Architecture) -> list[Tensor]:
-    """The pieces of a rank's `parameter`, one for each of its Hugging Face names."""
+    """Split a rank's `parameter` into pieces, one for each of its Hugging Face names."""
     if layout is Layout.QKV:
         queries, dim = architecture.num_heads // architecture.num_query_groups, architecture.head_dim
         groups = parameter.unflatten(0, (-1, queries + 2, dim))
@@ -105,7 +106,7 @@ def split(layout: Layout, parameter: Tensor, architecture: Architecture) -> list
 
 
 def join(layout: Layout, pieces: list[Tensor], architecture: Architecture) -> Tensor:
-    """The inverse of `split`."""
+    """Join pieces into a rank's parameter: the inverse of `split`."""
     if layout is Layout.QKV:
         queries, dim = architecture.num_heads // architecture.num_query_groups, architecture.head_dim
         groups = [p.unflatten(0, (-1, n, dim)) for p, n in zip(pieces, (queries, 1, 1), strict=True)]
@@ -114,7 +115,8 @@ def join(layout: Layout, pieces: list[Tensor], architecture: Architecture) -> Te
 
 
 class HfReader(contextlib.ExitStack):
-    """Reads shards of the tensors of a Hugging Face folder's safetensors files."""
+    """Reads pieces of the tensors in a Hugging Face folder's safetensors files. Raises FileNotFoundError without
+    any."""
 
     def __init__(self, model_dir: Path) -> None:
         super().__init__()
@@ -127,11 +129,12 @@ class HfReader(contextlib.ExitStack):
 
     @property
     def names(self) -> list[str]:
-        """Names of all tensors."""
+        """Names of all tensors in the folder."""
         return list(self._files)
 
     def read(self, name: str, layout: Layout, rank: int, size: int) -> Tensor:
-        """The piece of tensor `name` on tensor-parallel rank `rank` of `size`."""
+        """Read the piece of tensor `name` for tensor-parallel rank `rank` of `size`. Raises ValueError if the folder
+        lacks the tensor."""
         if name not in self._files:
             raise ValueError(f"the model folder lacks the tensor {name}")
         tensor = self._files[name].get_slice(name)
@@ -145,7 +148,7 @@ class HfReader(contextlib.ExitStack):
 
 
 class HfWriter:
-    """Writes a Hugging Face folder tensor by tensor, holding at most one file's worth."""
+    """Writes a Hugging Face folder tensor by tensor; holds at most one file's worth in memory."""
 
     def __init__(self, model_dir: Path) -> None:
         self._dir = model_dir
@@ -154,13 +157,14 @@ class HfWriter:
         self._where: dict[str, str] = {}
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take the next tensor."""
+        """Add the next tensor."""
         self._held[name] = tensor.detach().cpu().contiguous()
         if sum(held.nbytes for held in self._held.values()) > FILE_BYTES:
             self._flush()
 
     def finish(self, source_dir: Path, dtype: torch.dtype) -> None:
-        """Write the rest; the tokenizer's files and the configuration, with its dtype, are those of `source_dir`."""
+        """Write the rest. Copies tokenizer files and configuration from `source_dir`, and sets the configuration's
+        dtype to `dtype`."""
         self._flush()
         index = {"metadata": {}, "weight_map": self._where}
         (self._dir / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))

@@ -1,9 +1,11 @@
-"""Attention over shared prompts, for CPUs: forward on torch's flash kernel, backward on plain matrix products.
+"""Attention over shared prompts on CPUs: forward on torch's flash kernel, backward on plain matrix products.
 
-Attention to a prompt and attention within a response are computed apart and merged by their log-sum-exps, so that
-all responses of a segment meet their prompt in one product, and responses of all segments are done together. The
-backward pass uses matrix products because torch's own is written for few long sequences: on many short ones in
-bfloat16 it is several times slower. Shapes: T rows, H query heads, G key/value heads, D head size, L lengths.
+Attention to a prompt and attention within a response are computed separately and merged by their log-sum-exps, so that
+all responses of a segment meet their prompt in one product, and responses of all segments are computed together. The
+backward pass uses matrix products, because torch's own is written for few long sequences: on many short ones in
+bfloat16 it is several times slower.
+
+Shapes: T rows, H query heads, G key/value heads, D head size, L lengths.
 """
 
 from __future__ import annotations
@@ -19,33 +21,33 @@ from learner.batching.packing import MicroBatch, Segment
 from learner.model.kernels import rotate
 
 SCORES = 1 << 22
-"""Scores that the backward pass holds at once."""
+"""Maximum number of scores that the backward pass holds at once."""
 DENSE_ROWS = 1024
-"""Rows of a segment that is computed as one masked block, at most; the mask has their square."""
+"""Maximum rows of a segment that is computed as one masked block; the mask has their square."""
 DENSE_WASTE = 5
-"""A segment is computed as one masked block where that has at most this many times its scores. Measured: on short responses the
-copies that the parts of a segment need cost more than the scores that are masked."""
+"""A segment is computed as one masked block if the block has at most this many times the segment's scores. Measured: on
+short responses the copies that separate parts need cost more than the masked scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class CpuPlan:
-    """The parts into which the attention of a micro-batch falls."""
+    """The parts into which the attention of a micro-batch is divided."""
 
     dense: tuple[tuple[int, int, Tensor, Tensor], ...]
-    """(start, stop, visible, mask): a segment at once, where that costs little more. `visible`, float32 [rows, rows], is 1
-    where a row attends to another, else 0; `mask` is its logarithm."""
+    """(start, stop, visible, mask): a whole segment as one block, where that costs little more. `visible`, float32
+    [rows, rows], is 1 where a row attends to another, else 0; `mask` is its logarithm."""
     causal: tuple[tuple[int, int], ...]
-    """(start, stop): rows that attend to one another, causally: prompts, and prompts with their only response."""
+    """(start, stop): rows with causal attention among themselves: prompts, and prompts with their only response."""
     cross: tuple[tuple[int, int, int, int], ...]
     """(start, stop, prompt_start, prompt_stop): rows of responses, which attend to all of a prompt."""
     leaves: tuple[Tensor, ...]
-    """[count, longest] each: rows of responses that attend causally to their own, padded with repeated rows."""
+    """[count, longest] each: rows of responses with causal attention among their own, padded with repeated rows."""
     leaf_masks: tuple[Tensor, ...]
-    """[count, longest] each: which of them are no padding."""
+    """[count, longest] each: true where `leaves` is no padding."""
 
 
 def plan_cpu(micro: MicroBatch) -> CpuPlan:
-    """Lay out the attention of `micro`."""
+    """Divide the attention of `micro` into the parts of a `CpuPlan`."""
     dense: list[tuple[int, int, Tensor, Tensor]] = []
     causal: list[tuple[int, int]] = []
     cross: list[tuple[int, int, int, int]] = []
@@ -90,11 +92,12 @@ def _visible(segment: Segment) -> Tensor:
 
 
 class CpuTreeAttention(torch.autograd.Function):
-    """(query [T, H, D], key [T, G, D], value [T, G, D], plan, cos, sin) -> [T, H, D], rotary embedding included."""
+    """Attention with rotary embedding: (query [T, H, D], key [T, G, D], value [T, G, D], plan, cos, sin) -> [T, H,
+    D]."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: CpuPlan, cos: Tensor, sin: Tensor) -> Tensor:
-        """See the class."""
+        """Compute the output; see the class."""
         q, k, v = rotate(query, cos, sin), rotate(key, cos, sin), value.contiguous()
         out = torch.empty_like(q)
         lse = q.new_empty(q.shape[:2], dtype=torch.float32)
@@ -120,7 +123,7 @@ class CpuTreeAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of query, key and value."""
+        """Compute the gradients of query, key and value."""
         # With the merged log-sum-exp and output, each part's probabilities and gradients are its share of the whole's.
         q, k, v, out, lse, cos, sin = ctx.saved_tensors
         plan: CpuPlan = ctx.plan
@@ -181,8 +184,8 @@ def _part_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query [B, L, H, D], key and value [B, K, G, D]; `lse` and `delta` [B, L, H] are float32.
 
-    Scores are computed in float32, the products of probabilities in the dtype of the inputs. Queries are cut into
-    chunks of rows, and under a causal mask a chunk meets no keys after its last row. `visible` [L, K] is 0 where a row is not seen.
+    Scores are computed in float32, products of probabilities in the dtype of the inputs. Queries are computed in chunks of
+    rows; under a causal mask a chunk meets no keys after its last row. `visible` [L, K] is 0 where a row is not seen.
     """
     batch, num_rows, num_heads, dim = query.shape
     num_keys, groups = key.shape[1], key.shape[2]

@@ -1,4 +1,4 @@
-"""Megatron-Core's GPTModel of an architecture, with this project's layer functions in it."""
+"""Builds Megatron-Core's GPTModel for an architecture, with this project's layer functions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ with warnings.catch_warnings():
 
 
 def transformer_config(shape: Architecture, dtype: torch.dtype, parallel: ParallelSettings) -> TransformerConfig:
-    """Megatron-Core's configuration of the model and of its parallel layout."""
+    """Return Megatron-Core's configuration of the model `shape` and of its parallel layout."""
     experts = shape.experts
     return TransformerConfig(
         num_layers=shape.num_layers,
@@ -81,7 +81,7 @@ def transformer_config(shape: Architecture, dtype: torch.dtype, parallel: Parall
 
 
 def build_gpt(shape: Architecture, config: TransformerConfig) -> GPTModel:
-    """The model of this rank, its weights not set. Within `cpu.megatron_calls()`."""
+    """Build this rank's part of the model, with weights not set. Call within `megatron_calls()`."""
     first, count = get_transformer_layer_offset(config), get_num_layers_to_build(config)
     sparse = shape.experts.layers if shape.experts else (False,) * shape.num_layers
     layers = [_layer(shape, mixture) for mixture in sparse[first : first + count]]
@@ -127,14 +127,14 @@ def _layer(shape: Architecture, mixture: bool) -> ModuleSpec:
 
 
 class BiasedColumnParallel(ColumnParallelLinear):  # type: ignore[misc]
-    """With a bias, whatever the configuration says."""
+    """A column-parallel linear layer with a bias, whatever the configuration says."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"bias": True})
 
 
 class BiasedRowParallel(RowParallelLinear):  # type: ignore[misc]
-    """With a bias, whatever the configuration says."""
+    """A row-parallel linear layer with a bias, whatever the configuration says."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"bias": True})

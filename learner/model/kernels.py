@@ -1,8 +1,10 @@
 """Layer functions with few passes over memory: RMSNorm, SwiGLU, rotary embedding.
 
-What torch composes of a dozen operations, each saving its result for the backward pass, is here one autograd function
-that saves its input. On CPUs, where such passes cost as much as the matrix products, that is a third of a step.
-Shapes: T rows, E features, D head size.
+torch composes each of them of about a dozen operations and saves every result for the backward pass. Here each is one
+autograd function that saves its input. On CPUs, where such passes cost as much as the matrix products, that saves a
+third of a step.
+
+Shapes: T rows, E features, F feed-forward size, D head size.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch.nn.functional import silu
 
 
 class RmsNorm(torch.nn.Module):
-    """Megatron-Core's norm module: x / rms(x), computed in float32, times a weight in the model's dtype."""
+    """Megatron-Core's norm module: x / rms(x) in float32, times a weight in the model's dtype."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -24,7 +26,7 @@ class RmsNorm(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., E] -> [..., E]."""
+        """Normalise [..., E] -> [..., E]."""
         out: Tensor = _RmsNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
         return out
 
@@ -57,12 +59,12 @@ class SwiGlu(torch.nn.Module):
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., 2 F] -> [..., F]."""
+        """Compute [..., 2 F] -> [..., F]."""
         out: Tensor = _SwiGlu.apply(x)  # type: ignore[no-untyped-call]
         return out
 
     def sharded_state_dict(self, *args: Any) -> dict[str, Any]:
-        """Nothing to save: Megatron-Core's MLP asks each of its parts."""
+        """Return no state: Megatron-Core's MLP asks each of its parts."""
         return {}
 
 
@@ -85,9 +87,10 @@ class _SwiGlu(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of [T, heads, D] by cos and sin [T, 1, D / 2]: halves (a, b) -> (a cos - b sin, b cos + a sin).
+    """Apply the rotary embedding to [T, heads, D] with cos and sin [T, 1, D / 2]: halves (a, b) -> (a cos - b sin, b
+    cos + a sin).
 
-    Differentiable only through `Rotate`; the inverse, and so the backward pass, is the rotation by -sin.
+    Not differentiable; `Rotate` is. The inverse, and so the backward pass, is the rotation by -sin.
     """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     (a, b), (out_a, out_b) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
@@ -97,16 +100,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Rotate(torch.autograd.Function):
-    """`rotate`, differentiable."""
+    """Differentiable `rotate`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """See `rotate`."""
+        """Rotate; see `rotate`."""
         ctx.save_for_backward(cos, sin)
         return rotate(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """Rotate back."""
+        """Rotate the gradient back."""
         cos, sin = ctx.saved_tensors
         return rotate(grad, cos, -sin), None, None

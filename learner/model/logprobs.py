@@ -1,6 +1,6 @@
-"""Log-probabilities of response tokens, without ever holding the logits of all of them.
+"""Log-probabilities of response tokens, computed without holding the logits of all of them.
 
-Shapes: R response tokens, E hidden size, V rows of this rank's vocabulary shard.
+Shapes: R response tokens, E hidden size, V rows of this rank's part of the vocabulary.
 """
 
 from __future__ import annotations
@@ -12,24 +12,26 @@ import torch.distributed as dist
 from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 24
-"""Logits that are held at once in the forward pass."""
+"""Maximum number of logits that the forward pass holds at once."""
 
 
 class VocabLogprobs(torch.autograd.Function):
-    """(hidden [R, E], weight [V, E], targets [R], ...) -> log-probabilities and entropies, float32 [R].
+    """Log-probabilities and entropies of targets: (hidden [R, E], weight [V, E], targets [R], ...) -> two float32 [R].
 
-    The vocabulary is sharded over the ranks of `group`: this rank has rows `first` to `first + num_valid`, the rest of
-    `weight` is padding. The gradient of `hidden` is this rank's part of the sum over ranks. Entropy has no gradient.
+    The vocabulary is split over the ranks of `group`: this rank has rows `first` to `first + num_valid`; the rest of
+    `weight` is padding. The gradient of `hidden` is this rank's part of the sum over ranks. The entropy has no
+    gradient.
 
-    Backward computes the logits again. With p the softmax, g the incoming gradient and t the target, the gradient of
-    the logits is g (onehot(t) - p); g scales rows, so it multiplies [R, E] matrices and p is the only [R, V] one.
+    The backward pass computes the logits again. With p the softmax, g the incoming gradient and t the target, the
+    gradient of the logits is g (onehot(t) - p). g scales rows, so it multiplies [R, E] matrices, and p is the only [R,
+    V] one.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, first: int, num_valid: int, group: dist.ProcessGroup
     ) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """Compute log-probabilities and entropies; see the class."""
         valid = weight[:num_valid]
         owned = (targets >= first) & (targets < first + num_valid)
         local = torch.where(owned, targets - first, 0)
@@ -61,7 +63,7 @@ class VocabLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """See the class."""
+        """Compute the gradients of hidden states and weight; see the class."""
         hidden, weight, local, owned, share = ctx.saved_tensors
         valid = weight[: ctx.num_valid]
         grad_hidden = torch.empty_like(hidden)

@@ -1,9 +1,11 @@
-"""A mixture of experts in place of a layer's MLP: a router, Megatron-Core's experts, and nothing in between.
+"""Mixture of experts in place of a layer's MLP: a router and Megatron-Core's experts.
 
-Megatron-Core's own `MoELayer` does not serve: under tensor parallelism it trains only with sequence parallelism, since
-its dispatchers expect each rank to hold other rows, and its router needs Transformer Engine. Here every tensor-parallel
-rank has all rows and a slice of every expert, so nothing is dispatched: rows are grouped by expert, computed, put back, and the
-slices' outputs summed, as an MLP's are. Shapes: T rows, E features, X experts, K experts a row.
+Megatron-Core's own `MoELayer` cannot be used: its dispatchers expect each rank to hold different rows, so that under
+tensor parallelism it trains only with sequence parallelism, and its router needs Transformer Engine. Here every
+tensor-parallel rank has all rows and a slice of every expert, so nothing is dispatched: rows are grouped by expert,
+computed and put back, and the slices' outputs are summed, as those of an MLP are.
+
+Shapes: T rows, E features, X experts, K experts per row.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ with warnings.catch_warnings():
 
 
 class Router(MegatronModule):
-    """Chooses the experts of each row, by the largest softmax probabilities."""
+    """Chooses the experts of each row by the largest softmax probabilities."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -40,7 +42,7 @@ class Router(MegatronModule):
         self.weight = torch.nn.Parameter(weight)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[T, E] -> the weights [T, K] of the chosen experts, and which they are [T, K]."""
+        """Return, for rows [T, E], the weights [T, K] of the chosen experts and their indices [T, K]."""
         logits = x @ self.weight.t()
         probs, chosen = logits.softmax(-1, dtype=torch.float32).topk(self.config.moe_router_topk, dim=-1)
         if not self.config.moe_router_pre_softmax:
@@ -49,7 +51,7 @@ class Router(MegatronModule):
 
 
 class Mixture(MegatronModule):
-    """Each row is the weighted sum of the gated MLPs that the router chooses for it; no row is dropped."""
+    """Sums, for each row, the weighted outputs of the gated MLPs that the router chooses; no row is dropped."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -58,7 +60,7 @@ class Mixture(MegatronModule):
         self.experts = SequentialMLP(config.num_moe_experts, config, parts, get_default_pg_collection())
 
     def forward(self, x: Tensor, **_: Any) -> tuple[Tensor, None]:
-        """[T, 1, E] -> [T, 1, E], and no bias for Megatron-Core's layer to add."""
+        """Compute [T, 1, E] -> [T, 1, E], and no bias for Megatron-Core's layer to add."""
         rows = x.flatten(0, 1)
         probs, chosen = self.router(rows)
         order = chosen.flatten().argsort(stable=True)
@@ -73,7 +75,8 @@ class Mixture(MegatronModule):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Every expert's tensors by themselves; Megatron-Core's experts would stack them along a further dimension."""
+        """Return every expert's tensors separately; Megatron-Core's experts would stack them along a further
+        dimension."""
         state: dict[str, Any] = self.router.sharded_state_dict(f"{prefix}router.", sharded_offsets, metadata)
         for index, expert in enumerate(self.experts.local_experts):
             state |= expert.sharded_state_dict(f"{prefix}experts.local_experts.{index}.", sharded_offsets, metadata)

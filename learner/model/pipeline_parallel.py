@@ -1,8 +1,8 @@
-"""Pipeline parallelism: layers are cut into stages, and micro-batches travel through them.
+"""Pipeline parallelism: splits the layers into stages, through which micro-batches travel.
 
-The schedule is Megatron-Core's own: one forward, one backward (1F1B) over several stages, one micro-batch after the other
-on one stage. The first stage has the embedding, the last the final norm, the output matrix and so the logits; a tied
-embedding is on both.
+The schedule is Megatron-Core's own: one forward, one backward (1F1B) over several stages; one micro-batch after the
+other on one stage. The first stage has the embedding; the last has the final norm, the output matrix and so the logits.
+A tied embedding is on both.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ with warnings.catch_warnings():
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
 Stages = list[list[str]]
-"""What each stage has, first to last, in Megatron-Core's words."""
+"""Contents of each stage, first to last, in Megatron-Core's words."""
 
 
 def split_layers(num_layers: int, num_stages: int) -> Stages:
-    """Cut the layers into stages that differ by at most one; the first ones have more, as the last has the logits to compute.
+    """Split the layers into stages that differ by at most one layer; the first stages have more, as the last one
+    computes the logits.
 
-    ValueError if there are more stages than layers.
+    Raises ValueError if there are more stages than layers.
     """
     if num_layers < num_stages:
         raise ValueError(
@@ -49,11 +50,11 @@ def run(
     finish: Callable[[int, Tensor], Any],
     forward_only: bool,
 ) -> list[Any]:
-    """Take micro-batches 0, 1, ... through all stages, backward too unless `forward_only`; collective over the stages.
+    """Run micro-batches 0, 1, ... through all stages, backward too unless `forward_only`. Collective over the stages.
 
-    `forward(index)` computes this stage's output [T, 1, E] (its input, if it has one, is in `gpt`); on the last stage
-    `finish(index, output)` turns that into a scalar loss or, if `forward_only`, into what is wanted. Returns these, in order; an
-    empty list on other stages. Within `cpu.megatron_calls()`.
+    `forward(index)` computes this stage's output [T, 1, E]; its input, if it has one, is in `gpt`. On the last stage
+    `finish(index, output)` turns that into a scalar loss or, if `forward_only`, into any result. Returns what `finish`
+    returned, in order; an empty list on other stages. Call within `megatron_calls()`.
     """
     if num_micro_batches == 0:
         return []
@@ -63,7 +64,7 @@ def run(
 
         def end(output: Tensor, non_loss_data: bool = False) -> Any:
             found = finish(index, output)
-            # Megatron-Core's triple: a loss that it leaves as it is, a number of tokens that it only sums, and what it returns.
+            # Megatron-Core's triple: the loss, which it leaves as it is; a token count, which it only sums; the result.
             return found if non_loss_data else (found, torch.zeros((), dtype=torch.int), found.detach())
 
         return forward(index), end
@@ -83,7 +84,7 @@ def run(
 
 
 def gather(value: Any, device: torch.device) -> list[Any]:
-    """Every stage's `value` (plain msgpack data), first stage first; collective over the stages."""
+    """Return every stage's `value` (plain msgpack data), first stage first. Collective over the stages."""
     group = parallel_state.get_pipeline_model_parallel_group()
     payload = torch.frombuffer(bytearray(msgpack.packb(value)), dtype=torch.uint8).to(device)
     lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(group.size())]
@@ -98,6 +99,6 @@ def gather(value: Any, device: torch.device) -> list[Any]:
 
 
 def broadcast(tensor: Tensor, stage: int) -> None:
-    """Give every stage the `tensor` of `stage`, in place; collective over the stages."""
+    """Copy the `tensor` of `stage` to every stage, in place. Collective over the stages."""
     group = parallel_state.get_pipeline_model_parallel_group()
     dist.broadcast(tensor, dist.get_global_rank(group, stage), group=group)

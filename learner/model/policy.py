@@ -1,9 +1,9 @@
 """The policy that the learner trains: Megatron-Core's GPTModel and optimizer on this rank.
 
-Hugging Face folders in and out (`load_hf`, `save_hf`, `export`), log-probabilities of the responses of a `MicroBatch`,
-and an optimizer step. Tensor-, pipeline- and context-parallel ranks compute a micro-batch together, each with a part of the
-matrices, of the layers (`pipeline.py`), of the rows (`context.py`); data-parallel ranks compute different ones, and `step`
-sums their gradients.
+Reads and writes Hugging Face folders (`load_hf`, `save_hf`, `export`), computes log-probabilities of the responses of a
+`MicroBatch`, and takes optimizer steps. Tensor-, pipeline- and context-parallel ranks compute a micro-batch together,
+each with a part of the matrices, of the layers (`pipeline_parallel.py`), of the rows (`context_parallel.py`).
+Data-parallel ranks compute different micro-batches, and `step` sums their gradients.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ with warnings.catch_warnings():
     from learner.model.state import ModelState
 
 TokenLoss = Callable[[int, MicroBatch, Tensor, Tensor], Tensor]
-"""(index of the micro-batch, the part of it that this rank has, log-probabilities [R], entropies [R]) -> a scalar loss."""
+"""(index of the micro-batch, this rank's part of it, log-probabilities [R], entropies [R]) -> a scalar loss."""
 TokenLogprobs = tuple[MicroBatch, Tensor, Tensor]
-"""(the part of a micro-batch that this rank has, log-probabilities [R], entropies [R])."""
+"""(this rank's part of a micro-batch, log-probabilities [R], entropies [R]), float32."""
 
 
 class PolicyModel:
-    """A policy on this rank, with its optimizer. `init_parallel` comes first.
+    """A policy on this rank, with its optimizer. Call `init_parallel` (`process_groups.py`) first.
 
-    Collective over the ranks that compute a micro-batch together: `forward_backward`, `logprobs`, `export`; over all
-    ranks: the constructor and `step`.
+    Collective over the ranks that compute a micro-batch together: `forward_backward`, `logprobs`, `export`. Collective
+    over all ranks: the constructor and `step`.
     """
 
     def __init__(
@@ -65,7 +65,11 @@ class PolicyModel:
         parallel: ParallelSettings,
         seed: int = 0,
     ) -> None:
-        """Load the Hugging Face folder `model_dir`; ValueError if the architecture does not suit."""
+        """Load the Hugging Face folder `model_dir`. Raises ValueError for an unsupported architecture or one that
+        `parallel` cannot divide.
+
+        `seed`: seed of this rank's random number generators.
+        """
         self.model_dir = Path(model_dir)
         self.architecture = Architecture.read(self.model_dir)
         self.dtype: torch.dtype = getattr(torch, model.dtype)
@@ -127,31 +131,31 @@ class PolicyModel:
         return bool(self.gpt.post_process)
 
     def forward_backward(self, micros: Sequence[MicroBatch], loss: TokenLoss) -> None:
-        """Add the gradient of the sum of `loss` over `micros` to the accumulated one.
+        """Add the gradient of the sum of `loss` over `micros` to the accumulated gradient.
 
-        `loss` is called in order, once a micro-batch that has tokens, on the ranks that have its logits. The micro-batch that
-        it is given holds the response tokens whose logits this rank has (with context parallelism a part of them, which may
-        be none), and the tensors are aligned with its `targets`, `sequence_index` and `token_index`. Float32; only the
-        log-probabilities carry a gradient, and the loss must depend on them.
+        `loss` is called in order, once for each micro-batch that has tokens, on the ranks that have its logits. Its
+        micro-batch holds the response tokens whose logits this rank has (with context parallelism a part of them,
+        possibly none); its tensors are float32 and aligned with `targets`, `sequence_index` and `token_index`. Only the
+        log-probabilities carry a gradient, and the loss must depend on them (ValueError otherwise).
         """
         self._run(micros, loss)
 
     def logprobs(self, micros: Sequence[MicroBatch]) -> list[TokenLogprobs]:
-        """Log-probabilities and entropies of the response tokens of `micros` as `forward_backward` hands them to a loss;
-        empty on ranks that have no logits."""
+        """Compute log-probabilities and entropies of the response tokens of `micros`, without gradients, in the form
+        that `forward_backward` gives to a loss. Returns an empty list on ranks that have no logits."""
         with torch.no_grad():
             return self._run(micros, None)
 
     def zero_grad(self) -> None:
-        """Forget accumulated gradients; before the first micro-batch of a step."""
+        """Clear the accumulated gradients. Call before the first micro-batch of a step."""
         self._ddp.zero_grad_buffer()
         self._optimizer.zero_grad()
 
     def step(self, lr: float) -> tuple[float, bool]:
-        """Sum gradients over data- and context-parallel ranks, clip, and update the weights at learning rate `lr`.
+        """Sum gradients over data- and context-parallel ranks, clip them, and update the weights at learning rate `lr`.
 
-        Returns the gradient's norm before clipping, and whether weights changed: a norm that is not finite leaves
-        them, and the optimizer, as they were.
+        Returns the gradient's norm before clipping, and whether the weights changed: a norm that is not finite leaves
+        weights and optimizer as they were.
         """
         with cpu.megatron_calls():
             finalize_model_grads([self._ddp])
@@ -166,10 +170,11 @@ class PolicyModel:
         return grad_norm, True
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
-        """Full tensors under Hugging Face names, in the model's dtype, on every rank and in the same order, one at a time.
+        """Yield all tensors, whole, under their Hugging Face names, in the model's dtype; on every rank and in the same
+        order.
 
         A tensor may be the parameter itself: copy it to keep it. Tied embeddings come once. A pipeline stage gathers
-        its own over its tensor-parallel ranks and gives them to the other stages.
+        its tensors over its tensor-parallel ranks and sends them to the other stages.
         """
         mine = self._export_stage()
         for stage, listed in enumerate(self._exports):
@@ -183,13 +188,14 @@ class PolicyModel:
                 yield name, tensor
 
     def load_hf(self, model_dir: Path) -> None:
-        """Take the weights of another folder of the same architecture. Adam's moments stay."""
+        """Load the weights of another folder of the same architecture. Adam's moments stay."""
         self._read_hf(model_dir)
         with cpu.megatron_calls():
             self._optimizer.reload_model_params()
 
     def save_hf(self, model_dir: Path) -> None:
-        """Write a folder that transformers and vLLM load: weights, configuration, tokenizer. Rank 0 writes."""
+        """Write a folder that transformers and vLLM load: weights, configuration, tokenizer. Rank 0 writes;
+        collective."""
         writer = convert.HfWriter(model_dir) if dist.get_rank() == 0 else None
         for name, tensor in self.export():
             if writer:
@@ -198,11 +204,11 @@ class PolicyModel:
             writer.finish(self.model_dir, self.dtype)
 
     def save_checkpoint(self, directory: Path) -> None:
-        """Write parameters, optimizer and random number generators into `directory`; collective over all ranks."""
+        """Write parameters, optimizer and random number generators into `directory`. Collective over all ranks."""
         self.state.save(directory)
 
     def load_checkpoint(self, directory: Path) -> None:
-        """The inverse of `save_checkpoint`, bit for bit, on any parallel layout; collective over all ranks."""
+        """Load what `save_checkpoint` wrote, bit for bit, on any parallel layout. Collective over all ranks."""
         self.state.load(directory)
 
     def _run(self, micros: Sequence[MicroBatch], loss: TokenLoss | None) -> list[TokenLogprobs]:
@@ -244,8 +250,8 @@ class PolicyModel:
             return pipeline.run(self.gpt, len(filled), forward, finish, forward_only=loss is None)
 
     def _token_logprobs(self, micro: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of each response token, float32 [R] each, of the last stage's output [T, E]; only the
-        first carries a gradient."""
+        """Log-probabilities and entropies of the response tokens, float32 [R] each, from the last stage's output [T, E].
+        Only the first carry a gradient."""
         if micro.num_targets == 0:
             return hidden[:0].sum(1).float(), torch.zeros(0, device=self.device)
         rows = hidden.index_select(0, torch.from_numpy(micro.logit_rows).to(self.device))
@@ -261,7 +267,7 @@ class PolicyModel:
 
     @property
     def _output_weight(self) -> Tensor:
-        """[V, E]: this rank's rows of the output matrix. Where it is the embedding, and both are here, there is one parameter."""
+        """[V, E]: this rank's rows of the output matrix; the embedding's parameter where both are tied and on this rank."""
         weight: Tensor | None = self.gpt.output_layer.weight
         return self.gpt.embedding.word_embeddings.weight if weight is None else weight
 

@@ -28,10 +28,11 @@ def init_parallel(
     init_method_or_store: str | Store | None = None,
     timeout: float = 600.0,
 ) -> None:
-    """Join the learner's process group and set up Megatron-Core's groups in it; collective.
+    """Join the learner's process group and set up Megatron-Core's groups in it. Collective.
 
-    A process group that is there already (vLLM's, in the same process) is used as it is, if its size is `world_size`.
-    Alone, a rank needs no address: without `init_method_or_store` it uses a store in memory. `timeout` in seconds.
+    A process group that exists already (vLLM's, in the same process) is used as it is. A single rank needs no address:
+    without `init_method_or_store` it uses a store in memory. `timeout`: seconds. Raises ValueError if the layout does
+    not match `world_size`.
     """
     if parallel.world_size != world_size:
         raise ValueError(
@@ -40,7 +41,8 @@ def init_parallel(
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(rank % torch.cuda.device_count())
-        # Else an engine that dies ends the learner: torch's monitor of the first group stops the process for any group's dump.
+        # Otherwise an engine that dies ends the learner: torch's monitor of the first group stops the process when any
+        # group asks for a dump.
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
     else:
         cpu.keep_memory()
@@ -55,7 +57,7 @@ def init_parallel(
         raise ValueError(f"this process is in a group of {dist.get_world_size()} ranks already, not {world_size}")
     if parallel_state.model_parallel_is_initialized():
         if joined and _layout() == (parallel.tensor, parallel.pipeline, parallel.context):
-            return  # each of some twenty groups has threads, which outlive it in gloo and look round a hundred times a second
+            return  # new groups would add threads: gloo's outlive their group and wake up a hundred times a second
         parallel_state.destroy_model_parallel()
     with cpu.megatron_calls():
         parallel_state.initialize_model_parallel(
@@ -77,6 +79,7 @@ def _layout() -> tuple[int, int, int]:
 
 
 def data_rank() -> int:
-    """Which of the data-parallel shares of a batch this rank computes; ranks that compute one together have the same."""
+    """Return this rank's data-parallel index, that is, which part of a batch it computes. Ranks that compute a part
+    together have the same."""
     rank: int = parallel_state.get_data_parallel_rank(with_context_parallel=False)
     return rank

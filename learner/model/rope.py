@@ -1,4 +1,4 @@
-"""Frequencies of the rotary position embedding, plain and stretched to longer contexts."""
+"""Frequencies of the rotary position embedding, plain or stretched to longer contexts."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """The `rope_parameters` of a Hugging Face configuration, or what stood in their place before transformers 5."""
+    """The `rope_parameters` of a Hugging Face configuration, or the keys that transformers had before version 5."""
 
     theta: float = 10000.0
-    """The base of the wavelengths."""
+    """Base of the wavelengths."""
     factor: float = 1.0
-    """Longest wavelengths are stretched by it; of `linear`, all."""
+    """Factor by which wavelengths are stretched: all (`linear`), or the longest (`llama3`)."""
     low_freq_factor: float | None = None
-    """Of `llama3` (else None): wavelengths above original_positions / low_freq_factor are stretched in full."""
+    """`llama3` only, else None: wavelengths above original_positions / low_freq_factor are stretched in full."""
     high_freq_factor: float = 1.0
-    """Of `llama3`: wavelengths below original_positions / high_freq_factor stay as they are."""
+    """`llama3` only: wavelengths below original_positions / high_freq_factor stay as they are."""
     original_positions: int = 0
-    """Of `llama3`: the context's length before it was stretched, in tokens."""
+    """`llama3` only: context length before stretching, in tokens."""
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> Rope:
-        """From a whole `config.json`; ValueError for a type that is not `default`, `linear` or `llama3`."""
+        """Read a whole `config.json`. Raises ValueError for a type that is not `default`, `linear` or `llama3`."""
         # Before transformers 5: `rope_theta` beside a `rope_scaling` whose type was once called "type".
         found = {"rope_theta": config.get("rope_theta")} | (config.get("rope_scaling") or {})
         found |= config.get("rope_parameters") or {}
@@ -50,11 +50,11 @@ class Rope:
         raise ValueError(f"unsupported rope type {kind!r}: it is not one of default, linear, llama3")
 
     def inverse_frequencies(self, head_dim: int, device: torch.device | None = None) -> Tensor:
-        """[head_dim / 2], float32: radians a position, of each pair of features.
+        """Return radians per position of each pair of features, float32 [D / 2].
 
-        Plain: theta^(-2i / head_dim) (Su et al. 2021, RoFormer). `linear`: divided by the factor (Chen et al. 2023, position
-        interpolation). `llama3`: divided for long wavelengths, left for short ones, and in between interpolated linearly
-        in the frequency (Llama 3.1's reference code, `apply_scaling` of llama-models).
+        Plain: theta^(-2i / D) (Su et al. 2021, RoFormer). `linear`: divided by the factor (Chen et al. 2023, position
+        interpolation). `llama3`: divided for long wavelengths, unchanged for short ones, and in between interpolated
+        linearly in the frequency (Llama 3.1's reference code, `apply_scaling` of llama-models).
         """
         exponents = torch.arange(0, head_dim, 2, device=device).float() / head_dim
         plain = 1.0 / self.theta**exponents

@@ -1,12 +1,13 @@
-"""The state of the policy on this rank as a Megatron-Core distributed checkpoint (`torch_dist`), for any parallel layout.
+"""State of the policy on this rank as a Megatron-Core distributed checkpoint (`torch_dist`), for any parallel layout.
 
-For each parameter three float32 tensors, under Megatron's name of it: the master weight (`<name>`), and Adam's moments
-(`optimizer.state.exp_avg.<name>`, `optimizer.state.exp_avg_sq.<name>`). Bfloat16 weights are not in it: they are their masters
-rounded. Each rank writes, and later reads, what it owns, as rectangles of the whole tensor; where the optimizer is
-distributed a rank owns a run of a parameter's elements, which is at most three rectangles a matrix. So any layout (tensor,
-pipeline, context, data, optimizer distributed or not, dtype) reads what any other wrote, without gathering anything.
+Three float32 tensors for each parameter, under Megatron's name of it: the master weight (`<name>`) and Adam's moments
+(`optimizer.state.exp_avg.<name>`, `optimizer.state.exp_avg_sq.<name>`). Bfloat16 weights are not saved: they are the
+rounded masters. Each rank writes, and later reads, what it owns, as rectangles of the whole tensor. With a distributed
+optimizer a rank owns a run of a parameter's elements, which is at most three rectangles of a matrix. So any layout
+(tensor, pipeline, context, data, optimizer distributed or not, dtype) reads what any other wrote, without gathering
+anything.
 
-Megatron's own optimizer formats would not do: a distributed and a plain optimizer name masters and moments
+Megatron's own optimizer formats do not allow this: a distributed and a plain optimizer name masters and moments
 differently, so that neither reads the other's; `fully_reshardable` gathers the whole state on every data-parallel rank;
 `fully_sharded_model_space` needs flattened ranges, which Megatron-Core no longer writes.
 """
@@ -49,18 +50,18 @@ _KEYS = {"param": "", "exp_avg": "optimizer.state.exp_avg.", "exp_avg_sq": "opti
 
 @dataclass(frozen=True)
 class StateCopy:
-    """A moment's state of this rank in buffers of its own: training may go on while it is written."""
+    """This rank's state at one moment, in its own buffers: training may go on while it is written."""
 
     tensors: Sequence[ShardedTensor]
     random: dict[str, Tensor]
     common: dict[str, Any]
-    """What is the same on every rank."""
+    """State that is the same on every rank."""
 
     def write(self, directory: Path, group: dist.ProcessGroup | None = None) -> None:
-        """Write this rank's part into `directory`, which is there and empty.
+        """Write this rank's part into `directory`, which exists and is empty.
 
-        Collective over `group` (all ranks; without one, this rank is the only one), and over nothing else: it may run in a
-        thread beside training. Raises on every rank where one fails.
+        Collective over `group` (all ranks; None: this rank is the only one) and over no other, so that it may run in a
+        thread beside training. Raises on every rank if one fails.
         """
         state = {"tensors": {str(index): tensor for index, tensor in enumerate(self.tensors)}, **self.common}
         request = dist_checkpointing.save(
@@ -78,16 +79,16 @@ class StateCopy:
 
 
 class ModelState:
-    """Saves and loads the parameters, the optimizer and the random number generators of one rank's policy."""
+    """Saves and loads parameters, optimizer and random number generators of one rank's policy."""
 
     def __init__(self, gpt: Any, ddp: Any, optimizer: Any) -> None:
-        """A GPTModel, its DistributedDataParallel, and the (only) MegatronOptimizer of both."""
+        """Take a GPTModel, its DistributedDataParallel, and the one MegatronOptimizer of both."""
         self._gpt = gpt
         self._ddp = ddp
         self._optimizer = optimizer
 
     def copy(self) -> StateCopy:
-        """Copy this moment's state to buffers on the host: 12 bytes a parameter that this rank owns."""
+        """Copy the present state to buffers on the host: 12 bytes per parameter that this rank owns."""
         with cpu.megatron_calls(), torch.no_grad():
             tensors = [tensor for tensor in self._tensors() if is_main_replica(tensor.replica_id)]
             for tensor in tensors:
@@ -95,15 +96,15 @@ class ModelState:
             return StateCopy(tensors, _random_states(), {"adam_step": self._adam_step(), "layout": _layout()})
 
     def save(self, directory: Path) -> None:
-        """Write the state into the folder `directory` and wait for it. Collective over all ranks."""
+        """Write the state into the folder `directory` and wait until it is written. Collective over all ranks."""
         directory.mkdir(parents=True, exist_ok=True)
         self.copy().write(directory, None if dist.get_world_size() == 1 else dist.group.WORLD)
 
     def load(self, directory: Path) -> None:
-        """The inverse of `save`: the same bits, under whatever parallel layout. Collective over all ranks.
+        """Load what `save` wrote: the same bits, under any parallel layout. Collective over all ranks.
 
-        Random number generators go on where they were if the layout is the same; under another one they stay as they are
-        seeded. Hyperparameters are the recipe's, not the checkpoint's.
+        Random number generators continue where they were if the layout is the same; under another one they keep their
+        seeds. Hyperparameters are the recipe's, not the checkpoint's.
         """
         with cpu.megatron_calls(), torch.no_grad():
             live = {str(index): tensor for index, tensor in enumerate(self._tensors())}
@@ -205,7 +206,8 @@ class _OwnGroupStrategy(TorchDistSaveShardedStrategy):  # type: ignore[misc]
 
 
 def rectangles(shape: Sequence[int], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(offsets, sizes) of the rectangles that elements `start` to `stop` of a vector or matrix make, in row-major order."""
+    """Yield (offsets, sizes) of the rectangles that elements `start` to `stop` of a vector or matrix form, in row-major
+    order."""
     if len(shape) == 1:
         yield (start,), (stop - start,)
         return
@@ -224,7 +226,7 @@ def rectangles(shape: Sequence[int], start: int, stop: int) -> Iterator[tuple[tu
 def _cut(
     prefix: str, parts: Sequence[ShardedTensor], flat: Tensor, start: int, replica: tuple[int, ...]
 ) -> Iterator[ShardedTensor]:
-    """`flat`: elements of a parameter from `start` on. `parts`: blocks of its rows, in order, with their places in whole tensors."""
+    """`flat`: elements of a parameter from `start` on. `parts`: blocks of its rows, in order, with their global offsets."""
     stop, first = start + len(flat), 0
     for part in parts:
         last = first + part.data.numel()
@@ -244,7 +246,7 @@ def _cut(
                     global_offset=tuple(a + b for a, b in zip(part.global_offset, offsets, strict=True)),
                     axis_fragmentations=None,
                     replica_id=replica,
-                    # The vocabulary is padded to a multiple of the tensor-parallel size: with zeros, in all three tensors.
+                    # The vocabulary is padded with zeros to a multiple of the tensor-parallel size, in all three tensors.
                     allow_shape_mismatch=part.allow_shape_mismatch,
                 )
         first = last

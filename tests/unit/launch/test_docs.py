@@ -126,7 +126,7 @@ def test_prose_fits_the_width(page: Path) -> None:
 def test_every_event_is_explained() -> None:
     explained = (ROOT / "docs" / "operating.md").read_text()
     source = _source()
-    events = set(re.findall(r"(?:on_event|\.event|append_event)\(\s*(?:[\w.]+,\s*)?\"(\w+)\"", source))
+    events = set(re.findall(r"(?:on_event|\.event|append_event|context\.record)\(\s*(?:[\w.]+,\s*)?\"(\w+)\"", source))
     assert len(events) > 15
     assert {event for event in events if f"`{event}`" not in explained} == set()
 
