@@ -107,8 +107,8 @@ class SupervisionSettings(Section):
     """Number of failures of the learner within `supervision.restart_window_s` that are answered by a restart.
     All ranks restart from the last checkpoint while the actors live on. One more failure stops the run."""
     max_buffer_restarts: int = Field(default=10, ge=0)
-    """Number of failures of the task buffer within `supervision.restart_window_s` that are answered by a restart on its file.
-    One more failure stops the run."""
+    """Number of failures of the task buffer within `supervision.restart_window_s` that are answered by a restart.
+    It restarts on its file. One more failure stops the run."""
     restart_window_s: float = Field(default=3600.0, gt=0)
     """Seconds after which a failure no longer counts.
     It holds for rollout actors, learner and task buffer alike."""

@@ -138,20 +138,24 @@ class AdvantageSettings(Section):
 
 
 class BatchSettings(Section):
-    """`[learner.batch]`: how many trajectories of each (kind, role) cell make one batch, and so one version.
+    """`[learner.batch]`: how many trajectories of each (kind, role) cell make a batch, and so a version.
 
-    A batch holds these quotas, cell by cell, however unevenly episodes finish. A cell starves where its kind's proposals
-    are invalid: its solve slots are then spent on tasks of the buffer (`replayed/<kind>` in the metrics says how many), and
-    given back where the buffer has none of that kind (`returned` in the ledger): the batch is then smaller, and
-    `trajectories/<kind>/<role>` says by how much. No slot of one cell is ever filled by another.
+    A batch has these quotas in every cell, however unevenly episodes finish; no slot of one cell is ever filled by
+    another. Where proposals of a kind are invalid, their solve slots go to tasks of the buffer (`replayed/<kind>` in
+    the metrics). Where the buffer has none of that kind, they are returned (`returned` in the ledger): the batch is
+    smaller, and `trajectories/<kind>/<role>` says by how much.
     """
 
     kinds: tuple[str, ...] = ("deduction", "abduction", "induction")
-    """Kinds that are played at all; the quotas of others count as 0. One line leaves a kind out, for the ablations."""
+    """Kinds of tasks that are played; the quotas of other kinds count as 0.
+    A kind has the name under which it is registered (docs/extending.md)."""
     propose: dict[str, int] = {"deduction": 64, "abduction": 64, "induction": 64}
-    """Proposals of each kind in a batch; 0 or absent leaves them out."""
+    """Number of proposals of each kind in a batch; 0 or absent: none.
+    With none, solutions of that kind can only replay tasks that the buffer already has."""
     solve: dict[str, int] = {"deduction": 64, "abduction": 64, "induction": 64}
-    """Solutions of each kind in a batch: of its proposals, and the rest of tasks in the buffer."""
+    """Number of solutions of each kind in a batch; 0 or absent: none.
+    They are shared out evenly over the batch's proposals, at most `selfplay.solutions` each; the rest replay tasks
+    of the buffer."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -159,7 +163,7 @@ class BatchSettings(Section):
         return tuple(Cell(kind, role) for kind in dict.fromkeys(self.kinds) for role in Role)
 
     def quota(self, cell: Cell) -> int:
-        """Trajectories of `cell` in one batch."""
+        """Return the number of trajectories of `cell` in one batch."""
         if cell.kind not in self.kinds:
             return 0
         return (self.propose if cell.role is Role.PROPOSE else self.solve).get(cell.kind, 0)
