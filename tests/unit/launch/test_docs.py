@@ -142,5 +142,13 @@ def test_messages_that_are_explained_are_ones_that_come() -> None:
     assert [fragment for fragment in fragments if fragment not in source] == []
 
 
+def test_names_in_the_glossary_are_in_the_source() -> None:
+    rows = [line for line in (ROOT / "docs" / "glossary.md").read_text().splitlines() if line.startswith("| ")]
+    names = {name for row in rows for name in re.findall(r"`([A-Za-z_]+)`", row)}
+    source = _source()
+    assert len(names) > 10
+    assert {name for name in names if not re.search(rf"\b{name}\b", source)} == set()
+
+
 def _source() -> str:
     return "\n".join(path.read_text() for room in _rooms()[:4] for path in room.rglob("*.py"))
