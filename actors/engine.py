@@ -27,7 +27,7 @@ import torch
 
 from actors.generation import Completion, EngineAborted, Sampling, WeightUpdateFailed
 from actors.settings import EngineSettings
-from learner.clock import PhaseClock
+from learner.stopwatch import Stopwatch
 from learner.trajectory import Status, VersionSpan
 from learner.weights.group import GroupSpec
 from learner.weights.manifest import TensorSpec, manifest_to_json
@@ -226,18 +226,18 @@ class AsyncEngine(_VllmEngine):
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         async with self._control:
-            clock = PhaseClock()
+            watch = Stopwatch()
             await self._llm.pause_generation(mode="keep", clear_cache=False)
-            clock.lap("pause_s")
+            watch.lap("pause_s")
             intact = False
             try:
                 await self._llm.start_weight_update()
-                clock.lap("start_s")
+                watch.lap("start_s")
                 request = WeightTransferUpdateRequest(update_info={"manifest": manifest_to_json(manifest)})
                 await self._llm.update_weights(request)
-                clock.lap("load_s")
+                watch.lap("load_s")
                 await self._llm.finish_weight_update(weight_version=str(version))
-                clock.lap("finish_s")
+                watch.lap("finish_s")
                 self._now_runs(version)
                 intact = True
             except Exception as error:
@@ -247,8 +247,8 @@ class AsyncEngine(_VllmEngine):
             finally:
                 if intact:
                     await self._llm.resume_generation()
-            clock.lap("resume_s")
-            return _split_transfer(clock.seconds, (await self._rpc("azr_update_state"))[0])
+            watch.lap("resume_s")
+            return _split_transfer(watch.seconds, (await self._rpc("azr_update_state"))[0])
 
     async def close(self) -> None:
         """See `Engine.close`."""
@@ -353,22 +353,22 @@ class SerialEngine(_VllmEngine):
 
     async def update_weights(self, manifest: Sequence[TensorSpec], version: int) -> dict[str, float]:
         """See `Engine.update_weights`. Never yields to the event loop, so no step can come between."""
-        clock = PhaseClock()
-        clock.lap("pause_s")
+        watch = Stopwatch()
+        watch.lap("pause_s")
         try:
             self._llm.collective_rpc("start_weight_update")
-            clock.lap("start_s")
+            watch.lap("start_s")
             update_info = {"manifest": manifest_to_json(manifest)}
             self._llm.collective_rpc("update_weights", kwargs={"update_info": update_info})
-            clock.lap("load_s")
+            watch.lap("load_s")
             self._llm.collective_rpc("finish_weight_update")
-            clock.lap("finish_s")
+            watch.lap("finish_s")
         except Exception as error:
             state = _only(self._llm.collective_rpc("azr_update_state"))
             raise WeightUpdateFailed(version, not state["dirty"], error) from error
         await self.set_version(version)
-        clock.lap("resume_s")
-        return _split_transfer(clock.seconds, _only(self._llm.collective_rpc("azr_update_state")))
+        watch.lap("resume_s")
+        return _split_transfer(watch.seconds, _only(self._llm.collective_rpc("azr_update_state")))
 
     async def rest(self) -> None:
         """With no request running, be as an engine that has just started: nothing cached, no request's place in a batch left."""

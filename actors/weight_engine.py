@@ -26,7 +26,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from learner.model.megatron_on_cpu import keep_memory
+from learner.device import keep_memory
 from learner.weights.group import GroupSpec
 from learner.weights.local import LocalChannel
 from learner.weights.manifest import checksum, manifest_from_json

@@ -42,14 +42,14 @@ DIAGNOSTICS = (
     "kl_prox",
     "entropy",
 )
-"""Names of the sums in `TokenLoss.sums`. `ratio` is pi_theta / pi_behave for every correction."""
+"""Names of the sums in `PolicyLoss.sums`. `ratio` is pi_theta / pi_behave for every correction."""
 MAX_LOG_RATIO = 20.0
 """Bound of log-ratios, on either side. A larger one counts as this and has no gradient; exp would overflow soon
 after."""
 
 
 @dataclass(frozen=True)
-class TokenLoss:
+class PolicyLoss:
     """Loss and diagnostics of one micro-batch's response tokens."""
 
     loss: Tensor
@@ -68,7 +68,7 @@ def policy_loss(
     entropy_R: Tensor,
     settings: LossSettings,
     prox_logprobs_R: Tensor | None = None,
-) -> TokenLoss:
+) -> PolicyLoss:
     """Compute the module's formula for R response tokens, summed with `weights_R` (see `token_weights`).
 
     `logprobs_R` carries the gradient; `behave_logprobs_R`, `advantages_R`, `weights_R` and `entropy_R` are float32
@@ -119,7 +119,7 @@ def policy_loss(
         sums = torch.stack([columns[name].double().sum() for name in DIAGNOSTICS])
         # The padding is the maximum of a micro-batch without tokens.
         max_ratio = torch.nn.functional.pad(importance_ratio_R, (0, 1)).max()
-    return TokenLoss(loss, sums, max_ratio)
+    return PolicyLoss(loss, sums, max_ratio)
 
 
 def token_weights(lengths: Sequence[int], settings: LossSettings) -> np.ndarray:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from learner.advantages import advantages
-from learner.batching.balance import CostModel
 from learner.batching.minibatches import split_batch
 from learner.batching.packing import MicroBatch, pack_ranks
 from learner.losses import DIAGNOSTICS, diagnostics, policy_loss, token_weights
@@ -157,8 +156,7 @@ class Trainer:
 
     def _pack(self, batch: Sequence[Trajectory]) -> list[list[MicroBatch]]:
         sequences = [(t.prompt_ids, t.response_ids) for t in batch]
-        cost = CostModel.of(self.policy.architecture)
-        return pack_ranks(sequences, self.settings.micro_batch_tokens, self.settings.parallel.data, cost)
+        return pack_ranks(sequences, self.settings.micro_batch_tokens, self.settings.parallel.data, self.policy.cost)
 
     def _forward_backward(self, part: _Part, sums: Tensor, max_ratio: Tensor, compare: bool) -> None:
         """Accumulate the part's gradient, and its numbers into `sums` (the diagnostics, the loss and, with `compare`, the

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -178,7 +177,7 @@ def _steps(report: Report, options: Options, ours: Side, peer: Side, tokens: int
 
 def _packing(report: Report, batch: Sequence[TokenSequence], shape: Architecture, token_budget: int) -> None:
     """What is computed, against what is in the batch. It needs no clock."""
-    cost = CostModel.of(shape)
+    cost = shape.cost
     unique = sum(map(len, {tuple(prompt.tolist()) for prompt, _ in batch})) + sum(len(ids) for _, ids in batch)
     padding, idle = [], []
     for num_ranks in RANKS:
@@ -202,10 +201,8 @@ def padding_share(by_rank: Sequence[Sequence[MicroBatch]], cost: CostModel) -> f
     longest of them. A prompt that is computed on two ranks is no padding; `shared_prompt_compute` counts it. Nor are scores
     between rows that are there anyway and do not see one another: they cost time, which the rates show.
     """
-    with warnings.catch_warnings():
-        # Megatron-Core warns about every accelerator library that is not installed.
-        warnings.simplefilter("ignore")
-        from learner.model.cpu_attention import plan_cpu
+    from learner.model.cpu_attention import plan_cpu
+
     real = padded = 0
     for micro in (micro for micros in by_rank for micro in micros):
         real += micro_batch_cost(micro, cost)

@@ -78,7 +78,6 @@ class Ours:
     """azr's learner on one rank."""
 
     def __init__(self, model_dir: Path, batch: Sequence[TokenSequence], token_budget: int) -> None:
-        from learner.batching.balance import CostModel
         from learner.batching.packing import pack_ranks
         from learner.model.policy import PolicyModel
         from learner.model.process_groups import init_parallel
@@ -88,7 +87,7 @@ class Ours:
         init_parallel(parallel, rank=0, world_size=1)
         self._policy = PolicyModel(model_dir, ModelSettings(), OptimizerSettings(lr=LR, weight_decay=0.0), parallel)
         self._batch = batch
-        (self._micros,) = pack_ranks(batch, token_budget, 1, CostModel.of(self._policy.architecture))
+        (self._micros,) = pack_ranks(batch, token_budget, 1, self._policy.cost)
         self._count = sum(len(response) for _, response in batch)
         self.rows = sum(micro.num_tokens for micro in self._micros)
 
@@ -112,8 +111,8 @@ class Ours:
         import torch
 
         from learner.batching.packing import pack
-        from learner.model import megatron_on_cpu as cpu
         from learner.model.attention import plan_attention
+        from learner.model.megatron_on_cpu import megatron_calls
 
         policy = self._policy
         # Whole micro-batches of the right budget; the fullest comes closest.
@@ -125,7 +124,7 @@ class Ours:
         grad = torch.randn_like(hidden)
         policy.zero_grad()
         started = time.perf_counter()
-        with cpu.megatron_calls():
+        with megatron_calls():
             out = policy.gpt.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=plan)
         out.backward(grad)
         return time.perf_counter() - started, micro.num_tokens, num_pairs(micro)
@@ -238,11 +237,11 @@ def main() -> None:
             if request["op"] == "load":
                 import torch
 
-                from learner.model import megatron_on_cpu as cpu
+                from learner.device import keep_memory
 
                 torch.set_num_threads(request["threads"])
                 if request["keep_memory"]:
-                    cpu.keep_memory()
+                    keep_memory()
                 model_dir = Path(request["model_dir"])
                 shape = Architecture.read(model_dir)
                 side = SIDES[request["side"]](model_dir, load_batch(Path(request["batch"])), request["token_budget"])

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from learner.model.megatron_on_cpu import keep_memory
+from learner.device import keep_memory
 from learner.weights.group import GroupSpec
 from learner.weights.manifest import manifest_from_json
 from learner.weights.transfer import WeightReceiver

@@ -1,6 +1,6 @@
 """Cost of sequences, and their even distribution over ranks and micro-batches.
 
-Pure functions of token counts and of the architecture: every rank computes the same assignment by itself. Costs are
+Pure functions of token counts and of a cost model: every rank computes the same assignment by itself. Costs are
 integers (floating-point operations), so that no rounding can make ranks differ.
 
 Legend: a *group* is all sequences with one prompt; a *row* is a token that the layers compute; a *share* belongs to a
@@ -12,8 +12,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from learner.model.architecture import Architecture
 
 TOLERANCE = 0.005
 """Relative excess of the fullest share over the mean at which balancing stops."""
@@ -27,7 +25,7 @@ TRIAL_WORK = 1_000_000
 class CostModel:
     """Cost of a forward and backward pass: linear in rows and response tokens, quadratic through attention.
 
-    The default counts rows only.
+    The default counts rows only; a model's own is `Architecture.cost`.
     """
 
     per_row: int = 1
@@ -36,24 +34,6 @@ class CostModel:
     """Cost of one (row, attended row) pair."""
     per_target: int = 0
     """Cost of one response token: its logits."""
-
-    @classmethod
-    def of(cls, shape: Architecture) -> CostModel:
-        """Floating-point operations of `shape`, two a multiply-add.
-
-        With E hidden size, H and G query and key/value heads of size D, F feed-forward size, V vocabulary, a layer's
-        matrices have w = E D (2 H + 2 G) + 3 E F weights: 2 w a row forward, twice that backward. A pair is two products
-        of D forward and five backward (the scores again, and four gradients) for each query head. A response token's
-        logits are computed twice, and twice more for the gradients of both factors.
-        """
-        weights = shape.hidden_size * (
-            shape.head_dim * 2 * (shape.num_heads + shape.num_query_groups) + 3 * shape.ffn_hidden_size
-        )
-        return cls(
-            per_row=6 * weights * shape.num_layers,
-            per_pair=14 * shape.num_heads * shape.head_dim * shape.num_layers,
-            per_target=8 * shape.hidden_size * shape.vocab_size,
-        )
 
     def prompt(self, length: int) -> int:
         """Return the cost of a prompt of `length` tokens, without responses."""
@@ -67,7 +47,7 @@ class CostModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class PromptGroup:
     """Sequences that share a prompt, or a part of them."""
 
     prompt: int
@@ -89,9 +69,9 @@ class Group:
         object.__setattr__(self, "rows", self.prompt_rows + sum(self.response_rows))
         object.__setattr__(self, "cost", self.prompt_cost + sum(self.response_costs))
 
-    def part(self, places: Sequence[int]) -> Group:
+    def part(self, places: Sequence[int]) -> PromptGroup:
         """Return a group of the members at `places`, which computes the prompt again."""
-        return Group(
+        return PromptGroup(
             self.prompt,
             tuple(self.members[place] for place in places),
             self.prompt_rows,
@@ -101,7 +81,7 @@ class Group:
         )
 
 
-def share_out(groups: Sequence[Group], num_shares: int) -> list[list[Group]]:
+def share_out(groups: Sequence[PromptGroup], num_shares: int) -> list[list[PromptGroup]]:
     """Distribute groups over `num_shares` ranks so that the most expensive share costs as little as possible.
 
     1. Each group, the most expensive first, goes to the share with the least cost (LPT). 2. Groups move or change
@@ -115,7 +95,7 @@ def share_out(groups: Sequence[Group], num_shares: int) -> list[list[Group]]:
     order = _descending(groups)
     limit = (1 + TOLERANCE) * sum(group.cost for group in groups)
     noise = random.Random(0)
-    best: list[list[Group]] = []
+    best: list[list[PromptGroup]] = []
     lowest = -1
     for _ in range(max(1, min(TRIALS, TRIAL_WORK // (len(groups) * num_shares + 1)))):
         shares, fullest = _attempt(order, num_shares)
@@ -127,9 +107,9 @@ def share_out(groups: Sequence[Group], num_shares: int) -> list[list[Group]]:
     return best
 
 
-def _attempt(order: Sequence[Group], num_shares: int) -> tuple[list[list[Group]], int]:
+def _attempt(order: Sequence[PromptGroup], num_shares: int) -> tuple[list[list[PromptGroup]], int]:
     """Shares of groups that were given out in `order`, and the cost of the most expensive."""
-    shares: list[list[Group]] = [[] for _ in range(num_shares)]
+    shares: list[list[PromptGroup]] = [[] for _ in range(num_shares)]
     loads = [0] * num_shares
     for group in order:
         least = loads.index(min(loads))
@@ -142,7 +122,7 @@ def _attempt(order: Sequence[Group], num_shares: int) -> tuple[list[list[Group]]
     return shares, fullest
 
 
-def fewest_bins(groups: Sequence[Group], capacity: int) -> int:
+def fewest_bins(groups: Sequence[PromptGroup], capacity: int) -> int:
     """Return the smallest number of bins of `capacity` rows that `fill` can use; a group larger than that has a bin of
     its own."""
     least = max(1, -(-sum(group.rows for group in groups) // capacity))
@@ -150,7 +130,7 @@ def fewest_bins(groups: Sequence[Group], capacity: int) -> int:
     return next((number for number in range(least, most) if _level(groups, number, capacity) is not None), max(most, 1))
 
 
-def fill(groups: Sequence[Group], num_bins: int, capacity: int) -> list[list[Group]]:
+def fill(groups: Sequence[PromptGroup], num_bins: int, capacity: int) -> list[list[PromptGroup]]:
     """Distribute groups over `num_bins` bins of at most `capacity` rows, with even cost. `num_bins` is at least
     `fewest_bins(...)`."""
     bins = _level(groups, num_bins, capacity)
@@ -164,13 +144,13 @@ def fill(groups: Sequence[Group], num_bins: int, capacity: int) -> list[list[Gro
     return bins
 
 
-def _descending(groups: Sequence[Group]) -> list[Group]:
+def _descending(groups: Sequence[PromptGroup]) -> list[PromptGroup]:
     return sorted(groups, key=lambda group: (-group.cost, group.members))
 
 
-def _level(groups: Sequence[Group], num_bins: int, capacity: int) -> list[list[Group]] | None:
+def _level(groups: Sequence[PromptGroup], num_bins: int, capacity: int) -> list[list[PromptGroup]] | None:
     """LPT under a capacity: each group to the cheapest bin that has room; None where one has none."""
-    bins: list[list[Group]] = [[] for _ in range(num_bins)]
+    bins: list[list[PromptGroup]] = [[] for _ in range(num_bins)]
     loads, rows = [0] * num_bins, [0] * num_bins
     for group in _descending(groups):
         fits = [index for index in range(num_bins) if not bins[index] or rows[index] + group.rows <= capacity]
@@ -183,9 +163,9 @@ def _level(groups: Sequence[Group], num_bins: int, capacity: int) -> list[list[G
     return bins
 
 
-def _first_fit(groups: Sequence[Group], capacity: int) -> list[list[Group]]:
+def _first_fit(groups: Sequence[PromptGroup], capacity: int) -> list[list[PromptGroup]]:
     """First-fit decreasing by rows: within 22% of the fewest bins."""
-    bins: list[list[Group]] = []
+    bins: list[list[PromptGroup]] = []
     free: list[int] = []
     for group in sorted(groups, key=lambda group: (-group.rows, group.members)):
         index = next((index for index, room in enumerate(free) if group.rows <= room), len(bins))
@@ -197,7 +177,7 @@ def _first_fit(groups: Sequence[Group], capacity: int) -> list[list[Group]]:
     return bins
 
 
-def _exchange(shares: list[list[Group]], loads: list[int], full: int, capacity: int | None) -> bool:
+def _exchange(shares: list[list[PromptGroup]], loads: list[int], full: int, capacity: int | None) -> bool:
     """Move a group out of share `full`, or change it for a cheaper one, where that lowers the fuller of the two most.
 
     In place; whether it did. `capacity` bounds the rows of a share; one with a single group may exceed it.
@@ -209,7 +189,7 @@ def _exchange(shares: list[list[Group]], loads: list[int], full: int, capacity: 
         if gap <= 0:
             continue
         # The partner None stands for no group: a move.
-        partners: list[tuple[Group | None, int, int]] = [(None, 0, 0)]
+        partners: list[tuple[PromptGroup | None, int, int]] = [(None, 0, 0)]
         partners += [(group, group.cost, group.rows) for group in shares[other]]
         for mine in shares[full]:
             mine_cost, mine_rows = mine.cost, mine.rows
@@ -235,7 +215,7 @@ def _exchange(shares: list[list[Group]], loads: list[int], full: int, capacity: 
     return True
 
 
-def _split(shares: list[list[Group]], loads: list[int], full: int) -> bool:
+def _split(shares: list[list[PromptGroup]], loads: list[int], full: int) -> bool:
     """Split a group of share `full` with the emptiest share, where that lowers the fuller of the two most.
 
     In place; whether it did.
@@ -260,11 +240,11 @@ def _split(shares: list[list[Group]], loads: list[int], full: int) -> bool:
     return True
 
 
-def _put(share: list[Group], group: Group) -> int:
+def _put(share: list[PromptGroup], group: PromptGroup) -> int:
     """Add `group` to `share`, to the part of its prompt that may be there already; returns what that costs."""
     for place, sibling in enumerate(share):
         if sibling.prompt == group.prompt:
-            share[place] = Group(
+            share[place] = PromptGroup(
                 group.prompt,
                 sibling.members + group.members,
                 group.prompt_rows,
@@ -277,7 +257,7 @@ def _put(share: list[Group], group: Group) -> int:
     return group.cost
 
 
-def _half(group: Group, gap: int) -> list[int]:
+def _half(group: PromptGroup, gap: int) -> list[int]:
     """Places of responses that cost about half of `gap` together, fewer than all; at least one if that fits in `gap`."""
     last = len(group.members) - 1
     if last < 1:

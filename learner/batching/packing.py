@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from learner.batching import balance
-from learner.batching.balance import CostModel, Group
+from learner.batching.balance import CostModel, PromptGroup
 
 TokenSequence = tuple[np.ndarray, np.ndarray]
 """(prompt_ids [P], response_ids [N]): integers, at least one token each."""
@@ -141,7 +141,7 @@ def empty_micro_batch() -> MicroBatch:
     return MicroBatch(none, none, (), none, none, none, none)
 
 
-def _group(sequences: Sequence[TokenSequence], members: Iterable[int], cost: CostModel) -> list[Group]:
+def _group(sequences: Sequence[TokenSequence], members: Iterable[int], cost: CostModel) -> list[PromptGroup]:
     """Groups of identical prompts, in order of first appearance."""
     by_prompt: dict[bytes, list[int]] = {}
     for index in members:
@@ -153,7 +153,7 @@ def _group(sequences: Sequence[TokenSequence], members: Iterable[int], cost: Cos
         prompt_len = len(sequences[ordered[0]][0])
         lengths = [len(sequences[index][1]) for index in ordered]
         groups.append(
-            Group(
+            PromptGroup(
                 prompt=ordered[0],
                 members=tuple(ordered),
                 prompt_rows=prompt_len,
@@ -167,9 +167,9 @@ def _group(sequences: Sequence[TokenSequence], members: Iterable[int], cost: Cos
 
 def _parts(
     sequences: Sequence[TokenSequence], members: Iterable[int], token_budget: int, cost: CostModel
-) -> list[Group]:
+) -> list[PromptGroup]:
     """Groups of identical prompts, those beyond the budget cut into parts that fit it, each with the prompt again."""
-    parts: list[Group] = []
+    parts: list[PromptGroup] = []
     for group in _group(sequences, members, cost):
         places: list[int] = []
         room = token_budget - group.prompt_rows
@@ -183,7 +183,7 @@ def _parts(
     return parts
 
 
-def _build(sequences: Sequence[TokenSequence], groups: Sequence[Group]) -> MicroBatch:
+def _build(sequences: Sequence[TokenSequence], groups: Sequence[PromptGroup]) -> MicroBatch:
     tokens: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     segments: list[Segment] = []

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learner.batching.balance import CostModel
 from learner.model.rope import Rope
 
 FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe")
@@ -94,6 +95,24 @@ class Architecture:
             qk_norm=model_type in ("qwen3", "qwen3_moe"),
             tied=bool(config.get("tie_word_embeddings")),
             experts=_experts(config) if model_type == "qwen3_moe" else None,
+        )
+
+    @property
+    def cost(self) -> CostModel:
+        """Floating-point operations of a training step, two a multiply-add.
+
+        With E hidden size, H and G query and key/value heads of size D, F feed-forward size, V vocabulary, a layer's
+        matrices have w = E D (2 H + 2 G) + 3 E F weights: 2 w a row forward, twice that backward. A pair is two products
+        of D forward and five backward (the scores again, and four gradients) for each query head. A response token's
+        logits are computed twice, and twice more for the gradients of both factors.
+        """
+        weights = self.hidden_size * (
+            self.head_dim * 2 * (self.num_heads + self.num_query_groups) + 3 * self.ffn_hidden_size
+        )
+        return CostModel(
+            per_row=6 * weights * self.num_layers,
+            per_pair=14 * self.num_heads * self.head_dim * self.num_layers,
+            per_target=8 * self.hidden_size * self.vocab_size,
         )
 
     def inverse_frequencies(self, device: torch.device | None = None) -> Tensor:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -20,6 +19,7 @@ from learner.batching.packing import MicroBatch, Segment
 from learner.model.context_parallel import heads_to_rows, rows_to_heads
 from learner.model.cpu_attention import CpuPlan, CpuTreeAttention, plan_cpu
 from learner.model.kernels import Rotate
+from learner.model.megatron import TransformerConfig
 
 
 @dataclass(frozen=True, slots=True)

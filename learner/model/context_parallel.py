@@ -18,12 +18,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from megatron.core import tensor_parallel
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.functional import pad
 
 from learner.batching.packing import MicroBatch
+from learner.model.megatron import tensor_parallel
 
 
 def local_part(micro: MicroBatch, rank: int, size: int) -> MicroBatch:

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 
+from learner.device import device
 from learner.model import convert
-from learner.model import megatron_on_cpu as cpu
 from learner.model.architecture import Architecture
+from learner.model.attention import TreeAttention
+from learner.model.kernels import RmsNorm, SwiGlu
+from learner.model.megatron import (
+    ColumnParallelLinear,
+    GPTModel,
+    ModuleSpec,
+    RowParallelLinear,
+    TransformerBlockSubmodules,
+    TransformerConfig,
+    get_gpt_layer_local_spec,
+    get_num_layers_to_build,
+    get_transformer_layer_offset,
+    parallel_state,
+)
+from learner.model.moe import Mixture
+from learner.model.pipeline_parallel import split_layers
 from learner.settings import ParallelSettings
-
-with warnings.catch_warnings():
-    # Megatron-Core warns about every accelerator library that is not installed.
-    warnings.simplefilter("ignore")
-    from megatron.core import parallel_state
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-    from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-    from megatron.core.transformer.spec_utils import ModuleSpec
-    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-    from megatron.core.transformer.transformer_config import TransformerConfig
-    from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
-
-    from learner.model.attention import TreeAttention
-    from learner.model.kernels import RmsNorm, SwiGlu
-    from learner.model.moe import Mixture
-    from learner.model.pipeline_parallel import split_layers
 
 
 def transformer_config(shape: Architecture, dtype: torch.dtype, parallel: ParallelSettings) -> TransformerConfig:
@@ -73,7 +71,7 @@ def transformer_config(shape: Architecture, dtype: torch.dtype, parallel: Parall
         moe_router_pre_softmax=experts is not None and not experts.normalized,
         # Weights come from a folder.
         perform_initialization=False,
-        use_cpu_initialization=cpu.device().type == "cpu",
+        use_cpu_initialization=device().type == "cpu",
         # The caller's loss is normalised over the global batch already: with this set, gradients are summed over
         # data-parallel ranks; without, averaged.
         calculate_per_token_loss=True,

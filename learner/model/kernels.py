@@ -12,9 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import silu
+
+from learner.model.megatron import TransformerConfig
 
 
 class RmsNorm(torch.nn.Module):

@@ -9,22 +9,12 @@ CUDA is there it does nothing.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
-
-# From <malloc.h>.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
-
-
-def device() -> torch.device:
-    """Where this process trains: its current CUDA device, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 @contextlib.contextmanager
@@ -57,15 +47,3 @@ class _CudaMeansCpu(TorchFunctionMode):
         if str(kwargs.get("device", "")).startswith("cuda"):
             kwargs["device"] = "cpu"
         return func(*args, **kwargs)
-
-
-def keep_memory() -> None:
-    """Let this process's allocator keep what it frees.
-
-    By default glibc maps every large temporary afresh, and each 4 KiB page of it costs a fault and is zeroed: as much
-    time as the computation. Kept, a training step after the second has none. Memory that a step needed stays taken.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)

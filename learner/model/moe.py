@@ -10,27 +10,23 @@ Shapes: T rows, E features, X experts, K experts per row.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-with warnings.catch_warnings():
-    # Megatron-Core warns about every accelerator library that is not installed.
-    warnings.simplefilter("ignore")
-    from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-    from megatron.core.tensor_parallel.mappings import (
-        copy_to_tensor_model_parallel_region,
-        reduce_from_tensor_model_parallel_region,
-    )
-    from megatron.core.transformer.mlp import MLPSubmodules
-    from megatron.core.transformer.module import MegatronModule
-    from megatron.core.transformer.moe.experts import SequentialMLP
-    from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
-    from megatron.core.transformer.transformer_config import TransformerConfig
-
-    from learner.model.kernels import SwiGlu
+from learner.model.kernels import SwiGlu
+from learner.model.megatron import (
+    ColumnParallelLinear,
+    MegatronModule,
+    MLPSubmodules,
+    RowParallelLinear,
+    SequentialMLP,
+    TransformerConfig,
+    copy_to_tensor_model_parallel_region,
+    get_default_pg_collection,
+    reduce_from_tensor_model_parallel_region,
+)
 
 
 class Router(MegatronModule):

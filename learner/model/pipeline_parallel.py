@@ -7,7 +7,6 @@ A tied embedding is on both.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-with warnings.catch_warnings():
-    # Megatron-Core warns about every accelerator library that is not installed.
-    warnings.simplefilter("ignore")
-    from megatron.core import parallel_state
-    from megatron.core.pipeline_parallel import get_forward_backward_func
+from learner.model.megatron import get_forward_backward_func, parallel_state
 
 Stages = list[list[str]]
 """Contents of each stage, first to last, in Megatron-Core's words."""

@@ -18,33 +18,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from learner.batching.balance import CostModel
 from learner.batching.packing import MicroBatch
+from learner.device import device
 from learner.model import convert
-from learner.model import megatron_on_cpu as cpu
 from learner.model import pipeline_parallel as pipeline
 from learner.model.architecture import Architecture
+from learner.model.attention import plan_attention
+from learner.model.context_parallel import local_part
 from learner.model.convert import HfReader, Layout
+from learner.model.gpt import build_gpt, transformer_config
 from learner.model.logprobs import VocabLogprobs
+from learner.model.megatron import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    OptimizerConfig,
+    clip_grad_by_total_norm_fp32,
+    finalize_model_grads,
+    get_megatron_optimizer,
+    parallel_state,
+    tensor_parallel,
+)
+from learner.model.megatron_on_cpu import megatron_calls
+from learner.model.state import ModelState
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 
-with warnings.catch_warnings():
-    # Megatron-Core warns about every accelerator library that is not installed.
-    warnings.simplefilter("ignore")
-    from megatron.core import parallel_state, tensor_parallel
-    from megatron.core.distributed import (
-        DistributedDataParallel,
-        DistributedDataParallelConfig,
-        finalize_model_grads,
-    )
-    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
-
-    from learner.model.attention import plan_attention
-    from learner.model.context_parallel import local_part
-    from learner.model.gpt import build_gpt, transformer_config
-    from learner.model.state import ModelState
-
-TokenLoss = Callable[[int, MicroBatch, Tensor, Tensor], Tensor]
+LossFn = Callable[[int, MicroBatch, Tensor, Tensor], Tensor]
 """(index of the micro-batch, this rank's part of it, log-probabilities [R], entropies [R]) -> a scalar loss."""
 TokenLogprobs = tuple[MicroBatch, Tensor, Tensor]
 """(this rank's part of a micro-batch, log-probabilities [R], entropies [R]), float32."""
@@ -73,14 +72,14 @@ class PolicyModel:
         self.model_dir = Path(model_dir)
         self.architecture = Architecture.read(self.model_dir)
         self.dtype: torch.dtype = getattr(torch, model.dtype)
-        self.device = cpu.device()
+        self.device = device()
         _check_heads(self.architecture, parallel)
         if model.deterministic:
             torch.use_deterministic_algorithms(True)
         self._clip_grad = optimizer.clip_grad or math.inf
         # With context parallelism the optimizer's state is shared out over these ranks too.
         distributed_optimizer = parallel.distributed_optimizer and parallel.data * parallel.context > 1
-        with cpu.megatron_calls(), warnings.catch_warnings():
+        with megatron_calls(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tensor_parallel.model_parallel_cuda_manual_seed(
                 seed, inference_rng_tracker=self.device.type == "cpu", force_reset_rng=True
@@ -126,11 +125,11 @@ class PolicyModel:
         self._exports = self._list_exports()
 
     @property
-    def has_logits(self) -> bool:
-        """Whether this rank has logits, that is, is in the last pipeline stage."""
-        return bool(self.gpt.post_process)
+    def cost(self) -> CostModel:
+        """Cost of a row, an attended pair and a response token (`Architecture.cost`)."""
+        return self.architecture.cost
 
-    def forward_backward(self, micros: Sequence[MicroBatch], loss: TokenLoss) -> None:
+    def forward_backward(self, micros: Sequence[MicroBatch], loss: LossFn) -> None:
         """Add the gradient of the sum of `loss` over `micros` to the accumulated gradient.
 
         `loss` is called in order, once for each micro-batch that has tokens, on the ranks that have its logits. Its
@@ -157,7 +156,7 @@ class PolicyModel:
         Returns the gradient's norm before clipping, and whether the weights changed: a norm that is not finite leaves
         weights and optimizer as they were.
         """
-        with cpu.megatron_calls():
+        with megatron_calls():
             finalize_model_grads([self._ddp])
             self._optimizer.prepare_grads()
             grad_norm = float(self._optimizer.get_grad_norm())
@@ -190,7 +189,7 @@ class PolicyModel:
     def load_hf(self, model_dir: Path) -> None:
         """Load the weights of another folder of the same architecture. Adam's moments stay."""
         self._read_hf(model_dir)
-        with cpu.megatron_calls():
+        with megatron_calls():
             self._optimizer.reload_model_params()
 
     def save_hf(self, model_dir: Path) -> None:
@@ -211,7 +210,7 @@ class PolicyModel:
         """Load what `save_checkpoint` wrote, bit for bit, on any parallel layout. Collective over all ranks."""
         self.state.load(directory)
 
-    def _run(self, micros: Sequence[MicroBatch], loss: TokenLoss | None) -> list[TokenLogprobs]:
+    def _run(self, micros: Sequence[MicroBatch], loss: LossFn | None) -> list[TokenLogprobs]:
         """Forward and backward passes over `micros`, or without a loss forward only, returning what was found."""
         # Ranks that compute a micro-batch together agree on which are empty, and gradients are summed only in `step`.
         filled = [(index, micro) for index, micro in enumerate(micros) if micro.num_tokens]
@@ -246,7 +245,7 @@ class PolicyModel:
                 raise ValueError("a loss must depend on the log-probabilities that it is given, even if there are none")
             return value
 
-        with cpu.megatron_calls():
+        with megatron_calls():
             return pipeline.run(self.gpt, len(filled), forward, finish, forward_only=loss is None)
 
     def _token_logprobs(self, micro: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -12,13 +11,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
-from learner.model import megatron_on_cpu as cpu
+from learner.device import keep_memory
+from learner.model.megatron import parallel_state
+from learner.model.megatron_on_cpu import megatron_calls
 from learner.settings import ParallelSettings
-
-with warnings.catch_warnings():
-    # Megatron-Core warns about every accelerator library that is not installed.
-    warnings.simplefilter("ignore")
-    from megatron.core import parallel_state
 
 
 def init_parallel(
@@ -45,7 +41,7 @@ def init_parallel(
         # group asks for a dump.
         os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "0")
     else:
-        cpu.keep_memory()
+        keep_memory()
     joined = dist.is_initialized()
     if not joined:
         where: dict[str, Any] = {"store": init_method_or_store or HashStore()}
@@ -59,7 +55,7 @@ def init_parallel(
         if joined and _layout() == (parallel.tensor, parallel.pipeline, parallel.context):
             return  # new groups would add threads: gloo's outlive their group and wake up a hundred times a second
         parallel_state.destroy_model_parallel()
-    with cpu.megatron_calls():
+    with megatron_calls():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,
             pipeline_model_parallel_size=parallel.pipeline,

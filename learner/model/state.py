@@ -26,22 +26,23 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from learner.model import megatron_on_cpu as cpu
-
-with warnings.catch_warnings():
-    # Megatron-Core warns about every accelerator library that is not installed.
-    warnings.simplefilter("ignore")
-    from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-    from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-    from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory, is_main_replica
-    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
-    from megatron.core.dist_checkpointing.strategies.torch import (
-        MCoreSavePlanner,
-        TorchDistSaveShardedStrategy,
-        _replace_state_dict_keys_with_sharded_keys,
-        mcore_to_pyt_state_dict,
-    )
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from learner.model.megatron import (
+    AsyncRequest,
+    CheckpointingConfig,
+    DistributedOptimizer,
+    MCoreSavePlanner,
+    ShardedTensor,
+    ShardedTensorFactory,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    dist_checkpointing,
+    is_main_replica,
+    mcore_to_pyt_state_dict,
+    parallel_state,
+    save_config,
+    tensor_parallel,
+)
+from learner.model.megatron_on_cpu import megatron_calls
 
 BACKEND = ("torch_dist", 1)
 """Megatron-Core's name and version of the format."""
@@ -89,7 +90,7 @@ class ModelState:
 
     def copy(self) -> StateCopy:
         """Copy the present state to buffers on the host: 12 bytes per parameter that this rank owns."""
-        with cpu.megatron_calls(), torch.no_grad():
+        with megatron_calls(), torch.no_grad():
             tensors = [tensor for tensor in self._tensors() if is_main_replica(tensor.replica_id)]
             for tensor in tensors:
                 tensor.data = tensor.data.to("cpu", copy=True)
@@ -106,7 +107,7 @@ class ModelState:
         Random number generators continue where they were if the layout is the same; under another one they keep their
         seeds. Hyperparameters are the recipe's, not the checkpoint's.
         """
-        with cpu.megatron_calls(), torch.no_grad():
+        with megatron_calls(), torch.no_grad():
             live = {str(index): tensor for index, tensor in enumerate(self._tensors())}
             # Reads into the tensors themselves: they are views of the optimizer's.
             loaded = dist_checkpointing.load({"tensors": live}, str(directory), validate_access_integrity=False)

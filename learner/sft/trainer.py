@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from learner.batching.balance import CostModel
 from learner.batching.packing import MicroBatch, pack_ranks
 from learner.model.policy import PolicyModel
 from learner.phase import Phase
@@ -29,7 +28,7 @@ from learner.settings import OptimizerSettings
 from learner.sft.data import Data, Example, Order
 from learner.sft.settings import SftLearnerSettings, SftSettings
 
-Numbers = dict[str, float]
+Metrics = dict[str, float]
 
 
 def learning_rate(step: int, num_steps: int, sft: SftSettings, optimizer: OptimizerSettings) -> float:
@@ -73,7 +72,7 @@ class SftTrainer:
         """Steps of the whole run."""
         return self.order.num_steps
 
-    def train(self) -> Numbers:
+    def train(self) -> Metrics:
         """Take the next step; collective over the learner's ranks."""
         started = time.monotonic()
         batch = [self._data.train[index] for index in self.order.batch(self.step)]
@@ -108,7 +107,7 @@ class SftTrainer:
             "tokens_per_s": num_tokens / seconds,
         }
 
-    def validate(self) -> Numbers:
+    def validate(self) -> Metrics:
         """The loss on the held-out examples, nothing where there are none; collective."""
         if not self._data.validation:
             return {}
@@ -127,8 +126,7 @@ class SftTrainer:
 
     def _pack(self, examples: Sequence[Example]) -> list[list[MicroBatch]]:
         sequences = [(example.prompt_ids, example.response_ids) for example in examples]
-        cost = CostModel.of(self.policy.architecture)
-        return pack_ranks(sequences, self._learner.micro_batch_tokens, self._learner.parallel.data, cost)
+        return pack_ranks(sequences, self._learner.micro_batch_tokens, self._learner.parallel.data, self.policy.cost)
 
     def _total(self, value: torch.Tensor) -> float:
         """Over all ranks; tensor-parallel ranks hold the same numbers, so they count `tensor` times."""
@@ -141,7 +139,7 @@ class SftHooks:
 
     interrupted: Callable[[], bool]
     """Whether to stop before the next step; asked on rank 0."""
-    on_step: Callable[[int, Numbers], None]
+    on_step: Callable[[int, Metrics], None]
     """The numbers after so many steps; on every rank."""
     save: Callable[[], None]
     """Write a checkpoint; on every rank."""

@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from learner.clock import PhaseClock
+from learner.stopwatch import Stopwatch
 from learner.weights.group import (
     DEFAULT_BUCKET_BYTES,
     Broadcast,
@@ -87,10 +87,10 @@ class WeightSender:
             raise WeightSyncError(
                 "no group: open() and connect() first", group_id=self._group_id, phase="transfer", rank=0
             )
-        clock = PhaseClock("ready_s", "prepare_s", "transfer_s")
+        watch = Stopwatch("ready_s", "prepare_s", "transfer_s")
         try:
             self._group.begin_update()
-            clock.lap("ready_s")
+            watch.lap("ready_s")
             tensors = checked(named_tensors, manifest)
             buckets = plan_buckets(manifest, self.bucket_bytes)
             sending: deque[Broadcast] = deque()
@@ -99,15 +99,15 @@ class WeightSender:
                 if bucket is buckets[-1]:
                     for name, _ in tensors:  # before anybody takes the update for whole
                         raise ValueError(f"{name}: not in the manifest")
-                clock.lap("prepare_s")
+                watch.lap("prepare_s")
                 if len(sending) == BUCKETS_IN_FLIGHT:
                     sending.popleft().wait()
                 sending.append(self._group.broadcast(flat))
-                clock.lap("transfer_s")
+                watch.lap("transfer_s")
             for broadcast in sending:
                 broadcast.wait()
             self._group.end_update()
-            clock.lap("transfer_s")
+            watch.lap("transfer_s")
         except BaseException as error:
             # Ranks are at different buckets now: closing tells the receivers, and nothing can be sent out of step.
             group = self._group
@@ -115,7 +115,7 @@ class WeightSender:
             if isinstance(error, WeightSyncError) and error.phase == "transfer":
                 raise group.without_survivors(error) from error
             raise
-        self.timings |= clock.seconds
+        self.timings |= watch.seconds
 
     def broadcast(self, flat: torch.Tensor) -> None:
         """Send one tensor as it is, every receiver in `WeightReceiver.broadcast`: the limit that a benchmark compares with."""

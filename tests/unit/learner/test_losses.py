@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from learner.losses import DIAGNOSTICS, TokenLoss, diagnostics, policy_loss, token_weights
+from learner.losses import DIAGNOSTICS, PolicyLoss, diagnostics, policy_loss, token_weights
 from learner.settings import LossSettings
 
 CORRECTIONS = ("clip", "decoupled", "tis", "none")
@@ -96,7 +96,7 @@ def columns(batch: list[Sequence], s: LossSettings, dtype: torch.dtype = torch.f
     return {name: torch.tensor(values, dtype=dtype) for name, values in rows.items()}
 
 
-def compute(given: dict[str, Tensor], s: LossSettings) -> tuple[TokenLoss, Tensor]:
+def compute(given: dict[str, Tensor], s: LossSettings) -> tuple[PolicyLoss, Tensor]:
     """The loss and its gradient by the log-probabilities."""
     logprobs = given["logprobs_R"].clone().requires_grad_()
     result = policy_loss(**(given | {"logprobs_R": logprobs}), settings=s)
@@ -173,7 +173,7 @@ def test_equal_policies_are_on_policy(s: LossSettings, batch: list[Sequence]) ->
     assert set(numbers.values()) == {0.0}
 
 
-def same(first: tuple[TokenLoss, Tensor], second: tuple[TokenLoss, Tensor]) -> None:
+def same(first: tuple[PolicyLoss, Tensor], second: tuple[PolicyLoss, Tensor]) -> None:
     assert torch.equal(first[0].loss, second[0].loss)
     assert torch.equal(first[1], second[1])
 

@@ -12,7 +12,6 @@ import pytest
 
 from launch import bench
 from launch.bench import learner, learner_side
-from learner.batching.balance import CostModel
 from learner.batching.packing import pack_ranks
 from learner.model.architecture import Architecture
 
@@ -105,7 +104,7 @@ def test_the_peers_micro_batches_hold_everything_once_within_the_budget() -> Non
 def test_the_shipped_batch_packs_as_the_goals_say(folder: Path) -> None:
     batch = learner_side.load_batch()
     assert len(batch) > 100
-    cost = CostModel.of(Architecture.read(folder))
+    cost = Architecture.read(folder).cost
     for num_ranks in learner.RANKS:
         assert learner.padding_share(pack_ranks(batch, 4096, num_ranks, cost), cost) <= 0.02
 

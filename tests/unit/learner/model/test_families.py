@@ -138,7 +138,7 @@ def run_layout(folder: Path, parallel: ParallelSettings, out: Path) -> None:
         again = build(folder, parallel)
         again.load_checkpoint(out / "checkpoint")
         assert_exports(again, folder_weights(out / "trained"))
-    if policy.has_logits:
+    if policy.gpt.post_process:
         torch.save((loaded, norm, trained), out / f"rank-{torch.distributed.get_rank()}.pt")
 
 

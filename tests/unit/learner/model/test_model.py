@@ -14,7 +14,7 @@ from torch import Tensor
 
 from learner.batching.packing import MicroBatch, empty_micro_batch, pack
 from learner.model import attention, convert, cpu_attention, logprobs
-from learner.model import megatron_on_cpu as cpu
+from learner.model.megatron_on_cpu import megatron_calls
 from learner.model.policy import PolicyModel
 from learner.model.process_groups import init_parallel
 from learner.settings import ParallelSettings
@@ -265,7 +265,7 @@ def test_an_empty_micro_batch_is_skipped(folders: dict[str, Path]) -> None:
 
 
 def test_the_bridge_ends_with_its_context() -> None:
-    with cpu.megatron_calls():
+    with megatron_calls():
         assert torch.zeros(2, device="cuda").device.type == "cpu"
         assert torch.zeros(2).cuda().type() == "torch.cuda.FloatTensor"
         assert torch.device(torch.cuda.current_device()).type == "cpu"

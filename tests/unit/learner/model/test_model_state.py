@@ -16,7 +16,7 @@ from torch import Tensor
 
 from learner.batching.packing import MicroBatch, TokenSequence, pack_ranks
 from learner.checkpoint import CheckpointError, Checkpoints, Finish
-from learner.model import megatron_on_cpu as cpu
+from learner.model.megatron_on_cpu import megatron_calls
 from learner.model.policy import PolicyModel
 from learner.model.process_groups import init_parallel
 from learner.model.state import rectangles
@@ -149,7 +149,7 @@ def alone() -> None:
 
 def contents(directory: Path) -> dict[str, Tensor]:
     """Whole tensors of a checkpoint by key, without the padding of the vocabulary, which is checked to be zero."""
-    with cpu.megatron_calls():
+    with megatron_calls():
         found = dist_checkpointing.load_plain_tensors(str(directory))
     tensors = {key: tensor for key, tensor in found.items() if isinstance(tensor, Tensor)}
     for key, tensor in tensors.items():

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from learner.batching.packing import MicroBatch, empty_micro_batch, pack, pack_ranks
 from learner.model import convert, logprobs
-from learner.model import megatron_on_cpu as cpu
 from learner.model.context_parallel import local_part
 from learner.model.logprobs import VocabLogprobs
+from learner.model.megatron_on_cpu import megatron_calls
 from learner.model.pipeline_parallel import split_layers
 from learner.model.policy import PolicyModel
 from learner.model.process_groups import data_rank, init_parallel
@@ -129,8 +129,8 @@ def gradients(policy: PolicyModel, micros: list[MicroBatch], case: Case) -> tupl
 
     policy.zero_grad()
     policy.forward_backward(micros, add)
-    assert indices == ([i for i, micro in enumerate(micros) if micro.num_tokens] if policy.has_logits else [])
-    with cpu.megatron_calls():
+    assert indices == ([i for i, micro in enumerate(micros) if micro.num_tokens] if policy.gpt.post_process else [])
+    with megatron_calls():
         finalize_model_grads([policy._ddp], force_all_reduce=True)
     with pytest.MonkeyPatch.context() as patch:
         named = [(name, parameter.main_grad) for name, parameter in policy._parameters()]
@@ -156,7 +156,7 @@ def compute(case: Case, folder: Path, out: Path | None = None) -> Found:
     assert_equal(weights(policy), weights_of(folder, case.dtype))
     micros = micros_of(case)
     values = policy.logprobs(micros)
-    assert len(values) == (len(micros) - 1 if policy.has_logits else 0)
+    assert len(values) == (len(micros) - 1 if policy.gpt.post_process else 0)
     logprobs, entropies = by_token(case, values)
     loss, grads = gradients(policy, micros, case)
     norms = []

@@ -17,7 +17,7 @@ from learner.ranks import Ranks
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 from learner.sft.data import Data, Example
 from learner.sft.settings import SftLearnerSettings, SftSettings
-from learner.sft.trainer import Numbers, SftHooks, SftTrainer, fine_tune, learning_rate, token_weights
+from learner.sft.trainer import Metrics, SftHooks, SftTrainer, fine_tune, learning_rate, token_weights
 from tests.unit.learner.tiny import SHAPE, VOCAB
 
 SEED = 3
@@ -115,8 +115,8 @@ def test_three_steps_equal_a_plain_torch_loop(folder: Path) -> None:
     assert_equal(ours, {name: theirs[name].detach() for name in ours}, atol=1e-5)
 
 
-def run(trainer: SftTrainer, save: Any = lambda: None, stop_at: int = 10**9) -> list[tuple[int, Numbers]]:
-    rows: list[tuple[int, Numbers]] = []
+def run(trainer: SftTrainer, save: Any = lambda: None, stop_at: int = 10**9) -> list[tuple[int, Metrics]]:
+    rows: list[tuple[int, Metrics]] = []
     hooks = SftHooks(lambda: trainer.step >= stop_at, lambda step, numbers: rows.append((step, numbers)), save)
     fine_tune(trainer, validate_every=2, checkpoint_every=2, hooks=hooks)
     return rows
