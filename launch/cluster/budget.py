@@ -1,4 +1,4 @@
-"""How often a part may fail before the run stops, and how long to wait before it starts again. Pure: the clock is passed in."""
+"""Counts the failures of one part of a run: how many are allowed, and how long to wait before each restart. Pure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections import deque
 
 
 class FailureBudget:
-    """At most `most` failures within `window_s` seconds; older ones are forgiven.
+    """Allows `most` failures within `window_s` seconds; older failures do not count.
 
-    A part that fails once a day is started again for ever; one that fails at once, every time, stops the run. The wait
-    before the k-th start within the window is 2^k seconds, at most `longest_s`.
+    A part that fails once a day is therefore always restarted, and a part that fails immediately each time stops the
+    run. The wait before the k-th restart within the window is 2^k seconds, at most `longest_s`.
     """
 
     def __init__(self, most: int, window_s: float, longest_s: float = 60.0) -> None:
@@ -18,10 +18,13 @@ class FailureBudget:
         self._longest_s = longest_s
         self._failures: deque[float] = deque()
         self.total = 0
-        """Failures ever."""
+        """All failures, also those that no longer count."""
 
     def failed(self, now: float) -> float | None:
-        """Count a failure at `now` (seconds); returns how long to wait before the next start, None where the budget is spent."""
+        """Count a failure at `now` (seconds).
+
+        Returns the seconds to wait before the restart, or None: the budget is spent.
+        """
         while self._failures and now - self._failures[0] > self.window_s:
             self._failures.popleft()
         self._failures.append(now)

@@ -1,4 +1,4 @@
-"""The task buffer as a Ray actor."""
+"""The task buffer's process: serves the store to the rollout actors and the learner, as a Ray actor."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ T = TypeVar("T")
 
 
 class BufferActor:
-    """Requests go one after the other, snapshots beside them.
+    """Serves requests one after the other; a snapshot is written beside them, on a thread of its own.
 
-    Ray starts it again when its process ends; its file has all that was answered, and is opened as it is.
+    Ray restarts the process when it ends. The file has everything that was answered, and is opened as it is.
 
-    A request that fails because of the file (a full disk, say) fails for its caller, and for good: `metrics`, which the
-    supervisor and the learner keep asking for, raises it too, so that a run does not go on without memory.
+    When a request fails because of the file (a full disk, for example), the error is raised to its caller and, from
+    then on, by `metrics`. The supervisor and the learner ask for metrics all the time, so the run ends and does not go
+    on without its tasks.
     """
 
     def __init__(self, config: Config, folder: Path) -> None:
@@ -48,7 +49,7 @@ class BufferActor:
         _LOG.info("the task buffer is open: %s", self._store.sizes())
 
     def references(self, kind: Kind, count: int, seed: str) -> list[tuple[int, Task]]:
-        """See `actors.buffer.Buffer`, also for the next four."""
+        """See `actors.buffer.Buffer`."""
         return self._ask(lambda store: store.references(kind, count, seed))
 
     def replay(self, kind: Kind, seed: str) -> tuple[int, Task] | None:
@@ -86,23 +87,23 @@ class BufferActor:
         self._ask(lambda store: store.rewarded(task_id, reward))
 
     def metrics(self) -> dict[str, float]:
-        """See `TaskBuffer.metrics`. Raises what made a request fail for good."""
+        """See `TaskBuffer.metrics`. Raises the error of the request that the file made fail, if there was one."""
         if self._failure is not None:
             raise self._failure
         return self._ask(TaskBuffer.metrics)
 
     @ray.method(concurrency_group="snapshot")  # type: ignore[untyped-decorator]
     def snapshot(self, path: Path) -> None:
-        """See `TaskBuffer.snapshot`; requests go on meanwhile."""
+        """See `TaskBuffer.snapshot`. Requests are served meanwhile."""
         assert self._store is not None
         self._store.snapshot(path)
 
     def pid(self) -> int:
-        """This process, for drills."""
+        """The process id, for drills."""
         return os.getpid()
 
     def close(self) -> None:
-        """Close the file; there are no requests after this."""
+        """Close the file. No request may come after this."""
         if self._store is not None:
             self._store.close()
 
@@ -123,5 +124,5 @@ def options(max_restarts: int) -> dict[str, Any]:
 
 
 def ask_buffer(handle: Any, request: str, *arguments: Any) -> Any:
-    """`RemoteBuffer.ask`, for a thread that waits for the answer."""
+    """Ask the actor and wait for the answer: `RemoteBuffer.ask` for callers without an event loop."""
     return asyncio.run(RemoteBuffer(handle).ask(request, *arguments))

@@ -1,4 +1,4 @@
-"""The task buffer's process: asked for its metrics every second, and started again on its file when it does not answer."""
+"""Supervises the task buffer's process: asks for its metrics every second, and restarts it when it does not answer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from launch.cluster.placement import Part, Place
 from launch.cluster.ray_port import CallFailed, Handle, ProcessRestarting, Reference
 
 ASK_EVERY_S = 1.0
-"""Seconds between two requests for its metrics."""
+"""Seconds between two requests for the metrics."""
 SILENT_S = 60.0
-"""A task buffer that does not answer for this many seconds is killed and started again."""
+"""Seconds without an answer after which the process is killed, for Ray to restart it."""
 
 
 class BufferProcess:
-    """Ray starts the process again when it ends; this class counts that, and kills a process that does not answer."""
+    """Counts the restarts of the task buffer. Ray restarts a process that ends; one that hangs is killed here first."""
 
     def __init__(self, context: RunContext) -> None:
         config = context.config
@@ -28,9 +28,9 @@ class BufferProcess:
         self._asked_at = 0.0
         self.handle: Handle = None
         self.is_answering = True
-        """False from its end, or its silence, until it answers again."""
+        """False from the moment that its end or silence is noticed until it answers again."""
         self.metrics: dict[str, float] = {}
-        """What it last answered."""
+        """Its newest metrics."""
 
     @property
     def restarts(self) -> int:
@@ -38,7 +38,7 @@ class BufferProcess:
         return self._budget.total
 
     def start(self, places: tuple[Place, ...], resume: bool) -> None:
-        """Start the process and begin to open the file; `wait_until_open` comes next."""
+        """Start the process and begin to open its file. Call `wait_until_open` next."""
         place = next(place for place in places if place.part is Part.BUFFER)
         context = self._context
         self.handle = context.ray.start(
@@ -51,14 +51,17 @@ class BufferProcess:
         self._opened = context.ray.call(self.handle, "open", resume)
 
     def wait_until_open(self, timeout_s: float) -> None:
-        """Raises RunFailed."""
+        """Wait until the file is open. Raises RunFailed where it cannot be opened, or not within `timeout_s`."""
         try:
             self._context.ray.result(self._opened, timeout_s)
         except (CallFailed, TimeoutError) as error:
             raise RunFailed(self._failure(error)) from None
 
     def poll(self) -> None:
-        """Ask, or look for the answer. Raises RunFailed."""
+        """Ask for the metrics, or take the answer; never waits.
+
+        Raises RunFailed where the budget is spent or the file failed.
+        """
         context, now = self._context, self._context.clock()
         if self._asked is None:
             if now - self._asked_at > ASK_EVERY_S:
@@ -84,10 +87,10 @@ class BufferProcess:
             context.ray.kill(self.handle, restart=True)
 
     def close(self) -> None:
-        """Let it close its file; waits at most 10 s."""
+        """Close the file; waits at most 10 s."""
         if self.handle is not None:
             ray = self._context.ray
-            with contextlib.suppress(CallFailed, TimeoutError):  # its file is sound at any moment
+            with contextlib.suppress(CallFailed, TimeoutError):  # the file is consistent at any moment
                 ray.result(ray.call(self.handle, "close"), 10.0)
 
     def kill(self) -> None:

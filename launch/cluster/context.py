@@ -1,4 +1,4 @@
-"""What the supervisor's parts share: the run's configuration and folder, Ray, the console and a clock."""
+"""The objects that all parts of the supervisor share: configuration, run folder, Ray, console, clock."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class RunFailed(UserError):
 
 @dataclass(frozen=True)
 class RunContext:
-    """One run, for those that supervise it."""
+    """The run that is supervised, and the supervisor's means to act on it."""
 
     config: Config
     folder: RunFolder
-    """With an absolute path: Ray's actors have working directories of their own."""
+    """Its path is absolute, because Ray's actors have working directories of their own."""
     ray: RayPort
     say: Callable[[str], None]
     """Prints a line on the console."""
     clock: Callable[[], float] = time.monotonic
-    """Seconds; only differences count."""
+    """Returns seconds since any fixed moment."""
 
     def event(self, name: str, **details: Any) -> None:
         """Append a line to the run's `events.jsonl`."""

@@ -1,8 +1,7 @@
-"""Talking to a run that goes on: a socket of the driver's, and who asks it.
+"""Both ends of a run's control socket, over which `azr scale` and `azr verify` send requests to the driver.
 
-The socket lies in a folder that only the run's user can enter, at a place that follows from the run's folder, so there is no
-file to read and none to go stale. A request is one JSON object, and so is its answer: `{"ok": true, ...}`, or `{"ok": false,
-"error": why}`.
+The socket is in a folder that only the run's user can enter; its path follows from the path of the run folder. Requests
+and answers are JSON objects: an answer is `{"ok": true, ...}` or `{"ok": false, "error": why}`.
 """
 
 from __future__ import annotations
@@ -21,20 +20,23 @@ import zmq
 from executor.user_error import UserError
 
 ANSWER_S = 10.0
-"""How long somebody who asks waits for the driver."""
+"""Seconds that `ask` waits for the driver's answer."""
 
 Handler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class ControlError(UserError):
-    """A run cannot be asked, or refuses; the message says what to do."""
+    """A run does not answer, or refuses a request; the message says what to do."""
 
 
 class ControlServer:
-    """Answers on the run's socket, on a thread of its own, until closed."""
+    """Answers requests on the run's socket, on a thread of its own, until closed."""
 
     def __init__(self, run: Path, handlers: Mapping[str, Handler]) -> None:
-        """`handlers`: what answers `{"do": name, ...}`; a UserError or ValueError that it raises becomes the answer's `error`."""
+        """`handlers`: by name, the function that answers `{"do": name, ...}`.
+
+        Its UserError or ValueError is sent as `error`.
+        """
         self._handlers = handlers
         path = socket_path(run)
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -84,7 +86,8 @@ def ask(run: Path, do: str, **details: Any) -> dict[str, Any]:
             socket.send(json.dumps({"do": do, **details}).encode())
         if not path.exists() or not socket.poll(int(1000 * ANSWER_S)):
             raise ControlError(
-                f"nobody answers for the run {run}: is it running, on this machine and as this user? `azr train` starts one"
+                f"nobody answers for the run {run}: is it running, on this machine and as this user? "
+                "`azr train` starts one"
             )
         answer: dict[str, Any] = json.loads(socket.recv())
     finally:
@@ -96,7 +99,10 @@ def ask(run: Path, do: str, **details: Any) -> dict[str, Any]:
 
 
 def socket_path(run: Path) -> Path:
-    """Where the driver of the run in folder `run` listens. Short: a socket's path may have about 100 characters."""
+    """The path of the control socket of the run in folder `run`.
+
+    Short, because a socket's path is limited to 107 bytes.
+    """
     digest = hashlib.blake2b(str(run.resolve()).encode(), digest_size=8).hexdigest()
     return Path(tempfile.gettempdir()) / f"azr-{os.getuid()}" / digest
 

@@ -1,4 +1,4 @@
-"""The driver of a distributed run: starts Ray and the supervisor, shows the run's state, and turns Ctrl-C into a clean stop.
+"""Drives a distributed run: starts Ray and the supervisor, shows the run's state, turns Ctrl-C into a clean stop.
 
 Ray carries no bulk data: trajectories go over ZeroMQ, weights over a process group of their own.
 """
@@ -27,7 +27,7 @@ def run(
     console: Console,
     watch: Callable[[Supervisor], None] = lambda supervisor: None,
 ) -> int:
-    """Run to the end; returns the exit code. `watch` is called again and again while the run goes on, for drills."""
+    """Run to the end; returns the exit code. `watch` is called after each poll of the supervisor, for drills."""
     num_processes = config.learner.parallel.world_size + config.actors.num_actors
     ray = Ray()
     supervisor = Supervisor(config, folder, ray, console.say)
@@ -64,9 +64,8 @@ def report_weights(learned: dict[str, str], running: dict[str, dict[str, str]], 
     """Say whether every engine runs the learner's weights, by their digests; False where one does not, or none ran."""
     for actor, weights in running.items():
         if different := differences(learned, weights):
-            console.say(
-                f"weights: {actor} DIFFERS from the learner in {len(different)} of {len(learned)} tensors: {different[:3]}"
-            )
+            counts = f"{len(different)} of {len(learned)} tensors"
+            console.say(f"weights: {actor} DIFFERS from the learner in {counts}: {different[:3]}")
             return False
         console.say(f"weights: {actor} equals the learner in all {len(learned)} tensors, bit by bit")
     if not running:

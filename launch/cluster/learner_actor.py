@@ -1,4 +1,4 @@
-"""One rank of the learner, as a Ray actor."""
+"""The process of one learner rank, as a Ray actor."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from learner.stream.keys import LearnerKeys
 _LOG = logging.getLogger(__name__)
 
 DIGESTS = 8
-"""Versions whose digests are taken when somebody asks: an engine is asked while it may be going on to the next."""
+"""Number of consecutive versions to take digests of after a verify request: engines may already run a newer one."""
 
 
 class LearnerActor:
-    """One learner rank. Rank 0 also has the stream, the ledger and the run's files."""
+    """One learner rank. Rank 0 also owns the stream, the gate with its ledger, and the run's files."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class LearnerActor:
         buffer: Any,
         keys: LearnerKeys | None,
     ) -> None:
-        """`attempt`: how often the learner was started again. `keys`: of the stream, where it is encrypted."""
+        """`attempt`: how often the learner was restarted before. `keys`: of the stream; None: it is not encrypted."""
         self._config = config
         self._folder = RunFolder(folder.absolute())
         log_to(self._folder, f"learner{rank}", attempt, config.run.log_level)
@@ -57,19 +57,20 @@ class LearnerActor:
         self._checksums: dict[str, str] = {}
 
     def rendezvous(self) -> str:
-        """Where the ranks can meet, `tcp://host:port`: on the machine of this one, which serves it."""
+        """Rank 0's address for the store where the ranks meet, `tcp://host:port`; rank 0 serves it."""
         return meeting_point(self._config)
 
     def listening(self) -> str:
-        """The stream's endpoint, once it is bound. Rank 0."""
+        """Wait until the stream is bound, and return its endpoint. Rank 0 only."""
         self._bound.wait()
         return str(self._stream.endpoint)
 
     def run(self, store: str | None, former: str | None, resume: bool, expected: int) -> None:
-        """The learner's whole life.
+        """Train from start, or from the last checkpoint, to the end.
 
-        `store`: where several ranks meet. `former`: the stream's endpoint before this start, whose port is taken again if it is
-        of this machine. `expected`: rollout actors to wait for, until `actors.start_timeout_s`, before it begins.
+        `store`: address where several ranks meet. `former`: the stream's endpoint before a restart, which is bound
+        again if it is on this machine. `expected`: number of rollout actors to wait for, up to
+        `actors.start_timeout_s`.
         """
         try:
             self._run(store, former, resume, expected)
@@ -93,7 +94,7 @@ class LearnerActor:
         config = self._config
         stream: StreamServer | None = None
         if self._rank == 0:
-            # Its port is taken at once. Actors are greeted when the gate is that of the checkpoint: `stream.open`.
+            # It binds its port now and accepts actors later, in `stream.open`, when the gate is that of the checkpoint.
             stream = self._stream = StreamServer(
                 make_gate(config, life=self._attempt),
                 run_id=config.run.name,
@@ -114,7 +115,7 @@ class LearnerActor:
                 self._folder, AutoTokenizer.from_pretrained(str(model_dir)), config.run.record_trajectories, step
             )
             stream.open(recorder.event)
-            host = host_of(stream.endpoint)  # whoever reaches the stream is to reach the weights
+            host = host_of(stream.endpoint)  # reachable for every actor, as the stream is
             sender = WeightSender(trainer.policy.device, host=host, timeout_s=config.learner.sync_timeout_s)
         publisher = GroupPublisher(trainer.policy, trainer.ranks, stream, sender, config.engine.tensor_parallel)
         hooks = make_hooks(
@@ -136,7 +137,7 @@ class LearnerActor:
             if config.run.verify_weights:
                 self._checksums = checksum(trainer.policy.export())
             if stream is not None:
-                # Not where the run failed: actors outlive a learner that starts again, and must not be told to stop.
+                # Only after success: `close` tells the actors to stop, but they outlive a learner that is restarted.
                 stream.close()
         finally:
             publisher.close()
@@ -144,25 +145,28 @@ class LearnerActor:
                 recorder.close()
 
     def _published(self, version: int, trainer: Any) -> None:
-        """Take the digests that were asked for, before training changes the weights. On every rank."""
+        """Take digests of the published weights, if they were asked for, before training changes them.
+
+        On every rank.
+        """
         if trainer.ranks.share(lambda: self._digests_wanted > 0 and version not in self._digests):
             from learner.weights.manifest import checksum
 
             digests = checksum(trainer.policy.export())  # collective
             self._digests_wanted -= 1
-            # In one piece: `digests` is called on another thread.
+            # Replaced in one assignment, because `digests` runs on another thread.
             self._digests = dict([*self._digests.items(), (version, digests)][-DIGESTS:])
 
     def take_digests(self) -> None:
-        """Keep digests of the weights of the next `DIGESTS` publications. Rank 0."""
+        """Take digests of the weights of the next `DIGESTS` publications. Rank 0 only."""
         self._digests_wanted = DIGESTS
 
     def digests(self) -> dict[int, dict[str, str]]:
-        """Version -> digests of its weights by name, of the newest that were taken."""
+        """The newest digests that were taken: version -> (tensor's name -> digest)."""
         return self._digests
 
     def status(self) -> RunStatus:
-        """The state of the run as this rank sees it; only rank 0 has the stream's part."""
+        """The state of the run. Ranks other than 0 leave the fields of the stream empty."""
         progress = self._progress
         status = RunStatus(
             phase=progress.phase, step=progress.step, phase_s=progress.phase_s, last=progress.last, stop=progress.stop
@@ -179,7 +183,7 @@ class LearnerActor:
                 status,
                 live=live,
                 ledger=totals(stream.gate.ledger()),
-                # It looks at every slot: asked only where a wait is long enough to be reported.
+                # Costs a look at every slot, so it is filled only when the wait is long enough to be reported.
                 waiting_for=stream.gate.waiting_for() if status.phase_s > self._config.supervision.watchdog_s else "",
                 members=tuple(member.holder.actor_id for member in members),
                 loaded=tuple(member.holder.actor_id for member in members if member.loaded_version >= 0),
@@ -187,7 +191,7 @@ class LearnerActor:
             )
 
     def _generating(self, tokens: float) -> float:
-        """Tokens per second since about 2 s ago; `tokens`: generated so far."""
+        """Tokens generated per second over the last 2 s; `tokens`: generated so far."""
         total, rate, since = self._generated
         now = time.monotonic()
         if now - since > 2.0:
@@ -196,18 +200,18 @@ class LearnerActor:
         return rate
 
     def lost(self, actor_id: str, incarnation: int) -> None:
-        """The supervisor saw this actor die: nothing has to wait for its heartbeat to fail."""
+        """Declare an actor lost whose process ended, without waiting for its heartbeats to stay away."""
         for member in self._stream.members() if self._stream is not None else ():
             if member.holder == (actor_id, incarnation):
                 self._stream.lose(member, "its process ended")
 
     def retire(self, actor_id: str) -> None:
-        """This actor is to leave in good order: nothing more is granted to it."""
+        """Grant nothing more to this actor, and tell it to stop when it holds no slots."""
         if self._stream is not None:
             self._stream.retire(actor_id)
 
     def pid(self) -> int:
-        """This process, for drills."""
+        """The process id, for drills."""
         return os.getpid()
 
     def stop(self, why: str) -> None:
@@ -217,7 +221,7 @@ class LearnerActor:
             self._stream.poke()
 
     def result(self) -> tuple[Any, str, dict[str, str]]:
-        """The final ledger, why the run stopped early, and digests of the final weights (`run.verify_weights`)."""
+        """(final ledger, reason for an early stop or "", digests of the final weights with `run.verify_weights`)."""
         return self._stream.gate.ledger(), self._progress.stop, self._checksums
 
 
@@ -230,7 +234,7 @@ def meeting_point(config: Config) -> str:
 def stream_endpoint(config: Config, former: str | None) -> str:
     """The endpoint that the stream binds to on this machine, `tcp://host:port`; port 0 is any free one.
 
-    `former`: the endpoint before a restart, which is taken again if it is of this machine and `stream.port` leaves the choice.
+    `former`: the endpoint before a restart. It is taken again if it is on this machine and `stream.port` is 0.
     """
     host, port = _own_host(config), config.stream.port
     return former if former and not port and host_of(former) == host else f"tcp://{host}:{port}"

@@ -1,4 +1,4 @@
-"""The learner's ranks as Ray actors: started together, watched together, started again together."""
+"""Supervises the learner's ranks: starts them, watches them, and restarts all of them when one dies."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from learner.checkpoint import CheckpointError, Checkpoints
 from learner.stream.keys import LearnerKeys
 
 RANKS_S = 10.0
-"""Seconds to wait, after one rank's error, for the rank whose process ended and caused it."""
+"""Seconds to wait after one rank's error for the end of the process that may have caused it."""
 
 
 class LearnerRanks:
-    """All learner ranks. When one dies, all are killed and started again from the last checkpoint, within a budget."""
+    """All learner ranks. When one dies, all are killed and restarted from the last checkpoint, within a budget."""
 
     def __init__(self, context: RunContext) -> None:
         config = context.config
@@ -40,25 +40,25 @@ class LearnerRanks:
         self._reported_at = context.clock()
         self._fresh: RunStatus | None = None
         self.attempt = -1
-        """How often the ranks have been started again."""
+        """Number of restarts so far; -1 before the first start."""
         self.endpoint: str | None = None
-        """Where rank 0 listens; None until it has said so for the first time."""
+        """The endpoint of the stream on rank 0; None until it is known."""
         self.status = RunStatus()
-        """What rank 0 last said."""
+        """Rank 0's newest status."""
 
     @property
     def is_up(self) -> bool:
-        """False from the end of a rank until all have been started again."""
+        """False from the death of a rank until all ranks have been restarted."""
         return self._start_at is None
 
     @property
     def handles(self) -> dict[int, Handle]:
-        """The ranks' processes."""
+        """The process of each rank, by rank."""
         return dict(enumerate(self._handles))
 
     @property
     def runs(self) -> list[Reference]:
-        """References to the runs of the ranks; none while no rank runs."""
+        """References to the results of the ranks' `run`; empty while `is_up` is false."""
         return self._runs
 
     @property
@@ -73,7 +73,7 @@ class LearnerRanks:
         self._start(resume, expected=self._context.config.actors.num_actors)
 
     def poll(self, num_actors: int) -> bool:
-        """Look at every rank once; True when all have ended well. Raises RunFailed. `num_actors`: how many are wanted."""
+        """Look at every rank once; True when all have ended well. `num_actors`: number wanted. Raises RunFailed."""
         now = self._context.clock()
         if self._start_at is not None:
             if now >= self._start_at:
@@ -98,7 +98,7 @@ class LearnerRanks:
         return False
 
     def fresh_status(self) -> RunStatus | None:
-        """The status, the first time that this is asked after it came; otherwise None."""
+        """The newest status if it has come since the last call, otherwise None."""
         status, self._fresh = self._fresh, None
         return status
 
@@ -117,12 +117,13 @@ class LearnerRanks:
         self._context.ray.call(self._handles[0], "lost", actor_id, incarnation)
 
     def result(self) -> tuple[Any, str, dict[str, str]]:
-        """What `LearnerActor.result` returns, after the end. Raises RunFailed."""
+        """See `LearnerActor.result`; call it after the end. Raises RunFailed."""
         try:
             ledger, why, digests = self._context.ray.result(self._context.ray.call(self._handles[0], "result"))
         except CallFailed as error:
             raise RunFailed(
-                f"the learner finished, and its process ended before it gave its result: {error}\nIts log: {self._log(0)}"
+                f"the learner finished, and its process ended before it gave its result: {error}\n"
+                f"Its log: {self._log(0)}"
             ) from None
         return ledger, why, digests
 
@@ -149,7 +150,7 @@ class LearnerRanks:
             )
             for place in self._places
         ]
-        # What rank 0 says of its machine reaches the others through Ray, without passing this process.
+        # Ray passes rank 0's answer on to the others; this process does not wait for it.
         store = ray.call(self._handles[0], "rendezvous") if len(self._handles) > 1 else None
         self._runs = [ray.call(handle, "run", store, self.endpoint, resume, expected) for handle in self._handles]
         self._listening = ray.call(self._handles[0], "listening")
@@ -158,11 +159,11 @@ class LearnerRanks:
             self.stop(self._stopping)
 
     def _outcomes(self) -> dict[int, CallFailed | None]:
-        """Rank -> its error, or None where it ended well; of the ranks that have ended."""
+        """The ranks that have ended: rank -> its error, or None where it ended well."""
         ray, count = self._context.ray, len(self._runs)
         outcomes = self._results(ray.finished(self._runs, count=count))
         if any(error is not None for error in outcomes.values()) and len(outcomes) < count:
-            # A rank whose process ends breaks the others' collectives, and their errors may be here before its own.
+            # The end of one process makes the other ranks' collectives fail, and their errors may arrive first.
             outcomes = self._results(ray.finished(self._runs, RANKS_S, count=count))
         return outcomes
 
@@ -183,8 +184,8 @@ class LearnerRanks:
         context.event("learner_lost", rank=rank, why=why)
         if wait_s is None:
             raise RunFailed(
-                f"learner{rank} failed {self._budget.total} times (supervision.max_learner_restarts = {self._budget.most}): {why}\n"
-                f"Its log: {log}"
+                f"learner{rank} failed {self._budget.total} times (supervision.max_learner_restarts = "
+                f"{self._budget.most}): {why}\nIts log: {log}"
             )
         context.say(f"learner{rank} ended ({why}); all ranks start again from the last checkpoint; log: {log}")
         self.kill()
@@ -193,7 +194,10 @@ class LearnerRanks:
         self._start_at = now + wait_s
 
     def _recover_checkpoints(self) -> None:
-        """Mend what a learner left that died while it wrote a checkpoint. Raises RunFailed where there is none to go on from."""
+        """Repair or set aside an interrupted checkpoint write.
+
+        Raises RunFailed where no checkpoint is left to restart from.
+        """
         context = self._context
         checkpoints = Checkpoints(context.folder.checkpoints, context.config.learner.keep_checkpoints)
         try:
@@ -210,14 +214,14 @@ class LearnerRanks:
             )
 
     def _follow_endpoint(self) -> None:
-        """Note where rank 0 listens, once it does."""
+        """Note the stream's endpoint when rank 0 tells it."""
         ray = self._context.ray
         if self._listening is None or not ray.finished([self._listening]):
             return
         listening, self._listening = self._listening, None
         try:
             endpoint = ray.result(listening)
-        except CallFailed:  # its run ends with the same error, and is dealt with there
+        except CallFailed:  # the rank's run fails as well, and `poll` sees that
             return
         former, self.endpoint = self.endpoint, endpoint
         if former not in (None, endpoint):
@@ -225,14 +229,14 @@ class LearnerRanks:
             self._context.event("learner_moved", former=former, endpoint=endpoint)
 
     def _ask_status(self, now: float) -> None:
-        """Keep rank 0's newest status. A rank that does not answer for `supervision.watchdog_s` counts as ended."""
+        """Ask every rank for its status. A rank without an answer for `supervision.watchdog_s` is treated as dead."""
         ray = self._context.ray
         for rank, handle in self.handles.items():
             if rank not in self._asked:
                 self._asked[rank] = ray.call(handle, "status")
             elif ray.finished([self._asked[rank]]):
                 asked = self._asked.pop(rank)
-                with contextlib.suppress(CallFailed):  # its run ends with the same error, and is dealt with there
+                with contextlib.suppress(CallFailed):  # the rank's run fails as well, and `poll` sees that
                     status = ray.result(asked)
                     self._answered_at[rank] = now
                     if rank == 0:
@@ -243,7 +247,7 @@ class LearnerRanks:
             self._died(rank, f"it has not answered for {silent_s:.0f} s; the learner's last phase: {phase}")
 
     def _report_stillness(self, now: float, num_actors: int) -> None:
-        """Say which phase lasts longer than `supervision.watchdog_s`, and what it waits for; once in each such time."""
+        """Report a phase that lasts longer than `supervision.watchdog_s`, and what it waits for; once in that time."""
         watchdog_s, status = self._context.config.supervision.watchdog_s, self.status
         if not self.is_up or status.phase_s <= watchdog_s or now - self._reported_at <= watchdog_s:
             return

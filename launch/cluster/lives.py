@@ -1,11 +1,12 @@
-"""The life of a rollout actor as a state machine. Pure: no Ray, no clock; what happens to an actor is decided here alone.
+"""Decides when a rollout actor is started, killed or asked to leave: a state machine without Ray and without a clock.
 
-    WAITING --start--> STARTING --the learner has it among its members--> JOINED --surplus--> LEAVING
-       ^                  |                                                 |                    |
-       |                  +--surplus--> DISCARDED --ended--+                |                    |
-       |                  +--the learner has moved--> MOVING <--------------+                    |
-       |                                                 |                                       |
-       +---------ended: at once, after a wait that grows with its failures, or when wanted again-+
+    from       when                                           to
+    WAITING    it is due and wanted                           STARTING
+    STARTING   it is seen among the learner's members         JOINED
+    STARTING   it is surplus: killed, as it holds nothing     DISCARDED
+    JOINED     it is surplus: asked to leave                  LEAVING
+    any        the learner has another endpoint: killed       MOVING, or DISCARDED where surplus
+    any        its process ended                              WAITING, due at once or after a wait
 
 An actor has one `ActorLife` for the whole run; each process of it is the next incarnation.
 """
@@ -22,58 +23,58 @@ from launch.run.status import RunStatus
 from learner.phase import Phase
 
 ENDING_S = 60.0
-"""An actor that was told to stop starts again after this many seconds, should the learner go on."""
+"""Seconds after which an actor that the learner told to stop is restarted, if the learner still runs."""
 
 
 class State(StrEnum):
-    """Where an actor is in its life."""
+    """The states of a rollout actor."""
 
     WAITING = "waiting"
-    """It has no process; it starts at `start_at`, if it is wanted."""
+    """No process. The next one is due at `start_at`, if the actor is wanted."""
     STARTING = "starting"
-    """Its process runs; the learner has not had it among its members."""
+    """The process runs and has not been seen among the learner's members."""
     JOINED = "joined"
-    """The learner has had this process among its members."""
+    """The process has been seen among the learner's members."""
     LEAVING = "leaving"
-    """It is surplus, and was asked to end when it holds no slots."""
+    """Surplus; asked to end when it holds no slots."""
     DISCARDED = "discarded"
-    """It was surplus before it joined, so its process was killed."""
+    """Surplus before it joined, so it held nothing and was killed; its end is awaited."""
     MOVING = "moving"
-    """Its process was killed, to start again where the learner listens now."""
+    """Killed, to be restarted at the learner's new endpoint; its end is awaited."""
 
 
 @dataclass
 class ActorLife:
-    """One rollout actor."""
+    """One rollout actor over the whole run: its state, its process, its budget of failures."""
 
     index: int
     incarnation: int
-    """The number of its newest process; of its first process minus one before that starts."""
+    """The number of its newest process. Before the first start: one less than the number of the first."""
     budget: FailureBudget
     state: State = State.WAITING
     start_at: float = 0.0
-    """While WAITING: when to start it, in seconds of the caller's clock."""
+    """While WAITING: the time from which it may be started, in seconds of the caller's clock."""
     seen_at: float = 0.0
-    """When the learner last had it among its members with its weights loaded; or when its process started."""
+    """When it was last seen among the learner's members with weights loaded, or else the start of its process."""
     endpoint: str = ""
     """The learner's endpoint that its process was given."""
     handle: Any = None
-    """Stands for its process."""
+    """Ray's handle of its process; None without one."""
     run: Any = None
-    """Stands for the result of its process's `run`."""
+    """Ray's reference to the result of `RolloutActor.run`; None without a process."""
 
     @property
     def name(self) -> str:
-        """As the learner knows it."""
+        """Its actor id on the stream."""
         return f"rollout{self.index}"
 
     @property
     def has_process(self) -> bool:
-        """Whether a process of it runs."""
+        """Whether it has a process, or the end of one has not been noticed."""
         return self.state is not State.WAITING
 
     def started(self, handle: Any, run: Any, endpoint: str, now: float) -> None:
-        """Note its next process."""
+        """Note that its next process was started."""
         self.incarnation += 1
         self.state, self.seen_at = State.STARTING, now
         self.handle, self.run, self.endpoint = handle, run, endpoint
@@ -83,11 +84,11 @@ class Reason(StrEnum):
     """Why a process is killed."""
 
     SURPLUS = "surplus"
-    """There are more actors than wanted, and it holds nothing yet."""
+    """There are more actors than wanted, and this one holds no slots."""
     MOVED = "moved"
     """The learner listens at another endpoint."""
     SILENT = "silent"
-    """For too long the learner has not had it among its members, or it has not loaded the learner's weights."""
+    """For too long it has not been among the learner's members with weights loaded."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Kill:
 
     reason: Reason
     silent_s: float = 0.0
-    """Seconds since the learner last had it, with its weights."""
+    """Seconds since `ActorLife.seen_at`."""
 
 
 @dataclass(frozen=True)
@@ -119,24 +120,27 @@ Decision = Start | Kill | Retire | Wait
 
 @dataclass(frozen=True)
 class Situation:
-    """What decisions depend on beside the actor's own life."""
+    """Everything outside of an actor's own life that a decision depends on."""
 
     wanted: int
-    """Number of actors wanted: those with a lower index."""
+    """Number of actors wanted; an actor with this index or a higher one is surplus."""
     status: RunStatus
     """The learner's newest status."""
     endpoint: str
-    """Where the learner listens."""
+    """The learner's present endpoint."""
     learner_is_up: bool
-    """False from a learner's end until its ranks have been started again."""
+    """False from the death of a learner rank until all ranks have been restarted."""
     watchdog_s: float
-    """Longest silence of an actor."""
+    """Seconds that an actor may be away from the learner's members."""
     start_timeout_s: float
-    """Additional seconds for an actor that has not joined."""
+    """Additional seconds for an actor that has not joined yet."""
 
 
 def decide(life: ActorLife, situation: Situation, now: float) -> Decision:
-    """What to do about one actor at `now`; asked again and again. The caller carries it out and calls `carried_out`."""
+    """Decide about one actor at `now`.
+
+    The caller carries the decision out, calls `carried_out`, and asks again later.
+    """
     surplus = life.index >= situation.wanted
     if life.state is State.WAITING:
         return Start() if not surplus and now >= life.start_at else Wait()
@@ -147,7 +151,7 @@ def decide(life: ActorLife, situation: Situation, now: float) -> Decision:
     if not situation.learner_is_up:
         return Wait()
     if surplus:
-        # Again and again: the learner that was asked first may have been started again since.
+        # Repeated on every call, because the learner that was asked first may have been restarted.
         return Kill(Reason.SURPLUS) if life.state is State.STARTING else Retire()
     status = situation.status
     if status.phase is not Phase.WAITING_FOR_BATCH and life.name in status.members:
@@ -160,20 +164,20 @@ def decide(life: ActorLife, situation: Situation, now: float) -> Decision:
 
 
 def carried_out(life: ActorLife, decision: Decision, now: float) -> None:
-    """Note that the decision was carried out (a start is noted by `ActorLife.started`)."""
+    """Note that a decision was carried out. A start is noted by `ActorLife.started` instead."""
     match decision:
         case Kill(Reason.SURPLUS):
             life.state = State.DISCARDED
         case Kill(Reason.MOVED):
             life.state = State.MOVING
         case Kill(Reason.SILENT):
-            life.seen_at = now  # its run ends with an error, and it starts again as after any other failure
+            life.seen_at = now  # its end will be an ordinary failure; until then it is not killed again
         case Retire():
             life.state = State.LEAVING
 
 
 def observe(lives: Iterable[ActorLife], status: RunStatus, now: float) -> None:
-    """Note which actors the learner has. One that does not load the weights counts as not connected."""
+    """Note which actors are connected. An actor that does not load the weights counts as not connected."""
     for life in lives:
         if not life.has_process:
             continue
@@ -192,7 +196,7 @@ def observe(lives: Iterable[ActorLife], status: RunStatus, now: float) -> None:
 
 
 class Ending(StrEnum):
-    """What the end of an actor's process means."""
+    """The meaning of the end of an actor's process."""
 
     LEFT = "left"
     """It was surplus and is gone."""
@@ -207,14 +211,14 @@ class Ending(StrEnum):
 
 
 def ended(life: ActorLife, failed: bool, learner_is_up: bool, now: float) -> Ending:
-    """Note that its process ended, `failed` with an error, and when the next one starts."""
+    """Note that its process ended (`failed`: with an error), and set when the next one is due."""
     before, life.state = life.state, State.WAITING
     life.handle = life.run = None
     life.start_at = now
     if before in (State.LEAVING, State.DISCARDED):
         return Ending.LEFT
     if not failed:
-        if learner_is_up:  # it said shutdown, and is about to end
+        if learner_is_up:  # the learner is about to end as well, so a restart would be for nothing
             life.start_at = now + ENDING_S
         return Ending.STOPPED
     if before is State.MOVING:

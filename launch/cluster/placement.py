@@ -1,11 +1,12 @@
-"""Which process of a run goes to which node, with which GPUs and how much memory. Pure: configuration and nodes in, places out.
+"""Assigns the processes of a run to nodes and GPUs. Pure: configuration and nodes in, places out.
 
-The learner's ranks come first and stay close together: all on one node if one has room, otherwise each tensor-parallel group
-on one node if one has room. The task buffer goes to rank 0's node. Rollout actors are spread: each goes to the node with the
-most free GPUs (without GPUs: CPUs), and one engine never spans two nodes. With more actors the first ones keep their places.
+The learner's ranks are placed first and close together: all on one node if it has room, otherwise each tensor-parallel
+group on one node, otherwise rank by rank. The task buffer goes to rank 0's node. Rollout actors are spread: each goes
+to the node with the most free GPUs (without GPUs: CPUs). An engine never spans two nodes. More actors do not move
+earlier ones.
 
-Every rank has one GPU, every engine `engine.tensor_parallel` of them; in a cluster without GPUs everything runs on CPUs. A CPU
-is a unit of counting: how many cores a process uses follows from its `threads` setting.
+A rank needs one GPU, an engine `engine.tensor_parallel`. If no node has a GPU, everything runs on CPUs. A process
+counts as one CPU whatever its `threads` setting says: the number only bounds how many processes share a node.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _GIB = 1 << 30
 
 
 class PlacementError(UserError):
-    """A run does not fit the nodes; the message says which process, and what to change."""
+    """A run does not fit the nodes; the message names the process, the free room and what to change."""
 
 
 class Part(StrEnum):
@@ -51,12 +52,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Needs:
-    """What one process takes of a node."""
+    """The resources of a node that one process takes."""
 
     num_cpus: float = 1
     num_gpus: int = 0
     memory_bytes: int = 0
-    """A lower bound, of each of its GPUs, or of the main memory where it has none; 0: unknown."""
+    """A lower bound in bytes: of each of its GPUs, or of main memory for a process without GPUs; 0: unknown."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,17 @@ class Place:
 
     @property
     def name(self) -> str:
-        """As in messages and names of logs."""
+        """Its name in messages and log files."""
         return self.part.value if self.part is Part.BUFFER else f"{self.part}{self.index}"
 
     @property
     def num_cpus(self) -> float:
-        """CPUs that it takes."""
+        """Number of CPUs that it takes."""
         return self.needs.num_cpus
 
     @property
     def num_gpus(self) -> int:
-        """GPUs that it takes."""
+        """Number of GPUs that it takes."""
         return self.needs.num_gpus
 
 
@@ -121,10 +122,11 @@ def place_ranks(parallel: ParallelSettings, nodes: Sequence[Node]) -> tuple[Plac
 
 
 def learner_memory(config: Config, num_parameters: int) -> int:
-    """Bytes that weights, gradients and AdamW's state of one learner rank take; activations come on top.
+    """Bytes of one learner rank's weights, gradients and AdamW state; activations are not included.
 
-    A parameter has its weight (`model.dtype`), a float32 gradient, and float32 master weight and two moments. Tensor and pipeline
-    parallelism divide all of it; with `distributed_optimizer` data parallelism divides master and moments.
+    A parameter has a weight (`model.dtype`), a float32 gradient, a float32 master weight (the weight itself, where
+    that is float32) and two float32 moments. Tensor and pipeline parallelism divide all of it; with
+    `distributed_optimizer` data parallelism divides master weights and moments.
     """
     parallel = config.learner.parallel
     weight = _bytes_of(config.model.dtype)
@@ -135,7 +137,7 @@ def learner_memory(config: Config, num_parameters: int) -> int:
 
 
 def engine_memory(config: Config, num_parameters: int, on_gpu: bool) -> int:
-    """Bytes that the weights of one engine take on each of its GPUs; on a CPU with the key/value cache."""
+    """Bytes of one engine's weights on each of its GPUs; on a CPU its weights and key/value cache."""
     weights = num_parameters * _bytes_of(config.engine.dtype)
     if on_gpu:
         return weights // config.engine.tensor_parallel
@@ -144,7 +146,7 @@ def engine_memory(config: Config, num_parameters: int, on_gpu: bool) -> int:
 
 @dataclass
 class _Free:
-    """What is left of a node."""
+    """The free resources of a node."""
 
     node: Node
     num_cpus: float
@@ -157,11 +159,11 @@ class _Free:
         return cls(node, node.num_cpus, list(range(node.num_gpus)), memory)
 
     def size(self) -> tuple[int, float]:
-        """For comparing nodes: the free GPUs count, and without GPUs the free CPUs."""
+        """Sort key of nodes: free GPUs, then free CPUs."""
         return len(self.gpus), self.num_cpus
 
     def fits(self, needs: Needs, times: int = 1) -> bool:
-        """Whether so many processes fit."""
+        """Whether this many processes fit at the same time."""
         if self.num_cpus < times * needs.num_cpus or len(self.gpus) < times * needs.num_gpus:
             return False
         if needs.num_gpus:
@@ -169,7 +171,7 @@ class _Free:
         return times * needs.memory_bytes <= self.memory_bytes
 
     def take(self, part: Part, index: int, needs: Needs) -> Place:
-        """Use up the room of one process, which fits."""
+        """Take the resources of one process, which must fit."""
         self.num_cpus -= needs.num_cpus
         gpus, self.gpus = tuple(self.gpus[: needs.num_gpus]), self.gpus[needs.num_gpus :]
         if not needs.num_gpus:
@@ -177,7 +179,7 @@ class _Free:
         return Place(part, index, self.node.name, needs, gpus)
 
     def describe(self) -> str:
-        """What is left, in words."""
+        """The free resources in words."""
         words = f"{self.num_cpus:g} CPUs, {len(self.gpus)} GPUs"
         if self.node.gpu_memory_bytes is not None and self.node.num_gpus:
             words += f" of {self.node.gpu_memory_bytes / _GIB:.0f} GiB"
@@ -197,10 +199,11 @@ def _place_ranks(parallel: ParallelSettings, needs: Needs, free: list[_Free]) ->
 
 
 def _pack(num_ranks: int, together: int, needs: Needs, free: list[_Free]) -> list[Place] | None:
-    """Place the ranks in blocks of `together` consecutive ones, each block on one node; None where that cannot be.
+    """Place the ranks in blocks of `together` consecutive ranks, each block on one node; None where they do not fit.
 
-    A block takes the node with the fewest GPUs that has room, so that large nodes stay free for large engines; without GPUs it
-    takes the node with the most CPUs.
+    A block goes to the previous block's node while that has room. Otherwise it goes to the node with the fewest free
+    GPUs that has room, so that large nodes stay free for large engines; without GPUs, to the node with the most free
+    CPUs.
     """
     blocks = num_ranks // together
     if sum(_count(node, needs) // together for node in free) < blocks:
@@ -217,7 +220,7 @@ def _pack(num_ranks: int, together: int, needs: Needs, free: list[_Free]) -> lis
 
 
 def _count(node: _Free, needs: Needs) -> int:
-    """How many such processes fit on a node."""
+    """Number of such processes that fit on a node."""
     times = 0
     while node.fits(needs, times + 1):
         times += 1

@@ -1,7 +1,7 @@
-"""The few calls that the supervisor makes on Ray, as an interface: tests answer in Ray's place.
+"""The calls that the supervisor makes on Ray, as an interface that tests implement without Ray.
 
-A *handle* stands for an actor process, a *reference* for the result of a call on it; both are opaque. What Ray raises is turned
-into three errors: a process ended, a process is being started again by Ray, or the call itself failed.
+A *handle* stands for an actor process, a *reference* for the result of a call on it; both are opaque. Ray's exceptions
+are translated into three: a process ended, Ray is restarting a process, or the call itself raised.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ class CallFailed(Exception):
 
 
 class ProcessEnded(CallFailed):
-    """A call on an actor came to nothing because its process ended."""
+    """A call on an actor has no result because its process ended."""
 
 
 class ProcessRestarting(ProcessEnded):
-    """A call on an actor came to nothing because its process ended and Ray is starting it again."""
+    """A call on an actor has no result because its process ended; Ray is restarting it."""
 
 
 class RayPort(Protocol):
-    """Ray, as far as a supervisor uses it."""
+    """The part of Ray that a supervisor uses."""
 
     def nodes(self) -> tuple[Node, ...]:
         """The live nodes of the cluster."""
 
     def start(self, place: Place, actor: type, *arguments: Any, **options: Any) -> Handle:
-        """Start an actor process at `place`; `options` are those of `ray.remote`. Returns before it runs."""
+        """Start an actor process at `place`; returns at once. `options`: more options of `ray.remote`."""
 
     def call(self, handle: Handle, method: str, *arguments: Any) -> Reference:
-        """Call a method; returns at once. References among the arguments are replaced by their results."""
+        """Call a method; returns at once. A reference among the arguments is replaced by its result."""
 
     def finished(self, references: Sequence[Reference], timeout_s: float = 0.0, count: int = 1) -> list[Reference]:
-        """The references with a result or an error, at most `count`; waits up to `timeout_s` for that many.
+        """At most `count` references that have a result or an error; waits up to `timeout_s` for that many.
 
-        Without references it waits `timeout_s`.
+        With no references it sleeps for `timeout_s`.
         """
 
     def result(self, reference: Reference, timeout_s: float | None = None) -> Any:
-        """The result of a call; waits for it. Raises CallFailed, and TimeoutError after `timeout_s`."""
+        """Wait for the result of a call. Raises CallFailed, and TimeoutError after `timeout_s`."""
 
     def kill(self, handle: Handle, *, restart: bool = False) -> None:
-        """End an actor's process, if it still runs. `restart`: Ray may start it again."""
+        """Kill an actor's process, if it still runs. `restart`: Ray may restart it."""
 
 
 class Ray:
@@ -77,7 +77,7 @@ class Ray:
         """See `RayPort`."""
         options |= {"num_cpus": place.num_cpus, "num_gpus": place.num_gpus}
         if place.node is not None:
-            # Soft: a node that is lost meanwhile is no reason not to start elsewhere.
+            # Soft: if the node has been lost meanwhile, Ray chooses another one.
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(place.node, soft=True)
         return ray.remote(**options)(actor).remote(*arguments)
 
@@ -109,14 +109,14 @@ class Ray:
 
 
 def translated(error: Exception) -> CallFailed:
-    """The error for what Ray raised, with the cause in one line and without Ray's frames around it."""
+    """The CallFailed for an exception of Ray's, with the cause in one line and without Ray's frames around it."""
     cause = getattr(error, "cause", None) or error
     if isinstance(cause, ray.exceptions.ActorUnavailableError):
         return ProcessRestarting("its process ended")
     if isinstance(cause, ray.exceptions.RayActorError):
         if isinstance(cause, ray.exceptions.ActorDiedError) and "creation task" in str(cause):
-            return ProcessEnded(_last_line(cause))  # what its constructor raised
-        return ProcessEnded("its process ended")  # Ray's own words are a paragraph of what might have been
+            return ProcessEnded(_last_line(cause))  # the error that its constructor raised
+        return ProcessEnded("its process ended")  # Ray's own text is a paragraph of guesses
     if isinstance(cause, ray.exceptions.OutOfMemoryError):
         return ProcessEnded("Ray ended its process: the machine was short of memory")
     return CallFailed(f"{type(cause).__name__}: {_last_line(cause)}")

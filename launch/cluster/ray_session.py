@@ -1,4 +1,4 @@
-"""Starts Ray for a run on this machine, or connects to a cluster, and disconnects at the end."""
+"""Starts Ray on this machine for one run, or connects to a cluster."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from launch.addresses import LOOPBACK
 from launch.config import ConfigError
 
 SPARE_CPUS = 64
-"""Logical CPUs of a Ray of the run's own beyond those of its first processes, for the actors that `azr scale` adds."""
+"""Logical CPUs that Ray on this machine gets in addition, for actors that `azr scale` adds."""
 
 
 @contextlib.contextmanager
 def ray_session(address: str | None, num_processes: int, say: Callable[[str], None]) -> Iterator[None]:
-    """Connect to the cluster at `address`, or start Ray on this machine with room for `num_processes`; disconnect at the end.
+    """Connect to the cluster at `address`, or start Ray on this machine for `num_processes`; disconnect at the end.
 
     `say` prints a line on the console. Raises ConfigError where no cluster answers.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's default of 15 gives way to everything else on the machine, and a learner's step then takes many times as long.
+    # With Ray's default of 15 any other job on the machine makes a learner's step many times slower.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Learner and engines share cores on a CPU: a thread that spins at a barrier takes the core from the one it waits for.
+    # Learner and engines share cores on a CPU: a thread that spins at a barrier blocks the thread it waits for.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: a quarter of the page faults of the first steps
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: the first steps take a quarter of the page faults
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
         options["address"] = address
@@ -45,8 +45,8 @@ def ray_session(address: str | None, num_processes: int, say: Callable[[str], No
     except ConnectionError as error:
         why = str(error.__cause__ or error).strip().splitlines()[-1]
         raise ConfigError(
-            f"ray.address = {address}: {why} (Is a cluster there? `ray status --address={address}`. A cluster that asks for "
-            "a token wants RAY_AUTH_MODE=token here as well.)"
+            f"ray.address = {address}: {why} (Is a cluster there? `ray status --address={address}`. A cluster that "
+            "asks for a token wants RAY_AUTH_MODE=token here as well.)"
         ) from error
     _silence_worker_death_messages()
     try:
@@ -56,7 +56,7 @@ def ray_session(address: str | None, num_processes: int, say: Callable[[str], No
 
 
 def _silence_worker_death_messages() -> None:
-    """Keep Ray from printing a paragraph for each process that ends: the supervisor says it in a line, with the log.
+    """Keep Ray from printing a paragraph for each process that ends; the supervisor prints a line, with the log's path.
 
     Ray has no setting for it: what the raylet reports goes to a driver's output even with `log_to_driver = False`.
     """

@@ -1,7 +1,7 @@
-"""Requests of other processes to a running driver: `azr scale` and `azr verify`.
+"""Serves the requests of `azr scale` and `azr verify` in the driver of a running run.
 
-They arrive on the control socket's thread and are answered there at once; what they ask for is done on the supervisor's thread,
-which calls `serve` again and again.
+Requests arrive on the control socket's thread and are answered there at once. The work that they ask for is done on the
+supervisor's thread, which calls `serve` after each poll.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from launch.config import Config
 
 
 class Requests:
-    """The requests of one run, and the verifications that go on."""
+    """The requests of one run that are not done, and the reports of its verifications."""
 
     def __init__(self, config: Config, ray: RayPort) -> None:
         self._config = config
         self._ray = ray
         self._todo: queue.SimpleQueue[Callable[[Supervisor], None]] = queue.SimpleQueue()
         self._verifications: dict[int, Verification] = {}
-        """Number -> those that are not done."""
+        """The verifications that go on, by number."""
         self._reports: dict[int, dict[str, Any]] = {}
-        """Number -> the newest report of every verification."""
+        """The newest report of every verification, by number."""
 
     @contextlib.contextmanager
     def accepted(self) -> Iterator[None]:
@@ -46,7 +46,7 @@ class Requests:
             server.close()
 
     def serve(self, supervisor: Supervisor) -> None:
-        """Do what has been asked for; never waits. On the supervisor's thread."""
+        """Do the work that was asked for; never waits. Call it on the supervisor's thread."""
         while not self._todo.empty():
             self._todo.get()(supervisor)
         for number, verification in list(self._verifications.items()):

@@ -1,4 +1,4 @@
-"""One rollout actor: sandboxes, an engine and the loop of `actors.rollout`, as a Ray actor."""
+"""The process of one rollout actor, as a Ray actor."""
 
 from __future__ import annotations
 
@@ -41,20 +41,23 @@ class RolloutActor:
         self._pool: Any = None
 
     async def pid(self) -> int:
-        """This process, for drills."""
+        """The process id, for drills."""
         return os.getpid()
 
     async def sandbox_pids(self) -> list[int]:
-        """The fork servers of this actor's sandboxes, for drills."""
+        """The process ids of the fork servers of its sandboxes, for drills."""
         return [pid for pid in self._pool.pids if pid is not None] if self._pool is not None else []
 
     async def checksums(self) -> tuple[int, dict[str, str]]:
-        """The version that the engine runs, and digests of its weights by name; waits for an update that goes on."""
+        """(version, digests by tensor name) of the engine's weights; waits for a weight update that is under way."""
         answer: tuple[int, dict[str, str]] = await self._engine.versioned_checksums()
         return answer
 
     async def run(self) -> dict[str, str]:
-        """Play until the learner says shutdown; returns digests of the engine's weights by name (`run.verify_weights`)."""
+        """Play until the learner sends `shutdown`.
+
+        Returns digests of the engine's weights if `run.verify_weights` is set.
+        """
         from actors.concurrency import ConcurrencyController
         from actors.engine import AsyncEngine
         from actors.environment import Environment
@@ -67,7 +70,7 @@ class RolloutActor:
         config = self._config
         pool = self._pool = SandboxPool(config.executor)
         await pool.start()
-        # The first life of the first actor has the run's own seed, as serial mode.
+        # Incarnation 0 of rollout0 has the run's own seed, as serial mode has.
         seed = config.run.seed + 7919 * self._incarnation + int(self._id.removeprefix("rollout"))
         self._engine = AsyncEngine(prepare(config.model.path), config.engine, seed=seed)
         try:

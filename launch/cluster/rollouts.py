@@ -1,4 +1,4 @@
-"""The rollout actors of a run: carries out what `launch.cluster.lives` decides about each of them."""
+"""Supervises the rollout actors: carries out the decisions of `launch.cluster.lives`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from learner.stream.keys import ActorKeys
 
 
 class Rollouts:
-    """As many rollout actors as are wanted, each in some incarnation."""
+    """All rollout actors of a run, also those that have left."""
 
     def __init__(self, context: RunContext, learner: LearnerRanks) -> None:
         self._context = context
@@ -30,24 +30,24 @@ class Rollouts:
         self._keys: ActorKeys | None = None
         self.wanted = context.config.actors.num_actors
         self.results: dict[str, dict[str, str]] = {}
-        """What the run of each actor that ended well returned."""
+        """Name -> result of `RolloutActor.run`, of actors that ended well."""
 
     def start(self, buffer: Handle, keys: ActorKeys | None, places: tuple[Place, ...], resume: bool) -> None:
-        """Begin; the actors start once the learner's endpoint is known. `buffer`: the task buffer; `keys`: of the stream."""
+        """Begin. Actors are started by `poll`, once the learner's endpoint is known. `keys`: of the stream."""
         self._buffer, self._keys = buffer, keys
         self._places = {place.index: place for place in places if place.part is Part.ROLLOUT}
-        # The incarnations of a resumed run go on from those of the checkpoint, which must not be repeated.
+        # A resumed run counts incarnations on from those of the checkpoint, which must not be used twice.
         logs = self._context.folder.logs.glob("rollout*.log") if resume else ()
         self._first = 1 + max((int(path.stem.rsplit(".", 1)[-1]) for path in logs), default=-1)
 
     @property
     def running(self) -> dict[Reference, ActorLife]:
-        """The actors that have a process, by the reference to its run."""
+        """The actors that have a process, by the reference to the result of its `run`."""
         return {life.run: life for life in self._lives.values() if life.has_process}
 
     @property
     def joined(self) -> dict[str, Handle]:
-        """Name -> process of the actors that the learner has had among its members."""
+        """Name -> process, of the actors that have joined."""
         states = (lives.State.JOINED, lives.State.LEAVING)
         return {life.name: life.handle for life in self._lives.values() if life.state in states}
 
@@ -59,7 +59,7 @@ class Rollouts:
     def scale(self, num_actors: int) -> None:
         """Set the number of actors. Missing ones are started; surplus ones finish their slots and exit."""
         self.wanted = num_actors
-        with contextlib.suppress(PlacementError):  # then Ray starts those without a place when there is room for them
+        with contextlib.suppress(PlacementError):  # then Ray starts the actors without a place when there is room
             places = place(self._context.config, self._context.ray.nodes(), num_actors)
             self._places = {place.index: place for place in places if place.part is Part.ROLLOUT}
 
@@ -99,7 +99,10 @@ class Rollouts:
             lives.carried_out(life, decision, now)
 
     def ended(self, run: Reference) -> None:
-        """An actor's run is over; `run` is a reference of `running`. Raises RunFailed if it failed too often."""
+        """Deal with the end of an actor's process; `run`: its key in `running`.
+
+        Raises RunFailed if it failed too often.
+        """
         life = self.running[run]
         failure: CallFailed | None = None
         try:
@@ -124,7 +127,7 @@ class Rollouts:
             )
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for the actors that still run, and keep what their runs return."""
+        """Wait for the actors that still run, and keep their results."""
         running = self.running
         for run in self._context.ray.finished(list(running), timeout_s if running else 0.0, count=len(running)):
             with contextlib.suppress(CallFailed):
@@ -136,11 +139,11 @@ class Rollouts:
             self._context.ray.kill(life.handle)
 
     def _look(self, now: float) -> None:
-        """Note which actors the learner has."""
+        """Note which actors are connected to the learner."""
         if self._attempt != self._learner.attempt:
             self._attempt = self._learner.attempt
             for life in self.running.values():
-                life.seen_at = now  # none could be seen while no learner ran
+                life.seen_at = now  # nobody can be connected while no learner runs
         if (status := self._learner.fresh_status()) is not None:
             lives.observe(self._lives.values(), status, now)
 

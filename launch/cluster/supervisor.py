@@ -1,17 +1,19 @@
-"""Starts the processes of a distributed run, watches them and starts them again.
+"""Starts the processes of a distributed run, watches them and restarts them.
 
-What fails, and what happens then:
+Failures and their consequences:
 
-    a rollout actor   its slots are dropped and granted again; it starts again as its next incarnation
-    a sandbox         the pool of its actor starts it again
-    the task buffer   Ray starts it again on the same file; requests are repeated meanwhile
-    a learner rank    all ranks start again from the last checkpoint; the actors stay, and are brought to that version
+    a rollout actor dies   its slots are dropped and granted again; it is restarted as its next incarnation
+    a sandbox dies         the pool of its actor restarts it
+    the task buffer dies   Ray restarts it on the same file; requests are repeated meanwhile
+    a learner rank dies    all ranks are restarted from the last checkpoint; the actors stay and load that version
 
-Each has a budget of failures (`budget.py`). When it is spent the run stops with an error that names the process and its log. A
-process that neither answers nor ends is reported after `supervision.watchdog_s`, and started again where that can help.
+A rollout actor, the task buffer and the learner have a budget of failures each (`budget.py`). When it is spent, the
+run stops with an error that names the process and its log. A process that hangs is killed and then treated as dead: a
+learner rank or an actor after `supervision.watchdog_s`, the task buffer after 60 s. A learner that answers but makes
+no progress for `supervision.watchdog_s` is reported, with what it waits for.
 
-`lives.py` decides about rollout actors, `learner_ranks.py` and `buffer_process.py` about the others; `placement.py` says where
-each process runs, and all of them reach Ray through `ray_port.py`.
+`lives.py` decides about rollout actors, `learner_ranks.py` about the learner, `buffer_process.py` about the task
+buffer. `placement.py` assigns processes to nodes. All reach Ray through `ray_port.py`.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ class Supervisor:
         return False
 
     def status(self) -> RunStatus:
-        """What the learner last said of itself, with what only the supervisor knows."""
+        """The learner's newest status, with restarts and seeding added."""
         status = self._learner.status
         if not self._learner.is_up:
             return replace(status, phase=Phase.RESTARTING, step=None)
@@ -95,11 +97,11 @@ class Supervisor:
         return status
 
     def result(self) -> tuple[Any, str, dict[str, str]]:
-        """See `LearnerActor.result`; after `poll` has returned True. Raises RunFailed."""
+        """See `LearnerActor.result`; call it after `poll` has returned True. Raises RunFailed."""
         return self._learner.result()
 
     def wait_for_actors(self, timeout_s: float = 60.0) -> dict[str, dict[str, str]]:
-        """After the learner's end, let engines and sandboxes close; returns what each actor's run returned, by its name."""
+        """Wait for the actors to end after the learner; returns name -> result of `RolloutActor.run`."""
         self._rollouts.wait(timeout_s)
         return self._rollouts.results
 
@@ -131,7 +133,7 @@ class Supervisor:
     # -- for drills ----------------------------------------------------------------------------------------------
 
     def restarts(self) -> dict[str, int]:
-        """Failures so far: of all `actor`s, of the `buffer` and of the `learner`."""
+        """Number of failures so far, by part: `actor` (all of them), `buffer`, `learner`."""
         return {
             "actor": self._rollouts.restarts,
             "buffer": self._buffer.restarts,
@@ -145,11 +147,11 @@ class Supervisor:
         return {0: self._buffer.handle} if part == "buffer" else self._learner.handles
 
     def ask(self, process: Handle, method: str, timeout_s: float = 30.0) -> Any:
-        """The answer of one process. Raises CallFailed and TimeoutError."""
+        """Call a method of one process and wait for its answer. Raises CallFailed and TimeoutError."""
         return self._context.ray.result(self._context.ray.call(process, method), timeout_s)
 
     def whole(self) -> bool:
-        """Whether every process runs, answers, and every wanted actor is connected."""
+        """Whether every process runs and answers, and every wanted actor is connected to the learner."""
         wanted = self._rollouts.wanted
         connected = {f"rollout{index}" for index in range(wanted)} <= set(self._learner.status.members)
         return connected and len(self._rollouts.running) == wanted and self._learner.is_up and self._buffer.is_answering

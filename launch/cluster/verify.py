@@ -1,8 +1,8 @@
-"""`azr verify`: compares the weights of every engine with the learner's, by digests of each tensor, while the run goes on.
+"""Compares the weights of every engine with the learner's, by digests, while the run goes on (`azr verify`).
 
-The learner takes its digests between a publication and the next training step; an engine takes its own when it is asked. Both say
-which version they are of, and only equal versions are compared: the result of an engine that is ahead waits for the learner's
-digests of that version, and an engine that was asked too early is asked again. So nothing in the run is held up.
+The learner takes its digests between a publication and the next training step; an engine takes its own when it is
+asked. Both name their version, and only equal versions are compared. An engine that is ahead is compared when the
+learner's digests of its version come; an engine that is behind is asked again. So nothing in the run is held up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def differences(learned: Mapping[str, str], running: Mapping[str, str]) -> list[
 
 
 class Verification:
-    """One comparison of all actors with the learner. Never blocks: `poll` it. Belongs to one thread."""
+    """One comparison of all actors with the learner. `poll` drives it and never waits. Belongs to one thread."""
 
     def __init__(
         self,
@@ -30,8 +30,8 @@ class Verification:
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`learner`: rank 0; `actors`: those that have joined, by name. Actors that have not answered within `timeout_s`
-        get an error as their result."""
+        """`learner`: rank 0; `actors`: those that have joined, by name. Actors that have not answered within
+        `timeout_s` get an error as their result."""
         self._port = port
         self._clock = clock
         self.results: dict[str, dict[str, Any]] = {}
@@ -47,7 +47,7 @@ class Verification:
         self._asked_learner = port.call(learner, "digests")
 
     def poll(self) -> None:
-        """Take what has come, and ask for what is missing."""
+        """Take the digests that have come, and ask for the missing ones."""
         if self.done:
             return
         if self._clock() > self._deadline:

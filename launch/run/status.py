@@ -13,7 +13,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Progress:
-    """What the training process notes down as it goes; `stop` may be set by another thread."""
+    """The state that the training process updates as it runs; another thread may set `stop`."""
 
     def __init__(self) -> None:
         self.phase = Phase.STARTING
@@ -37,7 +37,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """One look at a training process; plain data that Ray carries to the driver."""
+    """The state of a training process at one moment; plain data that Ray carries to the driver."""
 
     phase: Phase = Phase.STARTING
     step: int | None = None
@@ -81,7 +81,7 @@ class SftStatus(Status):
 
 
 def describe(status: Status) -> str:
-    """What the learner is doing, in words that follow "the learner is"."""
+    """The phase in words that follow "the learner has been"."""
     words = _WORDS[status.phase]
     if status.step is not None:
         words += f" {status.step}"
