@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from learner.staleness import Gate, Holder
+from learner.places import Holder
+from learner.staleness import Gate
 from learner.trajectory import Cell
 
 

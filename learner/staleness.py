@@ -1,4 +1,4 @@
-"""The gate: what may start, and what a batch is made of. With the ledger (`learner/ledger.py`).
+"""The gate: what may start, and what a batch is made of. With the ledger (`ledger.py`) and the places (`places.py`).
 
 Policy only: no I/O, no clocks, no threads. The stream server, serial mode and a simulator drive the same objects.
 
@@ -41,8 +41,8 @@ flight is dropped, and numbers go on where they were: a run that is resumed is t
 was granted *after* the checkpoint is unknown to the restored gate, is in no count, and is refused:
 
   R1  slots and episodes of a later life of the learner have numbers that no earlier life has used: they start at
-      epoch * 2**32, where epoch = the checkpoint's epoch + life. `life` counts the restarts under one supervisor, so epochs
-      rise from life to life, also where two lives start from the same checkpoint or from none.
+      life_id * 2**32, where life_id = the checkpoint's life_id + life. `life` counts the restarts under one supervisor, so
+      life ids rise from life to life, also where two lives start from the same checkpoint or from none.
 
 Tokens that were sampled from a version which the restart undid carry its number. Their log-probabilities are their own, so
 the correction holds for them as for any other.
@@ -50,24 +50,18 @@ the correction holds for them as for any other.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from learner.ledger import CellCounts, DropReason
+from learner.places import Holder, OpenBatch, Places
 from learner.settings import BatchSettings, OnStale
 from learner.trajectory import Cell, Role
 
-NUMBERS_PER_EPOCH = 1 << 32
+NUMBERS_PER_LIFE = 1 << 32
 """More slots than one life of a learner can grant."""
-
-
-class Holder(NamedTuple):
-    """One life of one actor."""
-
-    actor_id: str
-    incarnation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,29 +79,6 @@ class Grant:
     def slots(self) -> tuple[int, ...]:
         """All slots of the episode."""
         return self.propose + self.solve
-
-
-@dataclass(slots=True)
-class _Slot:
-    cell: Cell
-    batch: int
-    holder: Holder
-    arrived: int | None = None
-    """The next batch to train when it came in; None while it is in flight."""
-    oldest: int = -1
-
-
-class _Batch:
-    """The places of an open batch. The spent ones are those that are in none of the three."""
-
-    def __init__(self, cells: Iterable[Cell], ungranted: Mapping[Cell, int]) -> None:
-        self.ungranted = dict.fromkeys(cells, 0) | dict(ungranted)
-        self.in_flight: dict[Cell, dict[int, None]] = {cell: {} for cell in self.ungranted}
-        self.queued: list[int] = []
-
-    @property
-    def filled(self) -> bool:
-        return not any(self.ungranted.values()) and not any(self.in_flight.values())
 
 
 class Gate:
@@ -136,13 +107,10 @@ class Gate:
         self._quota = Counter({cell: batch.quota(cell) for cell in batch.cells})
         self._solutions = solutions
         self._proposals_per_prompt = proposals_per_prompt
-        self.epoch = life
-        self._next_slot = self._next_episode = self.epoch * NUMBERS_PER_EPOCH
-        self._batches: dict[int, _Batch] = {}
-        self._slots: dict[int, _Slot] = {}
-        self._held: defaultdict[Holder, dict[int, None]] = defaultdict(dict)
+        self._life_id = life
+        self._next_slot = self._next_episode = self._life_id * NUMBERS_PER_LIFE
+        self._places = Places()
         self._retired: set[Holder] = set()
-        self._trained_unpublished: Counter[Cell] = Counter()
         self._counts: dict[Cell, CellCounts] = {cell: CellCounts() for cell in self._cells}
         self._trained_batches = version
         self._open()
@@ -158,8 +126,9 @@ class Gate:
         number = self._next_to_grant()
         if number is None or holder in self._retired:
             return None
-        kind = self._neediest(self._batches[number])
-        propose, solve = self._episode_size(self._batches[number], kind)
+        batch = self._places.batches[number]
+        kind = self._neediest(batch)
+        propose, solve = self._episode_size(batch, kind)
         held = self.in_flight(holder)
         if held and held + propose + solve > room:
             return None
@@ -184,9 +153,11 @@ class Gate:
     def _next_to_grant(self) -> int | None:
         """The first batch with ungranted places that G1 lets start (a checkpoint of a larger S has further ones open)."""
         newest = self.version + self.max_staleness
-        return next((n for n, batch in self._batches.items() if n <= newest and any(batch.ungranted.values())), None)
+        return next(
+            (n for n, batch in self._places.batches.items() if n <= newest and any(batch.ungranted.values())), None
+        )
 
-    def _neediest(self, batch: _Batch) -> str:
+    def _neediest(self, batch: OpenBatch) -> str:
         """Proposals first (their solutions take longest), then by the share still needed; among equals the last kind of
         `learner.batch.kinds`."""
 
@@ -199,7 +170,7 @@ class Gate:
 
         return max(reversed(dict.fromkeys(cell.kind for cell in self._cells)), key=urgency)
 
-    def _episode_size(self, batch: _Batch, kind: str) -> tuple[int, int]:
+    def _episode_size(self, batch: OpenBatch, kind: str) -> tuple[int, int]:
         """Proposals and solutions of the next episode: the solve slots are shared out evenly over the proposals."""
         to_propose, to_solve = batch.ungranted[Cell(kind, Role.PROPOSE)], batch.ungranted[Cell(kind, Role.SOLVE)]
         if not to_propose:
@@ -209,15 +180,10 @@ class Gate:
         return propose, min(fair_share, propose * self._solutions)
 
     def _take(self, number: int, cell: Cell, count: int, holder: Holder) -> tuple[int, ...]:
-        batch = self._batches[number]
-        batch.ungranted[cell] -= count
         self._counts[cell].granted += count
         slots = tuple(range(self._next_slot, self._next_slot + count))
         self._next_slot += count
-        for slot in slots:
-            self._slots[slot] = _Slot(cell, number, holder)
-            batch.in_flight[cell][slot] = None
-            self._held[holder][slot] = None
+        self._places.take(number, cell, slots, holder)
         return slots
 
     # -- what happens to a slot ----------------------------------------------------------------------------------
@@ -228,44 +194,39 @@ class Gate:
         True: it waits to be trained, keep it. False: it was dropped as stale, or `holder` does not have that slot in flight
         and it is counted in `late`.
         """
-        entry = self._in_flight(slot, holder)
+        entry = self._places.find_in_flight(slot, holder)
         if entry is None or entry.cell != cell:
             self.late += 1
             return False
-        self._advance(slot, entry)
+        self._advance(slot)
         if self.on_stale == "drop" and entry.batch - oldest_version > self.max_staleness:
-            self._drop(slot, entry, DropReason.STALE)
+            self._drop([slot], DropReason.STALE)
             return False
-        self._land(slot, entry)
-        entry.arrived = self._trained_batches
-        entry.oldest = oldest_version
-        self._batches[entry.batch].queued.append(slot)
+        self._places.queue(slot, self._trained_batches, oldest_version)
         return True
 
     def give_back(self, slot: int, holder: Holder) -> bool:
         """`holder` had nothing to fill the slot with: the batch goes on without it."""
-        entry = self._in_flight(slot, holder)
+        entry = self._places.find_in_flight(slot, holder)
         if entry is None:
             return False
-        self._advance(slot, entry)
-        self._land(slot, entry)
-        del self._slots[slot]
+        self._advance(slot)
+        self._places.spend(slot)
         self._counts[entry.cell].returned += 1
         return True
 
     def fail(self, slot: int, holder: Holder) -> bool:
         """`holder` could not play the slot (an engine or executor failure, never a verdict on the model)."""
-        entry = self._in_flight(slot, holder)
-        if entry is None:
+        if self._places.find_in_flight(slot, holder) is None:
             return False
-        self._drop(slot, entry, DropReason.ROLLOUT_FAILED)
+        self._drop([slot], DropReason.ROLLOUT_FAILED)
         return True
 
     def lose(self, holder: Holder) -> int:
         """Drop everything that `holder` had in flight and forget the holder; returns how many slots."""
         reason = DropReason.RETIRED if holder in self._retired else DropReason.ACTOR_LOST
         self._retired.discard(holder)
-        return self._drop_all(list(self._held.get(holder, ())), reason)
+        return self._drop(list(self._places.held(holder)), reason)
 
     def retire(self, holder: Holder) -> int:
         """`holder` leaves in good order: no more grants. Returns what it still has in flight: once that is 0, or a deadline
@@ -280,74 +241,39 @@ class Gate:
         it need not go on with them.
         """
         claimed = set(slots)
-        gone = [slot for slot in self._held.get(holder, ()) if slot not in claimed]
-        first_of_epoch = self.epoch * NUMBERS_PER_EPOCH
-        self._drop_all([slot for slot in gone if slot >= first_of_epoch], DropReason.GRANT_LOST)
-        self._drop_all([slot for slot in gone if slot < first_of_epoch], DropReason.LEARNER_RESTART)
-        return sorted(self._held.get(holder, ()))
+        gone = [slot for slot in self._places.held(holder) if slot not in claimed]
+        first_of_life = self._life_id * NUMBERS_PER_LIFE
+        self._drop([slot for slot in gone if slot >= first_of_life], DropReason.GRANT_LOST)
+        self._drop([slot for slot in gone if slot < first_of_life], DropReason.LEARNER_RESTART)
+        return sorted(self._places.held(holder))
 
-    def _in_flight(self, slot: int, holder: Holder) -> _Slot | None:
-        entry = self._slots.get(slot)
-        return entry if entry is not None and entry.arrived is None and entry.holder == holder else None
+    def _advance(self, slot: int) -> None:
+        """Unless stragglers are waited for, let the slot overtake them."""
+        if self.on_stale != "wait":
+            self._places.advance(slot)
 
-    def _advance(self, slot: int, entry: _Slot) -> None:
-        """Unless stragglers are waited for: change places with whoever keeps the earliest place of the cell unfilled."""
-        if self.on_stale == "wait":
-            return
-        cell, later = entry.cell, self._batches[entry.batch]
-        for number, batch in self._batches.items():
-            if number == entry.batch:
-                return
-            straggler = next(iter(batch.in_flight[cell]), None)
-            if straggler is not None:
-                del batch.in_flight[cell][straggler]
-                later.in_flight[cell][straggler] = None
-                self._slots[straggler].batch = entry.batch
-            elif batch.ungranted[cell]:
-                batch.ungranted[cell] -= 1
-                later.ungranted[cell] += 1
-            else:
-                continue
-            del later.in_flight[cell][slot]
-            batch.in_flight[cell][slot] = None
-            entry.batch = number
-            return
-
-    def _land(self, slot: int, entry: _Slot) -> None:
-        """The slot is no longer in flight."""
-        del self._batches[entry.batch].in_flight[entry.cell][slot]
-        held = self._held[entry.holder]
-        del held[slot]
-        if not held:
-            del self._held[entry.holder]
-
-    def _drop(self, slot: int, entry: _Slot, reason: DropReason) -> None:
-        """The slot's trajectory will not be trained; its place is granted again."""
-        self._land(slot, entry)
-        del self._slots[slot]
-        self._counts[entry.cell].dropped[reason] += 1
-        self._batches[entry.batch].ungranted[entry.cell] += 1
-
-    def _drop_all(self, slots: Collection[int], reason: DropReason) -> int:
+    def _drop(self, slots: Collection[int], reason: DropReason) -> int:
+        """These slots' trajectories will not be trained; their places are granted again. Returns how many slots."""
         for slot in slots:
-            self._drop(slot, self._slots[slot], reason)
+            self._counts[self._places.slots[slot].cell].dropped[reason] += 1
+            self._places.vacate(slot)
         return len(slots)
 
     # -- batches and versions ------------------------------------------------------------------------------------
 
     def ready(self) -> list[int] | None:
         """The slots of the next batch, in the order of grants, once each of its places is queued or spent; else None."""
-        return sorted(self._batches[self._trained_batches].queued) if self.is_ready else None
+        return sorted(self._places.batches[self._trained_batches].queued) if self.is_ready else None
 
     @property
     def is_ready(self) -> bool:
         """Whether each place of the next batch is queued or spent (G4)."""
-        batch = self._batches.get(self._trained_batches)
+        batch = self._places.batches.get(self._trained_batches)
         return batch is not None and batch.filled
 
     def arrivals(self, slots: Iterable[int]) -> dict[int, int]:
-        """Queued slot -> the version that the learner had made when it came in, for `learner.metrics.describe_batch`."""
-        return {slot: arrived for slot in slots if (arrived := self._slots[slot].arrived) is not None}
+        """Queued slot -> the version that the learner had made when it came in, for `learner.metrics.describe_ages`."""
+        return {slot: arrived for slot in slots if (arrived := self._places.slots[slot].arrived) is not None}
 
     def trained(self, slots: Iterable[int]) -> None:
         """The optimizer step over the next batch is done. Raises ValueError unless `slots` are what `ready` returned."""
@@ -355,12 +281,11 @@ class Gate:
         if members != self.ready():
             raise ValueError(f"{len(members)} slots were trained that are not batch {self._trained_batches}")
         for slot in members:
-            entry = self._slots.pop(slot)
+            entry = self._places.slots.pop(slot)
             counts = self._counts[entry.cell]
             counts.trained += 1
             counts.stale_trained += entry.batch - entry.oldest > self.max_staleness
-            self._trained_unpublished[entry.cell] += 1
-        del self._batches[self._trained_batches]
+        del self._places.batches[self._trained_batches]
         self._trained_batches += 1
 
     def published(self, version: int) -> None:
@@ -368,37 +293,33 @@ class Gate:
         if version != self._trained_batches:
             raise ValueError(f"published version {version}, but {self._trained_batches} batches were trained")
         self.version = version
-        self._trained_unpublished.clear()
         self._open()
 
     def _open(self) -> None:
         for number in range(self._trained_batches, self.version + self.max_staleness + 1):
-            if number not in self._batches:
-                self._batches[number] = _Batch(self._cells, self._quota)
+            if number not in self._places.batches:
+                self._places.batches[number] = OpenBatch(self._cells, self._quota)
 
     # -- the ledger ----------------------------------------------------------------------------------------------
 
     def in_flight(self, holder: Holder | None = None) -> int:
         """Slots that are being played, by `holder` or by anyone."""
-        return len(self._slots) - self.queued() if holder is None else len(self._held.get(holder, ()))
+        if holder is not None:
+            return len(self._places.held(holder))
+        return len(self._places.slots) - self._places.num_queued
 
     def holders(self) -> list[Holder]:
-        """Who has slots in flight."""
-        return list(self._held)
+        """Actors that have slots in flight."""
+        return self._places.holders()
 
     def queued(self) -> int:
         """Trajectories that have arrived and wait to be trained."""
-        return sum(len(batch.queued) for batch in self._batches.values())
-
-    def unsettled(self, cell: Cell) -> int:
-        """`granted - settled`: what the bound G1 limits."""
-        counts = self._counts[cell]
-        return counts.granted - counts.ended + self._trained_unpublished[cell]
+        return self._places.num_queued
 
     def ledger(self) -> dict[Cell, CellCounts]:
         """A copy of the counts of every cell that is in use."""
         counts = {cell: CellCounts.of(c.events()) for cell, c in self._counts.items()}
-        for entry in self._slots.values():
+        for entry in self._places.slots.values():
             if entry.arrived is None:
                 counts[entry.cell].in_flight += 1
             else:
@@ -408,18 +329,9 @@ class Gate:
     def waiting_for(self) -> str:
         """Words for a human: what the next batch still lacks, and who holds it."""
         number = self._trained_batches
-        batch = self._batches.get(number)
-        if batch is None:
+        if number not in self._places.batches:
             return f"batch {number} is not open: version {number - self.max_staleness} is not published yet"
-        held: dict[str, Counter[str]] = defaultdict(Counter)
-        for cell, slots in batch.in_flight.items():
-            for slot in slots:
-                held[self._slots[slot].holder.actor_id][cell.name] += 1
-        parts = [f"{actor} plays {dict(cells)}" for actor, cells in sorted(held.items())]
-        ungranted = {cell.name: count for cell, count in batch.ungranted.items() if count}
-        if ungranted:
-            parts.append(f"nobody has taken {ungranted}")
-        return f"batch {number}: " + ("; ".join(parts) or "complete")
+        return f"batch {number}: " + (self._places.lacking(number) or "complete")
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -428,14 +340,12 @@ class Gate:
         return {
             "version": self.version,
             "trained_batches": self._trained_batches,
-            "epoch": self.epoch,
+            "life_id": self._life_id,
             "next_slot": self._next_slot,
             "next_episode": self._next_episode,
             "late": self.late,
-            "ungranted": {str(b): _named(batch.ungranted) for b, batch in self._batches.items()},
-            "slots": [[s, e.cell.name, e.batch, *e.holder, e.arrived, e.oldest] for s, e in self._slots.items()],
+            **self._places.state_dict(),
             "retired": sorted(list(holder) for holder in self._retired),
-            "trained_unpublished": _named(self._trained_unpublished),
             "counts": {cell.name: counts.events() for cell, counts in self._counts.items()},
         }
 
@@ -450,34 +360,17 @@ class Gate:
             raise ValueError("the first life of a learner has no actors from before it: keep_in_flight needs life >= 1")
         self.version = state["version"]
         self._trained_batches = state["trained_batches"]
-        self.epoch = state["epoch"] + self.life
-        self._next_slot = max(state["next_slot"], self.epoch * NUMBERS_PER_EPOCH)
-        self._next_episode = max(state["next_episode"], self.epoch * NUMBERS_PER_EPOCH)
+        before = state["life_id"] if "life_id" in state else state["epoch"]  # its name in older checkpoints
+        self._life_id = before + self.life
+        self._next_slot = max(state["next_slot"], self._life_id * NUMBERS_PER_LIFE)
+        self._next_episode = max(state["next_episode"], self._life_id * NUMBERS_PER_LIFE)
         self.late = state["late"]
         # A run may go on with other kinds: what a checkpoint has of those before is still played and counted.
         self._counts |= {Cell.parse(name): CellCounts.of(events) for name, events in state["counts"].items()}
         self._cells = tuple(self._counts)
-        self._batches = {
-            int(number): _Batch(self._cells, {Cell.parse(name): count for name, count in ungranted.items()})
-            for number, ungranted in state["ungranted"].items()
-        }
-        self._slots, self._held = {}, defaultdict(dict)
-        for slot, name, number, actor, incarnation, arrived, oldest in state["slots"]:
-            entry = _Slot(Cell.parse(name), number, Holder(actor, incarnation), arrived, oldest)
-            self._slots[slot] = entry
-            if arrived is None:
-                self._batches[number].in_flight[entry.cell][slot] = None
-                self._held[entry.holder][slot] = None
-            else:
-                self._batches[number].queued.append(slot)
+        self._places.load_state_dict(state, self._cells)
         self._retired = {Holder(*holder) for holder in state["retired"]} if keep_in_flight else set()
-        self._trained_unpublished = Counter({Cell.parse(n): k for n, k in state["trained_unpublished"].items()})
         if not keep_in_flight:
-            self._drop_all(
-                [slot for slot, entry in self._slots.items() if entry.arrived is None], DropReason.LEARNER_RESTART
-            )
+            in_flight = [slot for slot, entry in self._places.slots.items() if entry.arrived is None]
+            self._drop(in_flight, DropReason.LEARNER_RESTART)
         self._open()
-
-
-def _named(counts: Mapping[Cell, int]) -> dict[str, int]:
-    return {cell.name: count for cell, count in counts.items()}

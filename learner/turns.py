@@ -18,7 +18,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from learner.staleness import Gate, Grant, Holder
+from learner.places import Holder
+from learner.staleness import Gate, Grant
 
 
 @dataclass(slots=True, eq=False)

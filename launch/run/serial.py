@@ -37,8 +37,9 @@ from launch.run.task_buffer import open_tasks
 from learner.checkpoint import Checkpoints
 from learner.loop import learn
 from learner.model.policy import PolicyModel
+from learner.places import Holder
 from learner.queue import BatchQueue
-from learner.staleness import Gate, Grant, Holder
+from learner.staleness import Gate, Grant
 from learner.trajectory import Trajectory, check
 from learner.turns import Seat, Turns
 from learner.weights.local import LocalChannel

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 from learner.events import OnEvent
 from learner.fields import Refusal, WireError
-from learner.staleness import Gate, Holder
+from learner.places import Holder
+from learner.staleness import Gate
 from learner.stream.member import Member
 from learner.stream.wire import grant_to_message, pack
 from learner.turns import Turns

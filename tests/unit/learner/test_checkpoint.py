@@ -16,9 +16,10 @@ from learner.checkpoint import CheckpointError, Checkpoints, Finish, read_stream
 from learner.fields import WireError
 from learner.ledger import conserved, totals
 from learner.metrics import describe_batch
+from learner.places import Holder
 from learner.ranks import Ranks
 from learner.settings import BatchSettings
-from learner.staleness import Gate, Holder
+from learner.staleness import Gate
 from learner.trajectory import SCHEMA_VERSION, Cell, Role, Status, Trajectory, VersionSpan, dumps, encode
 
 

@@ -19,9 +19,10 @@ from hypothesis.stateful import (
 
 from executor.tasks import Kind
 from learner.ledger import conserved, totals
+from learner.places import Holder
 from learner.queue import BatchQueue
 from learner.settings import BatchSettings, OnStale
-from learner.staleness import Gate, Holder
+from learner.staleness import Gate
 from learner.trajectory import Cell, Role
 from learner.turns import Seat, Turns
 

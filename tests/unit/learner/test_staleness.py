@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from executor.tasks import Kind
 from learner.ledger import conserved, describe_ledger, totals, verdict
+from learner.places import Holder
 from learner.settings import BatchSettings, OnStale
-from learner.staleness import NUMBERS_PER_EPOCH, Gate, Grant, Holder
+from learner.staleness import NUMBERS_PER_LIFE, Gate, Grant
 from learner.trajectory import Cell, Role
 
 CELLS = BatchSettings().cells
@@ -366,7 +367,7 @@ def test_after_a_restart_only_what_the_checkpoint_knows_may_come_in() -> None:
     assert restored.arrive(known, HOLDERS[0], CELL, 0)
     again = restored.grant(HOLDERS[1], 100)
     assert again is not None
-    assert min(again.slots) >= NUMBERS_PER_EPOCH
+    assert min(again.slots) >= NUMBERS_PER_LIFE
     assert restored.reclaim(HOLDERS[1], []) == []
     assert describe_ledger(restored.ledger())["ledger/dropped_grant_lost"] == 1
     assert conserved(restored.ledger())

@@ -24,9 +24,10 @@ from hypothesis.stateful import (
 )
 
 from executor.tasks import Kind
-from learner.ledger import conserved, totals, verdict
+from learner.ledger import CellCounts, conserved, totals, verdict
+from learner.places import Holder
 from learner.settings import BatchSettings, OnStale
-from learner.staleness import NUMBERS_PER_EPOCH, Gate, Grant, Holder
+from learner.staleness import NUMBERS_PER_LIFE, Gate, Grant
 from learner.trajectory import Cell, Role
 
 CELLS = BatchSettings().cells
@@ -209,7 +210,7 @@ class AnyOrder(RuleBasedStateMachine):
         slow = set(range(rng.randrange(5), 10_000, rng.randint(4, 12)))
         for _ in range(events):
             flying = sorted(self.world.in_flight)
-            fast = [slot for slot in flying if slot % NUMBERS_PER_EPOCH not in slow] or flying
+            fast = [slot for slot in flying if slot % NUMBERS_PER_LIFE not in slow] or flying
             if not flying or rng.random() < 0.3:
                 self.ask(rng.choice(self.actors), rng.randint(1, 25), 3)
             elif rng.random() < trouble:
@@ -382,8 +383,10 @@ class AnyOrder(RuleBasedStateMachine):
             assert (counts.in_flight, counts.queued) == (flying[cell], waiting[cell]), cell
             assert counts.returned == self.world.spent[cell]
         for cell in CELLS:
-            assert self.gate.unsettled(cell) == flying[cell] + waiting[cell] + self.world.unpublished[cell]
-            assert self.gate.unsettled(cell) <= (self.staleness + 1) * self.batch.quota(cell), "G1"
+            counts = ledger.get(cell, CellCounts())
+            unsettled = counts.granted - counts.ended + self.world.unpublished[cell]
+            assert unsettled == flying[cell] + waiting[cell] + self.world.unpublished[cell]
+            assert unsettled <= (self.staleness + 1) * self.batch.quota(cell), "G1"
         assert self.gate.in_flight() == len(self.world.in_flight)
         assert self.gate.queued() == len(self.world.queued)
         assert {h: self.gate.in_flight(h) for h in self.gate.holders()} == Counter(
@@ -459,7 +462,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 DEEP = settings.get_current_profile_name() == "deep"
-NUMBERING = ("epoch", "next_slot", "next_episode")
+NUMBERING = ("life_id", "next_slot", "next_episode")
 
 
 @pytest.mark.timeout(7200 if DEEP else 600)

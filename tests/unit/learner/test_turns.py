@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.tasks import Kind
+from learner.places import Holder
 from learner.settings import BatchSettings
-from learner.staleness import Gate, Holder
+from learner.staleness import Gate
 from learner.turns import Seat, Turns
 
 
