@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 from pathlib import Path
 
 from executor.tasks import Kind, Task
 from executor.user_error import UserError
+from learner.disk import sync
 
 SCHEMA_VERSION = 2
 """`PRAGMA user_version` of a file of this form. 1, which had no number yet, knew no provenance."""
@@ -99,9 +99,9 @@ def copy_database(source: Path, target: Path) -> None:
     finally:
         writing.close()
         reading.close()
-    _sync(partial)
+    sync(partial)
     partial.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 class Transaction:
@@ -138,12 +138,3 @@ def row_of(task: Task, normal: str) -> tuple[str, bytes, bytes, str, str, str, s
         json.dumps(task.outputs),
         task.message,
     )
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or what a folder lists, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

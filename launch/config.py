@@ -314,6 +314,23 @@ def build(data: dict[str, Any], sources: dict[str, str] | None = None, root: Any
         raise ConfigError("\n".join(_explain(item, sources or {}, root) for item in error.errors())) from None
 
 
+def executor_config(overrides: Sequence[tuple[str, str]], command: str) -> Config:
+    """The defaults with settings of `[executor]` on top, for a command without a recipe. Raises ConfigError.
+
+    `overrides`: each text with where it comes from, such as `--timeout 3`. `command`: as the user calls it.
+    """
+    table: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for text, source in overrides:
+        key, value = parse_override(text)
+        section, _, name = key.partition(".")
+        if section != "executor" or not name or "." in name:
+            raise ConfigError(f"{command} takes settings of [executor] only, not {key}")
+        table[name] = value
+        sources[key] = source
+    return build({"executor": table}, sources)
+
+
 def to_toml(config: Section) -> str:
     """The resolved configuration; loads back to an equal one. Unset settings are left out."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import threading
@@ -22,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from executor.user_error import UserError
+from learner.disk import sync
 from learner.ranks import Ranks
 from learner.trajectory import Trajectory, dumps, loads
 
@@ -151,12 +151,12 @@ class Checkpoints:
         """Bring everything to the disk, give the folder its name, and remove what is beyond `keep`."""
         seal(partial, version)
         for path in [*partial.rglob("*"), partial]:
-            _sync(path)
+            sync(path)
         replaced = self.directory / f".replaced_{version:08d}"
         if final.exists():
             final.rename(replaced)
         partial.rename(final)
-        _sync(self.directory)
+        sync(self.directory)
         shutil.rmtree(replaced, ignore_errors=True)
         others = [folder for folder in self._newest_first() if folder != final and defect(folder) is None]
         for old in others[self._keep - 1 :]:
@@ -215,11 +215,3 @@ def _other_format(folder: Path, found: Any) -> str:
         f"{folder} is a checkpoint of format {found}; this azr reads format {FORMAT}. Go on with the azr that wrote it, or "
         f"start a new run from its weights: model.path={folder / 'hf'}"
     )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,6 +7,7 @@ over that at y. Beside each size: the same draw in the naive way, `ORDER BY RAND
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 import random
@@ -20,6 +21,8 @@ from pathlib import Path
 from actors.buffer import TaskBuffer
 from actors.buffer_file import row_of
 from executor.tasks import Kind, Task
+from launch.bench.options import add_seconds, between, check_folder
+from launch.bench.peers import PeerError
 from launch.bench.report import Goal, Report, Samples, Slice, by_run, progress, take_turns
 
 SIZES = (1_000, 100_000, 1_000_000)
@@ -29,6 +32,21 @@ MAX_ADDS = 250
 """Of one slice: a buffer of a thousand tasks must not grow far beyond it."""
 OPERATIONS = ("add", "references", "replay", "record")
 GOAL = Goal(2.0, at_most=True)
+RUNS = 3
+
+DESCRIPTION = """\
+Measures the task buffer: requests a second and latency of add, references, replay and record at a thousand, a hundred thousand
+and a million tasks, and of the same draw in the naive way, ORDER BY RANDOM(). The buffers lie in the folder for temporary files
+while they are measured (about half a GiB a million tasks).
+"""
+
+EXAMPLES = """\
+examples:
+  azr bench buffer                                   up to a million tasks, about a minute
+  azr bench buffer --tasks 100000                    a few seconds
+  azr bench buffer --tasks 10000000 --folder /data   ten million: minutes, and 5 GiB of disk
+  azr bench buffer --json buffer.json                the same findings as JSON too
+"""
 
 _BODY = """\
     words = {words}
@@ -55,6 +73,26 @@ class Options:
     def sizes(self) -> tuple[int, ...]:
         """The buffers' sizes, ascending."""
         return (*(size for size in SIZES if size < self.tasks), self.tasks)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `azr bench buffer`."""
+    tasks = between(1000, 100_000_000, "at least 1000 tasks, at most 100 million")
+    parser.add_argument(
+        "--tasks", type=tasks, default=SIZES[-1], metavar="N", help="the largest buffer (default %(default)s)"
+    )
+    add_seconds(parser, 0.1, "a request's time at one size, twice in each run")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where the buffers lie while they are measured")
+
+
+def measure(arguments: argparse.Namespace) -> Report:
+    """Measure as the command line says. Raises UserError."""
+    if arguments.folder:
+        check_folder(arguments.folder, arguments.folder)
+    try:
+        return run(Options(arguments.tasks, arguments.runs, arguments.seconds, arguments.folder))
+    except (OSError, sqlite3.Error) as error:
+        raise PeerError(str(error)) from error
 
 
 class _Filled:

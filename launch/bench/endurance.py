@@ -11,7 +11,7 @@ from typing import Any
 from executor.pool import SandboxPool
 from executor.sandbox import Status
 from executor.settings import ExecutorSettings
-from launch.bench.executor import CALLERS_PER_WORKER, ERROR_PROGRAM, PROGRAM, new_program
+from launch.bench.executor_paths import CALLERS_PER_WORKER, ERROR_PROGRAM, PROGRAM, new_program
 from launch.bench.report import Goal, Report, progress
 
 PARTS = 10

@@ -7,6 +7,7 @@ with its prompt.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ import numpy as np
 
 from launch import models
 from launch.bench.learner_side import SHIPPED, load_batch
+from launch.bench.options import add_model, positive
 from launch.bench.peers import LineProcess
 from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_versions, progress
 from learner.batching.balance import CostModel
@@ -43,6 +45,21 @@ GOALS = {
     "shared_prompt_compute": Goal(1.05, at_most=True),
 }
 
+RUNS = 5
+
+DESCRIPTION = """\
+Measures the learner: whole optimizer steps on a recorded self-play batch, in turns with transformers and torch.optim on the same
+batch and threads; peak memory of both; the transformer layers at 2,048 packed rows beside the machine's bfloat16 matrix peak; and
+what packing and shared prompts compute. A ratio is the median over the runs. Run it on a machine that does nothing else.
+"""
+
+EXAMPLES = """\
+examples:
+  azr bench learner                                  SmolLM2-135M on all cores: five to ten minutes
+  azr bench learner --runs 1                         a first look
+  azr bench learner --json learner.json              the same findings as JSON too
+"""
+
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from launch.bench import learner_side; learner_side.main()"
 
 
@@ -58,6 +75,20 @@ class Options:
     """Of a micro-batch; transformers takes at most `PEER_BUDGET`."""
     batch: Path = SHIPPED
     layer_rows: int = LAYER_ROWS
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `azr bench learner`."""
+    parser.add_argument("--threads", type=positive(int), default=0, help="of each side (default: all cores)")
+    add_model(parser)
+    parser.add_argument(
+        "--token-budget", type=positive(int), default=4096, metavar="N", help="of a micro-batch (default %(default)s)"
+    )
+
+
+def measure(arguments: argparse.Namespace) -> Report:
+    """Measure as the command line says. Raises UserError."""
+    return run(Options(arguments.runs, arguments.threads, arguments.model, arguments.token_budget))
 
 
 class Side(LineProcess):

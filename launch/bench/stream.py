@@ -14,6 +14,7 @@ nothing else travels.
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import sys
 import time
@@ -25,6 +26,7 @@ from typing import Any, Protocol
 import zmq
 
 from executor.tasks import Kind
+from launch.bench.options import add_seconds
 from launch.bench.peers import LineProcess
 from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_versions, progress
 from launch.bench.stream_sender import CAPACITY, trajectory
@@ -40,6 +42,18 @@ GAP_S = 0.002
 PEERS = ("ray", "multiprocessing")
 BYTES_GOAL = Goal(0.7)
 RAY_GOAL = Goal(10.0)
+RUNS = 5
+
+DESCRIPTION = """\
+Measures the stream from an actor to the learner, at 200, 2,000 and 8,000 tokens a trajectory: what a run does (grants, checks, gate,
+acknowledgements), in turns with the same frames over bare ZeroMQ, a Ray queue and a multiprocessing queue.
+"""
+
+EXAMPLES = """\
+examples:
+  azr bench stream                                   one to two minutes
+  azr bench stream --json stream.json                the same findings as JSON too
+"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,16 @@ class Options:
     """Of one way at one length, in each half of a run."""
     tokens: tuple[int, ...] = TOKENS
     peers: tuple[str, ...] = PEERS
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `azr bench stream`."""
+    add_seconds(parser, 0.5, "a way's time at one length, twice in each run")
+
+
+def measure(arguments: argparse.Namespace) -> Report:
+    """Measure as the command line says. Raises UserError."""
+    return run(Options(arguments.runs, arguments.seconds))
 
 
 class Way(Protocol):

@@ -13,6 +13,7 @@ load), `prepare` (gathering, copying into buckets), `pause` (until generation st
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import random
 import statistics
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from launch.bench.options import add_model, positive
 from launch.bench.peers import LineProcess
 from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_versions, progress
 from learner.weights.manifest import Manifest, manifest_of, manifest_to_json
@@ -42,6 +44,21 @@ UPDATES = 4
 """Of the engine in one run."""
 MOMENTS_S = 0.25
 """An engine stands still between two of its steps only: updates come anywhere in this time, which is that of some steps."""
+
+RUNS = 5
+
+DESCRIPTION = """\
+Measures the weight broadcast from learner to engines: a whole update, in buckets and under names, in turns with a raw broadcast of
+as many bytes over the same group and with a safetensors file saved and loaded. Then a vLLM engine takes updates while it generates,
+and each phase is timed apart.
+"""
+
+EXAMPLES = """\
+examples:
+  azr bench weights                                  about two minutes; most of it starts the engine
+  azr bench weights --no-engine --receivers 2        the transport alone, to two processes
+  azr bench weights --json weights.json              the same findings as JSON too
+"""
 
 Export = Callable[[], Iterator[tuple[str, torch.Tensor]]]
 
@@ -58,6 +75,22 @@ class Options:
     """Times that each way is taken in one half of a run."""
     engine: bool = True
     """Measure a vLLM engine, too."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `azr bench weights`."""
+    add_model(parser)
+    parser.add_argument(
+        "--receivers", type=positive(int), default=1, metavar="N", help="processes that receive (default %(default)s)"
+    )
+    parser.add_argument(
+        "--no-engine", action="store_true", help="leave the vLLM engine out: seconds in place of minutes"
+    )
+
+
+def measure(arguments: argparse.Namespace) -> Report:
+    """Measure as the command line says. Raises UserError."""
+    return run(Options(arguments.model, arguments.runs, arguments.receivers, engine=not arguments.no_engine))
 
 
 def run(options: Options) -> Report:

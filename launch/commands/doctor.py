@@ -1,298 +1,54 @@
-"""`azr doctor`: what this machine has of what azr needs, why something is missing, and what to do about it.
-
-A report is a list of sections, a section a list of checks. A new part of azr adds a function to `SECTIONS`.
-"""
+"""`azr doctor`: what this machine has of what azr needs, why something is missing, and what to do about it."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import getpass
 import json
-import os
-import platform
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
-from executor.layers import NAMESPACES, PURPOSE, TIER_MEANING, Layer, Tier
-from executor.pool import InfrastructureError, SerialPool, Status
-from executor.settings import ExecutorSettings
-from launch import config as configuration
-from launch.arguments import add_overrides, overrides_of
+from launch.arguments import add_overrides, new_command, overrides_of
 
 OK, NOT_OK = 0, 1
 
-
-class State(StrEnum):
-    """What a check found."""
-
-    ON = "on"
-    """There, and as it should be."""
-    OFF = "off"
-    """Missing. azr works without it, with less protection."""
-    FAILED = "failed"
-    """Missing or wrong, and azr does not work, or must not, until it is mended."""
-    INFO = "info"
-    """A fact, neither good nor bad."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of a report."""
-
-    name: str
-    state: State
-    detail: str = ""
-    """The fact, or why it is not on."""
-    purpose: str = ""
-    """What it is good for."""
-    mend: str = ""
-    """What to do to get it."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """One subject of a report."""
-
-    name: str
-    checks: tuple[Check, ...]
-    summary: str = ""
-    facts: dict[str, str] = field(default_factory=dict)
-    """Findings of the whole section for programs, such as the tier."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether anything in it must be mended."""
-        return any(check.state is State.FAILED for check in self.checks)
+_EXAMPLES = """\
+examples:
+  azr doctor                                         the machine, and the sandbox with its default settings
+  azr doctor smollm2-cpu                             the sandbox as a recipe sets it
+  azr doctor executor.require=[landlock]             with a layer that must be there
+  azr doctor --json                                  for programs
+"""
 
 
 def register(commands: Any) -> None:
     """Add `azr doctor` to argparse's subcommands."""
-    command = commands.add_parser(
+    command = new_command(
+        commands,
         "doctor",
-        help="what this machine has of what azr needs",
-        description="Start the sandbox of a recipe (or of the defaults), list its layers of protection, and try what must "
-        "not be possible. Exit code 1: something must be mended before azr can run safely here.",
+        "what this machine has of what azr needs",
+        "Start the sandbox of a recipe (or of the defaults), list its layers of protection, and try what must not be possible. "
+        "Exit code 1: something must be mended before azr can run safely here.",
+        _EXAMPLES,
     )
     command.add_argument("recipe", nargs="?", help="a TOML file, or the name of a recipe that ships")
     add_overrides(command, "settings on top")
     command.add_argument("--json", action="store_true", help="the report as one JSON object")
-    command.set_defaults(run=run)
+    command.set_defaults(run=_run)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """`azr doctor`; returns the exit code. Raises ConfigError."""
+def _run(arguments: argparse.Namespace) -> int:
+    from launch.config import executor_config, load
+    from launch.doctor.machine import machine
+    from launch.doctor.report import as_json, as_text
+    from launch.doctor.sandbox import sandbox
+
     overrides = overrides_of(arguments)
-    if arguments.recipe and "=" in arguments.recipe:
+    if arguments.recipe and "=" in arguments.recipe:  # without a recipe, the first positional is an override
         overrides.insert(0, arguments.recipe)
         arguments.recipe = None
-    config = _config(arguments.recipe, overrides)
-    sections = examine(config)
-    if arguments.json:
-        print(json.dumps(as_json(sections), indent=2))
+    if arguments.recipe:
+        config = load(arguments.recipe, overrides)
     else:
-        print(as_text(sections))
+        config = executor_config([(text, f"override {text!r}") for text in overrides], "azr doctor without a recipe")
+    sections = [machine(config), sandbox(config)]
+    print(json.dumps(as_json(sections), indent=2) if arguments.json else as_text(sections))
     return NOT_OK if any(section.failed for section in sections) else OK
-
-
-def examine(config: configuration.Config) -> list[Section]:
-    """Every section's findings. Starts and ends sandboxes."""
-    return [section(config) for section in SECTIONS]
-
-
-def as_json(sections: list[Section]) -> dict[str, Any]:
-    """The report for programs: {"ok", "sections": [{"name", "failed", "summary", ..., "checks": [...]}]}."""
-    return {
-        "ok": not any(section.failed for section in sections),
-        "sections": [
-            {
-                "name": section.name,
-                "failed": section.failed,
-                "summary": section.summary,
-                **section.facts,
-                "checks": [vars(check) for check in section.checks],
-            }
-            for section in sections
-        ],
-    }
-
-
-def as_text(sections: list[Section]) -> str:
-    """The report for people."""
-    lines: list[str] = []
-    above = ""
-    for section in sections:
-        lines += [section.name + (f": {section.summary}" if section.summary else "")]
-        width = max((len(check.name) for check in section.checks), default=0)
-        for check in section.checks:
-            mark = {State.INFO: "", State.OFF: "OFF", State.FAILED: "FAILED"}.get(check.state, check.state.value)
-            about = check.purpose or check.detail
-            lines.append(f"  {mark:6}  {check.name:{width}}  {about}".rstrip())
-            indent = " " * (width + 12)
-            if check.purpose and check.detail:
-                lines.append(
-                    f"{indent}{'why' if check.state in (State.OFF, State.FAILED) else 'found'}: {check.detail}"
-                )
-            if check.mend:
-                lines.append(f"{indent}to get it: {'as above' if check.mend == above else check.mend}")
-                above = check.mend
-        lines.append("")
-    bad = [check.name for section in sections for check in section.checks if check.state is State.FAILED]
-    lines.append(f"to be mended: {', '.join(bad)}" if bad else "nothing has to be mended")
-    return "\n".join(lines)
-
-
-def _config(recipe: str | None, overrides: list[str]) -> configuration.Config:
-    if recipe:
-        return configuration.load(recipe, overrides)
-    data: dict[str, Any] = {}
-    for text in overrides:
-        key, value = configuration.parse_override(text)
-        section, _, name = key.partition(".")
-        if section != "executor" or not name or "." in name:
-            raise configuration.ConfigError(
-                f"without a recipe, azr doctor takes settings of [executor] only, not {key}"
-            )
-        data[name] = value
-    return configuration.build({"executor": data}, {f"executor.{name}": "override" for name in data})
-
-
-# ---------------------------------------------------------------------------------------------------------- the machine
-
-
-def machine(config: configuration.Config) -> Section:
-    """What everything else stands on."""
-    facts = {
-        "python": f"{platform.python_version()} ({sys.executable})",
-        "kernel": f"{platform.system()} {platform.release()}",
-        "architecture": platform.machine(),
-        "cpus": f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} may be used",
-        "user": _user(),
-    }
-    return Section("machine", tuple(Check(name, State.INFO, text) for name, text in facts.items()))
-
-
-def _user() -> str:
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a user id without an entry, as in many containers
-        name = "no name"
-    return f"{os.getuid()} ({name})"
-
-
-# ---------------------------------------------------------------------------------------------------------- the sandbox
-
-_C = "import ctypes, os\nlibc = ctypes.CDLL(None)\n"
-_KILLED: tuple[str, ...] = ()
-_REFUSED = ("PermissionError", "FileNotFoundError", "OSError")
-_ATTEMPTS = {
-    "open a socket": (_C + "def f(x): return libc.socket(2, 1, 0)", _KILLED),
-    "start a process": (_C + "def f(x): return os.fork() and 1", _KILLED),
-    "start a thread": ("import _thread\ndef f(x): return _thread.start_new_thread(int, ())", _KILLED),
-    "signal its server": ("import os\ndef f(x): return os.kill(os.getppid(), 0)", _KILLED),
-    "read a file": ("def f(x): return open('/etc/passwd').read(1)", _REFUSED),
-    "write a file": ("import os\ndef f(x): return os.open('/tmp', os.O_TMPFILE | os.O_RDWR)", _REFUSED),
-    "list processes": ("import os\ndef f(x): return os.listdir('/proc')", _REFUSED),
-}
-"""What no program can do where the wall stands, and the exceptions that stop it; none where it is killed. Harmless where
-it is not stopped."""
-
-
-def sandbox(config: configuration.Config) -> Section:
-    """The layers of the sandbox, and whether it holds."""
-    required = config.executor.require
-    # Whatever is missing shall be listed here, not stop the start.
-    settings = config.executor.model_copy(update={"workers": 2, "require": (), "allow_unsafe": True})
-    try:
-        return asyncio.run(_sandbox(settings, required))
-    except InfrastructureError as error:
-        failed = Check("start", State.FAILED, str(error), "a sandbox that starts, and passes its own test", "see why")
-        return Section("sandbox", (failed,), "does not start")
-
-
-async def _sandbox(settings: ExecutorSettings, required: tuple[Layer, ...]) -> Section:
-    pool = SerialPool(settings, gate=False)  # the wall alone: the policy would refuse what is tried below
-    await pool.start()
-    try:
-        checks = [_layer(layer, pool.layers.get(layer, "not reported"), layer in required) for layer in Layer]
-        tier = pool.tier
-        checks += [await _attempt(pool, name, *attempt) for name, attempt in _ATTEMPTS.items()]
-        checks.append(await _determinism(pool))
-    finally:
-        await pool.close()
-    if tier is Tier.D:
-        checks.append(Check("tier", State.FAILED, f"D: {TIER_MEANING[tier]}", mend=_mend(Layer.SECCOMP)))
-    return Section("sandbox", tuple(checks), f"tier {tier}, {TIER_MEANING[tier]}", {"tier": tier.value})
-
-
-def _layer(layer: Layer, missing: str, required: bool) -> Check:
-    if not missing:
-        return Check(layer, State.ON, "", f"stops {PURPOSE[layer]}")
-    why = f"{missing}; executor.require asks for it" if required else missing
-    state = State.FAILED if required else State.OFF
-    return Check(layer, state, why, f"would stop {PURPOSE[layer]}", _mend(layer))
-
-
-async def _attempt(pool: SerialPool, name: str, program: str, stopped_by: tuple[str, ...]) -> Check:
-    """Whether the wall stops a program, in the way that it should: an error can have other causes."""
-    (outcome,) = await pool.execute(program, ["1"], 0)
-    detail = f"{outcome.status}{f': {outcome.detail}' if outcome.detail else ''}"
-    killed = stopped_by is _KILLED and outcome.status is Status.UNSAFE
-    if killed or (outcome.status is Status.ERROR and outcome.detail in stopped_by):
-        return Check(f"cannot {name}", State.ON, f"tried: {detail}")
-    return Check(f"cannot {name}", State.FAILED, f"tried, and not stopped: {detail}", mend="mend the layers above")
-
-
-async def _determinism(pool: SerialPool) -> Check:
-    """Whether two sandboxes differ where a program must not depend on it, and agree elsewhere."""
-    hashes, sums = [
-        [(await pool.execute(program, ["1"], worker))[0].value for worker in (0, 1)]
-        for program in ("def f(x): return hash('a')", "def f(x): return x + 1")
-    ]
-    holds = hashes[0] != hashes[1] and sums == ["2", "2"]
-    purpose = "finds programs that depend on hash order or addresses: two sandboxes differ in their hash seed"
-    return Check("determinism", State.ON if holds else State.FAILED, "" if holds else f"{hashes}, {sums}", purpose)
-
-
-_SWITCHES = {
-    "user.max_user_namespaces": ("0", "sysctl -w user.max_user_namespaces=15000"),
-    "kernel.unprivileged_userns_clone": ("0", "sysctl -w kernel.unprivileged_userns_clone=1"),
-    "kernel.apparmor_restrict_unprivileged_userns": (
-        "1",
-        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for this Python",
-    ),
-}
-"""Switches of the kernel that forbid namespaces to ordinary users: the value that does, and the mend."""
-_CONTAINER = (
-    "in a container: --security-opt seccomp=unconfined --security-opt apparmor=unconfined, or --cap-add SYS_ADMIN"
-)
-_MENDS = {
-    Layer.SECCOMP: "a kernel with CONFIG_SECCOMP_FILTER, on x86_64 or aarch64; in a container or a service, a profile "
-    "that permits it (--security-opt seccomp=unconfined)",
-    Layer.LANDLOCK: "a kernel >= 5.13 with CONFIG_SECURITY_LANDLOCK and landlock in its lsm= list (`cat "
-    "/sys/kernel/security/lsm`); in a container, a runtime whose profile permits landlock_*, or --security-opt "
-    "seccomp=unconfined",
-    Layer.UNPRIVILEGED: "run azr as an ordinary user; as root in a container, one that keeps CAP_SETUID and CAP_SETGID",
-    Layer.CGROUP: "cgroup v2 with a delegated group: systemd-run --user --scope -p Delegate=yes azr ...; in a container, "
-    "/sys/fs/cgroup mounted writable; under SLURM, proctrack/cgroup with delegation",
-}
-
-
-def _mend(layer: Layer, switches: Path = Path("/proc/sys")) -> str:
-    """What to do about a missing layer, as precisely as the machine's own switches tell."""
-    if layer not in NAMESPACES:
-        return _MENDS.get(layer, "every Linux has it: please report this as a defect of azr, with this report")
-    closed = []
-    for name, (bad, mend) in _SWITCHES.items():
-        path = switches / name.replace(".", "/")
-        if path.is_file() and path.read_text().strip() == bad:
-            closed.append(f"{mend} (as root; it is {bad} now)")
-    return "; ".join([*closed, _CONTAINER])
-
-
-SECTIONS: tuple[Callable[[configuration.Config], Section], ...] = (machine, sandbox)
-"""In the order of the report."""

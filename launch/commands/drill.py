@@ -20,13 +20,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from executor.user_error import UserError
-from launch import config as configuration
-from launch.arguments import add_overrides, overrides_of
-from launch.run.console import Console
-from launch.run.folder import RunFolder, append_event
+from launch.arguments import add_overrides, new_command, overrides_of
 
 if TYPE_CHECKING:
     from launch.cluster.supervisor import Supervisor
+    from launch.run.console import Console
+    from launch.run.folder import RunFolder
 
 PARTS = ("actor", "executor", "buffer", "learner")
 CHECKPOINT_EVERY = 2
@@ -90,6 +89,8 @@ class Drill:
             self._step, self._due = step, None
 
     def _kill(self, supervisor: Supervisor, part: str) -> None:
+        from launch.run.folder import append_event
+
         index, process = self._random.choice(
             sorted(supervisor.processes("actor" if part == "executor" else part).items())
         )
@@ -138,13 +139,13 @@ def audit(folder: RunFolder) -> list[str]:
 
 def register(commands: Any) -> None:
     """Add `drill` to argparse's subcommands."""
-    drill = commands.add_parser(
+    drill = new_command(
+        commands,
         "drill",
-        help="kill a run's processes at random, and see whether anything is lost",
-        description="Runs a recipe, kills its processes (SIGKILL) one after another at random moments, and passes only if the "
-        "run goes on each time and the ledger is conserved at the end. Prints the ledger, restarts and versions.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "kill a run's processes at random, and see whether anything is lost",
+        "Run a recipe, kill its processes (SIGKILL) one after another at random moments, and pass only if the run goes on each "
+        "time and the ledger is conserved at the end. Prints the ledger, restarts and versions.",
+        _EXAMPLES,
     )
     drill.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
     add_overrides(drill, "settings on top")
@@ -165,8 +166,10 @@ def _parts(text: str) -> list[str]:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Hold the drill; exit code 0 only where it was passed."""
-    from launch.cluster import driver as cluster
+    from launch.cluster import driver
     from launch.commands.train import begin
+    from launch.config import load
+    from launch.run.console import Console
 
     if arguments.times < 1:
         raise DrillError(f"--times {arguments.times}: at least one kill")
@@ -178,7 +181,7 @@ def _run(arguments: argparse.Namespace) -> int:
         f"supervision.max_buffer_restarts={budget}",
         "run.record_trajectories=true",
     ]
-    config = configuration.load(arguments.recipe, [*forced, *overrides_of(arguments)])
+    config = load(arguments.recipe, [*forced, *overrides_of(arguments)])
     if config.run.mode != "async" or config.ray.address:
         raise DrillError("a drill needs run.mode = async and a Ray of its own (no ray.address): it ends processes here")
     if not config.learner.checkpoint_every:
@@ -195,7 +198,7 @@ def _run(arguments: argparse.Namespace) -> int:
         drill.watch(supervisor)
         restarts.update(supervisor.restarts())
 
-    code = cluster.run(config, folder, resume=False, console=console, watch=watch)
+    code = driver.run(config, folder, resume=False, console=console, watch=watch)
     wrong = audit(folder)
     killed = ", ".join(f"{count} {part}" for part, count in sorted(drill.killed.items()))
     console.say(f"drill: killed {drill.killed.total()} ({killed}); restarts: {restarts}")

@@ -1,74 +1,41 @@
-"""Seed sets: tasks in a file, to start a run's buffer with (`azr seeds save`, `selfplay.seed_tasks`).
-
-A line is one task, as JSON: {"kind": "deduction", "program": ..., "inputs": [literal, ...], "outputs": [literal, ...],
-"message": ...}. `outputs` and `message` may be left out. Nothing in a file is believed: each task is validated anew by the
-executor when it is loaded, as a proposal is, and what its outputs are is found out anew; a line that is no task any more, or
-whose outputs are others, is rejected, by number and reason.
-"""
+"""`azr seeds`: writes the tasks of a run to a seed file, which another run can start with."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sqlite3
-from collections import Counter
-from dataclasses import dataclass, field
+import argparse
 from pathlib import Path
 from typing import Any
 
-from actors.buffer import GIVEN, TaskBuffer
-from actors.buffer_file import SCHEMA_VERSION
-from actors.environment import Environment
-from executor.judge import Judge
-from executor.pool import SandboxPool
-from executor.settings import ExecutorSettings
-from executor.tasks import Kind, Proposal, Rejection, Task, ValidationRules
-from executor.user_error import UserError
+from executor.tasks import Kind
+from launch.arguments import new_command
 
-AT_ONCE = 64
-"""Tasks that are validated at the same time."""
+_EXAMPLES = """\
+The file's tasks start another run's buffer; each is validated anew when it is loaded.
 
-_EPILOG = """\
-The file's tasks start another run's buffer; each is validated anew when it is loaded:
-
-  azr seeds save runs/first seeds.jsonl --max-version 0
+examples:
+  azr seeds save runs/first seeds.jsonl
+  azr seeds save runs/first seeds.jsonl --max-version 0          only what the base model proposed
+  azr seeds save runs/first few.jsonl --kind deduction --kind abduction --limit 100
   azr train smollm2-cpu run.name=second selfplay.seed_tasks=seeds.jsonl
 """
 
 
-class SeedError(UserError):
-    """A seed file, or a run to make one from, that cannot be used; the message says what to do."""
-
-
-@dataclass
-class SeedReport:
-    """What became of a seed file's tasks."""
-
-    added: Counter[Kind] = field(default_factory=Counter)
-    """New tasks by kind."""
-    duplicates: int = 0
-    """Tasks that the buffer had already."""
-    rejected: list[tuple[int, str]] = field(default_factory=list)
-    """Line number and reason of what is no task."""
-
-    def counts(self) -> dict[str, int]:
-        """As plain numbers, for an event."""
-        added = {kind.value: self.added[kind] for kind in Kind}
-        return {**added, "duplicates": self.duplicates, "rejected": len(self.rejected)}
-
-
 def register(commands: Any) -> None:
     """Add `azr seeds` to argparse's subcommands."""
-    import argparse
-
-    seeds = commands.add_parser("seeds", help="tasks to start a run with").add_subparsers(required=True, metavar="WHAT")
-    save = seeds.add_parser(
+    group = new_command(
+        commands,
+        "seeds",
+        "tasks to start a run with",
+        "Write a run's tasks to a seed file (save). The setting selfplay.seed_tasks starts another run with it.",
+        _EXAMPLES,
+    ).add_subparsers(required=True, metavar="WHAT")
+    save = new_command(
+        group,
         "save",
-        help="write a run's tasks to a seed file",
-        description="Write the tasks that a run's proposers found, in the order of their entry, one JSON object a line. "
-        "Works while the run goes on.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "write a run's tasks to a seed file",
+        "Write the tasks that a run's proposers found, in the order of their entry, one JSON object a line. Works while the run "
+        "goes on.",
+        _EXAMPLES,
     )
     save.add_argument(
         "folder", type=Path, metavar="RUN", help="a run folder, such as runs/smollm2-cpu, or a tasks.sqlite"
@@ -84,129 +51,9 @@ def register(commands: Any) -> None:
     save.set_defaults(run=_save)
 
 
-def save(
-    database_file: Path,
-    file: Path,
-    kinds: list[Kind] | None = None,
-    max_version: int | None = None,
-    limit: int | None = None,
-) -> Counter[Kind]:
-    """Write tasks to a new file `file`; returns how many by kind. Raises SeedError."""
-    try:
-        database = sqlite3.connect(f"{database_file.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
-        try:
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version != SCHEMA_VERSION:
-                raise SeedError(f"{database_file} is of form {version or 1}; this azr reads form {SCHEMA_VERSION}")
-            rows = [
-                row
-                for kind in kinds or list(Kind)
-                for row in database.execute(
-                    "SELECT id, kind, program, inputs, outputs, message FROM tasks WHERE kind = ? AND episode_id <> 'zero' "
-                    "AND proposer_version <= ? ORDER BY id LIMIT ?",
-                    (kind, 2**62 if max_version is None else max_version, -1 if limit is None else limit),
-                )
-            ]
-        finally:
-            database.close()
-    except sqlite3.Error as error:
-        raise SeedError(f"{database_file} cannot be read as a task buffer: {error}") from None
-    lines = [
-        json.dumps(
-            {"kind": kind, "program": program, "inputs": json.loads(inputs), "outputs": json.loads(outputs)}
-            | ({"message": message} if message else {})
-        )
-        for _, kind, program, inputs, outputs, message in sorted(rows)
-    ]
-    try:
-        with file.open("x") as target:
-            target.writelines(f"{line}\n" for line in lines)
-    except FileExistsError:
-        raise SeedError(f"{file} exists already: give another name, or remove it") from None
-    except OSError as error:
-        raise SeedError(f"{file} cannot be written: {error}") from None
-    return Counter(Kind(row[1]) for row in rows)
+def _save(arguments: argparse.Namespace) -> int:
+    from actors.seed_file import SeedError, save
 
-
-def load_seeds(file: Path, settings: ExecutorSettings, store: TaskBuffer, rules: ValidationRules) -> SeedReport:
-    """Validate a file's tasks in sandboxes of its own, and add those that pass, in the file's order.
-
-    Raises SeedError where the file cannot be read or nothing in it is a task, and InfrastructureError.
-    """
-    try:
-        text = file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SeedError(f"selfplay.seed_tasks = {file} cannot be read: {error}") from None
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    report = asyncio.run(_load(file.name, lines, settings, store, rules))
-    if not report.added and not report.duplicates:
-        first = f"; line {report.rejected[0][0]}: {report.rejected[0][1]}" if report.rejected else ""
-        raise SeedError(f"selfplay.seed_tasks = {file}: none of its {len(lines)} lines is a task{first}")
-    return report
-
-
-async def _load(
-    name: str, lines: list[tuple[int, str]], settings: ExecutorSettings, store: TaskBuffer, rules: ValidationRules
-) -> SeedReport:
-    report = SeedReport()
-    pool = SandboxPool(settings)
-    environment = Environment(Judge(pool, settings, rules=rules))
-    await pool.start()
-    try:
-        for start in range(0, len(lines), AT_ONCE):
-            part = lines[start : start + AT_ONCE]
-            # Validated together, added one after the other: ids do not depend on who was faster.
-            found = await asyncio.gather(*(validate(environment, line) for _, line in part))
-            for (number, _), result in zip(part, found, strict=True):
-                if isinstance(result, str):
-                    report.rejected.append((number, result))
-                    continue
-                task, normal = result
-                added = store.add(task, normal=normal, proposer_version=GIVEN, episode_id=f"seed:{name}:{number}")
-                report.duplicates += added.duplicate
-                report.added[task.kind] += not added.duplicate
-    finally:
-        await pool.close()
-    return report
-
-
-async def validate(environment: Environment, line: str) -> tuple[Task, str] | str:
-    """The task of a line with its normalised program, or why there is none."""
-    try:
-        proposal, outputs = _parse(line)
-    except SeedError as error:
-        return str(error)
-    result = await environment.validate(proposal)
-    if isinstance(result, Rejection):
-        return f"{result.reason.value}: {result.detail}" if result.detail else result.reason.value
-    if outputs is not None and result.outputs != outputs:
-        return f"outputs differ: the file says {', '.join(outputs)[:200]}; it is {', '.join(result.outputs)[:200]}"
-    facts = await environment.inspect(result.program)
-    return result, facts.normal if facts else result.program
-
-
-def _parse(line: str) -> tuple[Proposal, tuple[str, ...] | None]:
-    try:
-        item = json.loads(line)
-    except ValueError as error:  # RecursionError is none: the C parser raises it for deep nesting
-        raise SeedError(f"no JSON: {error}") from None
-    except RecursionError:
-        raise SeedError("no JSON that is nested so deeply can be a task") from None
-    if not isinstance(item, dict) or set(item) - {"kind", "program", "inputs", "outputs", "message"}:
-        raise SeedError("a line is an object with kind, program, inputs, and perhaps outputs and message")
-    texts = {name: item.get(name, "") for name in ("kind", "program", "message")}
-    lists = {name: item[name] for name in ("inputs", "outputs") if item.get(name) is not None}
-    if not all(isinstance(text, str) for text in texts.values()) or "inputs" not in lists:
-        raise SeedError("kind, program and message are strings, inputs and outputs are lists of strings")
-    if not all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists.values()):
-        raise SeedError("inputs and outputs are lists of strings, each a literal as text")
-    if texts["kind"] not in {kind.value for kind in Kind}:
-        raise SeedError(f"kind {texts['kind'][:40]!r} is none of {', '.join(kind.value for kind in Kind)}")
-    proposal = Proposal(Kind(texts["kind"]), texts["program"], tuple(lists["inputs"]), texts["message"])
-    return proposal, tuple(lists["outputs"]) if "outputs" in lists else None
-
-
-def _save(arguments: Any) -> int:
     path: Path = arguments.folder
     if path.is_dir():
         path = path / "tasks.sqlite"

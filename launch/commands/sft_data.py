@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 from collections import Counter
 from pathlib import Path
@@ -47,8 +46,10 @@ def register(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    import asyncio
+
+    from actors.seed_file import SeedError
     from executor.tasks import Kind
-    from launch.commands.seeds import SeedError
     from launch.sft.data import examples, validated
 
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from actors.buffer import TaskBuffer
 from actors.buffer_file import TaskBufferError, copy_database
-from launch.commands.seeds import load_seeds
+from actors.seed_file import load_seeds
 from launch.config import Config
 from launch.run.folder import RunFolder, append_event
 from learner.checkpoint import Checkpoints

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from actors.environment import Environment
 from actors.prompts import FUNCTION_START, Prompt, PromptBuilder, block
+from actors.seed_file import AT_ONCE, validate
 from executor.judge import Judge
 from executor.pool import SandboxPool
 from executor.settings import ExecutorSettings
 from executor.tasks import Kind, Task
-from launch.commands.seeds import AT_ONCE, validate
 
 PromptFormat = Literal["completion", "r1"]
 

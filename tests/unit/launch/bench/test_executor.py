@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gzip
 import json
@@ -11,9 +10,9 @@ from typing import Any
 import pytest
 
 from executor.tasks import Kind, Proposal, Task
-from launch import bench
-from launch.bench import endurance, executor, mix, peers
+from launch.bench import endurance, executor, mix, mix_comparison, peers
 from launch.bench.mix import Mix, MixError, Verification
+from launch.cli import main
 
 IDENTITY = "def f(x):\n    return x"
 TASK = {"kind": "deduction", "program": IDENTITY, "inputs": ["1"], "outputs": ["1"], "message": ""}
@@ -175,7 +174,7 @@ def test_differences_are_counted_by_both_sides_reasons() -> None:
         Proposal(Kind.DEDUCTION, IDENTITY, ("1",)),
         Verification(Task(Kind.ABDUCTION, IDENTITY, ("1",), ("1",)), ("1", "2")),
     ]
-    text = executor.agreement(items, [["timeout"], ["correct", "wrong"]], [["error"], ["correct", "correct"]])
+    text = mix_comparison.agreement(items, [["timeout"], ["correct", "wrong"]], [["error"], ["correct", "correct"]])
     assert (
         text == "1 of 3 judgements differ between the two ways; 1 x verification (abduction): here wrong, there correct"
     )
@@ -199,10 +198,7 @@ def test_a_fresh_interpreter_gives_the_value_or_says_why_not() -> None:
 
 
 def _bench(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    bench.register(parser.add_subparsers(required=True))
-    parsed = parser.parse_args(["bench", "executor", *arguments])
-    return int(parsed.run(parsed))
+    return main(["bench", "executor", *arguments])
 
 
 def test_every_path_and_ratio_is_there_once_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

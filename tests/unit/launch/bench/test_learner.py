@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import bench
 from launch.bench import learner, learner_side
+from launch.cli import main
 from learner.batching.packing import pack_ranks
 from learner.model.architecture import Architecture
 
@@ -114,9 +113,6 @@ def test_what_is_no_batch_or_no_folder_is_refused(tmp_path: Path, capsys: pytest
     path.write_bytes(gzip.compress(b'{"format": "other"}\n'))
     with pytest.raises(ValueError, match="no recorded batch"):
         learner_side.load_batch(path)
-    parser = argparse.ArgumentParser()
-    bench.register(parser.add_subparsers(required=True))
     for arguments, said in ((["--model", "nothing"], "neither"), (["--json", str(tmp_path / "a" / "b")], "no folder")):
-        parsed = parser.parse_args(["bench", "learner", *arguments])
-        assert parsed.run(parsed) == 2
+        assert main(["bench", "learner", *arguments]) == 2
         assert said in capsys.readouterr().err

@@ -9,8 +9,8 @@ import pytest
 
 from executor.layers import PURPOSE, Layer
 from launch.cli import main
-from launch.commands import doctor
-from launch.commands.doctor import Check, Section, State
+from launch.doctor import sandbox
+from launch.doctor.report import Check, Section, State, as_text
 
 
 def test_a_report_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,9 +35,9 @@ def test_a_report_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_recipe_that_requires_what_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = doctor.SerialPool.layers.fget  # type: ignore[attr-defined]
+    real = sandbox.SerialPool.layers.fget  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        doctor.SerialPool, "layers", property(lambda pool: real(pool) | {Layer.LANDLOCK: "the kernel has none"})
+        sandbox.SerialPool, "layers", property(lambda pool: real(pool) | {Layer.LANDLOCK: "the kernel has none"})
     )
     assert main(["doctor", "smollm2-cpu", "executor.require=['landlock', 'seccomp']"]) == 1
     out = capsys.readouterr().out
@@ -49,10 +49,10 @@ def test_a_recipe_that_requires_what_is_missing(
 
 
 def test_a_sandbox_that_does_not_start(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refuse(pool: doctor.SerialPool) -> None:
-        raise doctor.InfrastructureError("the wall does not hold")
+    async def refuse(pool: sandbox.SerialPool) -> None:
+        raise sandbox.InfrastructureError("the wall does not hold")
 
-    monkeypatch.setattr(doctor.SerialPool, "start", refuse)
+    monkeypatch.setattr(sandbox.SerialPool, "start", refuse)
     assert main(["doctor"]) == 1
     assert "the wall does not hold" in capsys.readouterr().out
 
@@ -64,17 +64,17 @@ def test_wrong_use(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_mend_names_the_switch_that_is_closed(tmp_path: Path) -> None:
-    assert "max_user_namespaces" not in doctor._mend(Layer.NET_NAMESPACE, tmp_path)
+    assert "max_user_namespaces" not in sandbox._mend(Layer.NET_NAMESPACE, tmp_path)
     (tmp_path / "user").mkdir()
     (tmp_path / "user/max_user_namespaces").write_text("0\n")
-    mend = doctor._mend(Layer.NET_NAMESPACE, tmp_path)
+    mend = sandbox._mend(Layer.NET_NAMESPACE, tmp_path)
     assert "sysctl -w user.max_user_namespaces=" in mend
     assert "unprivileged_userns_clone" not in mend
 
 
 def test_every_layer_has_a_mend_and_a_purpose(tmp_path: Path) -> None:
     for layer in Layer:
-        assert doctor._mend(layer, tmp_path)
+        assert sandbox._mend(layer, tmp_path)
         assert PURPOSE[layer]
 
 
@@ -85,7 +85,7 @@ def test_text_of_a_report() -> None:
         Check("three", State.INFO, "a fact"),
         Check("four", State.FAILED, "broken", "must be", "install"),
     )
-    text = doctor.as_text([Section("part", checks, "half")])
+    text = as_text([Section("part", checks, "half")])
     assert text.splitlines()[0] == "part: half"
     assert "to get it: install" in text
     assert "to get it: as above" in text

@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 
 from launch.cli import main
-from launch.commands import execute
+from launch.exec import programs
+from launch.exec.lines import MAX_LINE_BYTES
 
-ROOT = Path(execute.__file__).parents[2]
+ROOT = Path(programs.__file__).parents[2]
 pytestmark = pytest.mark.timeout(60)
 
 LOOP = "def f(x):\n while True: pass"
@@ -129,7 +130,7 @@ def test_a_file_of_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ('{"name": "a", "program": "def f(x): return 1"}', "it has no 'input'"),
         ('{"name": "a", "program": 3, "input": "1"}', "its 'program' is no string"),
         ("[" * 100_000, "is no JSON"),
-        ('"' + "a" * execute.MAX_LINE_BYTES + '"', "is longer than"),
+        ('"' + "a" * MAX_LINE_BYTES + '"', "is longer than"),
     ],
 )
 def test_a_malformed_line_stops_after_the_lines_before_it(
@@ -172,12 +173,12 @@ def test_no_more_of_a_file_is_read_than_the_window(streaming: subprocess.Popen[s
     fd = streaming.stdin.fileno()
     os.write(fd, lines(item("endless", LOOP)).encode())
     os.set_blocking(fd, False)
-    written, most = 0, 2 * execute.LINES_PER_WORKER * len(line) + (1 << 18)
+    written, most = 0, 2 * programs.LINES_PER_WORKER * len(line) + (1 << 18)
     # The reader is done when it has left the pipe full for so long.
     while written <= most and select.select([], [fd], [], 4.0)[1]:
         written += os.write(fd, line[written % len(line) :])
     assert written <= most
-    assert written > execute.LINES_PER_WORKER * len(line)
+    assert written > programs.LINES_PER_WORKER * len(line)
 
 
 def test_ctrl_c_stops_and_leaves_nothing(streaming: subprocess.Popen[str]) -> None:
@@ -227,12 +228,12 @@ def test_a_reader_that_leaves_is_no_error_message(tmp_path: Path) -> None:
 
 
 def test_a_sandbox_that_cannot_start_is_no_outcome(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    class Refused(execute.SandboxPool):
+    class Refused(programs.SandboxPool):
         async def start(self) -> None:
-            raise execute.InfrastructureError("no wall")
+            raise programs.InfrastructureError("no wall")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execute, "SandboxPool", Refused)
+        patch.setattr(programs, "SandboxPool", Refused)
         assert main(["exec", str(program), "--input", "1"]) == 3
     found = capsys.readouterr()
     assert "no wall" in found.err

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from actors.buffer import TaskBuffer
+from actors.seed_file import SeedError, SeedReport, load_seeds, save
 from executor.settings import ExecutorSettings
 from executor.tasks import Kind, Task, ValidationRules
 from launch.cli import main
-from launch.commands.seeds import SeedError, SeedReport, load_seeds, save
 from launch.config import Config
 from launch.run.folder import RunFolder
 from launch.run.task_buffer import open_tasks

@@ -1,0 +1,92 @@
+"""The report of `azr doctor`: sections of checks, as text and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class State(StrEnum):
+    """What a check found."""
+
+    ON = "on"
+    """There, and as it should be."""
+    OFF = "off"
+    """Missing. azr works without it, with less protection."""
+    FAILED = "failed"
+    """Missing or wrong, and azr does not work, or must not, until it is mended."""
+    INFO = "info"
+    """A fact, neither good nor bad."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a report."""
+
+    name: str
+    state: State
+    detail: str = ""
+    """The fact, or why it is not on."""
+    purpose: str = ""
+    """What it is good for."""
+    mend: str = ""
+    """What to do to get it."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One subject of a report."""
+
+    name: str
+    checks: tuple[Check, ...]
+    summary: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+    """Findings of the whole section for programs, such as the tier."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything in it must be mended."""
+        return any(check.state is State.FAILED for check in self.checks)
+
+
+def as_json(sections: list[Section]) -> dict[str, Any]:
+    """The report for programs: {"ok", "sections": [{"name", "failed", "summary", ..., "checks": [...]}]}."""
+    return {
+        "ok": not any(section.failed for section in sections),
+        "sections": [
+            {
+                "name": section.name,
+                "failed": section.failed,
+                "summary": section.summary,
+                **section.facts,
+                "checks": [vars(check) for check in section.checks],
+            }
+            for section in sections
+        ],
+    }
+
+
+def as_text(sections: list[Section]) -> str:
+    """The report for people."""
+    lines: list[str] = []
+    above = ""
+    for section in sections:
+        lines += [section.name + (f": {section.summary}" if section.summary else "")]
+        width = max((len(check.name) for check in section.checks), default=0)
+        for check in section.checks:
+            mark = {State.INFO: "", State.OFF: "OFF", State.FAILED: "FAILED"}.get(check.state, check.state.value)
+            about = check.purpose or check.detail
+            lines.append(f"  {mark:6}  {check.name:{width}}  {about}".rstrip())
+            indent = " " * (width + 12)
+            if check.purpose and check.detail:
+                lines.append(
+                    f"{indent}{'why' if check.state in (State.OFF, State.FAILED) else 'found'}: {check.detail}"
+                )
+            if check.mend:
+                lines.append(f"{indent}to get it: {'as above' if check.mend == above else check.mend}")
+                above = check.mend
+        lines.append("")
+    bad = [check.name for section in sections for check in section.checks if check.state is State.FAILED]
+    lines.append(f"to be mended: {', '.join(bad)}" if bad else "nothing has to be mended")
+    return "\n".join(lines)
