@@ -325,7 +325,7 @@ def executor_config(overrides: Sequence[tuple[str, str]], command: str) -> Confi
         key, value = parse_override(text)
         section, _, name = key.partition(".")
         if section != "executor" or not name or "." in name:
-            raise ConfigError(f"{command} takes settings of [executor] only, not {key}")
+            raise ConfigError(f"{command} takes settings of [executor] only, and {key} is none of them")
         table[name] = value
         sources[key] = source
     return build({"executor": table}, sources)

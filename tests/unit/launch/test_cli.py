@@ -21,9 +21,9 @@ from launch.bench.options import LateParser
 
 ROOT = Path(cli.__file__).parents[1]
 INTERNAL = {
-    "BatchTimeout", "BudgetError", "CodecError", "DeadError", "EngineAborted", "JailError", "LearnerLost",
-    "LiteralError", "PromptTooLong", "RolloutBroken", "UnserialisableError", "WeightSyncError", "WeightSyncTimeout",
-    "WeightUpdateFailed", "WireError",
+    "BatchTimeout", "BudgetError", "CallFailed", "CodecError", "DeadError", "EngineAborted", "JailError", "LearnerLost",
+    "LiteralError", "ProcessEnded", "ProcessRestarting", "PromptTooLong", "RolloutBroken", "UnserialisableError",
+    "WeightSyncError", "WeightSyncTimeout", "WeightUpdateFailed", "WireError",
 }  # fmt: skip
 """Exceptions that this project catches itself: the process that they end is started again, with their text in its log."""
 

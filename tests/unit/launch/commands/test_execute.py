@@ -169,8 +169,11 @@ def test_results_stream_while_the_input_is_still_open(streaming: subprocess.Pope
 def test_no_more_of_a_file_is_read_than_the_window(streaming: subprocess.Popen[str]) -> None:
     """While the first program runs, the writer is made to wait, however much it has."""
     assert streaming.stdin
+    assert streaming.stdout
     line = lines(item("x", "def f(x): return x #" + "a" * 30_000)).encode()
     fd = streaming.stdin.fileno()
+    os.write(fd, lines(item("first")).encode())
+    assert json.loads(streaming.stdout.readline())["name"] == "first", "the command has started, and reads"
     os.write(fd, lines(item("endless", LOOP)).encode())
     os.set_blocking(fd, False)
     written, most = 0, 2 * programs.LINES_PER_WORKER * len(line) + (1 << 18)
