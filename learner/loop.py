@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from learner.ledger import describe_ledger
-from learner.metrics import describe_batch
+from learner.metrics import describe_ages
 from learner.phase import Phase
 from learner.publisher import Publisher
 from learner.ranks import Ranks
@@ -61,6 +61,8 @@ class Hooks:
     """The numbers of a step and its batch."""
     save: Callable[[int], None]
     """Write a checkpoint of this version. On every rank."""
+    describe: Callable[[Sequence[Trajectory]], dict[str, float]] = lambda batch: {}
+    """The numbers of a batch that only the game knows that made it."""
     on_phase: Callable[[Phase, int | None], None] = lambda phase, step: None
     """The phase that the loop enters, and the step it works on, where it works on one."""
     drain: Callable[[], object] = lambda: None
@@ -116,7 +118,7 @@ def learn(
         numbers = trainer.train(batch, lambda: stream.queued() if stream else [])
         if stream:
             slots = [trajectory.slot for trajectory in batch]
-            numbers |= describe_batch(batch, trained_at, stream.gate.arrivals(slots))
+            numbers |= hooks.describe(batch) | describe_ages(batch, trained_at, stream.gate.arrivals(slots))
             stream.mark_trained(slots)
         hooks.on_phase(Phase.PUBLISHING, None)
         phases = publisher.publish(trainer.version)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from actors.metrics import describe_batch
 from launch.config import Config, RunBasics
 from launch.run.recorder import Recorder
 from launch.run.status import Progress
@@ -56,4 +57,11 @@ def make_hooks(
         recorder.step(numbers, batch)
         progress.last = recorder.last
 
-    return Hooks(make_interrupted(config.run, progress), on_step, save, progress.enter, drain)
+    return Hooks(
+        interrupted=make_interrupted(config.run, progress),
+        on_step=on_step,
+        save=save,
+        describe=describe_batch,
+        on_phase=progress.enter,
+        drain=drain,
+    )

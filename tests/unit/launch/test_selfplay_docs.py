@@ -7,9 +7,10 @@ import sqlite3
 from pathlib import Path
 
 from actors.buffer import TaskBuffer
+from actors.metrics import describe_batch
 from actors.settings import IntrinsicSettings
 from launch.config import RECIPES, documented
-from learner.metrics import describe_advantages, describe_batch
+from learner.metrics import describe_advantages, describe_ages
 from learner.settings import BatchSettings
 from learner.trajectory import Role, Status, Trajectory, VersionSpan
 
@@ -50,7 +51,7 @@ def test_every_metric_of_a_batch_is_in_the_glossary() -> None:
         for cell in BatchSettings().cells
         for replayed in (0.0, 1.0)
     ]  # fmt: skip
-    numbers = describe_batch(batch, 0, {0: 0}) | describe_advantages(batch, np.zeros(len(batch)))
+    numbers = describe_batch(batch) | describe_ages(batch, 0, {0: 0}) | describe_advantages(batch, np.zeros(len(batch)))
     for name in numbers:
         what = name.split("/")[0]
         assert f"`{what}/" in GLOSSARY or f"`{what}`" in GLOSSARY or what in ("batch_size", "reward_mean"), name

@@ -15,7 +15,6 @@ from executor.tasks import Kind
 from learner.checkpoint import CheckpointError, Checkpoints, Finish, read_stream_state, write_stream_state
 from learner.fields import WireError
 from learner.ledger import conserved, totals
-from learner.metrics import describe_batch
 from learner.places import Holder
 from learner.ranks import Ranks
 from learner.settings import BatchSettings
@@ -53,28 +52,6 @@ def test_ledger_and_queue_come_back(tmp_path: Path) -> None:
     replacement = again.grant(Holder("a", 1), 10)
     assert replacement is not None
     assert replacement.propose[0] not in (*first.propose, *second.propose)
-
-
-def test_a_batch_is_described_by_what_is_in_it() -> None:
-    batch = [
-        trajectory(0, Role.PROPOSE, [(2, 0, 2)], 0.5, valid=1.0),
-        trajectory(1, Role.PROPOSE, [(1, 0, 1), (2, 1, 4)], -1.0, valid=0.0),
-        trajectory(2, Role.SOLVE, [(2, 0, 2)], 1.0, correct=1.0, replayed=1.0),
-        trajectory(3, Role.SOLVE, [(2, 0, 2)], -0.5, correct=0.0, replayed=0.0),
-    ]
-    numbers = describe_batch(batch, 3, {0: 2, 1: 3, 2: 2, 3: 3})
-    assert numbers["valid_rate/deduction"] == 0.5
-    assert numbers["solve_rate/deduction"] == 0.5
-    assert numbers["solve_rate_fresh/deduction"] == 0.0
-    assert numbers["reward/deduction/propose"] == -0.25
-    assert numbers["truncated/deduction/propose"] == 0.5
-    assert numbers["age_max"] == 2
-    assert numbers["age_mean"] == pytest.approx(1.25)
-    assert numbers["age/generation"] == pytest.approx(0.25)
-    assert numbers["age/queue"] == pytest.approx(0.5)
-    assert numbers["age/publish"] == pytest.approx(0.5)
-    assert numbers["spanning"] == 0.25
-    assert not any("abduction" in name for name in numbers), "an empty cell has no rate"
 
 
 HOLDER = Holder("a", 0)
