@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from launch.models import prepare
 from learner.batching.packing import TokenSequence, pack
 from learner.model.policy import PolicyModel
 from learner.model.process_groups import init_parallel
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
+from tests.ranks import run_ranks
 
 MODEL_DIR = prepare("smollm2-135m-instruct")
 
@@ -112,7 +112,7 @@ def run_rank(rank: int, parallel: ParallelSettings, sequences: list[TokenSequenc
 
 @pytest.mark.parametrize("parallel", [ParallelSettings(tensor=3), ParallelSettings(pipeline=2)], ids=["TP3", "PP2"])
 def test_a_layout_of_ranks_computes_what_one_rank_does(tmp_path: Path, parallel: ParallelSettings) -> None:
-    mp.spawn(run_rank, args=(parallel, batch(), tmp_path), nprocs=parallel.world_size)
+    run_ranks(run_rank, (parallel, batch(), tmp_path), parallel.world_size)
     ((_, logprobs, entropy),) = build("float32").logprobs(pack(batch(), 4096))
     found = list(tmp_path.glob("*.pt"))
     assert len(found) == parallel.tensor

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -29,6 +28,7 @@ from learner.ranks import Ranks
 from learner.settings import BatchSettings, LearnerSettings, ModelSettings, ParallelSettings
 from learner.trainer import Trainer
 from learner.trajectory import Cell, Role, Trajectory, VersionSpan, dumps, loads
+from tests.ranks import run_ranks
 
 CELLS = BatchSettings().cells
 
@@ -372,7 +372,7 @@ def run_rank(rank: int, folder: Path, batch: bytes, out: Path) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(folder: Path, batch: list[Trajectory], tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     out = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, args=(folder, dumps(batch), out), nprocs=2)
+    run_ranks(run_rank, (folder, dumps(batch), out), 2)
     return [torch.load(out / f"{rank}.pt") for rank in range(2)]
 
 

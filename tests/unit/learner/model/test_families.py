@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from learner.batching.packing import MicroBatch, TokenSequence, pack
@@ -21,6 +20,7 @@ from learner.model.convert import HfReader, Layout
 from learner.model.policy import PolicyModel
 from learner.model.process_groups import init_parallel
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
+from tests.ranks import run_ranks
 from tests.unit.learner import tiny
 from tests.unit.learner.tiny import VOCAB, torch_adam
 
@@ -200,7 +200,7 @@ def ranks(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     init_parallel(ParallelSettings(), 0, 1)
     for family, folder in folders.items():
         run_layout(folder, ParallelSettings(), out / f"{family}-one")
-    mp.spawn(run_rank, args=(folders, out), nprocs=4)
+    run_ranks(run_rank, (folders, out), 4)
     return out
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from megatron.core import dist_checkpointing, parallel_state
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from learner.model.process_groups import init_parallel
 from learner.model.state import rectangles
 from learner.ranks import Ranks
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
+from tests.ranks import run_ranks
 from tests.unit.learner.tiny import EXPERTS, SHAPE, VOCAB, weights
 
 LR = 1e-3
@@ -138,7 +138,7 @@ def out(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
         train(policy, ParallelSettings(), 2)
         policy.save_checkpoint(out / f"one-{model}")
         torch.save(weights(policy), out / f"one-{model}.pt")
-    mp.spawn(run_rank, args=(folders, out), nprocs=2)
+    run_ranks(run_rank, (folders, out), 2)
     return out
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from torch import Tensor
@@ -28,6 +27,7 @@ from learner.model.pipeline_parallel import split_layers
 from learner.model.policy import PolicyModel
 from learner.model.process_groups import data_rank, init_parallel
 from learner.settings import ParallelSettings
+from tests.ranks import run_ranks
 from tests.unit.learner.tiny import LR, VOCAB, assert_equal, batch, build, weigh, weights, write_folders
 
 STEPS = 3
@@ -226,7 +226,7 @@ def vocabulary(chunked: bool) -> list[Tensor]:
 def worlds(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ranks")
     for size in (2, 4):
-        mp.spawn(run_rank, args=(size, folders, out), nprocs=size)
+        run_ranks(run_rank, (size, folders, out), size)
     return out
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from learner.model.policy import PolicyModel
@@ -18,6 +17,7 @@ from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 from learner.sft.data import Data, Example
 from learner.sft.settings import SftLearnerSettings, SftSettings
 from learner.sft.trainer import Metrics, SftHooks, SftTrainer, fine_tune, learning_rate, token_weights
+from tests.ranks import run_ranks
 from tests.unit.learner.tiny import SHAPE, VOCAB
 
 SEED = 3
@@ -158,7 +158,7 @@ def run_rank(rank: int, folder: Path, out: Path) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_two_data_parallel_ranks_equal_one(folder: Path, tmp_path: Path) -> None:
-    mp.spawn(run_rank, args=(folder, tmp_path), nprocs=2)
+    run_ranks(run_rank, (folder, tmp_path), 2)
     alone = make_trainer(folder)
     rows = run(alone, stop_at=3)
     for rank in range(2):
