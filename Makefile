@@ -17,20 +17,38 @@ $(READY): requirements-cpu.lock pyproject.toml launch/setup_cpu.sh
 train: $(READY)  ## the default run: self-play with a 135M model on this machine's CPU
 	$(BIN)/azr train launch/recipes/smollm2-cpu.toml
 
-check: lint  ## lint, types, layering, unit tests: about five minutes
-	$(BIN)/python -m pytest -q tests/unit
+# Lint and tests at once; -k: both report, whichever fails.
+TOGETHER := @$(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=line
+# Two workers, each with whole files of tests, in the order that tests/conftest.py gives.
+PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-test: lint  ## check, and the integration tests with real engines: minutes
-	$(BIN)/python -m pytest -q tests/unit tests/integration
+check: $(READY)  ## lint, types, layering, unit tests: under two minutes on two cores
+	$(TOGETHER) unit lint
+
+test: $(READY)  ## check, the slow unit tests, and the integration tests with real engines: about 15 minutes
+	$(TOGETHER) unit-and-integration lint
+
+test-all: $(READY)  ## test, and what takes longer: soaks, drills of many kills, deep property tests, a million malformed frames
+	$(TOGETHER) everything lint
+	$(BIN)/python -m tests.fuzz_stream --frames 1000000 --seed 0
 
 test-gpu: $(READY)  ## what only GPUs can show, on a machine that has one: the weights over NCCL
 	$(BIN)/python -m pytest -q tests/gpu
 
+unit: $(READY)
+	@$(PYTEST) -m "not slow and not deep" tests/unit
+
+unit-and-integration: $(READY)
+	@$(PYTEST) -m "not deep" --hypothesis-profile full tests/unit tests/integration
+
+everything: $(READY)
+	@$(PYTEST) --hypothesis-profile deep --timeout 7200 tests/unit tests/integration
+
 lint: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(ROOMS)
-	$(BIN)/lint-imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy $(ROOMS)
+	@$(BIN)/lint-imports
 
 fmt: $(READY)  ## format, and fix what ruff can
 	$(BIN)/ruff check --fix .

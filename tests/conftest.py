@@ -1,8 +1,24 @@
+"""What holds for every test: few threads, hypothesis without deadlines, one worker for all tests of a file."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
 from hypothesis import settings
 
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
-"""No example fails for being slow: machines are busy."""
+import tests.examples  # noqa: F401  (registers the profiles)
 
-settings.register_profile("deep", max_examples=500, stateful_step_count=100, deadline=None)
-"""By hand, minutes: `pytest --hypothesis-profile=deep tests/unit/learner/test_staleness_machine.py`."""
+settings.load_profile("fast")
+
+# Before torch is imported. Test models are tiny: more threads cost more than they give, and threads that spin at a barrier
+# take the core from the one that they wait for. What needs more sets its own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers, the tests of one file share one, and with it the file's fixtures. Files with `slow` tests first."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))

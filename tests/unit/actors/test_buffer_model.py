@@ -8,13 +8,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from actors.buffer import TaskBuffer
 from actors.buffer_settings import BufferSettings
 from executor.tasks import Kind, Task
+from tests.examples import examples
 
 CHOICES = st.builds(
     BufferSettings,
@@ -150,5 +150,5 @@ class BufferMachine(RuleBasedStateMachine):
             assert self.store.metrics() == expected
 
 
-BufferMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+BufferMachine.TestCase.settings = examples(60, steps=40)
 TestBufferModel = BufferMachine.TestCase

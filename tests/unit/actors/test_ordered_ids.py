@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors import ordered_ids
 from actors.ordered_ids import OrderedIds
+from tests.examples import examples
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     start=st.lists(st.integers(0, 200), unique=True).map(sorted),
     steps=st.lists(st.tuples(st.booleans(), st.integers(1, 3), st.floats(0, 1, exclude_max=True)), max_size=120),

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.tasks import Kind
 from learner.advantages import advantages
 from learner.settings import AdvantageSettings, BatchSettings
 from learner.trajectory import Cell, Role, Trajectory, VersionSpan
+from tests.examples import examples
 
 CELLS = BatchSettings().cells
 
@@ -129,14 +130,14 @@ def test_an_empty_or_degenerate_cell_leaves_the_others_alone() -> None:
 
 
 @pytest.mark.parametrize("chosen", ALL, ids=str)
-@settings(max_examples=60)
+@examples(60)
 @given(rows_of)
 def test_equals_the_reference(chosen: dict[str, Any], rows: list[Row]) -> None:
     np.testing.assert_allclose(got(rows, **chosen), reference(rows, **chosen), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("chosen", NORMALISED, ids=str)
-@settings(max_examples=40)
+@examples(40)
 @given(rows_of)
 def test_peers_have_mean_0_and_deviation_1_or_nothing(chosen: dict[str, Any], rows: list[Row]) -> None:
     found = got(rows, **chosen)
@@ -153,14 +154,14 @@ def test_peers_have_mean_0_and_deviation_1_or_nothing(chosen: dict[str, Any], ro
 
 
 @pytest.mark.parametrize("chosen", [c for c in ALL if c["estimator"] != "reinforce"], ids=str)
-@settings(max_examples=40)
+@examples(40)
 @given(rows_of, st.floats(-3, 3))
 def test_a_reward_for_everybody_changes_nothing(chosen: dict[str, Any], rows: list[Row], shift: float) -> None:
     moved = [(cell, reward + shift, tokens, prompt) for cell, reward, tokens, prompt in rows]
     np.testing.assert_allclose(got(moved, **chosen), got(rows, **chosen), rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(rows_of, st.sampled_from(CELLS), st.floats(-3, 3), st.floats(0.1, 10))
 def test_trr_does_not_see_how_a_cell_is_shifted_or_scaled(
     rows: list[Row], cell: Cell, shift: float, scale: float
@@ -170,7 +171,7 @@ def test_trr_does_not_see_how_a_cell_is_shifted_or_scaled(
 
 
 @pytest.mark.parametrize("chosen", ALL, ids=str)
-@settings(max_examples=30)
+@examples(30)
 @given(st.data())
 def test_the_order_of_the_batch_does_not_matter(chosen: dict[str, Any], data: st.DataObject) -> None:
     rows = data.draw(rows_of)
@@ -180,7 +181,7 @@ def test_the_order_of_the_batch_does_not_matter(chosen: dict[str, Any], data: st
 
 
 @pytest.mark.parametrize("estimator", ["trr++", "reinforce++", "group"])
-@settings(max_examples=30)
+@examples(30)
 @given(rows_of, st.integers(1, 50))
 def test_at_equal_lengths_tokens_weigh_like_sequences(estimator: str, rows: list[Row], tokens: int) -> None:
     equal = [(cell, reward, tokens, prompt) for cell, reward, _, prompt in rows]

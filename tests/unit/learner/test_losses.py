@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
 from learner.losses import DIAGNOSTICS, PolicyLoss, diagnostics, policy_loss, token_weights
 from learner.settings import LossSettings
+from tests.examples import examples
 
 CORRECTIONS = ("clip", "decoupled", "tis", "none")
 
@@ -147,7 +148,7 @@ def chosen(**settings_: Any) -> LossSettings:
 @pytest.mark.parametrize(
     "s", every_setting(), ids=lambda s: f"{s.correction}-{s.dual_clip}-{s.clip_high}-{s.aggregation}"
 )
-@settings(max_examples=25)
+@examples(25)
 @given(batch=batches())
 def test_loss_and_gradient_follow_the_formulas(s: LossSettings, batch: list[Sequence]) -> None:
     loss, gradient, _ = measured(batch, s)

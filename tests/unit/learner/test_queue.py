@@ -6,7 +6,6 @@ import copy
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -25,6 +24,7 @@ from learner.settings import BatchSettings, OnStale
 from learner.staleness import Gate
 from learner.trajectory import Cell, Role
 from learner.turns import Seat, Turns
+from tests.examples import examples
 
 
 @dataclass(frozen=True)
@@ -239,4 +239,4 @@ class AnyOrder(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("mode", ["wait", "drop", "train"])
 def test_the_queue_follows_the_gate_and_nobody_is_forgotten_in_any_order_of_events(mode: OnStale) -> None:
-    run_state_machine_as_test(lambda: AnyOrder(mode), settings=settings(max_examples=60, stateful_step_count=40))
+    run_state_machine_as_test(lambda: AnyOrder(mode), settings=examples(60, steps=40))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.tasks import Kind
@@ -12,6 +12,7 @@ from learner.places import Holder
 from learner.settings import BatchSettings, OnStale
 from learner.staleness import NUMBERS_PER_LIFE, Gate, Grant
 from learner.trajectory import Cell, Role
+from tests.examples import examples
 
 CELLS = BatchSettings().cells
 
@@ -111,7 +112,7 @@ per_kind = st.fixed_dictionaries(dict.fromkeys(Kind, st.integers(0, 6)))
     mode=st.sampled_from(MODES),
     behaviour=st.randoms(use_true_random=False),
 )
-@settings(max_examples=80)
+@examples(80)
 def test_five_batches_complete_whatever_the_quotas_and_whoever_dies(
     propose: dict,
     solve: dict,
@@ -294,7 +295,7 @@ def test_what_is_too_old_where_it_would_be_trained_is_dropped_or_trained_and_cou
 
 
 @given(seed=st.integers(0, 2**32), propose=per_kind, solve=per_kind, n=st.integers(1, 4))
-@settings(max_examples=25)
+@examples(25)
 def test_without_staleness_the_three_modes_are_one(seed: int, propose: dict, solve: dict, n: int) -> None:
     """The same events give the same grants, the same batches and the same ledger."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -29,6 +29,7 @@ from learner.places import Holder
 from learner.settings import BatchSettings, OnStale
 from learner.staleness import NUMBERS_PER_LIFE, Gate, Grant
 from learner.trajectory import Cell, Role
+from tests.examples import examples, is_deep
 
 CELLS = BatchSettings().cells
 
@@ -461,14 +462,14 @@ class AnyOrder(RuleBasedStateMachine):
         raise AssertionError(f"livelock: {gate.waiting_for()}")
 
 
-DEEP = settings.get_current_profile_name() == "deep"
 NUMBERING = ("life_id", "next_slot", "next_episode")
 
 
-@pytest.mark.timeout(7200 if DEEP else 600)
+@pytest.mark.timeout(7200 if is_deep() else 600)
 @pytest.mark.parametrize("staleness", [0, 1, 3])
 @pytest.mark.parametrize("mode", ["wait", "drop", "train"])
 def test_any_order(mode: OnStale, staleness: int) -> None:
-    effort = settings() if DEEP else settings(max_examples=16, stateful_step_count=30)
     quiet = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-    run_state_machine_as_test(lambda: AnyOrder(mode, staleness), settings=settings(effort, suppress_health_check=quiet))
+    run_state_machine_as_test(
+        lambda: AnyOrder(mode, staleness), settings=examples(16, steps=30, suppress_health_check=quiet)
+    )

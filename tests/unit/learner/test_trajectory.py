@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.tasks import Kind
@@ -28,6 +28,7 @@ from learner.trajectory import (
     encode,
     loads,
 )
+from tests.examples import examples
 
 CELLS = BatchSettings().cells
 
@@ -89,7 +90,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
     )
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(trajectories())
 def test_the_round_trip_is_exact(trajectory: Trajectory) -> None:
     assert same(decode(on_wire(trajectory)), trajectory)
@@ -232,14 +233,14 @@ def test_a_negative_version_is_refused_before_it_is_sent() -> None:
     assert caught.value.refusal is Refusal.VERSIONS
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.lists(st.binary(max_size=40), min_size=4, max_size=4))
 def test_random_frames_are_refused(frames: Frames) -> None:
     with pytest.raises(WireError):
         decode(frames)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.integers(0, 3), st.data())
 def test_damage_to_a_sound_message_raises_nothing_but_wire_errors(index: int, data: st.DataObject) -> None:
     frames = on_wire(make())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -28,6 +27,7 @@ from launch.cluster.lives import (
 )
 from launch.run.status import RunStatus
 from learner.phase import Phase
+from tests.examples import examples
 
 HERE, THERE = "tcp://10.0.0.1:5", "tcp://10.0.0.2:5"
 WATCHDOG_S, START_S = 900.0, 600.0
@@ -221,4 +221,4 @@ class Course(RuleBasedStateMachine):
 
 
 TestCourse = Course.TestCase
-TestCourse.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestCourse.settings = examples(200, steps=40)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.settings import EngineSettings
@@ -21,6 +21,7 @@ from launch.cluster.placement import (
 )
 from launch.config import ActorsSettings, Config
 from learner.settings import LearnerSettings, ModelSettings, ParallelSettings
+from tests.examples import examples
 
 GIB = 1 << 30
 
@@ -133,7 +134,7 @@ def test_memory_by_hand() -> None:
 shapes = st.tuples(st.integers(1, 12), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.integers(1, 3))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(shape=shapes, gpus=st.lists(st.integers(0, 8), min_size=1, max_size=5))
 def test_places_never_overlap_and_more_actors_move_nobody(shape: tuple[int, int, int, int], gpus: list[int]) -> None:
     asked, nodes = config(*shape), gpu_nodes(*gpus)

@@ -6,15 +6,16 @@ import ast
 import random
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from learner.fields import Refusal
+from tests.examples import examples
 from tests.fuzz_stream import Fuzz, fuzzing, malformed
 
 MESSAGES = 800
 PROTOCOL = {"wire", "trajectory", "staleness", "ledger", "member", "keys"}
-CHECKS = settings(max_examples=25, suppress_health_check=list(HealthCheck))
+CHECKS = examples(25, suppress_health_check=list(HealthCheck))
 
 
 def test_what_is_malformed_is_refused_by_reason_while_an_honest_actor_plays_on() -> None:

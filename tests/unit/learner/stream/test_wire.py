@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.tasks import Kind
@@ -24,6 +24,7 @@ from learner.stream.wire import (
     pack,
     pack_slots,
 )
+from tests.examples import examples
 from tests.fuzz_stream import ARRAYS, SOUND, WRONG
 
 NUMBERED = {"session": 1, "number": 1}
@@ -97,7 +98,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.sampled_from(sorted(FROM_LEARNER)), st.data(), anything)
 def test_a_strange_field_from_the_learner_raises_nothing_but_wire_errors(
     name: str, data: st.DataObject, value: Any
