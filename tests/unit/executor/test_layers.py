@@ -93,7 +93,9 @@ ALONE: dict[Layer, tuple[set[Layer], str, Callable[[Outcome], bool], Callable[[O
         lambda outcome: value(outcome) is True,
     ),
 }
-for _layer in sorted(NAMESPACES - {Layer.MOUNT_NAMESPACE}):  # in one order: parallel workers compare what they collected
+for _layer in sorted(
+    NAMESPACES - {Layer.MOUNT_NAMESPACE}
+):  # in one order: parallel workers compare what they collected
     _name = _layer.removesuffix("_namespace")
     _own = os.readlink(f"/proc/self/ns/{_name}")
     ALONE[_layer] = (

@@ -24,7 +24,7 @@ def test_what_is_malformed_is_refused_by_reason_while_an_honest_actor_plays_on()
     with fuzzing() as fuzz:
         CHECKS(given(st.integers(0, 2**32))(lambda seed: _send(fuzz, seed)))()
         fuzz.check_play()
-        assert fuzz.expected.total() >= 25 * MESSAGES
+        assert fuzz.expected.total() >= CHECKS.max_examples * MESSAGES
         assert set(fuzz.expected) == set(Refusal), "a reason that nothing was refused for"
 
 
