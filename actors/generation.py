@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
 from learner.trajectory import Status, VersionSpan
 from learner.weights.group import GroupSpec
 from learner.weights.manifest import TensorSpec
@@ -88,9 +86,6 @@ class Engine(Protocol):
 
     async def checksums(self) -> dict[str, str]:
         """`learner.weights.manifest.checksum` of the weights that generation uses, under Hugging Face names."""
-
-    async def weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the weights that generation uses, for tests. A tied output head is listed as well."""
 
     def stats(self) -> dict[str, float]:
         """`running`, `waiting` requests; `kv_usage` in 0..1; `tokens_generated`, `tokens_prompt`, `tokens_cached`."""

@@ -58,8 +58,8 @@ class RolloutActor:
 
         Returns digests of the engine's weights if `run.verify_weights` is set.
         """
+        from actors.async_engine import AsyncEngine
         from actors.concurrency import ConcurrencyController
-        from actors.engine import AsyncEngine
         from actors.environment import Environment
         from actors.heldout import Heldout
         from actors.rollout import Rollout
