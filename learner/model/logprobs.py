@@ -1,6 +1,6 @@
 """Log-probabilities of response tokens, computed without holding the logits of all of them.
 
-Shapes: R response tokens, E hidden size, V rows of this rank's part of the vocabulary.
+Shapes: R response tokens, E hidden size, V rows of this rank's part of the vocabulary. `hidden_RE` is [R, E].
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CHUNK_ELEMENTS = 1 << 24
 
 
 class VocabLogprobs(torch.autograd.Function):
-    """Log-probabilities and entropies of targets: (hidden [R, E], weight [V, E], targets [R], ...) -> two float32 [R].
+    """Log-probabilities and entropies of targets: (hidden_RE, weight_VE, targets_R, ...) -> two float32 [R].
 
     The vocabulary is split over the ranks of `group`: this rank has rows `first` to `first + num_valid`; the rest of
     `weight` is padding. The gradient of `hidden` is this rank's part of the sum over ranks. The entropy has no
@@ -29,54 +29,63 @@ class VocabLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, first: int, num_valid: int, group: dist.ProcessGroup
+        ctx: Any,
+        hidden_RE: Tensor,
+        weight_VE: Tensor,
+        targets_R: Tensor,
+        first: int,
+        num_valid: int,
+        group: dist.ProcessGroup,
     ) -> tuple[Tensor, Tensor]:
         """Compute log-probabilities and entropies; see the class."""
-        valid = weight[:num_valid]
-        owned = (targets >= first) & (targets < first + num_valid)
-        local = torch.where(owned, targets - first, 0)
-        count = len(hidden)
-        lse, expected = hidden.new_empty(count, dtype=torch.float32), hidden.new_empty(count, dtype=torch.float32)
-        picked = hidden.new_empty(count, dtype=torch.float32)
+        valid_VE = weight_VE[:num_valid]
+        owned_R = (targets_R >= first) & (targets_R < first + num_valid)
+        local_R = torch.where(owned_R, targets_R - first, 0)
+        count = len(hidden_RE)
+        lse_R, expected_R = (
+            hidden_RE.new_empty(count, dtype=torch.float32),
+            hidden_RE.new_empty(count, dtype=torch.float32),
+        )
+        picked_R = hidden_RE.new_empty(count, dtype=torch.float32)
         for rows in _chunks(count, num_valid, CHUNK_ELEMENTS):
-            logits = (hidden[rows] @ valid.t()).float()
-            picked[rows] = logits.gather(1, local[rows, None]).squeeze(1)
-            top = logits.amax(dim=1, keepdim=True)
-            weights = (logits - top).exp_()
-            total = weights.sum(dim=1)
-            lse[rows] = total.log() + top.squeeze(1)
-            expected[rows] = torch.linalg.vecdot(weights, logits) / total
-        local_lse = lse
+            logits_RV = (hidden_RE[rows] @ valid_VE.t()).float()
+            picked_R[rows] = logits_RV.gather(1, local_R[rows, None]).squeeze(1)
+            top_R1 = logits_RV.amax(dim=1, keepdim=True)
+            weights_RV = (logits_RV - top_R1).exp_()
+            total_R = weights_RV.sum(dim=1)
+            lse_R[rows] = total_R.log() + top_R1.squeeze(1)
+            expected_R[rows] = torch.linalg.vecdot(weights_RV, logits_RV) / total_R
+        local_lse_R = lse_R
         if group.size() > 1:
-            picked = picked * owned
-            top = lse.clone()
-            dist.all_reduce(top, dist.ReduceOp.MAX, group)
-            share = (lse - top).exp()
-            sums = torch.stack((share, share * expected, picked))
+            picked_R = picked_R * owned_R
+            top_R = lse_R.clone()
+            dist.all_reduce(top_R, dist.ReduceOp.MAX, group)
+            share_R = (lse_R - top_R).exp()
+            sums = torch.stack((share_R, share_R * expected_R, picked_R))
             dist.all_reduce(sums, dist.ReduceOp.SUM, group)
-            lse, expected, picked = sums[0].log() + top, sums[1] / sums[0], sums[2]
-        ctx.save_for_backward(hidden, weight, local, owned, (local_lse - lse).exp())
+            lse_R, expected_R, picked_R = sums[0].log() + top_R, sums[1] / sums[0], sums[2]
+        ctx.save_for_backward(hidden_RE, weight_VE, local_R, owned_R, (local_lse_R - lse_R).exp())
         ctx.num_valid = num_valid
-        entropy = lse - expected
-        ctx.mark_non_differentiable(entropy)
-        return picked - lse, entropy
+        entropy_R = lse_R - expected_R
+        ctx.mark_non_differentiable(entropy_R)
+        return picked_R - lse_R, entropy_R
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_R: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of hidden states and weight; see the class."""
-        hidden, weight, local, owned, share = ctx.saved_tensors
-        valid = weight[: ctx.num_valid]
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        grad_valid = grad_weight[: ctx.num_valid]
-        toward, away = (grad * owned)[:, None], (grad * share)[:, None]
+        hidden_RE, weight_VE, local_R, owned_R, share_R = ctx.saved_tensors
+        valid_VE = weight_VE[: ctx.num_valid]
+        grad_hidden_RE = torch.empty_like(hidden_RE)
+        grad_weight_VE = torch.zeros_like(weight_VE, dtype=torch.float32)
+        grad_valid_VE = grad_weight_VE[: ctx.num_valid]
+        toward_R1, away_R1 = (grad_R * owned_R)[:, None], (grad_R * share_R)[:, None]
         # Half the bytes an element of the forward pass; and each chunk costs a pass over the weight's gradient.
-        for rows in _chunks(len(hidden), ctx.num_valid, 2 * CHUNK_ELEMENTS):
-            probs = torch.softmax(hidden[rows] @ valid.t(), dim=1)
-            grad_hidden[rows] = toward[rows] * valid[local[rows]] - away[rows] * (probs @ valid)
-            grad_valid -= probs.t() @ (away[rows] * hidden[rows]).to(weight.dtype)
-        grad_valid.index_add_(0, local, toward * hidden)
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
+        for rows in _chunks(len(hidden_RE), ctx.num_valid, 2 * CHUNK_ELEMENTS):
+            probs_RV = torch.softmax(hidden_RE[rows] @ valid_VE.t(), dim=1)
+            grad_hidden_RE[rows] = toward_R1[rows] * valid_VE[local_R[rows]] - away_R1[rows] * (probs_RV @ valid_VE)
+            grad_valid_VE -= probs_RV.t() @ (away_R1[rows] * hidden_RE[rows]).to(weight_VE.dtype)
+        grad_valid_VE.index_add_(0, local_R, toward_R1 * hidden_RE)
+        return grad_hidden_RE, grad_weight_VE.to(weight_VE.dtype), None, None, None, None
 
 
 def _chunks(num_rows: int, num_columns: int, num_elements: int) -> list[slice]:

@@ -248,21 +248,21 @@ class PolicyModel:
         with megatron_calls():
             return pipeline.run(self.gpt, len(filled), forward, finish, forward_only=loss is None)
 
-    def _token_logprobs(self, micro: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _token_logprobs(self, micro: MicroBatch, hidden_TE: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies of the response tokens, float32 [R] each, from the last stage's output [T, E].
         Only the first carry a gradient."""
         if micro.num_targets == 0:
-            return hidden[:0].sum(1).float(), torch.zeros(0, device=self.device)
-        rows = hidden.index_select(0, torch.from_numpy(micro.logit_rows).to(self.device))
+            return hidden_TE[:0].sum(1).float(), torch.zeros(0, device=self.device)
+        rows_RE = hidden_TE.index_select(0, torch.from_numpy(micro.logit_rows).to(self.device))
         # Its backward sums the gradients of the vocabulary's shards.
-        rows = tensor_parallel.copy_to_tensor_model_parallel_region(rows)
-        weight = self._output_weight
-        first = parallel_state.get_tensor_model_parallel_rank() * len(weight)
-        num_valid = min(len(weight), self.architecture.vocab_size - first)
-        targets = torch.from_numpy(micro.targets).to(self.device)
+        rows_RE = tensor_parallel.copy_to_tensor_model_parallel_region(rows_RE)
+        weight_VE = self._output_weight
+        first = parallel_state.get_tensor_model_parallel_rank() * len(weight_VE)
+        num_valid = min(len(weight_VE), self.architecture.vocab_size - first)
+        targets_R = torch.from_numpy(micro.targets).to(self.device)
         group = parallel_state.get_tensor_model_parallel_group()
-        logprobs, entropy = VocabLogprobs.apply(rows, weight, targets, first, num_valid, group)  # type: ignore[no-untyped-call]
-        return logprobs, entropy
+        logprobs_R, entropy_R = VocabLogprobs.apply(rows_RE, weight_VE, targets_R, first, num_valid, group)  # type: ignore[no-untyped-call]
+        return logprobs_R, entropy_R
 
     @property
     def _output_weight(self) -> Tensor:
