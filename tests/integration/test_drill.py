@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.integration.azr_process import azr
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -20,9 +20,8 @@ OVERRIDES = [
 
 
 def test_a_run_survives_five_kills(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "launch.cli", "drill", "smollm2-cpu-small", "--times", "5", "--seed", "3"]
-    command += [*OVERRIDES, f"run.dir={tmp_path}", "run.name=drill"]
-    held = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
+    options = ["--times", "5", "--seed", "3", f"run.dir={tmp_path}", "run.name=drill"]
+    held = azr("drill", "smollm2-cpu-small", *OVERRIDES, *options)
     said = held.stdout + held.stderr
     assert held.returncode == 0, said
     assert "ledger: conserved" in held.stdout

@@ -12,7 +12,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from launch.commands.train import train
 from launch.config import load
 from launch.models import prepare
 from launch.run.folder import RunFolder
+from tests.integration.azr_process import azr, command, easy_tasks
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -49,27 +49,9 @@ OVERRIDES = [
 ]
 
 
-def azr(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "launch.cli", *arguments], capture_output=True, text=True, check=False, timeout=300
-    )
-
-
 def read_batches(folder: RunFolder) -> list[list[dict[str, Any]]]:
     files = sorted(folder.trajectories.glob("step_*.jsonl"))
     return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
-
-
-def easy_tasks(path: Path) -> Path:
-    """A seed file with tasks of each kind that even the untrained model solves now and then."""
-    tasks = [
-        {"kind": kind, "program": "def f(x):\n    return x", "inputs": [str(n), str(n + 1)][: 1 + (kind == "induction")],
-         "message": "f gives back what it gets."}
-        for kind in ("deduction", "abduction", "induction")
-        for n in range(4)
-    ]  # fmt: skip
-    path.write_text("".join(json.dumps(task) + "\n" for task in tasks))
-    return path
 
 
 class Run:
@@ -78,19 +60,11 @@ class Run:
     def __init__(self, directory: Path) -> None:
         self.folder = RunFolder(directory / "run")
         self.printed = directory / "printed.txt"
-        seeds = f"selfplay.seed_tasks={easy_tasks(directory / 'seeds.jsonl')}"
-        command = [
-            sys.executable,
-            "-m",
-            "launch.cli",
-            "train",
-            "smollm2-cpu",
-            *OVERRIDES,
-            seeds,
-            f"run.dir={directory}",
-        ]
+        started = command(
+            "train", "smollm2-cpu", *OVERRIDES, easy_tasks(directory / "seeds.jsonl"), f"run.dir={directory}"
+        )
         with self.printed.open("w") as out:
-            self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(started, stdout=out, stderr=subprocess.STDOUT)
 
     def steps(self) -> int:
         return len(self.folder.read_metrics())
@@ -213,8 +187,8 @@ def test_it_resumes_where_it_stopped(run: Run) -> None:
 
 
 def test_a_run_that_is_not_there_is_no_crash(tmp_path: Path) -> None:
-    for command in (("verify",), ("scale", "--actors", "2")):
-        answer = azr(command[0], str(tmp_path), *command[1:])
+    for asked in (("verify",), ("scale", "--actors", "2")):
+        answer = azr(asked[0], str(tmp_path), *asked[1:])
         assert answer.returncode == 2
         assert "nobody answers for the run" in answer.stderr and "Traceback" not in answer.stderr
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.integration import azr_process
+
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 STEPS = 3
@@ -48,25 +50,16 @@ TIMES = ("_s", "_per_s")
 
 def azr(arguments: list[str], kill: tuple[str, int] | None = None) -> subprocess.CompletedProcess[str]:
     where = [kill[0], str(kill[1])] if kill else ["nowhere", "0"]
-    command = [sys.executable, __file__, *where, *arguments]
-    # On a busy machine, threads that spin at a barrier take the core from the one that they wait for.
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return azr_process.azr(
+        *arguments, program=[sys.executable, "-m", "tests.integration.test_kill_resume", *where], timeout_s=1600
+    )
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folders of a run that was never killed and of one that was killed at every point of `KILLS`."""
     root = tmp_path_factory.mktemp("runs")
-    seeds = root / "seeds.jsonl"
-    tasks = [
-        {"kind": kind, "program": "def f(x):\n    return x", "inputs": [str(n), str(n + 1)][: 1 + (kind == "induction")],
-         "message": "f gives back what it gets."}
-        for kind in ("deduction", "abduction", "induction")
-        for n in range(3)
-    ]  # fmt: skip
-    seeds.write_text("".join(json.dumps(task) + "\n" for task in tasks))
-    start = ["train", "smollm2-cpu", *OVERRIDES, f"selfplay.seed_tasks={seeds}"]
+    start = ["train", "smollm2-cpu", *OVERRIDES, azr_process.easy_tasks(root / "seeds.jsonl", 3)]
     whole, killed = root / "whole" / "run", root / "killed" / "run"
     done = azr([*start, f"run.dir={whole.parent}"])
     assert done.returncode == 0, done.stdout + done.stderr

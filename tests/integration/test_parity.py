@@ -8,8 +8,6 @@ at a time, because the bits of a matrix product depend on how many rows it has, 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from learner.batching.packing import pack
 from learner.model.policy import PolicyModel
 from learner.model.process_groups import init_parallel
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
+from tests.integration.azr_process import azr, check_logs
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -55,13 +54,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = []
     for mode in ("serial", "async"):
         folder = tmp_path_factory.mktemp(mode)
-        command = [sys.executable, "-m", "launch.cli", "train", "smollm2-cpu", *OVERRIDES]
-        command += [f"run.mode={mode}", f"run.dir={folder}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
+        done = azr("train", "smollm2-cpu", *OVERRIDES, f"run.mode={mode}", f"run.dir={folder}")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "ledger: conserved" in done.stdout
         folders.append(folder / "run")
     return folders
+
+
+def test_every_kind_of_process_logs_in_one_format(runs: list[Path]) -> None:
+    serial, distributed = (run / "logs" for run in runs)
+    check_logs(serial, {"serial.0"})
+    check_logs(distributed, {"driver.0", "learner0.0", "rollout0.0", "buffer.0"})
 
 
 def trajectories(folder: Path) -> list[dict]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.integration.azr_process import azr, check_logs
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 def test_two_steps_on_the_real_model(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "launch.cli", "sft", "sft-smollm2-cpu"]
     settings = [f"run.dir={tmp_path}", "sft.batch_size=4", "sft.epochs=0.04", "sft.validation_share=0.02"]
-    ended = subprocess.run([*command, *settings], capture_output=True, text=True, check=False)
+    ended = azr("sft", "sft-smollm2-cpu", *settings)
     assert ended.returncode == 0, ended.stderr
     folder = tmp_path / "sft-smollm2-cpu"
     assert ended.stdout.splitlines()[-1] == f"azr train smollm2-cpu model.path={folder}/hf"
@@ -25,6 +24,7 @@ def test_two_steps_on_the_real_model(tmp_path: Path) -> None:
     from launch.models import prepare
 
     assert prepare(str(folder / "hf")) == folder / "hf"
+    check_logs(folder / "logs", {"sft.0"})
 
 
 def test_two_ranks_on_ray(tmp_path: Path) -> None:
@@ -39,7 +39,6 @@ def test_two_ranks_on_ray(tmp_path: Path) -> None:
     config.tie_word_embeddings = True
     tf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     tf.AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "model")
-    command = [sys.executable, "-m", "launch.cli", "sft", "sft-smollm2-cpu"]
     settings = [
         f"run.dir={tmp_path}",
         f"model.path={tmp_path / 'model'}",
@@ -47,9 +46,9 @@ def test_two_ranks_on_ray(tmp_path: Path) -> None:
         "sft.batch_size=32",
         "sft.epochs=0.5",
     ]
-    ended = subprocess.run([*command, *settings], capture_output=True, text=True, check=False)
+    ended = azr("sft", "sft-smollm2-cpu", *settings)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     folder = tmp_path / "sft-smollm2-cpu"
     assert ended.stdout.splitlines()[-1] == f"azr train RECIPE model.path={folder}/hf"
-    assert sorted(path.name for path in (folder / "logs").iterdir()) == ["learner0.0.log", "learner1.0.log"]
+    check_logs(folder / "logs", {"sft.0", "learner0.0", "learner1.0"})
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
