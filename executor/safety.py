@@ -1,16 +1,9 @@
 """The gate: which programs are refused before they run.
 
 This is not the wall. It keeps honest programs deterministic and refuses obvious mischief with a named reason; the wall
-(`jail.py`) must hold without it. This is the static half, the gate; at run time a program finds facades of a few modules
-in place of the modules themselves (`facades.py`).
-
-Inputs that share a child share the objects that no call makes anew: the builtins and, for a program that imports, the
-members of the facades. The former can't be changed. Of the latter, the facades themselves refuse to be, and the gate
-refuses assignments that begin at an imported name; a program that is set on it can still change what is mutable, such as
-`keyword.kwlist` or, through another name, a class written in Python. The judge reckons with that (`judge.py`).
-
-Known gap: `str.format` reads attributes that a format string names. The gate sees those in the program's constants, not
-those in strings that are put together at run time. What can be had that way is text about the sandbox itself.
+(`jail.py`) must hold without it. A program is judged by what it uses: code that never runs is left out first (`rewriting.py`).
+Names that only the run knows meet guards there (`guards.py`), and facades of a few modules in place of the modules
+(`facades.py`).
 
 Runs in the sandbox: the process that supervises it never parses model text.
 """
@@ -24,21 +17,37 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
+from executor import rewriting
+from executor.rewriting import GUARDED_ATTRIBUTES
+
 ALLOWED_MODULES = (
-    "__future__", "abc", "array", "base64", "binascii", "bisect", "cmath", "collections", "collections.abc", "contextlib", "copy",
-    "dataclasses", "decimal", "difflib", "enum", "fractions", "functools", "graphlib", "heapq", "io", "itertools",
-    "json", "keyword", "math", "numbers", "operator", "pprint", "re", "statistics", "string", "struct", "textwrap", "typing",
-    "unicodedata", "zlib",
+    "__future__", "abc", "array", "base64", "binascii", "bisect", "cmath", "codecs", "collections", "collections.abc", "contextlib",
+    "copy", "dataclasses", "decimal", "difflib", "enum", "fractions", "functools", "graphlib", "hashlib", "heapq", "io",
+    "itertools", "json", "keyword", "math", "numbers", "operator", "pprint", "queue", "re", "statistics", "string", "struct", "sys",
+    "textwrap", "typing", "unicodedata", "zlib",
 )  # fmt: skip
 """Dotted names, each as a whole: nothing is allowed because a part of its name is."""
 
+OFFERED: dict[str, frozenset[str]] = {
+    "codecs": frozenset({"decode", "encode"}),
+    "hashlib": frozenset({
+        "blake2b", "blake2s", "md5", "sha1", "sha224", "sha256", "sha384", "sha512", "sha3_224", "sha3_256", "sha3_384", "sha3_512",
+    }),
+    "io": frozenset({"BytesIO", "StringIO"}),
+    "sys": frozenset({
+        "byteorder", "exit", "float_info", "getrecursionlimit", "getsizeof", "hash_info", "int_info", "intern", "maxsize",
+        "maxunicode", "setrecursionlimit", "stderr", "stdin", "stdout", "version_info",
+    }),
+}  # fmt: skip
+"""Of these modules, only so much. Of all others, what they call public."""
+
 BANNED_NAMES = frozenset({
     "__import__", "__builtins__", "__build_class__", "__loader__", "__module__", "__spec__", "breakpoint", "compile", "eval", "exec",
-    "exit", "globals", "help", "input", "locals", "open", "quit", "vars",
+    "globals", "help", "locals", "open",
 })  # fmt: skip
 
 BANNED_ATTRIBUTES = frozenset({
-    "ag_await", "ag_code", "ag_frame", "cr_await", "cr_code", "cr_frame", "cr_origin", "f_back", "f_builtins", "f_code",
+    "_convert_", "ag_await", "ag_code", "ag_frame", "cr_await", "cr_code", "cr_frame", "cr_origin", "f_back", "f_builtins", "f_code",
     "f_globals", "f_lineno", "f_locals", "f_trace", "gi_code", "gi_frame", "gi_yieldfrom", "mro", "tb_frame", "tb_next",
 })  # fmt: skip
 
@@ -81,15 +90,27 @@ def is_banned_attribute(name: str) -> bool:
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _HARMLESS_DUNDERS = ALLOWED_DUNDERS | ALLOWED_DUNDER_NAMES
-_SUSPICIOUS = BANNED_NAMES | BANNED_ATTRIBUTES | {"import"}
+_SUSPICIOUS = BANNED_NAMES | BANNED_ATTRIBUTES | GUARDED_ATTRIBUTES | {"case", "import"}
 
 
-def compile_checked(program: str) -> types.CodeType | tuple[Unsafe, str]:
-    """The compiled program, or what `check` says of it.
+def compile_checked(program: str, mode: str = "exec", pruned: bool = True) -> types.CodeType | tuple[Unsafe, str]:
+    """The compiled program, or with the mode `eval` an expression, with guards; or what `check` says of it.
+
+    What never runs is left out if it is `pruned`, which is for a text that is all of a program.
 
     Raises what `compile` does: SyntaxError, ValueError, RecursionError, MemoryError.
     """
-    return (None if _is_plain(program) else check(program)) or compile(program, "<program>", "exec", dont_inherit=True)
+    compiled: Any = program
+    if not _is_plain(program):
+        tree = ast.parse(program, mode=mode)
+        changed = rewriting.prune(tree, ALLOWED_MODULES) if pruned and isinstance(tree, ast.Module) else False
+        if found := _check(tree):
+            return found
+        # Otherwise the text itself: a tree that comes from outside is looked at once more.
+        if rewriting.guard(tree) or changed:
+            compiled = tree
+    code: types.CodeType = compile(compiled, "<program>", mode, dont_inherit=True)
+    return code
 
 
 def _is_plain(program: str) -> bool:
@@ -107,13 +128,21 @@ def _is_plain(program: str) -> bool:
     )
 
 
-def check(program: str) -> tuple[Unsafe, str] | None:
+def check(program: str, strict: bool = False) -> tuple[Unsafe, str] | None:
     """The first thing in `program` that the policy refuses, with the name concerned; None for an acceptable program.
 
+    `strict`: what never runs here counts, too, and so do imports that may fail: for a program that is to run elsewhere.
     Raises what `ast.parse` does for text that is no program: SyntaxError, ValueError, RecursionError, MemoryError.
     """
-    names = _Names()
-    nodes: list[Any] = [ast.parse(program)]
+    tree = ast.parse(program)
+    if not strict:
+        rewriting.prune(tree, ALLOWED_MODULES)
+    return _check(tree, strict)
+
+
+def _check(tree: ast.AST, strict: bool = False) -> tuple[Unsafe, str] | None:
+    names = _Names(strict)
+    nodes: list[Any] = [tree]
     for node in nodes:  # it grows meanwhile
         kind = type(node)
         if kind in _LEAVES:
@@ -139,9 +168,15 @@ _LEAVES = frozenset({
 class _Names:
     """Names of one program: what it binds, what it imports, and which uses have to be looked at once that is known."""
 
-    def __init__(self) -> None:
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
         self.bound: set[str] = set()
-        self.imported: set[str] = set()
+        self.imported: dict[str, str] = {}
+        """The module of each."""
+        self.optional: set[int] = set()
+        """Statements that may fail to import, by their ids: the program goes on without."""
+        self.reads: list[tuple[str, str]] = []
+        """Attributes that are read of a name, where that could be the name of a module offered in part."""
         self.suspects: list[str] = []
         self.changed: list[str] = []
 
@@ -150,9 +185,15 @@ class _Names:
             # A program may call its own variable `input`, and write `__radd__ = __add__`.
             if name not in ALLOWED_DUNDER_NAMES and name not in self.bound:
                 return Unsafe.NAME, name
-        for name in sorted((self.bound | self.imported) & BANNED_NAMES):
+        for name in sorted((self.bound | set(self.imported)) & BANNED_NAMES):
             if _is_dunder(name):
                 return Unsafe.NAME, name
+        for name, attribute in self.reads:
+            module = self.imported.get(name, "")
+            if module in OFFERED and attribute not in OFFERED[module] and name not in self.bound:
+                return Unsafe.ATTRIBUTE, f"{module}.{attribute}"
+            if attribute == "__dict__" and name not in self.bound:
+                return Unsafe.ATTRIBUTE, attribute
         for name in self.changed:
             if name in self.imported and name not in self.bound:
                 return Unsafe.MUTATION, name
@@ -161,12 +202,15 @@ class _Names:
 
 _Found = tuple[Unsafe, str] | None
 _FIELD = re.compile(r"\{([^{}]*)")
+_IMPORT_ERROR = re.compile(r"\b(ImportError|ModuleNotFoundError|Exception|BaseException)\b")
 _FIELD_ATTRIBUTE = re.compile(r"\.\s*(\w+)")
 
 
 def _look_at_attribute(node: ast.Attribute, names: _Names) -> _Found:
-    if is_banned_attribute(node.attr):
+    if is_banned_attribute(node.attr) and node.attr != "__dict__":
         return Unsafe.ATTRIBUTE, node.attr
+    if isinstance(node.value, ast.Name):
+        names.reads.append((node.value.id, node.attr))
     return None if type(node.ctx) is ast.Load else _look_at_change(node, names)
 
 
@@ -191,17 +235,30 @@ def _look_at_name(node: ast.Name, names: _Names) -> _Found:
 
 def _look_at_import(node: ast.Import, names: _Names) -> _Found:
     for alias in node.names:
-        if alias.name not in ALLOWED_MODULES:
+        if alias.name in ALLOWED_MODULES:
+            names.imported[alias.asname or alias.name.partition(".")[0]] = alias.name
+        elif id(node) not in names.optional:
             return Unsafe.IMPORT, alias.name
-        names.imported.add(alias.asname or alias.name.partition(".")[0])
     return None
 
 
 def _look_at_import_from(node: ast.ImportFrom, names: _Names) -> _Found:
     if node.level or node.module not in ALLOWED_MODULES:
+        if id(node) in names.optional:
+            return None
         return Unsafe.IMPORT, "." * node.level + (node.module or "")
-    names.imported.update(alias.asname or alias.name for alias in node.names)
+    for alias in node.names:
+        if alias.name not in OFFERED.get(node.module, {alias.name, "*"}) | {"*"}:
+            return Unsafe.IMPORT, f"{node.module}.{alias.name}"
+        names.imported[alias.asname or alias.name] = ""
     return None
+
+
+def _look_at_try(node: ast.Try, names: _Names) -> None:
+    if not names.strict and any(
+        handler.type is None or _IMPORT_ERROR.search(ast.unparse(handler.type)) for handler in node.handlers
+    ):
+        names.optional |= {id(inner) for inner in node.body if isinstance(inner, (ast.Import, ast.ImportFrom))}
 
 
 def _look_at_text(node: ast.Constant, names: _Names) -> _Found:
@@ -215,7 +272,7 @@ def _look_at_text(node: ast.Constant, names: _Names) -> _Found:
 
 def _look_at_pattern(node: ast.MatchClass, names: _Names) -> _Found:
     for name in node.kwd_attrs:
-        if is_banned_attribute(name):
+        if is_banned_attribute(name) or name in GUARDED_ATTRIBUTES:
             return Unsafe.ATTRIBUTE, name
     return None
 
@@ -235,6 +292,7 @@ _LOOK: dict[type, Callable[[Any, _Names], _Found]] = {
     ast.Import: _look_at_import,
     ast.ImportFrom: _look_at_import_from,
     ast.MatchClass: _look_at_pattern,
+    ast.Try: _look_at_try,
     ast.arg: _look_at_binding("arg"),
     ast.FunctionDef: _look_at_binding("name"),
     ast.AsyncFunctionDef: _look_at_binding("name"),

@@ -36,7 +36,7 @@ from collections.abc import Callable, Collection
 from types import CodeType
 from typing import Any, NoReturn
 
-from executor import codec, facades, frames, inspection, jail, keeper, namespaces, safety, values
+from executor import codec, facades, frames, guards, inspection, jail, keeper, namespaces, safety, values
 from executor.deadline import Deadline
 from executor.layers import Layer
 from executor.programs import ProgramCache
@@ -380,6 +380,8 @@ class Zygote:
         except MemoryError:
             return MEMORY, ""
         except BaseException as error:
+            if type(error) is guards.Refused:
+                return UNSAFE, _printable(str(error))
             return ERROR, values.type_name(error)
         try:
             return VALUE, codec.encode(value, self.output_bytes)
@@ -479,6 +481,8 @@ def main(
     zygote.kept = shifted
     zygote.pin = config["pin"]
     zygote.warm_up()
+    if zygote.gate:
+        facades.seal()
     # Collected objects would be written to, and every page that is written to after a fork is copied.
     gc.collect()
     gc.freeze()

@@ -178,7 +178,7 @@ def _unfit_expressions(texts: Sequence[str]) -> str | None:
 
 def _unfit_program(program: str) -> str | None:
     try:
-        found = safety.check(program)
+        found = safety.check(program, strict=True)
         if found:
             return f"policy: {found[0]}"
         for node in ast.walk(ast.parse(program)):

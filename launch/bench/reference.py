@@ -98,7 +98,7 @@ def judging(item: mix.Item) -> Judging:
 
 def _validate(proposal: Proposal) -> Generator[Execution, Result, str]:
     try:
-        if safety.check(proposal.program):
+        if safety.check(proposal.program, strict=True):
             return "unsafe"
     except (SyntaxError, ValueError):
         return "error"

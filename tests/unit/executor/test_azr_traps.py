@@ -49,11 +49,11 @@ def test_trap_1_nan_is_no_nondeterminism(judge: Judge) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "import {0}", "import {0} as x", "from {0} import *", "import math, {0}",
+        "import {0}\n{0}", "import {0} as y\ny", "from {0} import *", "import math, {0}\n{0}",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(
-    "module", ["os", "os.path", "sys", "socket", "shutil", "ctypes", "subprocess", "importlib", "random", "time"]
+    "module", ["os", "os.path", "socket", "shutil", "ctypes", "subprocess", "importlib", "random", "time"]
 )
 def test_trap_2_banned_modules_are_refused_under_every_name(judge: Judge, line: str, module: str) -> None:
     rejection = validate(judge, line.format(module) + "\ndef f(x): return 1", "1")

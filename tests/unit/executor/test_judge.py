@@ -120,7 +120,7 @@ def test_a_sound_program_is_validated(judge: Judge) -> None:
         ("def f(x): return bytearray(1 << 40)", ("1",), RejectionReason.MEMORY),
         ("def f(x): return 'a' * 10**6", ("1",), RejectionReason.OUTPUT_TOO_LARGE),
         ("def f(x): return range(x)", ("1",), RejectionReason.UNSERIALISABLE),
-        ("import sys\ndef f(x): return 1", ("1",), RejectionReason.UNSAFE),
+        ("import os\ndef f(x): return os.sep", ("1",), RejectionReason.UNSAFE),
         ("def f(x): return 1 // x", ("1", "2", "0"), RejectionReason.ERROR),
     ],
 )
@@ -141,11 +141,11 @@ def test_inputs_that_python_calls_equal_are_no_duplicates(judge: Judge) -> None:
     [
         ("keyword.kwlist.append(x)", RejectionReason.NONDETERMINISTIC),
         ("kept = keyword.kwlist; kept[0] = 'x' * len(kept[0]) * 2", RejectionReason.NONDETERMINISTIC),
-        ("F = fractions.Fraction; F.seen = getattr(F, 'seen', 0) + x", RejectionReason.NONDETERMINISTIC),
+        ("F = fractions.Fraction; F.seen = getattr(F, 'seen', 0) + x", RejectionReason.ERROR),
         ("fractions.Fraction.seen = x", RejectionReason.UNSAFE),
         ("keyword.kwlist[0] = x", RejectionReason.UNSAFE),
-        ("setattr(keyword, 'seen', x)", RejectionReason.ERROR),
-        ("setattr(fractions.Fraction, 'seen', x)", RejectionReason.ERROR),
+        ("setattr(keyword, 'seen', x)", RejectionReason.UNSAFE),
+        ("setattr(fractions.Fraction, 'seen', x)", RejectionReason.UNSAFE),
     ],
 )
 def test_leaks_between_inputs_are_found_out_or_refused(judge: Judge, change: str, reason: RejectionReason) -> None:
@@ -189,7 +189,7 @@ def test_determine(judge: Judge) -> None:
     assert determine("def f(x): return x * 2", " 21 ") == Outcome(Status.OK, "42")
     assert determine("def f(x): return hash('a')", "1") == Outcome(Status.NONDETERMINISTIC)
     assert determine("def f(x): return 1 / x", "0") == Outcome(Status.ERROR)
-    assert determine("import os", "0") == Outcome(Status.UNSAFE)
+    assert determine("import os\nos", "0") == Outcome(Status.UNSAFE)
     with pytest.raises(CodecError):
         determine("def f(x): return x", "x")
 
@@ -255,7 +255,7 @@ def test_abduction(judge: Judge, answer: str, reason: VerdictReason) -> None:
         ("def f(x) return x", VerdictReason.ERROR),
         ("lambda x: x * x", VerdictReason.ERROR),
         ("def f(x):\n while True: pass", VerdictReason.TIMEOUT),
-        ("import subprocess\ndef f(x): return x * x", VerdictReason.UNSAFE),
+        ("import subprocess\ndef f(x): return subprocess.call(x)", VerdictReason.UNSAFE),
         ("def f(x): return f", VerdictReason.UNSERIALISABLE),
     ],
 )

@@ -16,15 +16,35 @@ from executor.safety import Unsafe, check, compile_checked
 @pytest.mark.parametrize(
     ("program", "reason", "name"),
     [
-        ("import os", Unsafe.IMPORT, "os"),
-        ("import os.path as p", Unsafe.IMPORT, "os.path"),
-        ("from os import path", Unsafe.IMPORT, "os"),
-        ("def f(x):\n    import socket", Unsafe.IMPORT, "socket"),
-        ("import math, sys", Unsafe.IMPORT, "sys"),
-        ("import collections.os", Unsafe.IMPORT, "collections.os"),
+        ("import os\nos.x", Unsafe.IMPORT, "os"),
+        ("import os.path as p\np", Unsafe.IMPORT, "os.path"),
+        ("from os import path\npath", Unsafe.IMPORT, "os"),
+        ("def f(x):\n    import socket\n    socket.x", Unsafe.IMPORT, "socket"),
+        ("import math, os\nos", Unsafe.IMPORT, "os"),
+        ("import collections.os\ncollections", Unsafe.IMPORT, "collections.os"),
         ("from . import x", Unsafe.IMPORT, "."),
         ("from .math import x", Unsafe.IMPORT, ".math"),
-        ("import numpy", Unsafe.IMPORT, "numpy"),
+        ("import numpy\nnumpy", Unsafe.IMPORT, "numpy"),
+        ("try: import numpy\nexcept ValueError: numpy = 0\nnumpy", Unsafe.IMPORT, "numpy"),
+        ("try: pass\nexcept ImportError:\n    import numpy\nnumpy", Unsafe.IMPORT, "numpy"),
+        ("from os import *", Unsafe.IMPORT, "os"),
+        ("import sys\nsys.modules", Unsafe.ATTRIBUTE, "sys.modules"),
+        ("import sys as s\ns.path", Unsafe.ATTRIBUTE, "sys.path"),
+        ("from sys import modules", Unsafe.IMPORT, "sys.modules"),
+        ("from io import open", Unsafe.IMPORT, "io.open"),
+        ("import codecs\ncodecs.open", Unsafe.ATTRIBUTE, "codecs.open"),
+        ("def g(): return open('x')\nh = g", Unsafe.NAME, "open"),
+        ("def g(): return open('x')\ndef f(x): return g()", Unsafe.NAME, "open"),
+        ("def g(a=open): pass", Unsafe.NAME, "open"),
+        ("@print\ndef g(): return open('x')", Unsafe.NAME, "open"),
+        ("def g(): return open('x')\ndef f(x):\n    global g\n    g += 1", Unsafe.NAME, "open"),
+        ("__name__ = '__main__'\nif __name__ == '__main__': open('x')", Unsafe.NAME, "open"),
+        ("if __name__ != '__main__': open('x')", Unsafe.NAME, "open"),
+        ("if __name__ == '__main__': pass\nelse: open('x')", Unsafe.NAME, "open"),
+        ("int.__dict__", Unsafe.ATTRIBUTE, "__dict__"),
+        ("import math\nmath.__dict__", Unsafe.ATTRIBUTE, "__dict__"),
+        ("match f:\n    case str(format=g): pass", Unsafe.ATTRIBUTE, "format"),
+        ("Enum._convert_", Unsafe.ATTRIBUTE, "_convert_"),
         ("open('x')", Unsafe.NAME, "open"),
         ("g = eval", Unsafe.NAME, "eval"),
         ("__import__('os')", Unsafe.NAME, "__import__"),
@@ -79,6 +99,14 @@ def test_refused(program: str, reason: Unsafe, name: str) -> None:
         "import decimal\ndecimal.getcontext().prec = 50",
         "from collections import Counter\ndef f(Counter): Counter.x = 1",
         "'{0.name} {x[__class__]}'.format(f)",
+        "import os, random\nfrom time import time\ndef f(x): return x",
+        "def main():\n    import os\n    open(input())\nif __name__ == '__main__':\n    main()",
+        "def g(): return h()\ndef h(): return open('x')\ndef f(x): return x",
+        "if '__main__' == __name__: import os; os.system('x')",
+        "try:\n    import numpy as np\nexcept ImportError:\n    np = None\ndef f(x): return np",
+        "try:\n    from numpy import array\nexcept:\n    array = list\ndef f(x): return array",
+        "import sys\nprint(sys.maxsize, file=sys.stderr)",
+        "class A:\n    def __init__(self, **k): self.__dict__.update(k)",
         "'a.__globals__ {}'",
         "import enum\nclass C(enum.Enum):\n    A = 1\nC.__members__",
     ],
@@ -116,7 +144,7 @@ def test_most_programs_are_plain() -> None:
 def test_every_allowed_name_is_taken_as_a_whole() -> None:
     for name in safety.ALLOWED_MODULES:
         assert check(f"import {name}") is None
-        assert check(f"import {name}.os") == (Unsafe.IMPORT, f"{name}.os")
+        assert check(f"import {name}.os as o\no") == (Unsafe.IMPORT, f"{name}.os")
 
 
 def test_text_that_does_not_parse_raises() -> None:
