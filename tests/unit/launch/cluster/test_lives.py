@@ -93,6 +93,19 @@ def test_a_member_without_weights_is_blamed_only_while_the_learner_could_give_th
     assert blamed is (phase is Phase.WAITING_FOR_BATCH)
 
 
+@pytest.mark.parametrize("phase", list(Phase))
+def test_an_actor_that_is_no_member_is_blamed_in_every_phase(phase: Phase) -> None:
+    situation = replace(QUIET, status=RunStatus(phase=phase, members=("rollout1",)))
+    assert decide(life(), situation, 1e6) == Kill(Reason.SILENT, 1e6)
+
+
+def test_a_silent_actor_is_killed_once_and_then_given_time_to_end() -> None:
+    actor, now = life(), 2 * WATCHDOG_S
+    lives.carried_out(actor, decide(actor, QUIET, now), now)
+    assert decide(actor, QUIET, now + WATCHDOG_S) == Wait()
+    assert decide(actor, QUIET, now + WATCHDOG_S + 1) == Kill(Reason.SILENT, WATCHDOG_S + 1)
+
+
 # -- what the learner says ---------------------------------------------------------------------------------------
 
 
