@@ -1,14 +1,13 @@
-"""The configuration: every setting, typed, from a TOML recipe and dotted overrides.
+"""The configuration: every setting, typed, from a recipe and dotted overrides.
 
-Each room declares its own tables in its `settings.py`; this file puts them together, reads recipes, and turns every mistake
-into a message that names the mend.
+Each room declares its own tables in its `settings.py`. This file puts them together, checks them, and turns every mistake
+into a message that names key, file and mend.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -20,13 +19,10 @@ from actors.buffer_settings import BufferSettings
 from actors.kinds.registry import GROUP, names
 from actors.settings import ConcurrencySettings, EngineSettings, SelfPlaySettings
 from executor.settings import ExecutorSettings, Section
-from executor.user_error import UserError
 from launch.addresses import AUTO_HOST, LOOPBACK
+from launch.recipe import ConfigError, assign, find_recipe, parse_override, read_recipe
 from learner.settings import LearnerSettings, ModelSettings, StreamSettings, needs_keys
 from learner.sft.settings import SftLearnerSettings, SftSettings
-
-RECIPES = Path(__file__).parent / "recipes"
-
 
 RENAMED = {
     "actors.max_restarts": "supervision.max_actor_restarts",
@@ -36,10 +32,6 @@ RENAMED = {
     "run.watchdog_s": "supervision.watchdog_s",
 }
 """Former key -> its present name: old recipes and run folders are refused with it."""
-
-
-class ConfigError(UserError):
-    """A configuration that cannot be used; the message says what to do."""
 
 
 class RunBasics(Section):
@@ -224,9 +216,9 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Config: ...
 @overload
 def load(recipe: str | Path, overrides: Sequence[str], root: type[AnyConfig]) -> AnyConfig: ...
 def load(recipe: str | Path, overrides: Sequence[str] = (), root: Any = Config) -> Any:
-    """A recipe (a path, or the name of one that ships) with overrides `table.key=value` on top; raises ConfigError.
+    """Load a recipe (a path, or the name of one that ships) with overrides `table.key=value`. Raises ConfigError.
 
-    `root`: what the recipe is of.
+    `root`: `Config`, or `SftConfig` for a recipe of `azr sft`.
     """
     data, sources = read_recipe(find_recipe(recipe))
     if kind_of(data) is not root:
@@ -234,72 +226,14 @@ def load(recipe: str | Path, overrides: Sequence[str] = (), root: Any = Config) 
         raise ConfigError(f"{recipe} is a recipe of `{command}`: it has {has} table [sft]")
     for override in overrides:
         key, value = parse_override(override)
-        _assign(data, key, value)
+        assign(data, key, value)
         sources[key] = f"override {override!r}"
     return build(data, sources, root)
 
 
 def kind_of(data: Mapping[str, Any]) -> type[Config] | type[SftConfig]:
-    """What a recipe's plain data is of: a table `[sft]` makes it one of fine-tuning."""
+    """Return the configuration class of a recipe's plain data: a table `[sft]` makes it one of fine-tuning."""
     return SftConfig if "sft" in data else Config
-
-
-def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
-    """A recipe's plain data, those of its `base` included, and the file that each dotted key comes from.
-
-    `base = "name"` at the top of a recipe (a name that ships, or a path relative to the recipe) takes over all that the
-    other recipe sets; what this one sets wins, key by key, in tables within tables as well. A recipe with a base that sets no
-    `run.name` is named like its file, so that runs of recipes with one base lie side by side. `above`: the recipes whose
-    base this is. Raises ConfigError.
-    """
-    here = path.resolve()
-    if here in above:
-        chain = " -> ".join(p.name for p in (*above[above.index(here) :], here))
-        raise ConfigError(f"recipes are each other's base, round in a circle: {chain}. Take the base line out of one.")
-    try:
-        data = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    base = data.pop("base", None)
-    sources = dict.fromkeys(_leaves(data), str(path))
-    if base is None:
-        return data, sources
-    if not isinstance(base, str) or not base:
-        raise ConfigError(f'base = {base!r} cannot be used ({path}): it names one recipe, as in base = "smollm2-cpu"')
-    try:
-        base_path = find_recipe(base, path.parent)
-    except ConfigError as error:
-        raise ConfigError(f"base = {base!r} cannot be used ({path}): {error}") from None
-    below, base_sources = read_recipe(base_path, (*above, here))
-    if isinstance(data.setdefault("run", {}), dict):
-        data["run"].setdefault("name", path.stem)
-    return _merge(below, data), base_sources | sources
-
-
-def find_recipe(recipe: str | Path, folder: Path = Path()) -> Path:
-    """The file of a recipe; a relative path counts from `folder`. Raises ConfigError with the names that exist."""
-    path = Path(recipe)
-    for candidate in (folder / path, folder / f"{path}.toml", RECIPES / path.name, RECIPES / f"{path.name}.toml"):
-        if candidate.is_file():
-            return candidate
-    names = sorted(p.stem for p in RECIPES.glob("*.toml"))
-    near = difflib.get_close_matches(path.stem, names, 1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise ConfigError(f"no recipe at {recipe}, and none of that name ships.{hint} There are: {', '.join(names)}.")
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """`learner.optimizer.lr=2e-5` -> (key, value). The value is read as TOML; what is not TOML is a string."""
-    key, separator, raw = text.partition("=")
-    if not separator or not all(part.strip() for part in key.split(".")):
-        raise ConfigError(
-            f"override {text!r} is not of the form table.key=value, for example learner.optimizer.lr=2e-5"
-        )
-    try:
-        value = tomllib.loads(f"v = {raw}")["v"]
-    except tomllib.TOMLDecodeError:
-        value = raw
-    return key.strip(), value
 
 
 @overload
@@ -307,7 +241,7 @@ def build(data: dict[str, Any], sources: dict[str, str] | None = None) -> Config
 @overload
 def build(data: dict[str, Any], sources: dict[str, str] | None, root: type[AnyConfig]) -> AnyConfig: ...
 def build(data: dict[str, Any], sources: dict[str, str] | None = None, root: Any = Config) -> Any:
-    """A checked configuration from plain data; `sources` says where each dotted key came from."""
+    """Build a checked configuration from plain data. `sources`: where each dotted key came from. Raises ConfigError."""
     try:
         return root.model_validate(data)
     except ValidationError as error:
@@ -332,12 +266,12 @@ def executor_config(overrides: Sequence[tuple[str, str]], command: str) -> Confi
 
 
 def to_toml(config: Section) -> str:
-    """The resolved configuration; loads back to an equal one. Unset settings are left out."""
+    """Write the resolved configuration as TOML, which loads back to an equal one. Unset settings are left out."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
 def schema(root: type[BaseModel] = Config) -> str:
-    """The JSON schema of a recipe."""
+    """Return the JSON schema of a recipe."""
     document = root.model_json_schema()
     document["properties"]["base"] = {
         "type": "string",
@@ -347,7 +281,7 @@ def schema(root: type[BaseModel] = Config) -> str:
 
 
 def documented(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every setting as (dotted key, its documentation)."""
+    """Yield every setting as (dotted key, documentation)."""
     for name, field in model.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -387,28 +321,3 @@ def _explain(item: Any, sources: dict[str, str], root: type[BaseModel]) -> str:
     about = keys.get(key, "")
     text = f"{key} = {item['input']!r} cannot be used{where}: {item['msg'].removeprefix('Value error, ')}."
     return f"{text} ({about.split(chr(10))[0]})" if about else text
-
-
-def _leaves(data: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in data.items():
-        yield f"{prefix}{name}"
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` on top of `below`; where both have a table, key by key."""
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _assign(data: dict[str, Any], key: str, value: Any) -> None:
-    *tables, leaf = key.split(".")
-    for table in tables:
-        data = data.setdefault(table, {})
-        if not isinstance(data, dict):
-            raise ConfigError(f"override {key}: {table} is a value, not a table")
-    data[leaf] = value

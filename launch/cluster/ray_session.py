@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from launch.addresses import LOOPBACK
-from launch.config import ConfigError
+from launch.recipe import ConfigError
 
 SPARE_CPUS = 64
 """Logical CPUs that Ray on this machine gets in addition, for actors that `azr scale` adds."""

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from executor.user_error import UserError
-from launch.config import RECIPES, ConfigError, SftConfig, to_toml
+from launch.config import SftConfig, to_toml
 from launch.logs import log_to_file
 from launch.models import prepare
+from launch.recipe import RECIPES, ConfigError
 from launch.run.console import REFRESH_S
 from launch.run.folder import RunFolder, log_to
 from launch.run.interrupts import interrupts

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from executor.tasks import Kind
-from launch.config import RECIPES
+from launch.recipe import RECIPES
 from launch.sft.data import examples, validated
 
 FILE = RECIPES / "sft-smollm2-cpu.jsonl"

@@ -9,19 +9,8 @@ import pytest
 from executor.settings import Section
 from executor.tasks import Kind
 from launch import cli
-from launch.config import (
-    RECIPES,
-    RENAMED,
-    Config,
-    ConfigError,
-    SftConfig,
-    build,
-    documented,
-    load,
-    parse_override,
-    schema,
-    to_toml,
-)
+from launch.config import RENAMED, Config, SftConfig, build, documented, load, schema, to_toml
+from launch.recipe import RECIPES, ConfigError, parse_override
 
 
 @pytest.mark.parametrize(

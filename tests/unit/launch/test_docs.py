@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.config import RECIPES, Config, SftConfig, documented
+from launch.config import Config, SftConfig, documented
+from launch.recipe import RECIPES
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])

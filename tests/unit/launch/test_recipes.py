@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from executor.tasks import Kind
-from launch.config import RECIPES, Config, ConfigError, load
+from launch.config import Config, load
+from launch.recipe import RECIPES, ConfigError
 from learner.trajectory import Cell, Role
 
 ALL = ["deduction", "abduction", "induction"]

@@ -9,7 +9,8 @@ from pathlib import Path
 from actors.buffer import TaskBuffer
 from actors.metrics import describe_batch
 from actors.settings import IntrinsicSettings
-from launch.config import RECIPES, documented
+from launch.config import documented
+from launch.recipe import RECIPES
 from learner.metrics import describe_advantages, describe_ages
 from learner.settings import BatchSettings
 from learner.trajectory import Role, Status, Trajectory, VersionSpan

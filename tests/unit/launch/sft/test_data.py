@@ -12,7 +12,7 @@ from actors.parsing import answer_of, parse_proposal, parse_solution
 from actors.prompts import PromptBuilder
 from executor.tasks import Kind, Task
 from launch.cli import main
-from launch.config import RECIPES
+from launch.recipe import RECIPES
 from launch.sft.data import PromptFormat, examples
 from launch.shipped.sft_examples import FILE, SOURCES
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from launch.cli import main
-from launch.config import RECIPES, ConfigError, SftConfig, build, documented, load, to_toml
+from launch.config import SftConfig, build, documented, load, to_toml
+from launch.recipe import RECIPES, ConfigError
 from launch.sft.console import SftConsole, step_line
 from launch.sft.run import SftRank, _interrupts, _read
 from learner.sft.trainer import SftTrainer
