@@ -1,12 +1,58 @@
-"""The frames on the pipes between the supervisor and a sandbox: a length (four bytes, big-endian) and as many bytes."""
+"""What goes through a sandbox's three pipes, and how.
+
+    REQUESTS  supervisor to fork server: the numbers of one request (`NUMBERS`); then to the child: one frame, its content
+    REPLIES   fork server to supervisor: a frame for each request, how its child ended (`ENDING`); before that, its start
+    VALUES    child to supervisor: statements
+
+A frame is a length (four bytes, big-endian) and as many bytes. The frame to the child is a nonce and JSON. A statement is the
+nonce, a length, one byte for the kind of statement, and its text. The fork server reads the numbers and nothing else: it
+never holds a program, an input or a value.
+"""
 
 from __future__ import annotations
 
+import os
 import struct
 
+REQUESTS, REPLIES, VALUES = 3, 4, 5
+"""Descriptors of the pipes in the fork server."""
+
 LENGTH = struct.Struct(">I")
+NUMBERS = struct.Struct(">dI")
+"""Seconds of CPU time and MiB of memory that the child may take."""
+ENDING = struct.Struct(">?i")
+"""Whether the child had to be stopped at its deadline, and its exit code; minus a signal's number for one that was killed."""
+
+NONCE_BYTES = 16
+STATEMENT = struct.Struct(f">{NONCE_BYTES}sI")
+
+# Kinds of statements; the text is the encoded value, an exception's type, or what was refused.
+VALUE, ERROR, MEMORY, TOO_LARGE, UNSERIALISABLE, UNSAFE = b"V", b"E", b"M", b"L", b"U", b"G"
 
 
 def pack(data: bytes) -> bytes:
     """`data` as a frame."""
     return LENGTH.pack(len(data)) + data
+
+
+def read_frame(fd: int) -> bytes | None:
+    """One frame, or None at the end of the stream. For blocking descriptors."""
+    header = read_exactly(fd, LENGTH.size)
+    return None if header is None else read_exactly(fd, LENGTH.unpack(header)[0])
+
+
+def read_exactly(fd: int, size: int) -> bytes | None:
+    """`size` bytes, or None at the end of the stream. For blocking descriptors."""
+    data = bytearray()
+    while len(data) < size:
+        part = os.read(fd, min(size - len(data), 1 << 20))
+        if not part:
+            return None
+        data += part
+    return bytes(data)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte of `data` to a blocking descriptor."""
+    while data:
+        data = data[os.write(fd, data) :]

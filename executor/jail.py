@@ -55,7 +55,7 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
 _SERVER_ONLY: dict[str, tuple[int | None, int | None]] = {
     "fork": (57, None), "wait4": (61, 260), "kill": (62, 129), "pipe2": (293, 59), "poll": (7, None),
     "ppoll": (271, 73), "prctl": (157, 167), "prlimit64": (302, 261), "setrlimit": (160, 164), "seccomp": (317, 277),
-    "sched_setaffinity": (203, 122),
+    "sched_setaffinity": (203, 122), "rt_sigtimedwait": (128, 137),
 }  # fmt: skip
 _CLONE = (56, 220)
 _CLONE3 = 435

@@ -12,16 +12,11 @@ Model text reaches this process as text and literals only. Programs run in sandb
 and every comparison is made here, on decoded values. A failure of the sandbox itself is raised (InfrastructureError),
 never judged.
 
-Work is shared where the sharing can't change a verdict:
+A verdict is a function of the program, the input and the expected value. Every input has a child of its own. Work is shared
+where that can't change a verdict:
 
 - Answers of one request that are the same (the same canonical value; for programs, the same text) are judged once.
 - Comparing values runs nothing. An answer that is known to be right (`known`: the task's own) is correct without a run.
-- Several inputs for one program run as one batch, in one child, if the program imports nothing: then there is nothing
-  that one call could leave to the next (`safety.py`), and a validated program's value does not depend on where in memory
-  its objects lie, which differs from server to server (`zygote.py`). Otherwise each runs in a child of its own, since the program's
-  author could have it answer by its place in the batch.
-- An answer program gets all its inputs in one child, but never shares that with another answer's program. What it
-  remembers from one input for the next doesn't bring it closer to outputs that it never sees.
 - What a program returned for an input is remembered (`Memo`), for answers that come back when a task is replayed.
 """
 
@@ -29,14 +24,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from executor.determinism import MAX_OTHERS, further_runs, may_vary, second_run, seeds_for, short
 from executor.inspection import Facts
 from executor.literals import parse_args, parse_literal
-from executor.memo import Memo, Recent
-from executor.pool import Outcome, Pool, Status
-from executor.sandbox import Limits
+from executor.memo import MEMO_BYTES, Memo, Recent
+from executor.pool import Limits, Outcome, Pool, Status
 from executor.settings import ExecutorSettings
 from executor.tasks import Rejection, RejectionReason, Validated, ValidationRules, Verdict, VerdictReason
 from executor.values import CodecError, Equality, canonical, canonical_args, equal
@@ -44,6 +39,8 @@ from executor.variants import variants
 
 T = TypeVar("T")
 
+VARIANTS_SHARE = 0.25
+"""Of one input's time, what all its variants may take together."""
 FACTS_MEMO_BYTES = 4 << 20
 """What a judge remembers of inspections, in characters."""
 
@@ -88,13 +85,14 @@ class Judge:
         self._pool = pool
         self._rules = rules or ValidationRules()
         self._equality = equality
+        self._limits = Limits.of(settings)
         # The settings limit a value's encoding. An answer's text may be longer (white space, escapes), and its
         # canonical form longer again.
         self._answer_bytes = 4 * settings.output_bytes
         self._canonical_bytes = 4 * self._answer_bytes
-        self._memo = Memo()
+        self._validated = Memo(MEMO_BYTES // 2)
+        self._answered = Memo(MEMO_BYTES // 2)
         self._facts: Recent[Facts | Outcome] = Recent(FACTS_MEMO_BYTES)
-        self._turn = 0
         self.stats = JudgeStats()
 
     # ------------------------------------------------------------------------------------------------ validation
@@ -118,17 +116,16 @@ class Judge:
             return Rejection(RejectionReason.DUPLICATE_INPUT, f"{count - len(set(texts))} of {count} inputs")
         program = await self._stripped(program.strip())
         # Several inputs are each other's variants.
-        looked_at = self._rules.input_dependence != "off"
-        others = variants(given[0], program) if looked_at and count == 1 else []
-        workers = self._two_workers()
-        first = await self._execute(program, texts, workers[0], fail_fast=True, variants=others)
-        outcomes, varied, detail = first[:count], first[count:], ""
-        self.stats.variants += len(varied)
+        others = variants(given[0], program) if count == 1 else []
+        seeds = self._seeds(program, texts)
+        outcomes = await self._execute(program, texts, seeds[0], fail_fast=True)
+        detail = ""
         if outcomes[-1].status is Status.OK:
-            detail = await self._ignores_input(program, outcomes, varied) if looked_at else ""
-            if detail and self._rules.input_dependence == "reject":
-                return Rejection(RejectionReason.IGNORES_INPUT, detail)
-            outcomes = await self._confirmed(program, texts, outcomes, workers[1])
+            if self._rules.input_dependence != "off":
+                detail = await self._ignores_input(program, outcomes, others, seeds[0])
+                if detail and self._rules.input_dependence == "reject":
+                    return Rejection(RejectionReason.IGNORES_INPUT, detail)
+            outcomes = await self._confirmed(program, texts, outcomes, seeds[1:], others)
         last = outcomes[-1]
         if last.status is not Status.OK:
             return Rejection(RejectionReason(last.status.value), last.detail)
@@ -164,49 +161,63 @@ class Judge:
         facts = await self.inspect(program)
         return facts.stripped if facts else program
 
-    async def _ignores_input(self, program: str, outcomes: Sequence[Outcome], varied: Sequence[Outcome]) -> str:
+    async def _ignores_input(self, program: str, outcomes: Sequence[Outcome], others: Sequence[str], seed: int) -> str:
         """Why it is taken that `program`, which gave `outcomes` for its inputs, ignores them; "" if it does not.
 
-        Several inputs, or an input and those of its variants that the program takes, must not all give one value. Where
-        no variant ran, the program must at least read a parameter.
+        Several inputs, or an input and those of its variants (`others`) that the program takes, must not all give one value.
+        Where no variant ran, the program must at least read a parameter.
         """
+        limits = replace(self._limits, timeout_s=VARIANTS_SHARE * self._limits.timeout_s)
+        varied = await self._pool.probe(program, others, seed, limits=limits, stop_at_difference=True) if others else []
+        self.stats.executed += len(varied)
+        self.stats.variants += len(varied)
         values = [outcome.value for outcome in [*outcomes, *varied] if outcome.status is Status.OK]
         if len(values) > 1:
-            return f"{_short(outcomes[0])} for {len(values)} inputs" if len(set(values)) == 1 else ""
+            return f"{short(outcomes[0])} for {len(values)} inputs" if len(set(values)) == 1 else ""
         facts = await self.inspect(program)
         return "" if facts is None or facts.uses_input else "no parameter is read"
 
     async def determine(self, program: str, given: str, limits: Limits | None = None) -> Outcome:
-        """What `validate` would find of one input: the outcome of both runs, or NONDETERMINISTIC.
+        """What `validate` would find of one input: the outcome of all runs, or NONDETERMINISTIC.
 
         Raises values.CodecError for an input that is not literals, InfrastructureError.
         """
-        program, inputs, workers = program.strip(), (canonical_args(parse_args(given)),), self._two_workers()
-        first = await self._execute(program, inputs, workers[0], fail_fast=True, limits=limits)
+        program, args = program.strip(), parse_args(given)
+        inputs = (canonical_args(args),)
+        seeds = self._seeds(program, inputs)
+        first = await self._execute(program, inputs, seeds[0], fail_fast=True, limits=limits)
         if first[-1].status is Status.OK:
-            first = await self._confirmed(program, inputs, first, workers[1], limits)
+            first = await self._confirmed(program, inputs, first, seeds[1:], variants(args, program), limits)
         return first[-1]
 
-    def _two_workers(self) -> tuple[int, int]:
-        turn = self._turn
-        self._turn += 1
-        return turn % self._pool.workers, (turn + 1) % self._pool.workers
+    def _seeds(self, program: str, inputs: Sequence[str]) -> list[int]:
+        return seeds_for(program, inputs, self._pool.workers, self._pool.seeds)
 
     async def _confirmed(
-        self, program: str, inputs: tuple[str, ...], first: list[Outcome], worker: int, limits: Limits | None = None
+        self,
+        program: str,
+        inputs: Sequence[str],
+        first: list[Outcome],
+        seeds: Sequence[int],
+        others: Sequence[str],
+        limits: Limits | None = None,
     ) -> list[Outcome]:
-        """The outcomes `first`, which are ok, if a second run agrees; otherwise one that says what did not.
+        """The outcomes `first`, which are ok, if the runs under `seeds` agree; otherwise one that says what does not.
 
-        The second run is in another sandbox, under another hash seed, with the inputs in reversed order, so that a
-        program whose answer depends on what it was asked before does not agree with itself. It waits for the first:
-        most proposals fail that one, and while sandboxes are busy, running both at once would gain nothing.
+        They wait for the first: most proposals fail that one.
         """
-        second = await self._execute(program, inputs[::-1], worker, fail_fast=True, limits=limits)
-        for one, other in zip(first[::-1], second, strict=False):
-            if other.status is not Status.OK or not self._same(one.value, other.value, Equality.TYPE_AWARE):
-                detail = f"{_short(one)} in one run, {_short(other)} in the other"
-                return [Outcome(Status.NONDETERMINISTIC, detail=detail, isolated=one.isolated and other.isolated)]
-        return first
+        found = await self._second_run(program, inputs, first, seeds[0], limits)
+        if found is None and may_vary(program, inputs):
+            tried = [*inputs, *others[:MAX_OTHERS]]
+            found = await further_runs(self._pool, program, tried, first, seeds[1:], self._exactly_same, limits)
+            self.stats.executed += len(tried) * len(seeds[1:])
+        return first if found is None else [found]
+
+    async def _second_run(
+        self, program: str, inputs: Sequence[str], first: list[Outcome], seed: int, limits: Limits | None = None
+    ) -> Outcome | None:
+        self.stats.executed += len(inputs)
+        return await second_run(self._pool, program, inputs, first, seed, self._exactly_same, limits)
 
     # --------------------------------------------------------------------------------------------------- answers
 
@@ -258,19 +269,23 @@ class Judge:
 
     async def evaluate(self, program: str, inputs: Sequence[str]) -> list[Outcome]:
         """What `program`, which is validated, does for each of these different canonical inputs; from memory where it is
-        known. Raises InfrastructureError.
+        known. A program that may vary is run twice, and NONDETERMINISTIC where the runs do not agree. Raises
+        InfrastructureError.
         """
-        values = {given: self._remembered(program, given) for given in inputs}
-        found = {given: Outcome(Status.OK, value) for given, value in values.items() if value is not None}
-        left = [given for given in inputs if given not in found]
-        alone = left
-        if len(left) > 1 and "import" not in program:
-            found |= dict(zip(left, await self._run(program, left), strict=True))
-            # The children's values add up in one batch: who ran out of memory is asked again, alone.
-            alone = [given for given in left if found[given].status is Status.MEMORY]
-        for given, (outcome,) in zip(alone, await _all(self._run(program, [given]) for given in alone), strict=True):
-            found[given] = outcome
-        return [found[given] for given in inputs]
+        return await _all(self._evaluate(program, given) for given in inputs)
+
+    async def _evaluate(self, program: str, given: str) -> Outcome:
+        if (value := self._remembered(self._validated, program, given)) is not None:
+            return Outcome(Status.OK, value)
+        inputs = (given,)
+        first, second = self._seeds(program, inputs)[:2]
+        outcomes = await self._execute(program, inputs, first)
+        if outcomes[0].status is Status.OK:
+            varies = may_vary(program, inputs)
+            if varies and (found := await self._second_run(program, inputs, outcomes, second)):
+                return found
+            self._validated.put(program, given, outcomes[0].value)
+        return outcomes[0]
 
     def same(self, one: str, other: str) -> bool:
         """Whether two canonical texts stand for the same value, by this judge's `equality`."""
@@ -282,15 +297,16 @@ class Judge:
             return CORRECT
         left = []
         for given, expected in pairs:
-            value = self._remembered(program, given)
+            value = self._remembered(self._answered, program, given)
             if value is None:
                 left.append((given, expected))
             elif not (verdict := self._compare(expected, value)).correct:
                 return verdict
-        outcomes = await self._run(program, [given for given, _ in left], fail_fast=True) if left else []
-        for outcome, (_, expected) in zip(outcomes, left, strict=False):
-            verdict = self._judge(expected, outcome)
-            if not verdict.correct:
+        for given, expected in left:
+            (outcome,) = await self._execute(program, (given,), self._seeds(program, (given,))[0])
+            if outcome.status is Status.OK:
+                self._answered.put(program, given, outcome.value)
+            if not (verdict := self._judge(expected, outcome)).correct:
                 return verdict
         return CORRECT
 
@@ -303,31 +319,21 @@ class Judge:
 
     # --------------------------------------------------------------------------------------------------- the pool
 
-    async def _run(self, program: str, inputs: Sequence[str], fail_fast: bool = False) -> list[Outcome]:
-        """Run a program once, on any sandbox, and remember what it returned."""
-        outcomes = await self._execute(program, inputs, fail_fast=fail_fast)
-        for given, outcome in zip(inputs, outcomes, strict=False):
-            if outcome.status is Status.OK:
-                self._memo.put(program, given, outcome.value)
-        return outcomes
-
     async def _execute(
         self,
         program: str,
         inputs: Sequence[str],
-        worker: int | None = None,
+        seed: int | None = None,
         *,
         limits: Limits | None = None,
         fail_fast: bool = False,
-        variants: Sequence[str] = (),
     ) -> list[Outcome]:
-        options = {"variants": variants} if variants else {}
-        outcomes = await self._pool.execute(program, inputs, worker, limits=limits, fail_fast=fail_fast, **options)
+        outcomes = await self._pool.execute(program, inputs, seed, limits=limits, fail_fast=fail_fast)
         self.stats.executed += len(outcomes)
         return outcomes
 
-    def _remembered(self, program: str, given: str) -> str | None:
-        value = self._memo.get(program, given)
+    def _remembered(self, memo: Memo, program: str, given: str) -> str | None:
+        value = memo.get(program, given)
         self.stats.memo_hits += value is not None
         return value
 
@@ -338,6 +344,9 @@ class Judge:
 
     def _compare(self, expected: str, value: str) -> Verdict:
         return CORRECT if self._same(expected, value, self._equality) else WRONG
+
+    def _exactly_same(self, one: str, other: str) -> bool:
+        return self._same(one, other, Equality.TYPE_AWARE)
 
     def _same(self, one: str, other: str, mode: Equality) -> bool:
         """Whether two canonical texts stand for the same value."""
@@ -350,11 +359,6 @@ class Judge:
 def _aligned(keys: Sequence[str | None], found: Mapping[str, Verdict]) -> list[Verdict]:
     """The verdict of each answer, by what makes two answers the same one; None stands for one that cannot be read."""
     return [UNPARSEABLE if key is None else found[key] for key in keys]
-
-
-def _short(outcome: Outcome) -> str:
-    text = outcome.value if outcome.status is Status.OK else f"{outcome.status.value} {outcome.detail}".strip()
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

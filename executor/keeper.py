@@ -1,8 +1,8 @@
-"""The process between the supervisor and a fork server: it begins the server's process namespace, and buries it.
+"""The process between the supervisor and a fork server: it begins the server's process namespace, and reaps it.
 
 It exists because only the next fork is in a new process namespace, and because a process outside of the wall must be
-there to reap what is inside. It holds no pipe, and does nothing but wait. Dead, it takes the fork server with it; told to
-(SIGTERM), it kills the fork server, and leaves when nothing is left.
+there to reap what is inside. It holds no pipe, and does nothing but wait. When it dies, the kernel kills the fork server. On
+SIGTERM it kills the fork server itself, and ends when no process is left.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-from executor import frames, jail, namespaces
+from executor import frames, jail, namespaces, zygote
+from executor.frames import REPLIES, REQUESTS, VALUES
 from executor.layers import Layer
-
-REQUESTS, REPLIES = 3, 4
-"""Descriptors of the fork server's two pipes."""
 
 
 def main(supervisor: int, config: dict[str, Any]) -> NoReturn:
-    """Fork the server from this process, whose standard input and output are the two pipes; then wait for its end.
+    """Fork the server from this process; then wait for its end.
 
+    Standard input and output are the pipes of requests and replies; `config["values"]` is the descriptor of the third.
     `supervisor` is the parent's process id, `config` what `Sandbox.start` sent. The first frame to the supervisor is
     {"zygote": process id}; or {"error": text} where there will be none.
     """
+    values = config["values"]
+    os.dup2(values, VALUES)
+    if values != VALUES:
+        os.close(values)
     os.dup2(0, REQUESTS)
     os.dup2(1, REPLIES)
     os.dup2(2, 0)  # the null device
@@ -43,23 +46,21 @@ def main(supervisor: int, config: dict[str, Any]) -> NoReturn:
     missing |= namespaces.enter_processes(wanted)
     # Where there is no process namespace, orphans come to this process.
     jail.adopt_orphans()
-    zygote = os.fork()
-    if zygote == 0:
-        from executor import zygote as server
-
-        server.main(REQUESTS, REPLIES, config, wanted, missing)
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(zygote, signal.SIGKILL))
+    server = os.fork()
+    if server == 0:
+        zygote.main(config, wanted, missing)
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(server, signal.SIGKILL))
     with contextlib.suppress(OSError):
-        _announce(zygote)
-    for fd in (REQUESTS, REPLIES):
+        _announce(server)
+    for fd in (REQUESTS, REPLIES, VALUES):
         os.close(fd)
-    os.waitpid(zygote, 0)
-    _bury()
+    os.waitpid(server, 0)
+    _reap_all()
     os._exit(0)
 
 
-def _announce(zygote: int) -> None:
-    os.write(REPLIES, frames.pack(json.dumps({"zygote": zygote}).encode("ascii")))
+def _announce(server: int) -> None:
+    os.write(REPLIES, frames.pack(json.dumps({"zygote": server}).encode("ascii")))
 
 
 def _join_cgroup(folders: list[str]) -> None:
@@ -68,7 +69,7 @@ def _join_cgroup(folders: list[str]) -> None:
             file.write("0")
 
 
-def _bury() -> None:
+def _reap_all() -> None:
     """Kill and reap every orphan. In a process namespace of its own the kernel has done it already."""
     while True:
         try:

@@ -1,37 +1,32 @@
 """Many sandboxes: `SandboxPool` for an event loop, `SerialPool` for deterministic single-threaded runs.
 
-Worker i runs under hash seed i + 1, so any two workers differ in the order of their sets and in their addresses.
+Every sandbox of a pool has a hash seed of its own, drawn at random, so any two differ in the order of their sets and in their
+addresses. There are at least SEEDS of them, for checks of determinism; those beyond `executor.workers` start when they are
+first asked for, and never do more than `executor.workers` of them run at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-from executor import frames
 from executor.inspection import Facts
 from executor.layers import ALL, Layer, Tier
-from executor.sandbox import (
-    MAX_REPLY_BYTES,
-    DeadError,
-    InfrastructureError,
-    Limits,
-    Outcome,
-    Request,
-    Sandbox,
-    Status,
-    facts_of,
-    failed_twice,
-)
+from executor.outcomes import DeadError, InfrastructureError, Limits, Outcome, Status
+from executor.request import Request, facts_of
+from executor.sandbox import Sandbox, failed_twice
 from executor.settings import ExecutorSettings
 
 __all__ = ["InfrastructureError", "Limits", "Outcome", "Pool", "PoolStats", "SandboxPool", "SerialPool", "Status"]
 
+SEEDS = 8
+"""How many hash seeds a pool has at least. A program that draws one of two values by its seed gives the same one under all of
+them with a chance of 1 in 2 ** (SEEDS - 1), which is below 1%."""
 MAX_STARTERS = 8
 """Threads that start sandboxes: starting many at once is bound by the cores."""
 
@@ -41,7 +36,7 @@ class PoolStats:
     """What a pool has done so far, and what it has before it."""
 
     executions: int
-    """Inputs that were run."""
+    """Children that ran a program."""
     replaced: int
     """Fork servers that died or were wedged, and were replaced."""
     running: int
@@ -57,31 +52,47 @@ class Pool(Protocol):
 
     @property
     def workers(self) -> int:
-        """How many sandboxes there are."""
+        """How many programs run at once, at most: the sandboxes with the lowest numbers, which start with the pool."""
+
+    @property
+    def seeds(self) -> int:
+        """How many sandboxes there are, each under a hash seed of its own."""
 
     async def start(self) -> None:
-        """Start every sandbox. Raises InfrastructureError where the wall can't be had."""
+        """Start the sandboxes. Raises InfrastructureError where the wall can't be had."""
 
     async def execute(
         self,
         program: str,
         inputs: Sequence[str],
-        worker: int | None = None,
+        seed: int | None = None,
         *,
         limits: Limits | None = None,
         fail_fast: bool = False,
-        variants: Sequence[str] = (),
     ) -> list[Outcome]:
-        """Run `f` of `program` on every input, all in one sandbox: `worker`, or any that is free.
+        """Run `f` of `program` on every input, each in a child of its own.
 
-        `limits` are the settings', unless given; memory may only be less (ValueError). Returns one outcome per input,
-        aligned; with `fail_fast` those up to the first that is not ok.
-
-        `variants` are further inputs, run after the others in the same child, whose outcomes follow. They stop at the
-        first whose value is not that of the first input, so that most cost one more call; together they get a quarter of
-        one input's time. So there may be fewer outcomes of variants than variants, down to none.
+        `seed`, from 0 to `seeds - 1`, names the sandbox; by default it is any that is free. `limits` are the settings',
+        unless given; memory may only be less (ValueError). Returns one outcome per input, aligned; with `fail_fast` those
+        up to the first that is not ok.
 
         Raises values.CodecError for an input that is not literals, InfrastructureError if the sandbox fails twice.
+        """
+
+    async def probe(
+        self,
+        program: str,
+        inputs: Sequence[str],
+        seed: int | None = None,
+        *,
+        limits: Limits | None = None,
+        stop_at_difference: bool = False,
+    ) -> list[Outcome]:
+        """Run `f` of `program` on `inputs` one after another, in one child, as far as it gets within the limits of one input.
+
+        Cheaper than `execute`, and less exact: what a program keeps from one input can change what it does with the next.
+        Returns the outcomes up to the last that there was time for, maybe none; with `stop_at_difference` up to the first
+        value that is not that of an earlier input. Raises as `execute` does.
         """
 
     async def inspect(
@@ -100,21 +111,31 @@ class Pool(Protocol):
 class _Sandboxes:
     """What every pool has: its sandboxes, and what is to be known of them."""
 
-    def __init__(self, settings: ExecutorSettings, *, gate: bool = True, layers: frozenset[Layer] = ALL) -> None:
-        self._sandboxes = [Sandbox(settings, index + 1, gate, layers) for index in range(settings.workers)]
+    def __init__(
+        self, settings: ExecutorSettings, seed: int | None, *, gate: bool = True, layers: frozenset[Layer] = ALL
+    ) -> None:
+        draw = random.SystemRandom() if seed is None else random.Random(seed)
+        hash_seeds = draw.sample(range(1, 1 << 32), max(settings.workers, SEEDS))
+        self._sandboxes = [Sandbox(settings, hash_seed, gate, layers) for hash_seed in hash_seeds]
+        self._at_once = settings.workers
         self._limits = Limits.of(settings)
-        self._free = set(range(settings.workers))
+        self._free = set(range(len(self._sandboxes)))
         self._waiting: deque[tuple[int | None, asyncio.Future[int]]] = deque()
         self._waiting_peak = 0
 
     @property
     def workers(self) -> int:
-        """How many sandboxes there are."""
+        """How many programs run at once, at most."""
+        return self._at_once
+
+    @property
+    def seeds(self) -> int:
+        """How many sandboxes there are, each under a hash seed of its own."""
         return len(self._sandboxes)
 
     @property
     def pids(self) -> list[int | None]:
-        """The fork servers' process ids."""
+        """The fork servers' process ids; None for one that has not been started."""
         return [sandbox.pid for sandbox in self._sandboxes]
 
     @property
@@ -150,16 +171,15 @@ class SandboxPool(_Sandboxes):
     """
 
     def __init__(self, settings: ExecutorSettings, *, gate: bool = True, layers: frozenset[Layer] = ALL) -> None:
-        super().__init__(settings, gate=gate, layers=layers)
+        super().__init__(settings, None, gate=gate, layers=layers)
         self._door = asyncio.Semaphore(settings.workers + settings.queue)
         self._starters = ThreadPoolExecutor(min(settings.workers, MAX_STARTERS), thread_name_prefix="sandbox-starter")
         self._running: set[asyncio.Future[list[Outcome]]] = set()
-        self._replies: set[asyncio.Future[bytes]] = set()
         self._closed = False
 
     async def start(self) -> None:
-        """Start every sandbox. Raises InfrastructureError, with none left running, where one can't be had."""
-        starts = [self._in_thread(sandbox.start) for sandbox in self._sandboxes]
+        """Start a sandbox for every worker. Raises InfrastructureError, with none left running, where one can't be had."""
+        starts = [self._in_thread(sandbox.start) for sandbox in self._sandboxes[: self._at_once]]
         for result in await asyncio.gather(*starts, return_exceptions=True):
             if isinstance(result, BaseException):
                 await self.close()
@@ -169,16 +189,35 @@ class SandboxPool(_Sandboxes):
         self,
         program: str,
         inputs: Sequence[str],
-        worker: int | None = None,
+        seed: int | None = None,
         *,
         limits: Limits | None = None,
         fail_fast: bool = False,
-        variants: Sequence[str] = (),
     ) -> list[Outcome]:
         """See `Pool.execute`."""
         async with self._door:
             limits = limits.within(self._limits) if limits else self._limits
-            return await self._answer(Request.of(program, inputs, limits, fail_fast, variants), worker)
+            outcomes: list[Outcome] = []
+            for request in [Request.run(program, given, limits) for given in inputs]:
+                outcomes += await self._answer(request, seed)
+                if fail_fast and outcomes[-1].status is not Status.OK:
+                    break
+            return outcomes
+
+    async def probe(
+        self,
+        program: str,
+        inputs: Sequence[str],
+        seed: int | None = None,
+        *,
+        limits: Limits | None = None,
+        stop_at_difference: bool = False,
+    ) -> list[Outcome]:
+        """See `Pool.probe`."""
+        async with self._door:
+            limits = limits.within(self._limits) if limits else self._limits
+            request = Request.probe(program, inputs, limits, stop_at_difference)
+            return await self._answer(request, seed) if inputs else []
 
     async def inspect(
         self, program: str, *, strip_comments: bool = False, strip_docstrings: bool = False
@@ -188,8 +227,8 @@ class SandboxPool(_Sandboxes):
             request = Request.inspection(program, self._limits, strip_comments, strip_docstrings)
             return facts_of((await self._answer(request, None))[0])
 
-    async def _answer(self, request: Request, worker: int | None) -> list[Outcome]:
-        chosen = await self._acquire(worker)
+    async def _answer(self, request: Request, seed: int | None) -> list[Outcome]:
+        chosen = await self._acquire(seed)
         run = asyncio.ensure_future(self._run(self._sandboxes[chosen], request))
         self._running.add(run)
         run.add_done_callback(lambda done: self._release(chosen, done))
@@ -202,10 +241,9 @@ class SandboxPool(_Sandboxes):
             waiter = self._waiting.popleft()[1]
             if not waiter.done():
                 waiter.set_exception(InfrastructureError("the pool was closed"))
-        for reply in self._replies:
-            if not reply.done():
-                reply.set_exception(DeadError("the pool was closed"))
         for sandbox in self._sandboxes:
+            if sandbox.pipes:
+                sandbox.pipes.abandon("the pool was closed")
             sandbox.abort()
         await asyncio.gather(*self._running, return_exceptions=True)
         await asyncio.gather(*[self._in_thread(sandbox.close) for sandbox in self._sandboxes])
@@ -220,82 +258,27 @@ class SandboxPool(_Sandboxes):
             if self._closed:
                 break
             try:
-                if sandbox.pid is None:
+                if sandbox.pipes is None:
                     await self._in_thread(sandbox.start)
-                reply = await self._exchange(sandbox.pipes, request.frame(careful=attempt == 2), request.timeout_s)
-                return sandbox.outcomes(request, reply)
+                assert sandbox.pipes
+                exchange = sandbox.exchange(request)
+                await sandbox.pipes.exchange_in_loop(exchange, request.timeout_s)
+                return exchange.outcomes()
             except DeadError as error:
                 await self._in_thread(sandbox.stop)
                 if attempt == 2 and not self._closed:
                     raise failed_twice(error) from None
         raise InfrastructureError("the pool was closed")
 
-    async def _exchange(self, pipes: tuple[int, int], data: bytes, timeout_s: float) -> bytes:
-        """Send a frame and return the frame that answers it, without its length. Raises DeadError."""
-        loop = asyncio.get_running_loop()
-        reply: asyncio.Future[bytes] = loop.create_future()
-        requests, replies = pipes
-        left = memoryview(data)
-        received = bytearray()
-
-        def fail(why: str) -> None:
-            if not reply.done():
-                reply.set_exception(DeadError(why))
-
-        def write() -> None:
-            nonlocal left
-            try:
-                left = left[os.write(requests, left) :]
-            except BlockingIOError:
-                pass
-            except BrokenPipeError:
-                fail("the fork server died")
-            if not left or reply.done():
-                loop.remove_writer(requests)
-
-        def read() -> None:
-            try:
-                part = os.read(replies, 1 << 16)
-            except BlockingIOError:
-                return
-            if not part:
-                fail("the fork server died")
-                return
-            received.extend(part)
-            if len(received) >= frames.LENGTH.size:
-                (size,) = frames.LENGTH.unpack_from(received)
-                if size > MAX_REPLY_BYTES or len(received) > size + frames.LENGTH.size:
-                    fail("the fork server sent an impossible frame")
-                elif len(received) == size + frames.LENGTH.size and not reply.done():
-                    reply.set_result(bytes(received[frames.LENGTH.size :]))
-
-        self._replies.add(reply)
-        loop.add_reader(replies, read)
-        timer = loop.call_later(timeout_s, fail, "the fork server did not answer in time")
-        write()
-        if left and not reply.done():
-            loop.add_writer(requests, write)
-        try:
-            return await reply
-        finally:
-            self._replies.discard(reply)
-            timer.cancel()
-            loop.remove_reader(replies)
-            loop.remove_writer(requests)
-
-    async def _acquire(self, worker: int | None) -> int:
+    async def _acquire(self, seed: int | None) -> int:
         """A free sandbox, or the given one once it is free; first come, first served."""
         if self._closed:
             raise InfrastructureError("the pool was closed")
-        if worker is not None and worker in self._free:
-            self._free.remove(worker)
-            return worker
-        if worker is None and self._free:
-            chosen = min(self._free)
+        if (chosen := self._available(seed)) is not None:
             self._free.remove(chosen)
             return chosen
         waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.append((worker, waiter))
+        self._waiting.append((seed, waiter))
         self._waiting_peak = max(self._waiting_peak, len(self._waiting))
         try:
             return await waiter
@@ -304,30 +287,45 @@ class SandboxPool(_Sandboxes):
                 self._release(waiter.result())  # it had been handed over in the meantime
             raise
 
-    def _release(self, worker: int, run: asyncio.Future[list[Outcome]] | None = None) -> None:
+    def _available(self, seed: int | None) -> int | None:
+        """A sandbox that may begin now: any, or the one of `seed`. Those with the lowest numbers run already."""
+        if len(self._sandboxes) - len(self._free) >= self._at_once:
+            return None
+        return min(self._free) if seed is None else seed if seed in self._free else None
+
+    def _release(self, sandbox: int, run: asyncio.Future[list[Outcome]] | None = None) -> None:
         if run is not None:
             self._running.discard(run)
             if not run.cancelled():
                 run.exception()  # seen, even if nobody waits any more
-        for entry in self._waiting:
-            wanted, waiter = entry
-            if wanted in (None, worker) and not waiter.done():
+        self._free.add(sandbox)
+        for entry in [*self._waiting]:
+            seed, waiter = entry
+            if waiter.done():
+                self._waiting.remove(entry)  # cancelled
+            elif (chosen := self._available(seed)) is not None:
                 self._waiting.remove(entry)
-                waiter.set_result(worker)
+                self._free.remove(chosen)
+                waiter.set_result(chosen)
                 return
-        self._free.add(worker)
 
 
 class SerialPool(_Sandboxes):
-    """The same without threads: `execute` blocks and never yields to the event loop; `worker=None` is worker 0.
+    """The same without threads: `execute` blocks and never yields to the event loop; `seed=None` is the first sandbox.
 
-    Start it, use it and close it in one thread: the sandboxes die with the thread that started them.
+    The hash seeds are drawn from the run's `seed`, so that a run can be repeated. Start it, use it and close it in one
+    thread: the sandboxes die with the thread that started them.
     """
 
+    def __init__(
+        self, settings: ExecutorSettings, seed: int = 0, *, gate: bool = True, layers: frozenset[Layer] = ALL
+    ) -> None:
+        super().__init__(settings, seed, gate=gate, layers=layers)
+
     async def start(self) -> None:
-        """Start every sandbox. Raises InfrastructureError, with none left running, where one can't be had."""
+        """Start a sandbox for every worker. Raises InfrastructureError, with none left running, where one can't be had."""
         try:
-            for sandbox in self._sandboxes:
+            for sandbox in self._sandboxes[: self._at_once]:
                 sandbox.start()
         except InfrastructureError:
             await self.close()
@@ -337,14 +335,26 @@ class SerialPool(_Sandboxes):
         self,
         program: str,
         inputs: Sequence[str],
-        worker: int | None = None,
+        seed: int | None = None,
         *,
         limits: Limits | None = None,
         fail_fast: bool = False,
-        variants: Sequence[str] = (),
     ) -> list[Outcome]:
         """See `Pool.execute`."""
-        return self._sandboxes[worker or 0].execute(program, inputs, limits, fail_fast=fail_fast, variants=variants)
+        return self._sandboxes[seed or 0].execute(program, inputs, limits, fail_fast=fail_fast)
+
+    async def probe(
+        self,
+        program: str,
+        inputs: Sequence[str],
+        seed: int | None = None,
+        *,
+        limits: Limits | None = None,
+        stop_at_difference: bool = False,
+    ) -> list[Outcome]:
+        """See `Pool.probe`."""
+        sandbox = self._sandboxes[seed or 0]
+        return sandbox.probe(program, inputs, limits, stop_at_difference=stop_at_difference)
 
     async def inspect(
         self, program: str, *, strip_comments: bool = False, strip_docstrings: bool = False

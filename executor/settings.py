@@ -17,13 +17,12 @@ class ExecutorSettings(Section):
     """`[executor]`: how model-written programs are run."""
 
     workers: int = Field(default=2, ge=2, le=512)
-    """Number of sandboxes of each rollout actor.
-    At least 2, because determinism is checked across two hash seeds. More run programs in parallel, as far as there
-    are cores."""
+    """Number of programs that each rollout actor runs in parallel, as far as there are cores.
+    Each takes a sandbox. At least 8 sandboxes start when they are needed, because determinism is checked under as many hash
+    seeds; an idle one takes about 10 MiB."""
     timeout_s: float = Field(default=2.0, gt=0, le=600)
-    """Maximum wall-clock seconds of one execution.
-    A busy machine may extend it up to four times. Too short: slow programs are rejected as `timeout`. Too long:
-    endless loops hold a sandbox for that time."""
+    """Maximum CPU seconds of one execution, however busy the machine is.
+    Too short: slow programs are rejected as `timeout`. Too long: endless loops hold a sandbox for that time."""
     memory_mb: int = Field(default=256, ge=16, le=65536)
     """Address space in MiB that one execution may add to its sandbox's own.
     An allocation beyond it ends the program with outcome `memory`."""

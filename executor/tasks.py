@@ -127,6 +127,8 @@ class VerdictReason(StrEnum):
     UNSERIALISABLE = "unserialisable"
     UNSAFE = "unsafe"
     CRASHED = "crashed"
+    NONDETERMINISTIC = "nondeterministic"
+    """A task's program, which is validated, gave two values for an input that is the answer."""
 
 
 @dataclass(frozen=True)

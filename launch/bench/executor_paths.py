@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from executor.pool import SandboxPool
-from executor.sandbox import Outcome, Sandbox, Status
+from executor.pool import Outcome, SandboxPool, Status
+from executor.sandbox import Sandbox
 from executor.settings import ExecutorSettings
 from launch.bench.peers import Fork, PeerError, Reference, bubblewrap, fresh_python
 from launch.bench.report import Report, Samples, Slice, take_turns
@@ -123,7 +123,8 @@ def open_paths(bench: Bench, settings: ExecutorSettings) -> None:
 
         def call() -> int:
             start = next(numbers)
-            outcomes = sandbox.execute(program(), [str(start + i) for i in range(inputs)])
+            texts = [str(start + i) for i in range(inputs)]
+            outcomes = sandbox.probe(program(), texts) if inputs > 1 else sandbox.execute(program(), texts)
             _expect(outcomes, expected, inputs)
             return inputs
 
@@ -142,7 +143,12 @@ def open_paths(bench: Bench, settings: ExecutorSettings) -> None:
     put_fork()
     for inputs in (10, 50):
         if sandbox and bench.wants(f"batch{inputs}"):
-            bench.add(f"batch{inputs}", f"batch of {inputs}", single(sandbox, lambda: PROGRAM, inputs), "inputs")
+            bench.add(
+                f"batch{inputs}",
+                f"probe: {inputs} inputs, one child",
+                single(sandbox, lambda: PROGRAM, inputs),
+                "inputs",
+            )
     put_fork()
     if sandbox and bench.wants("error"):
         bench.add("error", "error", single(sandbox, lambda: ERROR_PROGRAM, 1, Status.ERROR))
@@ -204,8 +210,8 @@ def _open_pool(bench: Bench, settings: ExecutorSettings) -> None:
     all_of_them = f"{settings.workers} workers"
     bench.add("one", "one worker, many callers", many(0, 1))
     bench.add("all", f"{all_of_them}, many callers", many(None, 1))
-    bench.add("one10", "one worker, batches of 10", many(0, 10), "inputs")
-    bench.add("all10", f"{all_of_them}, batches of 10", many(None, 10), "inputs")
+    bench.add("one10", "one worker, 10 inputs a request", many(0, 10), "inputs")
+    bench.add("all10", f"{all_of_them}, 10 inputs a request", many(None, 10), "inputs")
 
 
 def _open_peers(bench: Bench) -> None:

@@ -40,7 +40,7 @@ from executor import facades, keeper, zygote
 sys.path.pop()
 import gc, json, os, time
 facades.load_codecs()
-server = zygote.Zygote(0, 1, True, frozenset())
+server = zygote.Zygote(True, frozenset())
 gc.collect()
 gc.freeze()
 gc.disable()

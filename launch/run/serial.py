@@ -217,7 +217,7 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
     model_dir = prepare(config.model.path)
     store = open_tasks(config, folder, resume)
     loop = asyncio.new_event_loop()
-    pool = SerialPool(config.executor)
+    pool = SerialPool(config.executor, config.run.seed)
     engine = SerialEngine(model_dir, config.engine, seed=config.run.seed)
     view.say("starting the sandbox, the engine and the learner in this process")
     loop.run_until_complete(pool.start())

@@ -266,7 +266,7 @@ def test_an_engine_that_fails_among_the_solutions_rewards_nobody_for_it(
 
 def test_a_failing_sandbox_is_raised_never_rewarded(store: TaskBuffer) -> None:
     class Broken:
-        workers = 2
+        workers, seeds = 2, 8
 
         async def execute(self, *args: Any, **options: Any) -> Any:
             raise InfrastructureError("no sandbox")

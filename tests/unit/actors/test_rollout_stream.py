@@ -220,8 +220,7 @@ def test_broken_sandboxes_end_the_actor_and_not_the_learner(
         with monkeypatch.context() as patched:
             if broken:
                 patched.setattr(sys, "executable", str(tmp_path / "no-interpreter"))
-                for pid in pool.pids:
-                    assert pid is not None
+                for pid in filter(None, pool.pids):
                     os.kill(pid, signal.SIGKILL)
             running = asyncio.create_task(rollout.run(DEADLINE_S))
             try:

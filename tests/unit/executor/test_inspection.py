@@ -11,8 +11,8 @@ import pytest
 from executor.inspection import MAX_SHAPE, Facts, inspect, strip
 from executor.literals import parse_args, parse_literal
 from executor.pool import Outcome, SandboxPool, SerialPool, Status
-from executor.sandbox import Outcome as Found
-from executor.sandbox import facts_of
+from executor.pool import Outcome as Found
+from executor.request import facts_of
 from executor.settings import ExecutorSettings
 from executor.values import canonical
 from executor.variants import MAX_VARIANTS, variants

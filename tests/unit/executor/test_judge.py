@@ -80,12 +80,23 @@ class Watched:
 
     def __init__(self, pool: SerialPool) -> None:
         self._pool = pool
-        self.workers = pool.workers
-        self.batches: list[tuple[str, list[str]]] = []
+        self.workers, self.seeds = pool.workers, pool.seeds
+        self.runs: list[tuple[str, list[str]]] = []
+        self.under: list[int | None] = []
+        """The seed of every run and probe."""
 
-    async def execute(self, program: str, inputs: Sequence[str], *args: Any, **options: Any) -> list[Outcome]:
-        self.batches.append((program, list(inputs)))
-        return await self._pool.execute(program, inputs, *args, **options)
+    async def execute(
+        self, program: str, inputs: Sequence[str], seed: int | None = None, **options: Any
+    ) -> list[Outcome]:
+        self.runs.append((program, list(inputs)))
+        self.under.append(seed)
+        return await self._pool.execute(program, inputs, seed, **options)
+
+    async def probe(
+        self, program: str, inputs: Sequence[str], seed: int | None = None, **options: Any
+    ) -> list[Outcome]:
+        self.under.append(seed)
+        return await self._pool.probe(program, inputs, seed, **options)
 
     async def inspect(self, program: str, **options: bool) -> Facts | Outcome:
         return await self._pool.inspect(program, **options)
@@ -137,24 +148,26 @@ def test_inputs_that_python_calls_equal_are_no_duplicates(judge: Judge) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    "change",
     [
-        ("keyword.kwlist.append(x)", RejectionReason.NONDETERMINISTIC),
-        ("kept = keyword.kwlist; kept[0] = 'x' * len(kept[0]) * 2", RejectionReason.NONDETERMINISTIC),
-        ("F = fractions.Fraction; F.seen = getattr(F, 'seen', 0) + x", RejectionReason.ERROR),
-        ("fractions.Fraction.seen = x", RejectionReason.UNSAFE),
-        ("keyword.kwlist[0] = x", RejectionReason.UNSAFE),
-        ("setattr(keyword, 'seen', x)", RejectionReason.UNSAFE),
-        ("setattr(fractions.Fraction, 'seen', x)", RejectionReason.UNSAFE),
+        "keyword.kwlist.append(x)",
+        "kept = keyword.kwlist; kept[0] = 'x' * len(kept[0]) * 2",
+        "F = fractions.Fraction; F.seen = getattr(F, 'seen', 0) + x",
+        "fractions.Fraction.seen = x",
+        "keyword.kwlist[0] = x",
+        "setattr(keyword, 'seen', x)",
+        "setattr(fractions.Fraction, 'seen', x)",
     ],
 )
-def test_leaks_between_inputs_are_found_out_or_refused(judge: Judge, change: str, reason: RejectionReason) -> None:
-    """Fresh globals do not undo a change to what a module holds; the reversed order of the second run shows it."""
+def test_a_change_to_a_module_does_not_reach_the_next_input(judge: Judge, change: str) -> None:
+    """Every input has a child of its own: its value is the one that it gives alone, unless the program is refused."""
     seen = "getattr(fractions.Fraction, 'seen', 0)"
     program = f"import fractions, keyword\ndef f(x):\n {change}\n return keyword.kwlist, {seen}"
-    rejection = validate(judge, program, "1", "2", "3")
-    assert isinstance(rejection, Rejection)
-    assert rejection.reason is reason
+    found = validate(judge, program, "1", "2", "3")
+    if isinstance(found, Validated):
+        assert list(found.outputs) == [asyncio.run(judge.determine(program, given)).value for given in ("1", "2", "3")]
+    else:
+        assert found.reason in {RejectionReason.NONDETERMINISTIC, RejectionReason.UNSAFE, RejectionReason.ERROR}
 
 
 @pytest.mark.parametrize(
@@ -176,8 +189,8 @@ def test_leaks_between_inputs_are_found_out_or_refused(judge: Judge, change: str
     ],
 )
 def test_without_imports_nothing_is_left_for_the_next_input(serial_pool: SerialPool, program: str) -> None:
-    """What the judge builds on when it runs several answers to an abduction task in one child."""
-    outcomes = asyncio.run(serial_pool.execute(program, ["1", "1", "1"]))
+    """So the variants of an input, which share a child, find no difference where there is none."""
+    outcomes = asyncio.run(serial_pool.probe(program, ["1", "1", "1"]))
     assert {outcome.status for outcome in outcomes} == {Status.OK}
     assert len({outcome.value for outcome in outcomes}) == 1
 
@@ -286,34 +299,43 @@ def test_answers_to_deduction_run_nothing(sharing: Judge, watched: Watched) -> N
     assert reasons(sharing, task, "4", "5", "four", " 4 ", "4.0", "") == [
         "correct", "wrong", "unparseable", "correct", "wrong", "unparseable",
     ]  # fmt: skip
-    assert watched.batches == []
+    assert watched.runs == []
     assert (sharing.stats.answers, sharing.stats.shared_equal, sharing.stats.executed) == (6, 1, 0)
 
 
-def test_answers_to_abduction_share_a_batch(sharing: Judge, watched: Watched) -> None:
+def test_every_answer_to_abduction_runs_alone(sharing: Judge, watched: Watched) -> None:
     task = Input("def f(x): return x % 3", "4", "1")
     answers = ["7", "4", "8", " 7", "'a'", "x", "7.0", "[1]"]
     expected = ["correct", "correct", "wrong", "correct", "error", "unparseable", "wrong", "error"]
     assert reasons(sharing, task, *answers) == expected
-    assert watched.batches == [(task.program, ["7", "8", "'a'", "7.0", "[1]"])], "the task's own input is known"
+    ran = [[given] for given in ("7", "8", "'a'", "7.0", "[1]")]
+    assert watched.runs == [(task.program, given) for given in ran], "the task's own input is known"
     stats = sharing.stats
     assert (stats.answers, stats.shared_equal, stats.shared_own, stats.executed) == (8, 1, 1, 5)
+    watched.runs.clear()
     assert reasons(sharing, task, *answers[::-1]) == expected[::-1]
-    assert watched.batches[1:] == [(task.program, ["[1]", "'a'"])], "values are remembered, failures are not"
+    assert watched.runs == [(task.program, [given]) for given in ("[1]", "'a'")], "values are remembered, failures not"
     assert stats.memo_hits == 3
 
 
-def test_a_program_that_imports_gets_a_child_for_every_answer(sharing: Judge, watched: Watched) -> None:
-    """It could answer by its place in the batch, and so make its own task as hard as it likes."""
-    program = "import keyword\ndef f(x):\n keyword.kwlist.append(x)\n return len(keyword.kwlist)"
-    (alone,) = asyncio.run(watched.execute(program, ["1"]))
-    task = Input(program, "1", alone.value)
-    watched.batches.clear()
-    assert reasons(sharing, task, "2", "3", "4") == ["correct"] * 3
-    assert watched.batches == [(program, [given]) for given in ("2", "3", "4")]
+def test_an_answer_runs_twice_where_the_program_may_vary(sharing: Judge, watched: Watched) -> None:
+    program = "def f(x):\n if x == 3: return 1\n return 1 if hash('a') % 2 ** 20 == 12345 else 2 + hash('a') % 7"
+    assert reasons(sharing, Input(program, "3", "1"), "3", "4") == ["correct", "nondeterministic"]
+    assert len(set(watched.under)) == len(watched.under) == 2
+    assert reasons(sharing, Input(program, "3", "1"), "4") == ["nondeterministic"], "it is not remembered"
+    sound = "def f(x): return sorted({*x, 1})"
+    assert reasons(sharing, Input(sound, "[1]", "[1, 2]"), "[2]", "[3]") == ["correct", "wrong"]
 
 
-def test_one_answers_timeout_or_memory_is_not_the_others(sharing: Judge, watched: Watched) -> None:
+def test_what_an_answer_returned_is_not_taken_for_a_tasks_value(sharing: Judge, watched: Watched) -> None:
+    """An answer's program may be random; a task's is not."""
+    assert reasons(sharing, Program(DOUBLE, (("2", "4"),)), f"{DOUBLE} # so") == ["correct"]
+    watched.runs.clear()
+    reasons(sharing, Input(f"{DOUBLE} # so", "1", "2"), "2")
+    assert watched.runs == [(f"{DOUBLE} # so", ["2"])]
+
+
+def test_one_answers_timeout_or_memory_is_not_the_others(sharing: Judge) -> None:
     program = (
         "def f(x):\n"
         "    while x == 'loop': pass\n"
@@ -326,12 +348,10 @@ def test_one_answers_timeout_or_memory_is_not_the_others(sharing: Judge, watched
     assert reasons(sharing, task, *answers) == [
         "correct", "timeout", "correct", "memory", "correct", "correct", "correct",
     ]  # fmt: skip
-    assert watched.batches[0][1] == answers
-    assert ["'all'"] in [batch for _, batch in watched.batches[1:]], "asked again, alone"
 
 
 def test_memory_that_others_hold_is_not_an_answers_fault(sharing: Judge, watched: Watched) -> None:
-    """A batch keeps its values to the end. Alone, each of these answers fits."""
+    """Alone, each of these answers fits."""
     program = "class B(bytearray): pass\nkept = []\ndef f(x):\n    kept.append(B(25_000_000))\n    return 1"
     task = Input(program, "0", "1")
     assert reasons(sharing, task, "1", "2", "3", "4", "5") == ["correct"] * 5
@@ -342,11 +362,11 @@ def test_answers_to_induction_never_share_a_child(sharing: Judge, watched: Watch
     plus, square = "def f(x): return x + x", "def f(x): return x * x"
     answers = [plus, square, DOUBLE, f"\n{plus}\n", "def f(x) x", f"{DOUBLE}\n"]
     assert reasons(sharing, task, *answers) == ["correct", "wrong", "correct", "correct", "error", "correct"]
-    assert watched.batches == [(plus, ["3", "4"]), (square, ["3", "4"]), ("def f(x) x", ["3", "4"])]
+    assert sorted(watched.runs) == sorted([(plus, ["3"]), (plus, ["4"]), (square, ["3"]), ("def f(x) x", ["3"])])
     assert (sharing.stats.shared_equal, sharing.stats.shared_own) == (2, 1)
-    watched.batches.clear()
+    watched.runs.clear()
     assert reasons(sharing, task, plus) == ["correct"]
-    assert watched.batches == [], "its values are remembered"
+    assert watched.runs == [], "its values are remembered"
 
 
 def test_all_at_once_is_the_same_as_one_by_one(serial_pool: SerialPool, settings: ExecutorSettings) -> None:
@@ -370,9 +390,9 @@ def test_nothing_to_verify(judge: Judge) -> None:
 def test_nothing_is_validated_from_memory(sharing: Judge, watched: Watched) -> None:
     task = Input(DOUBLE, "1", "2")
     reasons(sharing, task, "5")
-    watched.batches.clear()
+    watched.runs.clear()
     validate(sharing, DOUBLE, "5")
-    assert watched.batches == [(DOUBLE, ["5"])] * 2
+    assert watched.runs == [(DOUBLE, ["5"])] * 2
 
 
 def test_a_memo_is_bounded_and_forgets_what_was_used_longest_ago() -> None:
@@ -479,14 +499,14 @@ def test_a_program_that_uses_its_input_is_accepted(strict: Judge, program: str, 
     assert isinstance(validate(strict, program, given), Validated)
 
 
-def test_variants_cost_no_child_and_stop_at_the_first_other_value(strict: Judge, watched: Watched) -> None:
+def test_variants_share_a_child_and_stop_at_the_first_other_value(strict: Judge, watched: Watched) -> None:
     assert isinstance(validate(strict, DOUBLE, "3"), Validated)
-    assert watched.batches == [(DOUBLE, ["3"])] * 2
+    assert watched.runs == [(DOUBLE, ["3"])] * 2
     stats = strict.stats
-    assert (stats.executed, stats.variants, stats.inspected) == (3, 1, 0)
-    watched.batches.clear()
+    assert (stats.executed, stats.variants, stats.inspected) == (4, 2, 0)
+    watched.runs.clear()
     validate(strict, "def f(x): return 6", "3")
-    assert len(watched.batches) == 1, "there is no second run for what is refused after the first"
+    assert len(watched.runs) == 1, "there is no second run for what is refused after the first"
     assert stats.variants > 5
 
 

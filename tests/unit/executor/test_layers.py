@@ -18,8 +18,8 @@ import pytest
 
 from executor.layers import ALL, NAMESPACES, Layer, Tier, tier_of
 from executor.literals import parse_literal
-from executor.pool import InfrastructureError, Limits, SandboxPool, Status
-from executor.sandbox import Outcome, Sandbox
+from executor.pool import InfrastructureError, Limits, Outcome, SandboxPool, Status
+from executor.sandbox import Sandbox
 from executor.settings import ExecutorSettings
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from executor.literals import parse_literal
-from executor.pool import Outcome, SerialPool, Status
+from executor.pool import SerialPool, Status
 
 
 def test_a_lie_is_about_the_liars_own_value_only(wall_pool: SerialPool) -> None:
@@ -19,35 +19,13 @@ def f(x):
     frame = sys._getframe()
     while frame:
         local = frame.f_locals
-        if "nonce" in local and "writer" in local:
-            os.write(local["writer"], struct.pack(">16sI", local["nonce"], 6) + b"V[[[[[")
+        if "nonce" in local and "output" in local:
+            os.write(local["output"], struct.pack(">16sI", local["nonce"], 6) + b"V[[[[[")
             os._exit(0)
         frame = frame.f_back
 """
     (outcome,) = asyncio.run(wall_pool.execute(program, ["1"]))
     assert outcome.status is Status.CRASHED
-
-
-def test_other_programs_are_out_of_reach(wall_pool: SerialPool) -> None:
-    """The server has compiled and kept the program of a task; an answer must not find it in its memory."""
-    for _ in range(3):
-        asyncio.run(wall_pool.execute("def f(x): return 'the solution'", ["1"], 0))
-    program = """
-import gc, sys
-def f(x):
-    frame = sys._getframe()
-    while "self" not in frame.f_locals:
-        frame = frame.f_back
-    cache = frame.f_locals["self"].programs
-    text, code = cache._last
-    return text[:10], [k.co_name for k in gc.get_objects() if type(k) is type(code)]
-"""
-    (outcome,) = asyncio.run(wall_pool.execute(program, ["1"], 0))
-    assert outcome == Outcome(Status.OK, "('\\nimport gc', [])")
-    # Reading the cache's memory is the end of a child: it was not given to it.
-    program = program.replace("    text", "    return len(cache._memory[:10])\n    text")
-    (outcome,) = asyncio.run(wall_pool.execute(program, ["1"], 0))
-    assert outcome == Outcome(Status.CRASHED, detail="SIGSEGV")
 
 
 def test_the_environment_is_empty(wall_pool: SerialPool) -> None:

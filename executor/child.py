@@ -1,0 +1,169 @@
+"""What a child of the fork server does: read one request, check and compile its program, run it, state what came of it.
+
+A child runs one program on one input. (Variants of an input, which are run to learn more about a program, share a child.)
+Nobody else reads its request or its statements but the supervisor, so that no other child, and not the fork server
+either, ever holds the program, an input or a value. A child can lie about its own program's value only, which the program
+could do by returning it.
+
+Most of what a fork costs are page faults, on every page that the child writes or whose code it runs for the first time.
+So a child does as little as possible, and copies nothing that it can share.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from types import CodeType
+from typing import Any
+
+from executor import codec, facades, guards, inspection, safety, values
+from executor.frames import (
+    ERROR,
+    MEMORY,
+    NONCE_BYTES,
+    TOO_LARGE,
+    UNSAFE,
+    UNSERIALISABLE,
+    VALUE,
+    write_all,
+)
+
+MAX_PROGRAM_BYTES = 1 << 16
+MAX_INSPECTION_DEPTH = 5_000
+"""Python's recursion limit for a child that reads a program; one that needs more may crash."""
+
+Statement = tuple[bytes, str]
+"""The kind and the text of what a child states about one input."""
+
+
+class Child:
+    """A child's work. Made before the fork, by the fork server, so that children share it. `gate`: whether there is a policy."""
+
+    def __init__(self, gate: bool) -> None:
+        self._gate = gate
+        self._builtins = facades.program_builtins() if gate else vars(importlib.import_module("builtins"))
+
+    def answer(self, frame: bytes, output: int) -> None:
+        """Do what a request's frame asks, and write a statement about each input to the descriptor `output`."""
+        nonce = frame[:NONCE_BYTES]
+        try:
+            request = json.loads(memoryview(frame)[NONCE_BYTES:].tobytes())
+            inputs: list[Any] = [codec.from_tagged(node) for node in request["inputs"]]
+        except MemoryError:
+            _state(output, nonce, (MEMORY, ""))
+            return
+        program, output_bytes = request["program"], request["output_bytes"]
+        if request["operation"] == "inspect":
+            _state(output, nonce, _inspect(program, *inputs[0], output_bytes=output_bytes))
+            return
+        kept: list[Any] = []  # nothing is destroyed before the end, so that no `__del__` runs between two inputs
+        prepared = self._compile(program)
+        first = ""
+        for args in inputs:
+            kind, text = found = (
+                prepared if isinstance(prepared, tuple) else self._call(prepared, args, output_bytes, kept)
+            )
+            _state(output, nonce, found)
+            if kind == MEMORY:
+                break
+            if kind == VALUE and request["stop_at_difference"]:
+                if first and _differ(text, first):
+                    break
+                first = first or text
+
+    def _compile(self, program: str) -> CodeType | Statement:
+        try:
+            if _is_too_large(program):
+                return ERROR, "ProgramTooLarge"
+            if not self._gate:
+                return compile(program, "<program>", "exec", dont_inherit=True)
+            found = safety.compile_checked(program)
+            return (UNSAFE, f"{found[0]}: {found[1]}") if isinstance(found, tuple) else found
+        except MemoryError:
+            return MEMORY, ""
+        except Exception as error:
+            return ERROR, values.type_name(error)
+
+    def _call(self, code: CodeType, args: tuple[Any, ...], output_bytes: int, kept: list[Any]) -> Statement:
+        """The statement about one input.
+
+        The builtins are one object for all inputs: a copy would touch every one of them. The policy gives a program no
+        way to it; one that gets there changes its own later answers to variants.
+        """
+        namespace = facades.program_globals(self._builtins)
+        kept.append(namespace)
+        try:
+            exec(code, namespace)
+            function = namespace.get("f")
+            if not callable(function):
+                return ERROR, "MissingFunction"
+            value = function(*args)
+            kept.append(value)
+        except MemoryError:
+            return MEMORY, ""
+        except BaseException as error:
+            if type(error) is guards.Refused:
+                return UNSAFE, str(error)
+            return ERROR, values.type_name(error)
+        return _encoded(value, output_bytes)
+
+
+def _inspect(program: str, *options: bool, output_bytes: int) -> Statement:
+    sys.setrecursionlimit(MAX_INSPECTION_DEPTH)
+    try:
+        if _is_too_large(program):
+            return ERROR, "ProgramTooLarge"
+        return _encoded(inspection.inspect(program, *options), output_bytes)
+    except MemoryError:
+        return MEMORY, ""
+    except Exception as error:
+        return ERROR, values.type_name(error)
+
+
+def _encoded(value: object, output_bytes: int) -> Statement:
+    try:
+        return VALUE, codec.encode(value, output_bytes)
+    except values.UnserialisableError as error:
+        return UNSERIALISABLE, str(error)
+    except values.BudgetError:
+        return TOO_LARGE, ""
+    except MemoryError:
+        return MEMORY, ""
+
+
+def _state(output: int, nonce: bytes, statement: Statement) -> None:
+    kind, text = statement
+    data = text.encode("ascii", "replace")
+    write_all(output, nonce + (len(data) + 1).to_bytes(4, "big") + kind + data)
+
+
+def _differ(one: str, other: str) -> bool:
+    """Whether two encodings are those of different values. A set's elements come in any order: then it can't be told."""
+    return one != other and '["s"' not in one and '["f"' not in one
+
+
+def _is_too_large(program: str) -> bool:
+    return len(program) > MAX_PROGRAM_BYTES or len(program.encode("utf-8", "surrogatepass")) > MAX_PROGRAM_BYTES
+
+
+def warm_up(child: Child, output: int, runs: int) -> None:
+    """Do what children do, in this process: the interpreter then has specialised their code and filled its caches, which
+    are inherited. Done in each child for itself, it would dirty pages there.
+    """
+    nonce = bytes(NONCE_BYTES)
+    programs = (
+        "def f(x, y=1):\n    return {'a': [x], 'b': (x + y, 0.5, None, True), 'c': str(x)}",
+        "import math\ndef f(x):\n    return [math.sqrt(x)]",
+    )
+    request: dict[str, Any] = {
+        "operation": "run",
+        "inputs": [],
+        "output_bytes": 1 << 16,
+        "stop_at_difference": False,
+    }
+    for number in range(runs):
+        for program in programs:
+            request |= {"program": program, "inputs": [json.loads(codec.encode((number,)))]}
+            child.answer(nonce + json.dumps(request).encode("ascii"), output)
+        inspection.inspect("def f(x, y):  # comment\n    return f'{x}'", True, True)

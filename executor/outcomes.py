@@ -1,0 +1,71 @@
+"""What becomes of an execution, and the limits that it runs under."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from executor.settings import ExecutorSettings
+
+
+class InfrastructureError(RuntimeError):
+    """The sandbox itself failed. It says nothing about the program, and is never a verdict or a reward."""
+
+
+class DeadError(Exception):
+    """The fork server is dead, wedged, or has had a failure that is not the program's. Its work can be done again."""
+
+
+class Status(StrEnum):
+    """What became of one execution."""
+
+    OK = "ok"
+    ERROR = "error"
+    """It does not parse, has no function `f`, or raised."""
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    OUTPUT_TOO_LARGE = "output_too_large"
+    """The value is beyond the codec's budgets. Nothing is ever cut off to fit."""
+    UNSERIALISABLE = "unserialisable"
+    """The value is not made of exact builtin types."""
+    UNSAFE = "unsafe"
+    """Refused by the policy, or stopped by the wall."""
+    NONDETERMINISTIC = "nondeterministic"
+    """Two runs did not agree; found by the judge."""
+    CRASHED = "crashed"
+    """The process died, or did not answer in the agreed form."""
+    INFRASTRUCTURE = "infrastructure"
+    """The sandbox's own failure; tried again, then raised as InfrastructureError, never returned."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The finding on one input: `value` is canonical text where the status is ok, `detail` is for people."""
+
+    status: Status
+    value: str = ""
+    detail: str = ""
+    isolated: bool = True
+    """False for what ran without seccomp, which `executor.allow_unsafe` permits."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one execution may take; the meanings are those of ExecutorSettings."""
+
+    timeout_s: float
+    memory_mb: int
+    output_bytes: int
+
+    @classmethod
+    def of(cls, settings: ExecutorSettings) -> Limits:
+        """The limits that `settings` give."""
+        return cls(settings.timeout_s, settings.memory_mb, settings.output_bytes)
+
+    def within(self, outer: Limits) -> Limits:
+        """These, if a sandbox made for `outer` can hold to them; its control group is no larger. Raises ValueError."""
+        if self.memory_mb > outer.memory_mb:
+            raise ValueError(
+                f"{self.memory_mb} MiB for one execution is beyond executor.memory_mb = {outer.memory_mb}; raise that"
+            )
+        return self
