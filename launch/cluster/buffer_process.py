@@ -7,7 +7,7 @@ import contextlib
 from launch.cluster.budget import FailureBudget
 from launch.cluster.buffer_actor import BufferActor, options
 from launch.cluster.context import RunContext, RunFailed
-from launch.cluster.placement import Part, Place
+from launch.cluster.placement import Assignment, Part
 from launch.cluster.ray_port import CallFailed, Handle, ProcessRestarting, Reference
 
 ASK_EVERY_S = 1.0
@@ -37,12 +37,12 @@ class BufferProcess:
         """Failures so far."""
         return self._budget.total
 
-    def start(self, places: tuple[Place, ...], resume: bool) -> None:
+    def start(self, assignments: tuple[Assignment, ...], resume: bool) -> None:
         """Start the process and begin to open its file. Call `wait_until_open` next."""
-        place = next(place for place in places if place.part is Part.BUFFER)
+        assignment = next(assignment for assignment in assignments if assignment.part is Part.BUFFER)
         context = self._context
         self.handle = context.ray.start(
-            place,
+            assignment,
             BufferActor,
             context.config,
             context.folder.path,

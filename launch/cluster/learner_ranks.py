@@ -10,7 +10,7 @@ from typing import Any
 from launch.cluster.budget import FailureBudget
 from launch.cluster.context import RunContext, RunFailed
 from launch.cluster.learner_actor import LearnerActor
-from launch.cluster.placement import Part, Place
+from launch.cluster.placement import Assignment, Part
 from launch.cluster.ray_port import CallFailed, Handle, ProcessEnded, Reference
 from launch.run.status import RunStatus, describe
 from learner.checkpoint import CheckpointError, Checkpoints
@@ -27,7 +27,7 @@ class LearnerRanks:
         config = context.config
         self._context = context
         self._budget = FailureBudget(config.supervision.max_learner_restarts, config.supervision.restart_window_s)
-        self._places: tuple[Place, ...] = ()
+        self._assignments: tuple[Assignment, ...] = ()
         self._buffer: Handle = None
         self._keys: LearnerKeys | None = None
         self._handles: list[Handle] = []
@@ -66,10 +66,12 @@ class LearnerRanks:
         """Failures so far."""
         return self._budget.total
 
-    def start(self, buffer: Handle, keys: LearnerKeys | None, places: tuple[Place, ...], resume: bool) -> None:
+    def start(
+        self, buffer: Handle, keys: LearnerKeys | None, assignments: tuple[Assignment, ...], resume: bool
+    ) -> None:
         """Start every rank, for the first time. `buffer`: the task buffer; `keys`: of the stream."""
         self._buffer, self._keys = buffer, keys
-        self._places = tuple(place for place in places if place.part is Part.LEARNER)
+        self._assignments = tuple(assignment for assignment in assignments if assignment.part is Part.LEARNER)
         self._start(resume, expected=self._context.config.actors.num_actors)
 
     def poll(self, num_actors: int) -> bool:
@@ -138,17 +140,17 @@ class LearnerRanks:
         self.attempt += 1
         self._handles = [
             ray.start(
-                place,
+                assignment,
                 LearnerActor,
                 context.config,
                 context.folder.path,
-                place.index,
+                assignment.index,
                 self.attempt,
                 self._buffer,
                 self._keys,
                 max_concurrency=4,
             )
-            for place in self._places
+            for assignment in self._assignments
         ]
         # Ray passes rank 0's answer on to the others; this process does not wait for it.
         store = ray.call(self._handles[0], "rendezvous") if len(self._handles) > 1 else None

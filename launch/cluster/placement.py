@@ -1,4 +1,4 @@
-"""Assigns the processes of a run to nodes and GPUs. Pure: configuration and nodes in, places out.
+"""Assigns the processes of a run to nodes and GPUs. Pure: configuration and nodes in, assignments out.
 
 The learner's ranks are placed first and close together: all on one node if it has room, otherwise each tensor-parallel
 group on one node, otherwise rank by rank. The task buffer goes to rank 0's node. Rollout actors are spread: each goes
@@ -61,8 +61,8 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one process runs."""
+class Assignment:
+    """One process with the node and the resources that it gets."""
 
     part: Part
     index: int
@@ -91,8 +91,8 @@ class Place:
 
 def place(
     config: Config, nodes: Sequence[Node], num_actors: int | None = None, num_parameters: int | None = None
-) -> tuple[Place, ...]:
-    """The places of all processes of a self-play run: ranks, task buffer, actors, in this order. Raises PlacementError.
+) -> tuple[Assignment, ...]:
+    """Assign all processes of a self-play run: ranks, task buffer, actors, in this order. Raises PlacementError.
 
     `num_actors`: in place of `actors.num_actors`. `num_parameters`: of the model, for the check of memory.
     """
@@ -102,8 +102,8 @@ def place(
         num_gpus=int(on_gpus),
         memory_bytes=learner_memory(config, num_parameters) if num_parameters else 0,
     )
-    places = _place_ranks(config.learner.parallel, learner, free)
-    places.append(Place(Part.BUFFER, 0, places[0].node, Needs(num_cpus=0)))
+    assignments = _place_ranks(config.learner.parallel, learner, free)
+    assignments.append(Assignment(Part.BUFFER, 0, assignments[0].node, Needs(num_cpus=0)))
     actor = Needs(
         num_gpus=config.engine.tensor_parallel if on_gpus else 0,
         memory_bytes=engine_memory(config, num_parameters, on_gpus) if num_parameters else 0,
@@ -112,12 +112,12 @@ def place(
         fitting = [node for node in free if node.fits(actor)]
         if not fitting:
             raise PlacementError(_refusal(Part.ROLLOUT, index, actor, free))
-        places.append(max(fitting, key=_Free.size).take(Part.ROLLOUT, index, actor))
-    return tuple(places)
+        assignments.append(max(fitting, key=_Free.size).take(Part.ROLLOUT, index, actor))
+    return tuple(assignments)
 
 
-def place_ranks(parallel: ParallelSettings, nodes: Sequence[Node]) -> tuple[Place, ...]:
-    """The places of a run that has learner ranks only (fine-tuning). Raises PlacementError."""
+def place_ranks(parallel: ParallelSettings, nodes: Sequence[Node]) -> tuple[Assignment, ...]:
+    """Assign the processes of a run that has learner ranks only (fine-tuning). Raises PlacementError."""
     return tuple(_place_ranks(parallel, Needs(num_gpus=int(_on_gpus(nodes))), [_Free.of(node) for node in nodes]))
 
 
@@ -170,13 +170,13 @@ class _Free:
             return self.node.gpu_memory_bytes is None or needs.memory_bytes <= self.node.gpu_memory_bytes
         return times * needs.memory_bytes <= self.memory_bytes
 
-    def take(self, part: Part, index: int, needs: Needs) -> Place:
+    def take(self, part: Part, index: int, needs: Needs) -> Assignment:
         """Take the resources of one process, which must fit."""
         self.num_cpus -= needs.num_cpus
         gpus, self.gpus = tuple(self.gpus[: needs.num_gpus]), self.gpus[needs.num_gpus :]
         if not needs.num_gpus:
             self.memory_bytes -= needs.memory_bytes
-        return Place(part, index, self.node.name, needs, gpus)
+        return Assignment(part, index, self.node.name, needs, gpus)
 
     def describe(self) -> str:
         """The free resources in words."""
@@ -188,17 +188,17 @@ class _Free:
         return f"{self.node.address or self.node.name}: {words}"
 
 
-def _place_ranks(parallel: ParallelSettings, needs: Needs, free: list[_Free]) -> list[Place]:
+def _place_ranks(parallel: ParallelSettings, needs: Needs, free: list[_Free]) -> list[Assignment]:
     world, group = parallel.world_size, parallel.tensor
     for whole in (world, group, 1):
-        places = _pack(world, whole, needs, free)
-        if places is not None:
-            return places
+        assignments = _pack(world, whole, needs, free)
+        if assignments is not None:
+            return assignments
     packed = sum(min(world, _count(node, needs)) for node in free)
     raise PlacementError(_refusal(Part.LEARNER, packed, needs, free))
 
 
-def _pack(num_ranks: int, together: int, needs: Needs, free: list[_Free]) -> list[Place] | None:
+def _pack(num_ranks: int, together: int, needs: Needs, free: list[_Free]) -> list[Assignment] | None:
     """Place the ranks in blocks of `together` consecutive ranks, each block on one node; None where they do not fit.
 
     A block goes to the previous block's node while that has room. Otherwise it goes to the node with the fewest free
@@ -208,15 +208,15 @@ def _pack(num_ranks: int, together: int, needs: Needs, free: list[_Free]) -> lis
     blocks = num_ranks // together
     if sum(_count(node, needs) // together for node in free) < blocks:
         return None
-    places: list[Place] = []
-    while len(places) < num_ranks:
+    assignments: list[Assignment] = []
+    while len(assignments) < num_ranks:
         fitting = [node for node in free if node.fits(needs, together)]
-        last = [node for node in fitting if places and node.node.name == places[-1].node]
+        last = [node for node in fitting if assignments and node.node.name == assignments[-1].node]
         best = min(fitting, key=_Free.size) if needs.num_gpus else max(fitting, key=_Free.size)
         node = last[0] if last else best
-        first = len(places)
-        places += [node.take(Part.LEARNER, first + offset, needs) for offset in range(together)]
-    return places
+        first = len(assignments)
+        assignments += [node.take(Part.LEARNER, first + offset, needs) for offset in range(together)]
+    return assignments
 
 
 def _count(node: _Free, needs: Needs) -> int:

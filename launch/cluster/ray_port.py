@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from launch.cluster.placement import Node, Place
+from launch.cluster.placement import Assignment, Node
 
 Handle = Any
 Reference = Any
@@ -38,8 +38,8 @@ class RayPort(Protocol):
     def nodes(self) -> tuple[Node, ...]:
         """The live nodes of the cluster."""
 
-    def start(self, place: Place, actor: type, *arguments: Any, **options: Any) -> Handle:
-        """Start an actor process at `place`; returns at once. `options`: more options of `ray.remote`."""
+    def start(self, assignment: Assignment, actor: type, *arguments: Any, **options: Any) -> Handle:
+        """Start an actor process as `assignment` says; returns at once. `options`: more options of `ray.remote`."""
 
     def call(self, handle: Handle, method: str, *arguments: Any) -> Reference:
         """Call a method; returns at once. A reference among the arguments is replaced by its result."""
@@ -73,12 +73,12 @@ class Ray:
             for node in sorted(found, key=lambda node: node["NodeID"])
         )
 
-    def start(self, place: Place, actor: type, *arguments: Any, **options: Any) -> Handle:
+    def start(self, assignment: Assignment, actor: type, *arguments: Any, **options: Any) -> Handle:
         """See `RayPort`."""
-        options |= {"num_cpus": place.num_cpus, "num_gpus": place.num_gpus}
-        if place.node is not None:
+        options |= {"num_cpus": assignment.num_cpus, "num_gpus": assignment.num_gpus}
+        if assignment.node is not None:
             # Soft: if the node has been lost meanwhile, Ray chooses another one.
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(place.node, soft=True)
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(assignment.node, soft=True)
         return ray.remote(**options)(actor).remote(*arguments)
 
     def call(self, handle: Handle, method: str, *arguments: Any) -> Reference:

@@ -10,7 +10,7 @@ from launch.cluster.budget import FailureBudget
 from launch.cluster.context import RunContext, RunFailed
 from launch.cluster.learner_ranks import LearnerRanks
 from launch.cluster.lives import ActorLife, Ending, Kill, Reason, Retire, Situation, Start
-from launch.cluster.placement import Part, Place, PlacementError, place
+from launch.cluster.placement import Assignment, Part, PlacementError, place
 from launch.cluster.ray_port import CallFailed, Handle, Reference
 from launch.cluster.rollout_actor import RolloutActor
 from learner.stream.keys import ActorKeys
@@ -22,7 +22,7 @@ class Rollouts:
     def __init__(self, context: RunContext, learner: LearnerRanks) -> None:
         self._context = context
         self._learner = learner
-        self._places: dict[int, Place] = {}
+        self._assignments: dict[int, Assignment] = {}
         self._lives: dict[int, ActorLife] = {}
         self._first = 0
         self._attempt = 0
@@ -32,10 +32,12 @@ class Rollouts:
         self.results: dict[str, dict[str, str]] = {}
         """Name -> result of `RolloutActor.run`, of actors that ended well."""
 
-    def start(self, buffer: Handle, keys: ActorKeys | None, places: tuple[Place, ...], resume: bool) -> None:
+    def start(self, buffer: Handle, keys: ActorKeys | None, assignments: tuple[Assignment, ...], resume: bool) -> None:
         """Begin. Actors are started by `poll`, once the learner's endpoint is known. `keys`: of the stream."""
         self._buffer, self._keys = buffer, keys
-        self._places = {place.index: place for place in places if place.part is Part.ROLLOUT}
+        self._assignments = {
+            assignment.index: assignment for assignment in assignments if assignment.part is Part.ROLLOUT
+        }
         # A resumed run counts incarnations on from those of the checkpoint, which must not be used twice.
         logs = self._context.folder.logs.glob("rollout*.log") if resume else ()
         self._first = 1 + max((int(path.stem.rsplit(".", 1)[-1]) for path in logs), default=-1)
@@ -59,9 +61,11 @@ class Rollouts:
     def scale(self, num_actors: int) -> None:
         """Set the number of actors. Missing ones are started; surplus ones finish their slots and exit."""
         self.wanted = num_actors
-        with contextlib.suppress(PlacementError):  # then Ray starts the actors without a place when there is room
-            places = place(self._context.config, self._context.ray.nodes(), num_actors)
-            self._places = {place.index: place for place in places if place.part is Part.ROLLOUT}
+        with contextlib.suppress(PlacementError):  # then Ray starts the actors when there is room
+            assignments = place(self._context.config, self._context.ray.nodes(), num_actors)
+            self._assignments = {
+                assignment.index: assignment for assignment in assignments if assignment.part is Part.ROLLOUT
+            }
 
     def poll(self) -> None:
         """Decide about every actor once. Nothing happens before the learner's endpoint is known."""
@@ -148,11 +152,11 @@ class Rollouts:
             lives.observe(self._lives.values(), status, now)
 
     def _start(self, life: ActorLife, endpoint: str, now: float) -> None:
-        place = self._places.get(life.index)
-        if place is None:
-            place = replace(self._places[0], index=life.index, node=None, gpus=())
+        assignment = self._assignments.get(life.index)
+        if assignment is None:
+            assignment = replace(self._assignments[0], index=life.index, node=None, gpus=())
         handle = self._context.ray.start(
-            place,
+            assignment,
             RolloutActor,
             self._context.config,
             self._context.folder.path,

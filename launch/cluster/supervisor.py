@@ -62,13 +62,13 @@ class Supervisor:
         """
         config, ray = self._context.config, self._context.ray
         try:
-            places = place(config, ray.nodes())
+            assignments = place(config, ray.nodes())
         except PlacementError as error:
             raise RunFailed(str(error)) from None
         keys = RunKeys.of_run(self._context.folder.path / "keys") if config.encrypted else None
-        self._buffer.start(places, resume)
-        self._learner.start(self._buffer.handle, keys.learner if keys else None, places, resume)
-        self._rollouts.start(self._buffer.handle, keys.actor if keys else None, places, resume)
+        self._buffer.start(assignments, resume)
+        self._learner.start(self._buffer.handle, keys.learner if keys else None, assignments, resume)
+        self._rollouts.start(self._buffer.handle, keys.actor if keys else None, assignments, resume)
         self._buffer.wait_until_open(config.actors.start_timeout_s)
 
     # -- the run's course ----------------------------------------------------------------------------------------

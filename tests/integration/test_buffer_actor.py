@@ -16,7 +16,7 @@ import ray
 from actors.buffer import Added, RemoteBuffer, TaskBuffer
 from executor.tasks import Kind, Task
 from launch.cluster.buffer_actor import BufferActor, options
-from launch.cluster.placement import Needs, Part, Place
+from launch.cluster.placement import Assignment, Needs, Part
 from launch.cluster.ray_port import Ray
 from launch.config import Config, RunSettings
 from launch.run.folder import RunFolder
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def actor(folder: RunFolder) -> Iterator[Any]:
-    config, place = Config(run=RunSettings(name="run")), Place(Part.BUFFER, 0, None, Needs(num_cpus=0))
+    config, place = Config(run=RunSettings(name="run")), Assignment(Part.BUFFER, 0, None, Needs(num_cpus=0))
     actor = Ray().start(place, BufferActor, config, folder.path, **options(max_restarts=3))
     ray.get(actor.open.remote(False))
     yield actor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from launch.cluster.placement import Node, Place
+from launch.cluster.placement import Assignment, Node
 from launch.cluster.ray_port import translated
 
 
@@ -24,8 +24,8 @@ class FakeRay:
 
     def __init__(self, nodes: tuple[Node, ...] = (Node("here", num_cpus=64),)) -> None:
         self._nodes = nodes
-        self.started: dict[str, tuple[Place, tuple[Any, ...], dict[str, Any]]] = {}
-        """Handle -> its place, arguments and options."""
+        self.started: dict[str, tuple[Assignment, tuple[Any, ...], dict[str, Any]]] = {}
+        """Handle -> its assignment, arguments and options."""
         self.calls: list[tuple[Any, ...]] = []
         """(handle, method, *arguments) of every call."""
         self.killed: list[str] = []
@@ -41,10 +41,10 @@ class FakeRay:
     def nodes(self) -> tuple[Node, ...]:
         return self._nodes
 
-    def start(self, place: Place, actor: type, *arguments: Any, **options: Any) -> str:
-        before = sum(handle.split(".")[0] == place.name for handle in self.started)
-        handle = f"{place.name}.{before}"
-        self.started[handle] = (place, arguments, options)
+    def start(self, assignment: Assignment, actor: type, *arguments: Any, **options: Any) -> str:
+        before = sum(handle.split(".")[0] == assignment.name for handle in self.started)
+        handle = f"{assignment.name}.{before}"
+        self.started[handle] = (assignment, arguments, options)
         return handle
 
     def call(self, handle: str, method: str, *arguments: Any) -> str:

@@ -14,7 +14,7 @@ from actors.buffer import RemoteBuffer
 from launch.cluster.buffer_actor import ask_buffer
 from launch.cluster.buffer_process import SILENT_S, BufferProcess
 from launch.cluster.context import RunContext, RunFailed
-from launch.cluster.placement import Needs, Part, Place
+from launch.cluster.placement import Assignment, Needs, Part
 from launch.config import Config, SupervisionSettings
 from launch.run.folder import RunFolder
 from tests.unit.launch.cluster.fake_ray import Clock, FakeRay
@@ -37,7 +37,7 @@ def buffer(tmp_path: Path, ray_port: FakeRay, clock: Clock) -> BufferProcess:
     folder.create()
     process = BufferProcess(RunContext(config, folder, ray_port, lambda text: None, clock))
     ray_port.always["buffer.0.open"] = None
-    process.start((Place(Part.BUFFER, 0, None, Needs(num_cpus=0)),), resume=False)
+    process.start((Assignment(Part.BUFFER, 0, None, Needs(num_cpus=0)),), resume=False)
     process.wait_until_open(1.0)
     return process
 

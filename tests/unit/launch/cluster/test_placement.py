@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from actors.settings import EngineSettings
 from launch.cluster.placement import (
+    Assignment,
     Node,
     Part,
-    Place,
     PlacementError,
     engine_memory,
     learner_memory,
@@ -38,15 +38,20 @@ def gpu_nodes(*gpus: int) -> list[Node]:
     return [Node(f"n{index}", num_cpus=64, num_gpus=count) for index, count in enumerate(gpus)]
 
 
-def where(places: tuple[Place, ...]) -> dict[str, tuple[str | None, tuple[int, ...]]]:
-    return {place.name: (place.node, place.gpus) for place in places}
+def where(assignments: tuple[Assignment, ...]) -> dict[str, tuple[str | None, tuple[int, ...]]]:
+    return {assignment.name: (assignment.node, assignment.gpus) for assignment in assignments}
 
 
 def test_on_one_machine_without_gpus_everything_is_there_and_needs_none() -> None:
-    places = place(config(actors=2), [Node("here", num_cpus=66)])
-    assert [place.name for place in places] == ["learner0", "buffer", "rollout0", "rollout1"]
-    assert {place.node for place in places} == {"here"}
-    assert [(place.num_cpus, place.num_gpus) for place in places] == [(1, 0), (0, 0), (1, 0), (1, 0)]
+    assignments = place(config(actors=2), [Node("here", num_cpus=66)])
+    assert [assignment.name for assignment in assignments] == ["learner0", "buffer", "rollout0", "rollout1"]
+    assert {assignment.node for assignment in assignments} == {"here"}
+    assert [(assignment.num_cpus, assignment.num_gpus) for assignment in assignments] == [
+        (1, 0),
+        (0, 0),
+        (1, 0),
+        (1, 0),
+    ]
 
 
 def test_every_rank_and_every_engine_has_gpus_of_its_own() -> None:
@@ -65,10 +70,10 @@ def test_the_learner_stays_on_one_node_and_leaves_the_large_one_to_large_engines
 
 
 def test_a_learner_larger_than_a_node_keeps_tensor_parallel_groups_together() -> None:
-    places = [p for p in place(config(tensor=2, data=4), gpu_nodes(3, 3, 3, 3)) if p.part is Part.LEARNER]
-    nodes = [p.node for p in places]
+    assignments = [p for p in place(config(tensor=2, data=4), gpu_nodes(3, 3, 3, 3)) if p.part is Part.LEARNER]
+    nodes = [p.node for p in assignments]
     assert all(nodes[rank] == nodes[rank + 1] for rank in range(0, 8, 2))
-    assert [p.index for p in places] == list(range(8))
+    assert [p.index for p in assignments] == list(range(8))
 
 
 def test_ranks_of_a_group_are_parted_only_where_no_node_holds_them() -> None:
@@ -76,8 +81,8 @@ def test_ranks_of_a_group_are_parted_only_where_no_node_holds_them() -> None:
 
 
 def test_engines_are_spread_over_the_nodes() -> None:
-    places = place(config(actors=8), gpu_nodes(4, 4, 4))
-    assert Counter(p.node for p in places if p.part is Part.ROLLOUT) == {"n0": 2, "n1": 3, "n2": 3}
+    assignments = place(config(actors=8), gpu_nodes(4, 4, 4))
+    assert Counter(p.node for p in assignments if p.part is Part.ROLLOUT) == {"n0": 2, "n1": 3, "n2": 3}
     cpus = place(config(actors=5), [Node("a", num_cpus=16), Node("b", num_cpus=16)])
     assert Counter(p.node for p in cpus if p.part is Part.ROLLOUT) == {"a": 2, "b": 3}
 
@@ -139,14 +144,14 @@ shapes = st.tuples(st.integers(1, 12), st.sampled_from([1, 2, 4]), st.sampled_fr
 def test_places_never_overlap_and_more_actors_move_nobody(shape: tuple[int, int, int, int], gpus: list[int]) -> None:
     asked, nodes = config(*shape), gpu_nodes(*gpus)
     try:
-        places = place(asked, nodes)
+        assignments = place(asked, nodes)
     except PlacementError:
         return
-    taken = [(p.node, gpu) for p in places for gpu in p.gpus]
+    taken = [(p.node, gpu) for p in assignments for gpu in p.gpus]
     assert len(taken) == len(set(taken))
     sizes = {node.name: node.num_gpus for node in nodes}
     assert all(gpu < sizes[node] for node, gpu in taken)
-    assert all(len(p.gpus) == p.num_gpus for p in places)
-    assert [p.index for p in places if p.part is Part.LEARNER] == list(range(asked.learner.parallel.world_size))
+    assert all(len(p.gpus) == p.num_gpus for p in assignments)
+    assert [p.index for p in assignments if p.part is Part.LEARNER] == list(range(asked.learner.parallel.world_size))
     for fewer in range(1, asked.actors.num_actors):
-        assert places[: -(asked.actors.num_actors - fewer)] == place(asked, nodes, num_actors=fewer)
+        assert assignments[: -(asked.actors.num_actors - fewer)] == place(asked, nodes, num_actors=fewer)

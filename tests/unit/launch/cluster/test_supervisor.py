@@ -100,8 +100,8 @@ def test_actors_start_once_it_is_known_where_the_learner_listens(tmp_path: Path)
     run.ray.always["learner0.0.listening"] = HERE
     run.poll()
     assert list(run.ray.started)[2:] == ["rollout0.0", "rollout1.0"]
-    place, arguments, _ = run.ray.started["rollout1.0"]
-    assert (place.node, arguments[2:5]) == ("here", (1, 0, HERE))
+    assignment, arguments, _ = run.ray.started["rollout1.0"]
+    assert (assignment.node, arguments[2:5]) == ("here", (1, 0, HERE))
 
 
 def test_a_run_that_does_not_fit_the_cluster_ends_before_it_starts_anything(tmp_path: Path) -> None:
@@ -313,8 +313,8 @@ def test_more_actors_than_the_cluster_has_room_for_are_left_to_ray(tmp_path: Pat
     run = Run(tmp_path, nodes=(Node("small", num_cpus=2),)).start()
     run.supervisor.scale(2)
     run.poll()
-    place = run.ray.started["rollout1.0"][0]
-    assert (place.node, place.num_cpus) == (None, 1)
+    assignment = run.ray.started["rollout1.0"][0]
+    assert (assignment.node, assignment.num_cpus) == (None, 1)
 
 
 @pytest.mark.parametrize(("joined", "deadline_s"), [(True, 900.0), (False, 1500.0)])
