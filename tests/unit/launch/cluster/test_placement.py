@@ -80,6 +80,11 @@ def test_ranks_of_a_group_are_parted_only_where_no_node_holds_them() -> None:
     assert {p.node for p in place_ranks(ParallelSettings(tensor=2), gpu_nodes(1, 1))} == {"n0", "n1"}
 
 
+def test_a_node_is_filled_with_ranks_before_the_next_one() -> None:
+    nodes = [Node("a", num_cpus=4), Node("b", num_cpus=4)]
+    assert [p.node for p in place_ranks(ParallelSettings(data=6), nodes)] == ["a"] * 4 + ["b"] * 2
+
+
 def test_engines_are_spread_over_the_nodes() -> None:
     assignments = place(config(actors=8), gpu_nodes(4, 4, 4))
     assert Counter(p.node for p in assignments if p.part is Part.ROLLOUT) == {"n0": 2, "n1": 3, "n2": 3}
