@@ -176,13 +176,13 @@ def _on_ray(config: SftConfig, folder: RunFolder, resume: bool, console: SftCons
     with ray_session(config.ray.address, world, console.say):
         port = Ray()
         try:
-            places = place_ranks(config.learner.parallel, port.nodes())
+            assignments = place_ranks(config.learner.parallel, port.nodes())
         except PlacementError as error:
             raise RankFailed(str(error)) from None
         store = f"tcp://{LOOPBACK}:{free_port()}"
         # One call runs the rank, another one asks it for its status.
         ranks = [
-            port.start(place, SftRank, config, folder.path, place.index, store, max_concurrency=4) for place in places
+            port.start(each, SftRank, config, folder.path, each.index, store, max_concurrency=4) for each in assignments
         ]
         status = SftStatus()
         running = {rank.run.remote(resume): index for index, rank in enumerate(ranks)}

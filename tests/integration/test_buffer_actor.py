@@ -40,8 +40,8 @@ def folder(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def actor(folder: RunFolder) -> Iterator[Any]:
-    config, place = Config(run=RunSettings(name="run")), Assignment(Part.BUFFER, 0, None, Needs(num_cpus=0))
-    actor = Ray().start(place, BufferActor, config, folder.path, **options(max_restarts=3))
+    config, assignment = Config(run=RunSettings(name="run")), Assignment(Part.BUFFER, 0, None, Needs(num_cpus=0))
+    actor = Ray().start(assignment, BufferActor, config, folder.path, **options(max_restarts=3))
     ray.get(actor.open.remote(False))
     yield actor
     ray.kill(actor)
