@@ -1,9 +1,10 @@
 """Seed files: tasks, to start a run's buffer with (`azr seeds save`, `selfplay.seed_tasks`).
 
 A line is one task, as JSON: {"kind": "deduction", "program": ..., "inputs": [literal, ...], "outputs": [literal, ...],
-"message": ...}. `outputs` and `message` may be left out. Nothing in a file is believed: each task is validated anew by the
-executor when it is loaded, as a proposal is, and what its outputs are is found out anew; a line that is no task any more, or
-whose outputs are others, is rejected, by number and reason.
+"message": ...}. `outputs` and `message` may be left out.
+
+A file is not trusted: when it is loaded, the executor validates each task as it does a proposal, and computes its outputs.
+A line that is no valid task, or that states other outputs, is rejected, by number and reason.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class SeedError(UserError):
 
 @dataclass
 class SeedReport:
-    """What became of a seed file's tasks."""
+    """The outcome of loading a seed file."""
 
     added: Counter[Kind] = field(default_factory=Counter)
     """New tasks by kind."""

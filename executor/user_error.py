@@ -8,8 +8,8 @@ from typing import ClassVar
 class UserError(Exception):
     """Something that the user can mend; the text says what is wrong and what to do.
 
-    The `azr` command prints the text on stderr, without a traceback, and exits with `exit_code`. Every exception class of
-    this project that can reach the user derives from it.
+    The `azr` command prints the text on stderr, without a traceback, and exits with `exit_code`. Every exception class
+    of this project that can reach the user derives from it.
     """
 
     exit_code: ClassVar[int] = 2

@@ -1,4 +1,4 @@
-"""What several commands share on the command line: their help, overrides of settings, a recipe or a run to go on with."""
+"""Command-line parts that several commands share: help, overrides of settings, a recipe or a run to go on with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class RunFolderError(UserError):
 def new_command(commands: Any, name: str, about: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """Add a command to argparse's subcommands (what `add_subparsers` returned), and return its parser.
 
-    `about`: a line for the list of commands. `description`: what the command does. `epilog`: its examples; shown as it is.
+    `about`: a line for the list of commands. `description`: what the command does. `epilog`: its examples; shown as it
+    is.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -58,7 +59,8 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def run_config(arguments: argparse.Namespace, root: type[AnyConfig], command: str, example: str) -> AnyConfig:
-    """The configuration of the run that `recipe` starts or that `--resume` goes on with. Raises ConfigError, RunFolderError.
+    """The configuration of the run that `recipe` starts or that `--resume` goes on with. Raises ConfigError,
+    RunFolderError.
 
     `command`: as the user calls it, `azr train`; `example`: a recipe of this command that ships.
     """

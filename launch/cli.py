@@ -1,4 +1,5 @@
-"""The `azr` command: collects the commands of `launch/commands`, runs one, and turns errors into a message and an exit code."""
+"""The `azr` command: collects the commands of `launch/commands`, runs one, and turns errors into a message and an exit
+code."""
 
 from __future__ import annotations
 

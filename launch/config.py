@@ -1,6 +1,6 @@
 """The configuration: every setting, typed, from a recipe and dotted overrides.
 
-Each room declares its own tables in its `settings.py`. This file puts them together, checks them, and turns every mistake
+Each package declares its tables in its `settings.py`. This file puts them together, checks them, and turns every mistake
 into a message that names key, file and mend.
 """
 
@@ -10,17 +10,18 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import tomli_w
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from actors.buffer_settings import BufferSettings
 from actors.kinds.registry import GROUP, names
-from actors.settings import ConcurrencySettings, EngineSettings, SelfPlaySettings
+from actors.settings import EngineSettings, SelfPlaySettings
 from executor.settings import ExecutorSettings, Section
 from launch.addresses import AUTO_HOST, LOOPBACK
 from launch.recipe import ConfigError, assign, find_recipe, parse_override, read_recipe
+from launch.settings import ActorsSettings, RaySettings, RunBasics, RunSettings, SupervisionSettings
 from learner.settings import LearnerSettings, ModelSettings, StreamSettings, needs_keys
 from learner.sft.settings import SftLearnerSettings, SftSettings
 
@@ -32,90 +33,6 @@ RENAMED = {
     "run.watchdog_s": "supervision.watchdog_s",
 }
 """Former key -> its present name: old recipes and run folders are refused with it."""
-
-
-class RunBasics(Section):
-    """`[run]`, the settings that every kind of run has."""
-
-    name: str = Field(default="azr", pattern=r"^[A-Za-z0-9._-]+$")
-    """Name of the run; its folder is `<run.dir>/<run.name>`.
-    Letters, digits, dots, underscores and hyphens."""
-    dir: str = "runs"
-    """Folder that holds the run folders.
-    A relative path starts at the working directory."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of every random draw of the run.
-    It seeds the initial state of learner and engines. In self-play it also seeds each sampled token in serial mode
-    and with `engine.seeded`; otherwise two runs with one seed differ, because requests are batched by their time of
-    arrival."""
-    max_minutes: float | None = Field(default=None, gt=0)
-    """Wall-clock minutes of training after which the run saves a checkpoint and ends.
-    Starting up is not counted. Unset: only the number of steps ends the run."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe level of log records in the run's `logs/`: `debug`, `info`, `warning` or `error`.
-    It holds for this project's modules; other libraries log warnings and errors."""
-
-
-class RunSettings(RunBasics):
-    """`[run]`: the run's name, folder, mode and bounds."""
-
-    mode: Literal["async", "serial"] = "async"
-    """How the run is executed: `async` or `serial`.
-    `async` starts learner, rollout actors and task buffer as processes under Ray. `serial` runs the same code in one
-    process and one thread, without Ray: slower, repeatable by seed, and easier to debug."""
-    verify_weights: bool = False
-    """Compare the weights of every engine with the learner's at the end, bit by bit.
-    A difference makes the exit code 1. Costs one pass over all weights. `azr verify` does it while a run goes on."""
-    record_trajectories: bool = True
-    """Write every trained batch as JSON lines to `trajectories/step_<N>.jsonl` in the run folder.
-    Each line has prompt and response as text and as token ids. The files grow with every token that is trained;
-    false saves the disk space."""
-
-
-class ActorsSettings(Section):
-    """`[actors]`: the number of rollout actors and their load."""
-
-    num_actors: int = Field(default=1, ge=1)
-    """Number of rollout actors; each has its own engine and sandboxes.
-    Too few: the learner waits (`wait_for_batch_s`). Too many: actors wait for grants (`wait_for_policy_s`). `azr
-    scale` changes the number of a running run."""
-    concurrency: int = Field(default=256, ge=1, le=16384)
-    """Maximum number of slots (rollouts) that one actor holds at a time.
-    Too low: the engine idles. Too high: requests wait inside the engine and trajectories age; with `actors.adapt`
-    the actor lowers its own limit while the key/value cache is full."""
-    start_timeout_s: float = Field(default=600.0, gt=0)
-    """Seconds that the learner waits for the first actors before it gives up.
-    Loading the model and seeding (`selfplay.seed_tasks_target`) must fit into it."""
-    adapt: ConcurrencySettings = ConcurrencySettings()
-
-
-class SupervisionSettings(Section):
-    """`[supervision]`: how often a process of a distributed run is restarted, and how long a standstill may last."""
-
-    max_actor_restarts: int = Field(default=3, ge=0)
-    """Number of failures of one rollout actor within `supervision.restart_window_s` that are answered by a restart.
-    One more failure stops the run with the actor's last error. 0: the first failure stops the run."""
-    max_learner_restarts: int = Field(default=3, ge=0)
-    """Number of failures of the learner within `supervision.restart_window_s` that are answered by a restart.
-    All ranks restart from the last checkpoint while the actors live on. One more failure stops the run."""
-    max_buffer_restarts: int = Field(default=10, ge=0)
-    """Number of failures of the task buffer within `supervision.restart_window_s` that are answered by a restart.
-    It restarts on its file. One more failure stops the run."""
-    restart_window_s: float = Field(default=3600.0, gt=0)
-    """Seconds after which a failure no longer counts.
-    It holds for rollout actors, learner and task buffer alike."""
-    watchdog_s: float = Field(default=900.0, gt=0)
-    """Seconds without progress after which the run reports which part waits for which.
-    A part that does not answer at all for this long is killed and restarted. Too short: a slow but healthy step is
-    reported, and a part that is only busy is restarted. Too long: a hang goes unnoticed."""
-
-
-class RaySettings(Section):
-    """`[ray]`: the Ray cluster that a distributed run uses."""
-
-    address: str | None = None
-    """Address of a running Ray cluster, such as `10.0.0.1:6379`.
-    Unset: the run starts a Ray of its own on this machine and ends it with the run."""
 
 
 class Config(Section):
@@ -175,7 +92,8 @@ class Config(Section):
 
     @property
     def stream_host(self) -> str:
-        """Where the learner listens: `stream.host`, but never `auto` in a Ray of the run's own."""
+        """The address that the learner listens on: `stream.host`, with `auto` resolved to loopback in a Ray of the
+        run's own."""
         return LOOPBACK if self.stream.host == AUTO_HOST and self.ray.address is None else self.stream.host
 
     @property
@@ -298,20 +216,8 @@ def _explain(item: Any, sources: dict[str, str], root: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
         if key in RENAMED and root is Config:
             return f"{key} is now {RENAMED[key]}{where}: rename it there."
-        tables = {k.rsplit(".", 1)[0] for k in keys}
-        tables |= {t.split(".")[0] for t in tables}
-        near = difflib.get_close_matches(key, [*keys, *tables], 1, cutoff=0.5)
-        leaf = key.rsplit(".", 1)[-1]
-        near = near or [k for k in keys if k.rsplit(".", 1)[-1] == leaf][:1]
-        near = (
-            near
-            or [
-                k
-                for k in keys
-                if k.rsplit(".", 1)[-1] in difflib.get_close_matches(leaf, [k.rsplit(".", 1)[-1] for k in keys], 1)
-            ][:1]
-        )
-        hint = f" Did you mean {near[0]}?" if near else ""
+        near = _nearest(key, list(keys))
+        hint = f" Did you mean {near}?" if near else ""
         docs = "azr config docs" if root is Config else "azr config docs --sft"
         return f"unknown setting {key}{where}.{hint} `{docs}` lists all settings."
     if item["type"] == "missing":
@@ -321,3 +227,17 @@ def _explain(item: Any, sources: dict[str, str], root: type[BaseModel]) -> str:
     about = keys.get(key, "")
     text = f"{key} = {item['input']!r} cannot be used{where}: {item['msg'].removeprefix('Value error, ')}."
     return f"{text} ({about.split(chr(10))[0]})" if about else text
+
+
+def _nearest(key: str, keys: Sequence[str]) -> str | None:
+    """The setting or table of `keys` that an unknown `key` probably means: spelled alike, or of the same name elsewhere."""
+    tables = {known.rsplit(".", 1)[0] for known in keys}
+    tables |= {table.split(".")[0] for table in tables}
+    if found := difflib.get_close_matches(key, [*keys, *tables], 1, cutoff=0.5):
+        return found[0]
+    names: dict[str, str] = {}  # the last part of a key -> the first key with it
+    for known in keys:
+        names.setdefault(known.rsplit(".", 1)[-1], known)
+    name = key.rsplit(".", 1)[-1]
+    alike = [name] if name in names else difflib.get_close_matches(name, names, 1)
+    return names[alike[0]] if alike else None

@@ -2,11 +2,13 @@
 
     2026-11-27T03:22:56.123Z node17 rollout3.1 4711 INFO actors.rollout: joined the weight group
 
-The fields are the time in UTC, the host, the process (`driver`, `learner<rank>`, `rollout<index>`, `buffer`, `serial`, `sft`)
-with the attempt that its log file is numbered with, its process id, the level, and the module. Each line of a message with
-several lines has all fields, so `sort -s -k1,1 runs/NAME/logs/*` merges the logs of a run by time and keeps tracebacks whole.
+The fields are the time in UTC, the host, the process (`driver`, `learner<rank>`, `rollout<index>`, `buffer`, `serial`,
+`sft`) with the attempt that its log file is numbered with, its process id, the level, and the module. Each line of a
+message with several lines has all fields, so `sort -s -k1,1 runs/NAME/logs/*` merges the logs of a run by time and
+keeps tracebacks whole.
 
-Modules log to `logging.getLogger(__name__)`. What other libraries print into the same files keeps the form that they give it.
+Modules log to `logging.getLogger(__name__)`. What other libraries print into the same files keeps the form that they
+give it.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ def log_to_file(file: Path, process: str, level: str) -> None:
 
 
 def _install(handler: logging.Handler, process: str, level: str) -> None:
-    """Replace the handler of an earlier call. Levels: `level` for this project's modules, WARNING for other libraries."""
+    """Replace the handler of an earlier call. Levels: `level` for this project's modules, WARNING for other
+    libraries."""
     handler.set_name(_OWN)
     handler.setFormatter(Formatter(process))
     root = logging.getLogger()

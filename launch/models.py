@@ -1,4 +1,4 @@
-"""Models by name: a Hugging Face folder for whatever the recipe calls for, without a hub.
+"""Finds or builds the Hugging Face folder of a model, without a model hub.
 
 A name that is not a folder is looked up in `KNOWN`; what has to be built is built once, in the cache (`$AZR_CACHE`, or
 `~/.cache/azr`), and appears there whole or not at all.
@@ -17,7 +17,7 @@ from executor.user_error import UserError
 
 
 class ModelError(UserError):
-    """A model that cannot be had; the message says what to do."""
+    """A model folder that cannot be used or built; the message says what to do."""
 
 
 def cache() -> Path:

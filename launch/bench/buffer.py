@@ -1,8 +1,9 @@
 """The task buffer measured: what a request takes at a thousand, a hundred thousand, a million tasks, or more.
 
-Each request is made to a `TaskBuffer` of each size, in this process: what the actor's own call takes besides (Ray's, about a
-millisecond) is not in it. The sizes take turns, the second time backwards. A figure "x over y" is the median latency at x tasks
-over that at y. Beside each size: the same draw in the naive way, `ORDER BY RANDOM()`, on the same file.
+Each request is made to a `TaskBuffer` of each size, in this process: what the actor's own call takes besides (Ray's,
+about a millisecond) is not in it. The sizes take turns, the second time backwards. A figure "x over y" is the median
+latency at x tasks over that at y. Beside each size: the same draw in the naive way, `ORDER BY RANDOM()`, on the same
+file.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ GOAL = Goal(2.0, at_most=True)
 RUNS = 3
 
 DESCRIPTION = """\
-Measures the task buffer: requests a second and latency of add, references, replay and record at a thousand, a hundred thousand
-and a million tasks, and of the same draw in the naive way, ORDER BY RANDOM(). The buffers lie in the folder for temporary files
-while they are measured (about half a GiB a million tasks).
+Measures the task buffer: requests a second and latency of add, references, replay and record at a thousand, a hundred
+thousand and a million tasks, and of the same draw in the naive way, ORDER BY RANDOM(). The buffers lie in the folder
+for temporary files while they are measured (about half a GiB a million tasks).
 """
 
 EXAMPLES = """\
@@ -59,7 +60,7 @@ _BODY = """\
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Options of the benchmark."""
 
     tasks: int = SIZES[-1]
     """The largest buffer."""
@@ -67,7 +68,7 @@ class Options:
     seconds: float = 0.1
     """Of one request at one size, in each half of a run."""
     folder: Path | None = None
-    """Where the buffers lie while they are measured; the folder for temporary files if None."""
+    """Folder of the buffers while they are measured; None: the folder for temporary files."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -164,8 +165,8 @@ class _Filled:
 
 
 def run(options: Options) -> Report:
-    """Fill the buffers and measure. Ctrl-C ends it with the runs that are complete, and a note `interrupted`. Raises OSError
-    and sqlite3.Error, such as for a disk that is full."""
+    """Fill the buffers and measure. Ctrl-C ends it with the runs that are complete, and a note `interrupted`. Raises
+    OSError and sqlite3.Error, such as for a disk that is full."""
     sizes = options.sizes
     report = Report("buffer", settings={"tasks": options.tasks, "runs": options.runs, "seconds": options.seconds})
     report.versions["sqlite"] = sqlite3.sqlite_version

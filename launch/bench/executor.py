@@ -1,7 +1,7 @@
 """The executor measured: by path, in turns with what it is compared with, and on recorded self-play work.
 
-Every run goes through all paths twice, the second time backwards, so that a machine that slows down does so for both sides of
-a ratio. `executor_paths.py` has the paths, `mix_comparison.py` the recorded work.
+Every run goes through all paths twice, the second time backwards, so that a machine that slows down does so for both
+sides of a ratio. `executor_paths.py` has the paths, `mix_comparison.py` the recorded work.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ GOALS = {
 RUNS = 5
 
 DESCRIPTION = """\
-Measures executions a second and latency of the sandbox by path, in turns with what it is compared with: F, the fork, exit
-and wait of a process with the sandbox's modules loaded; a fresh `python -I` for each; bubblewrap, where installed; and a
-warm pebble pool that runs programs in process without isolation, the public reference's way. Then recorded self-play work
-(`mix`), judged here and in the reference's way.
+Measures executions a second and latency of the sandbox by path, in turns with what it is compared with: F, the fork,
+exit and wait of a process with the sandbox's modules loaded; a fresh `python -I` for each; bubblewrap, where
+installed; and a warm pebble pool that runs programs in process without isolation, the public reference's way. Then
+recorded self-play work (`mix`), judged here and in the reference's way.
 
 A ratio is the median over the runs, with the least and the greatest. Run it on a machine that does nothing else.
 """
@@ -56,7 +56,7 @@ examples:
   azr bench executor                                 everything, one to two minutes
   azr bench executor --only cached new --runs 3      two paths and F
   azr bench executor --json executor.json            the same findings as JSON too
-  azr bench executor --only mix --mix runs/NAME/executor_work.rollout0.jsonl     your own run's work (executor.record_work)
+  azr bench executor --only mix --mix runs/NAME/executor_work.rollout0.jsonl     your own run's (executor.record_work)
   azr bench executor --endurance 100000              does rate or memory drift?
 """
 
@@ -88,7 +88,8 @@ def measure(arguments: argparse.Namespace) -> Report:
 def run(options: Options) -> Report:
     """Measure. Ctrl-C ends it with the runs that are complete, and a note `interrupted`.
 
-    Raises InfrastructureError or PeerError where there is no sandbox or no F, mix.MixError for a mix that cannot be read.
+    Raises InfrastructureError or PeerError where there is no sandbox or no F, mix.MixError for a mix that cannot be
+    read.
     """
     work = mix.load(options.mix or mix.SHIPPED) if "mix" in options.only else None
     settings = ExecutorSettings(workers=options.workers)

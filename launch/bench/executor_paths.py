@@ -22,7 +22,7 @@ from launch.bench.report import Report, Samples, Slice, take_turns
 PATHS = (
     "cached", "new", "batch10", "batch50", "error", "timeout", "bare", "workers", "python", "bubblewrap", "pebble", "mix",
 )  # fmt: skip
-"""What `--only` chooses from. F, the fork that the rest is compared with, is always measured."""
+"""Choices of `--only`. F, the fork that the rest is compared with, is always measured."""
 
 PROGRAM = """\
 def f(n):
@@ -56,7 +56,8 @@ def new_program() -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure: runs, a path's seconds in each, the pools' workers, the paths, and a mix other than the shipped one."""
+    """Options of the benchmark: runs, a path's seconds in each, workers of the pools, paths, a mix other than the
+    shipped one."""
 
     runs: int = 5
     seconds: float = 0.5
@@ -77,7 +78,7 @@ class MeasuredPath:
 
 @dataclass
 class Bench:
-    """What is open while the benchmark runs."""
+    """The state of a running benchmark: options, open resources, report, paths."""
 
     options: Options
     stack: ExitStack
@@ -94,7 +95,7 @@ class Bench:
         self.sequence.append(key)
 
     def wants(self, *keys: str) -> bool:
-        """Whether any of these was asked for."""
+        """True if any of these paths was asked for."""
         return not self.options.only.isdisjoint(keys)
 
 

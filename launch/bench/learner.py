@@ -1,8 +1,9 @@
-"""The learner measured: whole optimizer steps beside transformers, the layers beside the machine's peak, and the packing.
+"""The learner measured: whole optimizer steps beside transformers, the layers beside the machine's peak, and the
+packing.
 
-Both sides are processes of their own (`learner_side.py`) that take turns, A B B A, on the same recorded self-play batch and
-the same number of threads; the one whose turn it is not sleeps. Tokens count as transformers computes them: each sequence
-with its prompt.
+Both sides are processes of their own (`learner_side.py`) that take turns, A B B A, on the same recorded self-play batch
+and the same number of threads; the one whose turn it is not sleeps. Tokens count as transformers computes them: each
+sequence with its prompt.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from learner.model.architecture import Architecture
 LAYER_ROWS = 2048
 """Packed rows that the layers are measured at."""
 PEER_BUDGET = 2048
-"""Most padded tokens of a micro-batch of transformers: the logits of all of them are held at once, in two precisions, with their
-gradients. With 4,096 it wants more than 20 GiB for the model that ships, and is no faster."""
+"""Most padded tokens of a micro-batch of transformers: the logits of all of them are held at once, in two precisions,
+with their gradients. With 4,096 it wants more than 20 GiB for the model that ships, and is no faster."""
 TIMEOUT_S = 600.0
 """Of loading a model and of one step."""
 RANKS = (1, 2, 4, 8)
@@ -48,9 +49,10 @@ GOALS = {
 RUNS = 5
 
 DESCRIPTION = """\
-Measures the learner: whole optimizer steps on a recorded self-play batch, in turns with transformers and torch.optim on the same
-batch and threads; peak memory of both; the transformer layers at 2,048 packed rows beside the machine's bfloat16 matrix peak; and
-what packing and shared prompts compute. A ratio is the median over the runs. Run it on a machine that does nothing else.
+Measures the learner: whole optimizer steps on a recorded self-play batch, in turns with transformers and torch.optim
+on the same batch and threads; peak memory of both; the transformer layers at 2,048 packed rows beside the machine's
+bfloat16 matrix peak; and what packing and shared prompts compute. A ratio is the median over the runs. Run it on a
+machine that does nothing else.
 """
 
 EXAMPLES = """\
@@ -65,7 +67,7 @@ _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from launch.b
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Options of the benchmark."""
 
     runs: int = 5
     threads: int = 0
@@ -159,7 +161,7 @@ def run(options: Options) -> Report:
 
 
 def _steps(report: Report, options: Options, ours: Side, peer: Side, tokens: int, say: Any) -> None:
-    """Whole steps and the layers, in turns."""
+    """Measure whole steps and the layers, in turns."""
     sides = {"azr": ours, "transformers": peer}
     samples = {name: Samples(f"step, {name}", "tokens") for name in sides}
     layers: list[float] = []
@@ -207,7 +209,7 @@ def _steps(report: Report, options: Options, ours: Side, peer: Side, tokens: int
 
 
 def _packing(report: Report, batch: Sequence[TokenSequence], shape: Architecture, token_budget: int) -> None:
-    """What is computed, against what is in the batch. It needs no clock."""
+    """Compare the tokens that are computed with those of the batch: padding, shared prompts, idle ranks."""
     cost = shape.cost
     unique = sum(map(len, {tuple(prompt.tolist()) for prompt, _ in batch})) + sum(len(ids) for _, ids in batch)
     padding, idle = [], []
@@ -229,8 +231,8 @@ def padding_share(by_rank: Sequence[Sequence[MicroBatch]], cost: CostModel) -> f
     """The share of what ranks compute that is for no token of the batch, by cost.
 
     Rows are never padded. What is: responses of similar length whose attention is computed together, up to the
-    longest of them. A prompt that is computed on two ranks is no padding; `shared_prompt_compute` counts it. Nor are scores
-    between rows that are there anyway and do not see one another: they cost time, which the rates show.
+    longest of them. A prompt that is computed on two ranks is no padding; `shared_prompt_compute` counts it. Nor are
+    scores between rows that are there anyway and do not see one another: they cost time, which the rates show.
     """
     from learner.model.cpu_attention import plan_cpu
 

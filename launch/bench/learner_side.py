@@ -53,8 +53,8 @@ def num_pairs(micro: MicroBatch) -> int:
 def layer_flops(shape: Architecture, rows: int, pairs: int) -> int:
     """Floating-point operations of the transformer layers' matrix products, forward and backward.
 
-    Forward, a layer has E D (2 H + 2 G) + 3 E F weights, each multiplied and added once a row, and two products of D for each
-    pair and query head; backward is twice that. What is computed again in the backward pass is not counted.
+    Forward, a layer has E D (2 H + 2 G) + 3 E F weights, each multiplied and added once a row, and two products of D
+    for each pair and query head; backward is twice that. What is computed again in the backward pass is not counted.
     """
     weights = shape.hidden_size * (
         2 * shape.head_dim * (shape.num_heads + shape.num_query_groups) + 3 * shape.ffn_hidden_size
@@ -181,7 +181,8 @@ class Transformers:
 
 
 def peak_gflops(shape: Architecture, rows: int) -> tuple[float, float]:
-    """10^9 operations a second of bfloat16 matrix products: the best of any shape, and of the layers' own taken together."""
+    """10^9 operations a second of bfloat16 matrix products: the best of any shape, and of the layers' own taken
+    together."""
     heads = shape.head_dim * shape.num_heads
     own: list[tuple[int, int, int]] = []
     for inner, columns in (

@@ -1,24 +1,25 @@
 """Recorded self-play work: what a run asked of its judge, as a file, to be judged again as a benchmark.
 
-A file of JSON lines, gzip where the name ends in `.gz`. `mix.jsonl.gz`, which ships, opens with a header, a line without
-`op`: where the work comes from (`model`, `recipe`), of how much work it is a sample, and what was left out. Then, in the
-order of the run, one line for every request:
+A file of JSON lines, gzip where the name ends in `.gz`. `mix.jsonl.gz`, which ships, opens with a header, a line
+without `op`: where the work comes from (`model`, `recipe`), of how much work it is a sample, and what was left out.
+Then, in the order of the run, one line for every request:
 
     {"op": "validate", "kind", "program", "inputs": [text], "message"}
     {"op": "verify", "kind", "program", "inputs": [literal], "outputs": [literal], "message", "answer"}
 
-with `answers`, a list, in place of `answer` where several answers of one task are known to belong together, as in the shipped
-file. Elsewhere the lines of one task, up to eight, are taken together, whatever lies between them.
+with `answers`, a list, in place of `answer` where several answers of one task are known to belong together, as in the
+shipped file. Elsewhere the lines of one task, up to eight, are taken together, whatever lies between them.
 `executor.record_work` writes this format without a header, so any run can be benched: `azr bench executor --mix FILE`.
 
 The benchmark also runs the work *without isolation*, for comparison. So `fit` leaves out whatever should not run in an
-ordinary process: programs that the policy of the sandbox refuses (`executor/safety.py`: files, processes, `eval`, doors to
-the interpreter, modules other than `math`, `re` and the like), inputs and answers that are code which the policy refuses,
-and loops without an end, each for both sides alike. That is a policy and no wall: bench only work that you recorded yourself.
+ordinary process: programs that the policy of the sandbox refuses (`executor/safety.py`: files, processes, `eval`, doors
+to the interpreter, modules other than `math`, `re` and the like), inputs and answers that are code which the policy
+refuses, and loops without an end, each for both sides alike. That is a policy and no wall: bench only work that you
+recorded yourself.
 
     python -m launch.bench.mix RECORD TARGET.jsonl.gz --proposals 200 --set model=NAME --set recipe=NAME
 
-makes such a file from a record, without chance: of the validations and of the tasks verified, every so many-th, over the
+makes such a file from a record, deterministically: it takes validations and verified tasks at even distances over the
 whole run.
 """
 
@@ -69,12 +70,12 @@ class Mix:
 
     @property
     def proposals(self) -> int:
-        """How many validations."""
+        """The number of validations."""
         return sum(isinstance(item, Proposal) for item in self.items)
 
     @property
     def verifications(self) -> int:
-        """How many answers to verify."""
+        """The number of answers to verify."""
         return sum(len(item.answers) for item in self.items if isinstance(item, Verification))
 
     def describe(self) -> str:
@@ -195,7 +196,8 @@ def _unfit_program(program: str) -> str | None:
 
 
 def sample(mix: Mix, proposals: int) -> list[Item]:
-    """At most `proposals` validations and tasks to verify in the run's own proportion, at even distances over the run."""
+    """At most `proposals` validations and tasks to verify in the run's own proportion, at even distances over the
+    run."""
     validations = [index for index, item in enumerate(mix.items) if isinstance(item, Proposal)]
     tasks = [index for index, item in enumerate(mix.items) if isinstance(item, Verification)]
     share = min(1.0, proposals / max(1, len(validations)))

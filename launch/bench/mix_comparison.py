@@ -103,7 +103,8 @@ class Comparison:
 
 
 def agreement(items: Sequence[mix.Item], ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> str:
-    """How many judgements accept on one side and refuse on the other, by both sides' reasons."""
+    """Count the judgements that accept on one side and refuse on the other, by the reasons of both; returns a
+    sentence."""
     accepted = ("ok", "correct")
     total = 0
     differences: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""What the subjects of `azr bench` share on the command line: checked types, a model, and options that are read late."""
+"""Command-line parts that the subjects of `azr bench` share: checked types, a model, options that are read late."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""What the executor is compared with, each as a process of its own that measures itself or is measured from here.
+"""Peers that the executor is compared with, each a process of its own that measures itself or is measured from here.
 
     fork        F: os.fork, os._exit, waitpid, in a process with the fork server's modules loaded and its collector frozen
     python      a fresh `python -I` for every execution
     bubblewrap  the same inside `bwrap --unshare-all`, where it is installed and works
     pebble      a warm pebble pool that runs programs in process, without isolation: the public reference's way
 
-None of these but bubblewrap protects anything. They run the benchmark's own program, and recorded work that `mix.py` found fit.
+None of these but bubblewrap protects anything. They run the benchmark's own program, and recorded work that `mix.py`
+found fit.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from executor.user_error import UserError
 from launch.bench.report import Slice
 
 ANSWER_TIMEOUT_S = 30.0
-"""What a peer may take to start, or to answer beyond the time that it was told to measure."""
+"""Seconds that a peer may take to start, or to answer beyond the time that it was told to measure."""
 
 ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -206,7 +207,7 @@ class Reference(LineProcess):
 
 
 def fresh_python(program: str, text: str, wrapper: tuple[str, ...] = ()) -> str:
-    """What `f(text)` of `program` gives in an interpreter of its own, as its `repr`. Raises PeerError."""
+    """Evaluate `f(text)` of `program` in a new interpreter; returns the `repr` of the value. Raises PeerError."""
     command = [*wrapper, sys.executable, "-I", "-c", _ONCE]
     try:
         done = subprocess.run(

@@ -1,17 +1,18 @@
 """The public reference's way of judging: a warm pool of processes that run programs themselves. No isolation at all.
 
-This is the other side of the comparison on recorded work, in a process of its own so that its pool forks a small process and
-shares no interpreter with what it is compared with. Every execution is one task of a pebble pool with a time limit: a fresh
-namespace, standard output captured, the program run with `exec` in the worker itself. As in the reference,
+This is the other side of the comparison on recorded work, in a process of its own so that its pool forks a small
+process and shares no interpreter with what it is compared with. Every execution is one task of a pebble pool with a
+time limit: a fresh namespace, standard output captured, the program run with `exec` in the worker itself. As in the
+reference,
 
     a validation           is a static check in the driver's process, then two executions per input whose texts must agree;
     a deduction answer     is one execution, of `gold == answer`;
     an abduction answer    is one execution, of the program and `gold == f(answer)`;
     an induction answer    is one execution per hidden input, of the answer and `gold == f(input)`.
 
-Both sides stop at the first input that decides. There are two drivers. `judge_as_published` waits for every execution before it
-asks for the next, each a `map` over one snippet, as the reference's published code does; so a second worker is of no use to it.
-`judge` keeps the pool full with many items in flight, which is what that way could give at best.
+Both sides stop at the first input that decides. There are two drivers. `judge_as_published` waits for every execution
+before it asks for the next, each a `map` over one snippet, as the reference's published code does; so a second worker
+is of no use to it. `judge` keeps the pool full with many items in flight, which is what that way could give at best.
 
 A worker limits its address space and the size of files, once, which costs the executions nothing. It is no isolation.
 Model-written programs must not be run this way; `mix.py` says what is done so that the recorded work may.

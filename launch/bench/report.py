@@ -1,8 +1,8 @@
-"""What every benchmark gives: rows, ratios with their spread, goals, notes; as a table and as JSON.
+"""The report of a benchmark: rows, ratios with their spread, goals, notes; as a table and as JSON.
 
-Absolute figures depend on the machine. What is compared is a *ratio* of two things measured in one run, in turns (A B B A), and
-repeated: the median over the runs is the figure, the least and the greatest are its spread. A ratio that could not be measured
-is absent, and `notes` says why.
+Absolute figures depend on the machine. What is compared is a *ratio* of two things measured in one run, in turns (A B B
+A), and repeated: the median over the runs is the figure, the least and the greatest are its spread. A ratio that could
+not be measured is absent, and `notes` says why.
 
 The JSON:
 
@@ -12,8 +12,8 @@ The JSON:
      "goals": {key: {"at_least" or "at_most", "value", "met"}},
      "notes": {key: text}}
 
-`rate` is units a second, the median over the runs; `p50_ms` and `p99_ms` likewise, of single calls, in milliseconds, null
-where a call is not one thing (many callers at once). `runs` is how many runs the ratio was measured in.
+`rate` is units a second, the median over the runs; `p50_ms` and `p99_ms` likewise, of single calls, in milliseconds,
+null where a call is not one thing (many callers at once). `runs` is how many runs the ratio was measured in.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ from rich.table import Column, Table
 
 @dataclass(frozen=True)
 class Slice:
-    """One path measured for a while: how many units, in how many seconds, and each call's latency in seconds (may be empty)."""
+    """One path measured for a while: how many units, in how many seconds, and each call's latency in seconds (may be
+    empty)."""
 
     units: int
     seconds: float
@@ -92,13 +93,13 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure should be: at least, or at most, `target`."""
+    """A bound that a figure should keep: at least, or at most, `target`."""
 
     target: float
     at_most: bool = False
 
     def met(self, value: float) -> bool:
-        """Whether `value` reaches it."""
+        """True if `value` keeps the bound."""
         return value <= self.target if self.at_most else value >= self.target
 
     def __str__(self) -> str:
@@ -198,7 +199,7 @@ class Report:
     goals: dict[str, Goal] = field(default_factory=dict)
     """Of some of the ratios, and of some of `figures`."""
     figures: dict[str, float] = field(default_factory=dict)
-    """What has a goal but is no ratio, such as milliseconds."""
+    """Figures with a goal that are no ratios, such as milliseconds."""
     notes: dict[str, str] = field(default_factory=dict)
 
     def ratio(self, key: str, values: Sequence[float], goal: Goal | None = None) -> None:

@@ -1,15 +1,16 @@
-"""The stream measured: trajectories and bytes a second, and latency, beside other ways to bring them to another process.
+"""The stream measured: trajectories and bytes a second, and latency, beside other ways to bring them to another
+process.
 
 Four ways take turns, the second time backwards, each from one process to this one, at 200, 2,000 and 8,000 tokens:
 
-- *stream*: what a run does. An actor answers every granted slot; here everything that arrives is checked, taken by the gate,
-  acknowledged, and handed out in batches.
-- *raw pyzmq*: the same frames over bare ZeroMQ sockets, looked at by nobody: the limit.
+- *stream*: the way of a run. An actor answers every granted slot; here everything that arrives is checked, taken by the
+  gate, acknowledged, and handed out in batches.
+- *raw pyzmq*: the same frames over bare ZeroMQ sockets, without any check: the limit.
 - *Ray queue*: `ray.util.queue`, the trajectory as an object (pickled).
 - *multiprocessing queue*: the standard library's, the trajectory as an object (pickled).
 
-The latency of a single trajectory, from the moment before it is sent until it can be used here, is measured apart, while
-nothing else travels.
+The latency of a single trajectory, from the moment before it is sent until it can be used here, is measured apart,
+while nothing else travels.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ RAY_GOAL = Goal(10.0)
 RUNS = 5
 
 DESCRIPTION = """\
-Measures the stream from an actor to the learner, at 200, 2,000 and 8,000 tokens a trajectory: what a run does (grants, checks, gate,
-acknowledgements), in turns with the same frames over bare ZeroMQ, a Ray queue and a multiprocessing queue.
+Measures the stream from an actor to the learner, at 200, 2,000 and 8,000 tokens a trajectory: what a run does
+(grants, checks, gate, acknowledgements), in turns with the same frames over bare ZeroMQ, a Ray queue and a
+multiprocessing queue.
 """
 
 EXAMPLES = """\
@@ -58,7 +60,7 @@ examples:
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Options of the benchmark."""
 
     runs: int = 5
     seconds: float = 0.5
@@ -81,7 +83,7 @@ class Way(Protocol):
     """One way to bring trajectories here."""
 
     def receive(self, tokens: int, seconds: float) -> tuple[int, float]:
-        """Trajectories of that length that arrived within about so many seconds, and how many seconds those were."""
+        """Receive trajectories of `tokens` tokens for about `seconds`; returns their number and the exact seconds."""
 
     def latencies(self, tokens: int, count: int) -> list[float]:
         """Seconds that each of `count` single trajectories was under way."""
@@ -150,7 +152,8 @@ def _sender(way: str, endpoint: str) -> LineProcess:
 
 
 class _Actor:
-    """A server, its gate, and one actor that answers at once. A batch is `quota` solutions, and `1 + ahead` are open."""
+    """A server, its gate, and one actor that answers at once. A batch is `quota` solutions, and `1 + ahead` are
+    open."""
 
     def __init__(self, stack: ExitStack, quota: int, ahead: int) -> None:
         batch = BatchSettings(kinds=(Kind.DEDUCTION,), propose={}, solve={Kind.DEDUCTION: quota})
@@ -179,7 +182,7 @@ class _Actor:
         self._publish()
 
     def _publish(self) -> None:
-        # Nobody loads weights here: the actor is at whatever version is published.
+        # No weights are loaded here: the actor is at whatever version is published.
         for member in self._server.members():
             member.loaded_version = self._server.gate.version
         self._server.mark_loaded()
@@ -258,7 +261,7 @@ def _raw() -> Iterator[_Raw]:
 
 
 class _Queue:
-    """A queue of objects, with somebody at the other end who fills it as `order` says."""
+    """A queue of objects that a process at the other end fills as `order` says."""
 
     def __init__(self, get: Callable[[], Any], order: Callable[[int, int, float], None]) -> None:
         self._get = get
@@ -286,7 +289,7 @@ class _Queue:
 
 
 def fill(target: Any, tokens: int, count: int, gap_s: float) -> None:
-    """Put so many trajectories into a queue."""
+    """Put `count` trajectories of `tokens` tokens into a queue, `gap_s` seconds apart."""
     made = trajectory(tokens)
     for _ in range(count):
         if gap_s:

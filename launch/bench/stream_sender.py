@@ -3,9 +3,9 @@
     python -m launch.bench.stream_sender azr ENDPOINT          an actor of the stream: plays what it is granted, at once
     python -m launch.bench.stream_sender zmq ENDPOINT          the same frames over bare ZeroMQ, nothing looked at
 
-Commands are JSON lines: `{"tokens": T}` makes the trajectories that follow T tokens long (half prompt, half response); for
-`zmq`, `{"tokens": T, "count": N, "gap_s": S}` sends N of them, S seconds apart. A line `{}` says that the process is ready, and then
-that a command was carried out.
+Commands are JSON lines: `{"tokens": T}` makes the trajectories that follow T tokens long (half prompt, half response);
+for `zmq`, `{"tokens": T, "count": N, "gap_s": S}` sends N of them, S seconds apart. A line `{}` says that the process
+is ready, and then that a command was carried out.
 """
 
 from __future__ import annotations

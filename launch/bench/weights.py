@@ -2,13 +2,14 @@
 
 Three ways to bring a model's weights to another process take turns, the second time backwards:
 
-- an *update* as training does it: exported from the learner's model, in buckets, under names, until the receiver has had each tensor;
-- a *raw broadcast* of as many bytes over the same process group: one flat tensor that is there already, into one that is;
+- an *update* as training does it: exported from the learner's model, in buckets, under names, until the receiver has
+  had each tensor;
+- a *raw broadcast* of as many bytes over the same process group, from one allocated flat tensor into another;
 - a *file*: the same tensors saved as safetensors (to memory, where the machine has a file system there) and loaded.
 
-Then a real engine takes updates at random moments while it generates, and says how long each phase took: `ready` (the engine gets ready to
-load), `prepare` (gathering, copying into buckets), `pause` (until generation stands still), `transfer` (waiting for bytes),
-`load` (putting them in place), `resume`.
+Then a real engine takes updates at random moments while it generates, and says how long each phase took: `ready` (the
+engine gets ready to load), `prepare` (gathering, copying into buckets), `pause` (until generation stands still),
+`transfer` (waiting for bytes), `load` (putting them in place), `resume`.
 """
 
 from __future__ import annotations
@@ -43,14 +44,15 @@ REQUESTS = 32
 UPDATES = 4
 """Of the engine in one run."""
 MOMENTS_S = 0.25
-"""An engine stands still between two of its steps only: updates come anywhere in this time, which is that of some steps."""
+"""An engine stands still between two of its steps only: updates come anywhere in this time, which is that of some
+steps."""
 
 RUNS = 5
 
 DESCRIPTION = """\
-Measures the weight broadcast from learner to engines: a whole update, in buckets and under names, in turns with a raw broadcast of
-as many bytes over the same group and with a safetensors file saved and loaded. Then a vLLM engine takes updates while it generates,
-and each phase is timed apart.
+Measures the weight broadcast from learner to engines: a whole update, in buckets and under names, in turns with a raw
+broadcast of as many bytes over the same group and with a safetensors file saved and loaded. Then a vLLM engine takes
+updates while it generates, and each phase is timed apart.
 """
 
 EXAMPLES = """\
@@ -65,7 +67,7 @@ Export = Callable[[], Iterator[tuple[str, torch.Tensor]]]
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Options of the benchmark."""
 
     model: str = "smollm2-135m-instruct"
     """A Hugging Face folder, or the name of a model that `azr model prepare` knows."""
@@ -134,8 +136,8 @@ def run(options: Options) -> Report:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Copy in one thread. A run's processes start with `OMP_WAIT_POLICY=passive`; here it is too late for that, and threads
-    that spin after each copy would take the receiver's cores."""
+    """Copy in one thread. A run's processes start with `OMP_WAIT_POLICY=passive`; here it is too late for that, and
+    threads that spin after each copy would take the receiver's cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -23,8 +23,8 @@ SUBJECTS = {
     "stream": "the stream: trajectories and bytes a second, latency, beside bare ZeroMQ and two queues",
     "learner": "the learner: tokens a second and memory beside transformers, share of the machine's peak, packing",
 }
-"""By name, with a line about each. The module `launch.bench.<name>` has DESCRIPTION, EXAMPLES, RUNS, `add_options(parser)` and
-`measure(arguments)`, which returns the report; it is imported when it is asked for."""
+"""By name, with a line about each. The module `launch.bench.<name>` has DESCRIPTION, EXAMPLES, RUNS,
+`add_options(parser)` and `measure(arguments)`, which returns the report; it is imported when it is asked for."""
 
 _EXAMPLES = """\
 examples:
@@ -58,7 +58,8 @@ def register(commands: Any) -> None:
 
 
 def _module(name: str) -> Any:
-    # As in a run, and before torch is loaded: a thread that spins at a barrier takes the core from the one it waits for.
+    # As in a run, and before torch is loaded: a thread that spins at a barrier takes the core from the one it waits
+    # for.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     return importlib.import_module(f"launch.bench.{name}")
 

@@ -1,4 +1,5 @@
-"""`azr doctor`: what this machine has of what azr needs, why something is missing, and what to do about it."""
+"""`azr doctor`: reports what the sandbox is made of on this machine, why something is missing, and what to do about
+it."""
 
 from __future__ import annotations
 

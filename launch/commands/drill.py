@@ -1,11 +1,11 @@
-"""`azr drill`: does a run survive? Kills its processes at random while it trains, and holds the ledger to account.
+"""`azr drill`: kills a run's processes at random while it trains, and checks that nothing is lost.
 
-Real processes of the real system, ended by SIGKILL: nothing can be caught, flushed or said goodbye to. The next kill comes
-when the run has recovered from the last one (every part is there, and a step has been taken since) and a random while has
-passed, so that kills fall anywhere in a step. After the last one the run takes two more steps and ends by itself.
+The processes are ended by SIGKILL, so none can clean up. The next kill comes when the run has recovered from the last
+one (every part is there, and a step has been taken since) and a random time has passed, so that kills fall anywhere in
+a step. After the last kill the run takes two more steps and ends by itself.
 
-Passed: every part that was killed came back, the run went on, the ledger is conserved, no version is missing, and what was
-trained, as the run recorded it, is what the ledger says, each slot once.
+Passed: every part that was killed came back, the run went on, the ledger is conserved, no version is missing, and what
+was trained, as the run recorded it, is what the ledger says, each slot once.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Drill:
         """Steps that the run had taken at the last kill."""
         self._due: float | None = None
         self.done = False
-        """Whether every kill was made and the run has recovered from the last one."""
+        """True once every kill was made and the run has recovered from the last one."""
 
     def watch(self, supervisor: Supervisor) -> None:
         """Kill, where it is time to."""
@@ -119,8 +119,10 @@ def processes_of(fork_server: int) -> list[int]:
 
 
 def audit(folder: RunFolder) -> list[str]:
-    """What is wrong with what a run left behind: versions that are missing, slots that were trained twice, a ledger that counts
-    other than the recorded trajectories. Empty where all is well."""
+    """Check the files of a finished run; returns the faults, a sentence each, and none where all is well.
+
+    Faults: missing versions, slots that were trained twice, a ledger that disagrees with the recorded trajectories.
+    """
     rows = folder.read_metrics()
     versions = [row["version"] for row in rows]
     wrong = []

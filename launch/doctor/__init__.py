@@ -1,1 +1,1 @@
-"""What this machine has of what azr needs (`azr doctor`). A file a section; `report.py` has what a section is made of."""
+"""The checks of `azr doctor`, a file for each section of the report; `report.py` has the report itself."""

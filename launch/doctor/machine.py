@@ -12,7 +12,7 @@ from launch.doctor.report import Check, Section, State
 
 
 def machine(config: Config) -> Section:
-    """What everything else stands on."""
+    """Facts about the machine; no check can fail."""
     facts = {
         "python": f"{platform.python_version()} ({sys.executable})",
         "kernel": f"{platform.system()} {platform.release()}",

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class State(StrEnum):
-    """What a check found."""
+    """The result of a check."""
 
     ON = "on"
     """There, and as it should be."""
@@ -29,9 +29,9 @@ class Check:
     detail: str = ""
     """The fact, or why it is not on."""
     purpose: str = ""
-    """What it is good for."""
+    """The protection or the function that it gives."""
     mend: str = ""
-    """What to do to get it."""
+    """Instructions for getting it."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Section:
 
     @property
     def failed(self) -> bool:
-        """Whether anything in it must be mended."""
+        """True if anything in it must be mended."""
         return any(check.state is State.FAILED for check in self.checks)
 
 

@@ -23,8 +23,8 @@ _ATTEMPTS = {
     "write a file": ("import os\ndef f(x): return os.open('/tmp', os.O_TMPFILE | os.O_RDWR)", _REFUSED),
     "list processes": ("import os\ndef f(x): return os.listdir('/proc')", _REFUSED),
 }
-"""What no program can do where the wall stands, and the exceptions that stop it; none where it is killed. Harmless where
-it is not stopped."""
+"""Attempts that an intact sandbox stops: the program, and the exceptions that stop it (none: the program is killed).
+All are harmless where they are not stopped."""
 
 
 def sandbox(config: Config) -> Section:
@@ -63,7 +63,7 @@ def _layer(layer: Layer, missing: str, required: bool) -> Check:
 
 
 async def _attempt(pool: SerialPool, name: str, program: str, stopped_by: tuple[str, ...]) -> Check:
-    """Whether the wall stops a program, in the way that it should: an error can have other causes."""
+    """Try a program that the sandbox must stop, and check how it was stopped: an error can have other causes."""
     (outcome,) = await pool.execute(program, ["1"], 0)
     detail = f"{outcome.status}{f': {outcome.detail}' if outcome.detail else ''}"
     killed = stopped_by is _KILLED and outcome.status is Status.UNSAFE
@@ -73,7 +73,7 @@ async def _attempt(pool: SerialPool, name: str, program: str, stopped_by: tuple[
 
 
 async def _determinism(pool: SerialPool) -> Check:
-    """Whether two sandboxes differ where a program must not depend on it, and agree elsewhere."""
+    """Check that two sandboxes differ where a program must not depend on it, and agree elsewhere."""
     hashes, sums = [
         [(await pool.execute(program, ["1"], worker))[0].value for worker in (0, 1)]
         for program in ("def f(x): return hash('a')", "def f(x): return x + 1")
@@ -108,7 +108,7 @@ _MENDS = {
 
 
 def _mend(layer: Layer, switches: Path = Path("/proc/sys")) -> str:
-    """What to do about a missing layer, as precisely as the machine's own switches tell."""
+    """Instructions for getting a missing layer, as precise as the machine's own switches allow."""
     if layer not in NAMESPACES:
         return _MENDS.get(layer, "every Linux has it: please report this as a defect of azr, with this report")
     closed = []

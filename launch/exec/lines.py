@@ -75,7 +75,8 @@ async def read_lines(fd: int) -> AsyncIterator[Line]:
 
 
 async def _read(fd: int) -> bytes:
-    """What there is to read, without blocking the loop; empty at the end. No thread, which could not be interrupted."""
+    """Read what is there without blocking the event loop; empty at the end. A thread would not do: it cannot be
+    interrupted."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     try:

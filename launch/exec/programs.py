@@ -41,7 +41,7 @@ def play(work: Coroutine[Any, Any, int]) -> int:
     except InfrastructureError as error:
         raise InfrastructureError(f"the sandbox failed, which says nothing about the program: {error}") from error
     except BrokenPipeError:
-        # Whoever read stdout has left, as `head` does. The interpreter would try to flush it once more.
+        # The reader of stdout has closed it, as `head` does. The interpreter would try to flush it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return NOT_OK
 

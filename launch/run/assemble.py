@@ -1,4 +1,4 @@
-"""Puts the learner's parts together from a configuration; the same for Ray's actors and for serial mode."""
+"""Builds the learner's parts from a configuration, for Ray's actors and for serial mode alike."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def make_gate(config: Config, life: int = 0) -> Gate:
 def make_policy(
     config: Config | SftConfig, model_dir: Path, rank: int, store: str | None, timeout_s: float
 ) -> tuple[PolicyModel, Ranks]:
-    """This rank's policy, and the ranks. `store`: where several ranks meet, `tcp://host:port`; `timeout_s`: of what they do together."""
+    """This rank's policy, and the ranks. `store`: where several ranks meet, `tcp://host:port`; `timeout_s`: of what
+    they do together."""
     learner = config.learner
     if not torch.cuda.is_available():
         torch.set_num_threads(learner.threads or os.cpu_count() or 1)

@@ -21,7 +21,7 @@ _EXACT = "serial.json"
 
 
 class Exact(Protocol):
-    """What a run that goes on bit by bit has beyond what every run saves; plain data, kept as JSON."""
+    """State that only a run with exact resumption saves (serial mode); plain data, kept as JSON."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on."""
@@ -42,7 +42,8 @@ class Saved:
     """Of serial mode."""
 
     def resume(self, stream: Stream | None, requeue: Callable[[list[Trajectory]], None]) -> int:
-        """Load the newest complete checkpoint, if there is one; returns its version. Collective. Raises CheckpointError."""
+        """Load the newest complete checkpoint, if there is one; returns its version. Collective. Raises
+        CheckpointError."""
         latest = self.checkpoints.latest()
         if latest is None:
             return 0
@@ -63,9 +64,11 @@ class Saved:
         return self.trainer.version
 
     def save(self, version: int, stream: Stream | None) -> None:
-        """Copy what a checkpoint holds, and start to write it; on every rank. Raises CheckpointError for the one before.
+        """Copy what a checkpoint holds, and start to write it; on every rank. Raises CheckpointError for the one
+        before.
 
-        The run waits for copies in memory and for the small files: ledger, queue, task buffer. A thread writes the rest.
+        The run waits for copies in memory and for the small files: ledger, queue, task buffer. A thread writes the
+        rest.
         """
 
         def write(folder: Path) -> Finish:
@@ -76,8 +79,8 @@ class Saved:
             if stream is not None:
                 with stream.frozen():
                     write_stream_state(folder, stream.gate.state_dict(), stream.queued())
-                # After the queue, so that the snapshot has every task whose proposal waits there. What it may have beyond
-                # these are tasks of rollouts that were in flight, and that a resumed run drops.
+                # After the queue, so that the snapshot has every task whose proposal waits there. What it may have
+                # beyond these are tasks of rollouts that were in flight, and that a resumed run drops.
                 self.snapshot(folder / SNAPSHOT)
             if self.exact is not None:
                 (folder / _EXACT).write_text(json.dumps(self.exact.state_dict()))

@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a live view on a terminal, one line a step elsewhere."""
+"""The console of a run: a live view on a terminal, one line a step elsewhere."""
 
 from __future__ import annotations
 

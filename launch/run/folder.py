@@ -1,4 +1,5 @@
-"""A run's folder, `runs/<name>/`: its paths, the event log that every process appends to, and the processes' own logs."""
+"""A run's folder, `runs/<name>/`: its paths, the event log that every process appends to, and the processes' own
+logs."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def append_event(folder: RunFolder, name: str, **details: Any) -> None:
 
 
 def work_log(folder: RunFolder, actor_id: str, wanted: bool) -> Callable[[dict[str, Any]], None] | None:
-    """What `Judge` takes as `record`: appends to `executor_work.<actor>.jsonl`; None if it is not wanted."""
+    """A function that appends an entry to `executor_work.<actor>.jsonl`, for `Judge(record=...)`; None unless
+    `wanted`."""
     if not wanted:
         return None
     # Line by line, for the life of the process: what an actor was asked last is there when it is killed.

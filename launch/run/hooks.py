@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from actors.metrics import describe_batch
-from launch.config import Config, RunBasics
+from launch.config import Config
 from launch.run.recorder import Recorder
 from launch.run.status import Progress
+from launch.settings import RunBasics
 from learner.loop import Hooks
 
 

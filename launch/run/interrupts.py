@@ -10,14 +10,17 @@ from typing import Any
 
 
 class Interrupts:
-    """How many have come."""
+    """A counter of the interrupts that have come."""
 
     count = 0
 
 
 @contextlib.contextmanager
 def interrupts(react: Callable[[int], None] = lambda count: None) -> Iterator[Interrupts]:
-    """Count them, and call `react` with the count where the program is. On another thread than the main one, nothing comes."""
+    """Count SIGINT and SIGTERM until the block ends, and call `react` with the count at each, in the signal handler.
+
+    On a thread other than the main one nothing is caught, since Python delivers signals to the main thread.
+    """
     found = Interrupts()
     if threading.current_thread() is not threading.main_thread():
         yield found

@@ -45,7 +45,8 @@ class Recorder:
         self._heldout_version: float | None = measured[-1] if measured else None
 
     def step(self, numbers: dict[str, float], batch: Sequence[Trajectory]) -> None:
-        """One optimizer step. Of the held-out numbers, which actors report again and again, each version's come once."""
+        """One optimizer step. Of the held-out numbers, which actors report again and again, each version's come
+        once."""
         if numbers.get("heldout/version", self._heldout_version) == self._heldout_version:
             numbers = {name: value for name, value in numbers.items() if not name.startswith("heldout/")}
         else:

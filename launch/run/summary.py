@@ -42,8 +42,8 @@ def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str
 def learning_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """First, last and curve of each rate, with 3-step means at the ends; held-out measurements as they are.
 
-    A solve rate rises as well when the tasks become trivial. So beside it stand how much is solved of tasks that stay what
-    they are (held-out), and how many proposals ignore their input or repeat what the buffer has.
+    A solve rate rises as well when the tasks become trivial. So beside it stand how much is solved of tasks that stay
+    what they are (held-out), and how many proposals ignore their input or repeat what the buffer has.
     """
     table = Table(title=f"{len(rows)} steps in {rows[-1]['time_s']:.0f} s")
     for heading in ("", "first", "last", "curve (one bar a step, 0 to 100%)"):
@@ -70,7 +70,7 @@ _LINES = (
 
 
 def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader of the table must not miss: proposals that ended as constants or repetitions."""
+    """Warnings below the table, of proposals that ended as constants or repetitions."""
     found = []
     for prefix, words in (("ignores_input", "ignore their input"), ("duplicates", "are in the buffer already")):
         for kind in Kind:

@@ -1,7 +1,8 @@
-"""The run's task buffer at its start: new, or as the checkpoint knew it that the run goes on from.
+"""Opens the run's task buffer: a new one, or the one of the checkpoint that the run goes on from.
 
-A checkpoint holds a snapshot of the buffer. On resume that snapshot becomes `tasks.sqlite` again, so that buffer, ledger, queue
-and weights are of one moment; what the buffer had before moves aside, whole, into a file that an event names.
+A checkpoint holds a snapshot of the buffer. On resume that snapshot becomes `tasks.sqlite` again, so that buffer,
+ledger, queue and weights are of one moment; what the buffer had before moves aside, whole, into a file that an event
+names.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ SNAPSHOT = "tasks.sqlite"
 def open_tasks(config: Config, folder: RunFolder, resume: bool) -> TaskBuffer:
     """The buffer of a run that starts or goes on; a new one gets the tasks of `selfplay.seed_tasks`.
 
-    Raises TaskBufferError for a file that cannot be used, SeedError for a seed file that cannot, and InfrastructureError.
+    Raises TaskBufferError for a file that cannot be used, SeedError for a seed file that cannot, and
+    InfrastructureError.
     """
     checkpoint = Checkpoints(folder.checkpoints, 1).latest() if resume else None
     if checkpoint is None:
@@ -93,7 +95,7 @@ def _beside(path: Path) -> tuple[Path, Path]:
 
 
 def _later(path: Path, kept: Path | None) -> dict[str, Any]:
-    """What the buffer at `path` has beyond `kept`, or beyond what every buffer starts with: `tasks`, above id
+    """Count what the buffer at `path` has beyond `kept`, or beyond what every buffer starts with: `tasks`, above id
     `after_id`, and `attempts`. Folds the file's log in."""
     database = sqlite3.connect(path.absolute().as_uri(), uri=True, timeout=2, isolation_level=None)
     try:

@@ -1,4 +1,4 @@
-"""What a fine-tuning run shows while it runs: a progress bar on a terminal, one line a step elsewhere."""
+"""The console of a fine-tuning run: a progress bar on a terminal, one line a step elsewhere."""
 
 from __future__ import annotations
 

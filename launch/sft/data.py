@@ -1,7 +1,7 @@
 """Makes examples for `azr sft` out of tasks, in the words of self-play's prompts.
 
-Every task is validated by the executor first, which also says what its outputs are. A task then gives the example of its
-solver, that of its proposer, or both; the replies end as the run's stop strings would end them.
+Every task is validated by the executor first, which also says what its outputs are. A task then gives the example of
+its solver, that of its proposer, or both; the replies end as the run's stop strings would end them.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def _proposal(task: Task) -> str:
 
 
 def _example(prompt: Prompt, thought: str, answer: str, prompt_format: PromptFormat) -> dict[str, Any] | None:
-    """`answer`: whole blocks. The reply begins where the prompt's own start of it ends; None where it cannot begin so, or
-    would be stopped too early."""
+    """`answer`: whole blocks. The reply begins where the prompt's own start of it ends; None where it cannot begin so,
+    or would be stopped too early."""
     pieces = ["".join(map(chr, prompt.token_ids[span.start : span.end])) for span in prompt.spans]
     if prompt_format == "r1":
         reply = f"{prompt.reply_start}{thought}</think>\n<answer>\n{answer}</answer>"

@@ -69,8 +69,8 @@ class SftRank:
     def __init__(
         self, config: SftConfig, folder: Path, rank: int = 0, store: str | None = None, data: Data | None = None
     ) -> None:
-        """`store`: where several ranks meet, `tcp://host:port`; with it, output goes to the rank's log. `data`: where it has been
-        read already."""
+        """`store`: where several ranks meet, `tcp://host:port`; with it, output goes to the rank's log. `data`: where
+        it has been read already."""
         self._config = config
         self._folder = RunFolder(folder.absolute())
         self._rank = rank
@@ -242,7 +242,7 @@ def _find(name: str, key: str) -> Path:
 
 
 def _identity(config: SftConfig, data: Data) -> dict[str, Any]:
-    """What fixes the order of the examples."""
+    """Everything that the order of the examples depends on."""
     return {"data": data.digest, "batch_size": config.sft.batch_size, "seed": config.run.seed}
 
 

@@ -1,10 +1,10 @@
 """Writes the held-out tasks: `python -m launch.shipped.heldout_tasks` makes `actors/heldout.jsonl` anew.
 
-The programs and inputs are written by hand below; the outputs are what the sandbox says. Each program gives one task of each
-kind: deduction asks for the first input's output, abduction for an input that gives the second input's output, induction for
-the program from the first half of its pairs. Difficulty 1: what the prompt's own example or one operation shows; 2: one
-idiom of Python; 3: two steps, a loop or a condition. They are small on purpose: a model of 135M parameters must be able
-to solve some, or a curve over a run shows nothing.
+The programs and inputs are written by hand below; the outputs are what the sandbox says. Each program gives one task of
+each kind: deduction asks for the first input's output, abduction for an input that gives the second input's output,
+induction for the program from the first half of its pairs. Difficulty 1: what the prompt's own example or one operation
+shows; 2: one idiom of Python; 3: two steps, a loop or a condition. They are small on purpose: a model of 135M
+parameters must be able to solve some, or a curve over a run shows nothing.
 """
 
 from __future__ import annotations

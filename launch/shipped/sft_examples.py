@@ -1,8 +1,8 @@
 """Writes the examples of the recipe sft-smollm2-cpu: `python -m launch.shipped.sft_examples` makes its file anew.
 
-The programs are written by hand below, none of them a held-out one (`launch.shipped.heldout_tasks`); what they return is what the sandbox
-says. Each program gives a task of each kind, and each task the examples of its solver and of its proposer, as `azr sft-data`
-makes them.
+The programs are written by hand below, none of them a held-out one (`launch.shipped.heldout_tasks`); what they return
+is what the sandbox says. Each program gives a task of each kind, and each task the examples of its solver and of its
+proposer, as `azr sft-data` makes them.
 """
 
 from __future__ import annotations

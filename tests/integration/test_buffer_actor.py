@@ -18,8 +18,9 @@ from executor.tasks import Kind, Task
 from launch.cluster.buffer_actor import BufferActor, options
 from launch.cluster.placement import Assignment, Needs, Part
 from launch.cluster.ray_port import Ray
-from launch.config import Config, RunSettings
+from launch.config import Config
 from launch.run.folder import RunFolder
+from launch.settings import RunSettings
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 

@@ -15,8 +15,9 @@ from launch.cluster.buffer_actor import ask_buffer
 from launch.cluster.buffer_process import SILENT_S, BufferProcess
 from launch.cluster.context import RunContext, RunFailed
 from launch.cluster.placement import Assignment, Needs, Part
-from launch.config import Config, SupervisionSettings
+from launch.config import Config
 from launch.run.folder import RunFolder
+from launch.settings import SupervisionSettings
 from tests.unit.launch.cluster.fake_ray import Clock, FakeRay
 
 

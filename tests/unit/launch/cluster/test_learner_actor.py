@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from launch.cluster import learner_actor
-from launch.config import Config, RaySettings
+from launch.config import Config
+from launch.settings import RaySettings
 from learner.settings import StreamSettings
 
 

@@ -19,7 +19,8 @@ from launch.cluster.placement import (
     place,
     place_ranks,
 )
-from launch.config import ActorsSettings, Config
+from launch.config import Config
+from launch.settings import ActorsSettings
 from learner.settings import LearnerSettings, ModelSettings, ParallelSettings
 from tests.examples import examples
 

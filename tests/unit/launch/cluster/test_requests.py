@@ -12,9 +12,10 @@ from launch.cluster.control import ControlError
 from launch.cluster.placement import Node
 from launch.cluster.requests import Requests
 from launch.cluster.supervisor import Supervisor
-from launch.config import Config, RunSettings
+from launch.config import Config
 from launch.run.folder import RunFolder
 from launch.run.status import RunStatus
+from launch.settings import RunSettings
 from learner.phase import Phase
 from tests.unit.launch.cluster.fake_ray import Clock, FakeRay
 

@@ -14,10 +14,11 @@ from launch.cluster.context import RunFailed
 from launch.cluster.lives import ENDING_S
 from launch.cluster.placement import Node
 from launch.cluster.supervisor import Supervisor
-from launch.config import ActorsSettings, Config
+from launch.config import Config
 from launch.run.console import REFRESH_S
 from launch.run.folder import RunFolder
 from launch.run.status import RunStatus
+from launch.settings import ActorsSettings
 from learner.checkpoint import seal
 from learner.phase import Phase
 from learner.settings import LearnerSettings, ParallelSettings

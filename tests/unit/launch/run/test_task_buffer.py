@@ -14,9 +14,10 @@ import pytest
 from actors.buffer import TaskBuffer
 from actors.buffer_file import TaskBufferError
 from executor.tasks import Kind, Task
-from launch.config import Config, RunSettings
+from launch.config import Config
 from launch.run.folder import RunFolder
 from launch.run.task_buffer import SNAPSHOT, open_tasks, restore, set_aside
+from launch.settings import RunSettings
 from learner.checkpoint import seal
 
 CONFIG = Config(run=RunSettings(name="run"))
