@@ -1,6 +1,6 @@
 """The environment: run programs that a model wrote, safely, and say what is true about them.
 
-This room knows nothing of language models, training, networks or kinds of tasks, and imports nothing else of the project.
+This package knows nothing of language models, training, networks or kinds of tasks, and imports nothing else of the project.
 It answers two questions: is a program sound for its inputs, and what does it return (`Judge.validate`); and is an answer
 right (`Judge.check_values`, `check_inputs`, `check_programs`)? What a kind of task makes of that is in `actors/kinds/`.
 
