@@ -65,7 +65,7 @@ class Draft:
     """Intrinsic measures, 0..1, by the names of `IntrinsicSettings`."""
 
 
-class Recent:
+class RecentOutputs:
     """The outputs of the last tasks of one kind, and how much another differs from them."""
 
     def __init__(self, limit: int = REMEMBERED_OUTPUTS) -> None:
@@ -103,7 +103,7 @@ class Proposer:
         self._settings = sampler.settings
         self._environment = environment
         self._buffer = buffer
-        self.recent = {kind: Recent() for kind in Kind}
+        self.recent = {kind: RecentOutputs() for kind in Kind}
         """By kind: the answers that answer diversity looks back on."""
 
     async def brief(self, kind: Kind, number: int | str) -> Brief | None:

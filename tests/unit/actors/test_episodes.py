@@ -14,7 +14,7 @@ from actors.buffer import LocalBuffer, TaskBuffer
 from actors.environment import Environment
 from actors.episodes import Player
 from actors.generation import EngineAborted
-from actors.propose import Recent
+from actors.propose import RecentOutputs
 from actors.sampler import Identity
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
@@ -406,7 +406,7 @@ def test_trajectories_carry_what_the_engine_said(environment: Environment, store
 
 
 def test_answer_diversity_is_one_minus_the_share_among_the_recent() -> None:
-    recent = Recent(limit=4)
+    recent = RecentOutputs(limit=4)
     outputs = [("1",), ("1",), ("2",), ("1",), ("3",), ("1",), ("2", "1")]
     assert [recent.diversity(one) for one in outputs] == [1.0, 0.0, 1.0, 1 - 2 / 3, 1.0, 0.5, 1.0]
     assert recent.diversity(("2",)) == 1.0, "it is forgotten by now"
