@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from executor.settings import ExecutorSettings
+from executor.user_error import UserError
 
 
-class InfrastructureError(RuntimeError):
+class InfrastructureError(UserError):
     """The sandbox itself failed. It says nothing about the program, and is never a verdict or a reward."""
+
+    exit_code = 3
 
 
 class DeadError(Exception):
