@@ -13,6 +13,7 @@ import asyncio
 import json
 import sqlite3
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,36 +105,40 @@ def load_seeds(file: Path, settings: ExecutorSettings, store: TaskBuffer, rules:
     except (OSError, UnicodeDecodeError) as error:
         raise SeedError(f"selfplay.seed_tasks = {file} cannot be read: {error}") from None
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    report = asyncio.run(_load(file.name, lines, settings, store, rules))
+    report = SeedReport()
+    for number, result in asyncio.run(validate_lines(lines, settings, rules)):
+        if isinstance(result, str):
+            report.rejected.append((number, result))
+            continue
+        task, normal = result
+        added = store.add(task, normal=normal, proposer_version=GIVEN, episode_id=f"seed:{file.name}:{number}")
+        report.duplicates += added.duplicate
+        report.added[task.kind] += not added.duplicate
     if not report.added and not report.duplicates:
         first = f"; line {report.rejected[0][0]}: {report.rejected[0][1]}" if report.rejected else ""
         raise SeedError(f"selfplay.seed_tasks = {file}: none of its {len(lines)} lines is a task{first}")
     return report
 
 
-async def _load(
-    name: str, lines: list[tuple[int, str]], settings: ExecutorSettings, store: TaskBuffer, rules: ValidationRules
-) -> SeedReport:
-    report = SeedReport()
+async def validate_lines(
+    lines: Sequence[tuple[int, str]], settings: ExecutorSettings, rules: ValidationRules | None = None
+) -> list[tuple[int, tuple[Task, str] | str]]:
+    """Validate numbered lines in sandboxes of their own: number and result (see `validate`) of each, in the same order.
+
+    Raises InfrastructureError.
+    """
     pool = SandboxPool(settings)
     environment = Environment(Judge(pool, settings, rules=rules))
+    found: list[tuple[int, tuple[Task, str] | str]] = []
     await pool.start()
     try:
         for start in range(0, len(lines), AT_ONCE):
             part = lines[start : start + AT_ONCE]
-            # Validated together, added one after the other: ids do not depend on who was faster.
-            found = await asyncio.gather(*(validate(environment, line) for _, line in part))
-            for (number, _), result in zip(part, found, strict=True):
-                if isinstance(result, str):
-                    report.rejected.append((number, result))
-                    continue
-                task, normal = result
-                added = store.add(task, normal=normal, proposer_version=GIVEN, episode_id=f"seed:{name}:{number}")
-                report.duplicates += added.duplicate
-                report.added[task.kind] += not added.duplicate
+            results = await asyncio.gather(*(validate(environment, line) for _, line in part))
+            found += [(number, result) for (number, _), result in zip(part, results, strict=True)]
     finally:
         await pool.close()
-    return report
+    return found
 
 
 async def validate(environment: Environment, line: str) -> tuple[Task, str] | str:

@@ -6,16 +6,12 @@ its solver, that of its proposer, or both; the replies end as the run's stop str
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from actors.environment import Environment
 from actors.prompts import FUNCTION_START, Prompt, PromptBuilder, block
-from actors.seed_file import AT_ONCE, validate
-from executor.judge import Judge
-from executor.pool import SandboxPool
+from actors.seed_file import validate_lines
 from executor.settings import ExecutorSettings
 from executor.tasks import Kind, Task
 
@@ -86,22 +82,7 @@ def _example(prompt: Prompt, thought: str, answer: str, prompt_format: PromptFor
 
 
 async def validated(lines: Sequence[tuple[int, str]]) -> tuple[list[Task], list[tuple[int, str]]]:
-    """The tasks of numbered lines, in order, and number and reason of each that is none. Raises InfrastructureError."""
-    settings = ExecutorSettings()
-    pool = SandboxPool(settings)
-    environment = Environment(Judge(pool, settings))
-    tasks: list[Task] = []
-    rejected: list[tuple[int, str]] = []
-    await pool.start()
-    try:
-        for start in range(0, len(lines), AT_ONCE):
-            part = lines[start : start + AT_ONCE]
-            results = await asyncio.gather(*(validate(environment, line) for _, line in part))
-            for (number, _), found in zip(part, results, strict=True):
-                if isinstance(found, str):
-                    rejected.append((number, found))
-                else:
-                    tasks.append(found[0])
-    finally:
-        await pool.close()
-    return tasks, rejected
+    """The tasks of numbered lines, in order, and number and reason of each line that is none. Raises InfrastructureError."""
+    results = await validate_lines(lines, ExecutorSettings())
+    tasks = [result[0] for _, result in results if not isinstance(result, str)]
+    return tasks, [(number, result) for number, result in results if isinstance(result, str)]
