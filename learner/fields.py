@@ -14,7 +14,7 @@ with 16,384 items, a header of 5 KB took 60 ms to refuse; with 512, 2 ms."""
 
 
 class Refusal(StrEnum):
-    """Why a frame was refused. Counted by reason, never trained on."""
+    """Reason for refusing a message. Counted; never trained on."""
 
     HEADER = "bad_header"
     SCHEMA = "unknown_schema"
@@ -31,7 +31,7 @@ class Refusal(StrEnum):
 
 
 class WireError(ValueError):
-    """A message that does not follow the schema; `refusal` says how."""
+    """A message does not follow the schema; `refusal` says how."""
 
     def __init__(self, refusal: Refusal, detail: str) -> None:
         super().__init__(f"{refusal}: {detail}")
@@ -39,7 +39,7 @@ class WireError(ValueError):
 
 
 def unpack_header(frame: bytes | memoryview, max_items: int = MAX_ITEMS) -> dict[str, Any]:
-    """A msgpack map with string keys; anything else is refused as `bad_header`."""
+    """Return the msgpack map with string keys in `frame`; anything else is refused as `bad_header`."""
     try:
         header = msgpack.unpackb(
             frame, raw=False, strict_map_key=True, max_ext_len=0, max_array_len=max_items, max_map_len=max_items
@@ -52,28 +52,28 @@ def unpack_header(frame: bytes | memoryview, max_items: int = MAX_ITEMS) -> dict
 
 
 def whole(value: object) -> int:
-    """`value` if it is an integer of 0 to 2**63 - 1; raises `WireError` otherwise, as the others of its kind do."""
+    """Return `value` if it is an integer of 0 to 2**63 - 1; raises `WireError` otherwise, as do the functions below."""
     if type(value) is not int or not 0 <= value < 2**63:
         raise WireError(Refusal.FIELD, f"{value!r:.40} where a whole number was due")
     return value
 
 
 def number(value: object) -> float:
-    """`value` as a float, if it is a number. Whether it is finite is checked by who uses it."""
+    """Return `value` as a float if it is a number, finite or not."""
     if type(value) is not float and type(value) is not int:
         raise WireError(Refusal.FIELD, f"{value!r:.40} where a number was due")
     return float(value)
 
 
 def text(value: object) -> str:
-    """`value` if it is a string of at most 512 characters."""
+    """Return `value` if it is a string of at most 512 characters."""
     if not isinstance(value, str) or len(value) > 512:
         raise WireError(Refusal.FIELD, f"{value!r:.40} where a short string was due")
     return value
 
 
 def number_map(value: object) -> dict[str, float]:
-    """`value` as a map from short strings to floats."""
+    """Return `value` if it is a map from short strings to numbers, with these as floats."""
     if not isinstance(value, dict):
         raise WireError(Refusal.FIELD, f"{value!r:.40} where a map of numbers was due")
     return {text(key): number(item) for key, item in value.items()}

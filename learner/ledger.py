@@ -18,13 +18,13 @@ from learner.trajectory import Cell
 
 
 class DropReason(StrEnum):
-    """Why a slot's trajectory will never be trained."""
+    """Reason why a slot's trajectory will never be trained."""
 
     ACTOR_LOST = "actor_lost"
     RETIRED = "retired"
-    """Still in flight when an actor that left in good order had to be gone."""
+    """Still in flight when a retired actor was removed."""
     GRANT_LOST = "grant_lost"
-    """The actor is alive and does not have it: the grant went down with a connection."""
+    """The actor is alive and does not have it: the grant was lost with a connection."""
     LEARNER_RESTART = "learner_restart"
     ROLLOUT_FAILED = "rollout_failed"
     STALE = "stale"
@@ -46,16 +46,16 @@ class CellCounts:
 
     @property
     def conserved(self) -> bool:
-        """L1 for this cell."""
+        """Whether L1 holds in this cell."""
         return self.granted == self.ended + self.queued + self.in_flight
 
     @property
     def ended(self) -> int:
-        """Slots that nothing can happen to any more."""
+        """Number of slots that were trained, returned or dropped."""
         return self.trained + self.returned + self.dropped.total()
 
     def events(self) -> dict[str, Any]:
-        """What is counted as it happens, as plain data."""
+        """Return the counts of events, as plain data."""
         return {
             "granted": self.granted,
             "trained": self.trained,
@@ -71,12 +71,12 @@ class CellCounts:
 
 
 def conserved(ledger: Mapping[Cell, CellCounts]) -> bool:
-    """L1 in every cell."""
+    """Whether L1 holds in every cell."""
     return all(counts.conserved for counts in ledger.values())
 
 
 def totals(ledger: Mapping[Cell, CellCounts]) -> dict[str, int]:
-    """The ledger summed over cells: `granted`, `trained`, `dropped`, `returned`, `queued`, `in_flight`."""
+    """Return the ledger summed over cells: `granted`, `trained`, `dropped`, `returned`, `queued`, `in_flight`."""
     return {
         "granted": sum(c.granted for c in ledger.values()),
         "trained": sum(c.trained for c in ledger.values()),
@@ -88,7 +88,7 @@ def totals(ledger: Mapping[Cell, CellCounts]) -> dict[str, int]:
 
 
 def describe_ledger(ledger: Mapping[Cell, CellCounts]) -> dict[str, float]:
-    """The ledger as it is logged.
+    """Return the ledger as metrics.
 
     `ledger/<state>` is the sum over cells, `ledger/<state>/<kind>/<role>` one cell, `ledger/dropped_<reason>` the sum of one
     reason (absent where it is 0). States are those of `totals`, and `stale_trained`.
@@ -103,7 +103,7 @@ def describe_ledger(ledger: Mapping[Cell, CellCounts]) -> dict[str, float]:
 
 
 def verdict(ledger: Mapping[Cell, CellCounts]) -> str:
-    """The line that ends a run: `ledger: conserved (...)` or `ledger: VIOLATED (...)`."""
+    """Return the line that ends a run: `ledger: conserved (...)` or `ledger: VIOLATED (...)`."""
     sums = totals(ledger)
     detail = " + ".join(f"{sums[key]} {key}" for key in ("trained", "dropped", "returned", "queued", "in_flight"))
     if conserved(ledger):

@@ -28,7 +28,7 @@ from learner.trajectory import Trajectory
 
 
 class Stream(Protocol):
-    """What the loop knows of the stream; `learner.stream.server.StreamServer` over sockets, or serial mode's own."""
+    """The loop's view of the stream: `learner.stream.server.StreamServer` over sockets, or serial mode's own."""
 
     gate: Gate
 
@@ -53,7 +53,7 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class Hooks:
-    """What happens around the loop, on rank 0 unless said otherwise."""
+    """Callbacks of the loop, on rank 0 unless said otherwise."""
 
     interrupted: Callable[[], bool]
     """Whether to stop before the next batch."""
@@ -62,7 +62,7 @@ class Hooks:
     save: Callable[[int], None]
     """Write a checkpoint of this version. On every rank."""
     describe: Callable[[Sequence[Trajectory]], dict[str, float]] = lambda batch: {}
-    """The numbers of a batch that only the game knows that made it."""
+    """Returns further metrics of a batch, those of the game that made it."""
     on_phase: Callable[[Phase, int | None], None] = lambda phase, step: None
     """The phase that the loop enters, and the step it works on, where it works on one."""
     drain: Callable[[], object] = lambda: None
@@ -72,7 +72,7 @@ class Hooks:
 
 
 class Decision(StrEnum):
-    """What the learner's ranks do next."""
+    """The next action of all learner ranks."""
 
     TRAIN = "train"
     """Train on a batch, and publish the version that it makes."""
@@ -88,7 +88,7 @@ class Turn:
 
     decision: Decision
     batch: Sequence[Trajectory]
-    """What to train on, in the order of grants; empty unless `decision` is `TRAIN`."""
+    """Trajectories to train on, in the order of grants; empty unless `decision` is `TRAIN`."""
 
 
 def learn(

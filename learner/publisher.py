@@ -23,7 +23,7 @@ from learner.weights.transfer import WeightSender
 
 
 class Publisher(Protocol):
-    """What the main loop knows of publishing."""
+    """The main loop's view of publishing."""
 
     def publish(self, version: int) -> dict[str, float]:
         """Bring every engine to `version`; returns seconds by phase. Collective over the learner's ranks."""
@@ -61,11 +61,11 @@ class GroupPublisher:
             self._sender.close()
 
     def _agreed(self, done: bool) -> bool:
-        """Rank 0's word on whether the broadcast is done."""
+        """Rank 0's answer whether the broadcast is done, on every rank."""
         return bool(self._ranks.share(lambda: done))
 
     def _prepare(self, timings: dict[str, float]) -> bool:
-        """Rank 0: see that the group is that of the present members. False where there is nobody to publish to."""
+        """On rank 0, build the group of the present members if it is not there. False if no actor is connected."""
         assert self._stream is not None and self._sender is not None
         started = time.monotonic()
         while members := self._stream.members():
@@ -84,7 +84,7 @@ class GroupPublisher:
         return bool(members)
 
     def _transfer(self, version: int, timings: dict[str, float]) -> bool:
-        """One broadcast; False where it has to be repeated with whoever is left."""
+        """Broadcast once. False if it has to be repeated with the actors that are left."""
         tensors = self._policy.export()
         if not self._ranks.is_main:
             _drain(tensors)
@@ -112,7 +112,7 @@ class GroupPublisher:
         return True
 
     def _count_out(self, members: list[Member], error: WeightSyncError) -> None:
-        """Lose the actors whose ranks were missing; where no rank is named, those that reported a failure, or else all."""
+        """Lose the actors whose ranks were missing; if the error names none, those that reported a failure, or else all."""
         assert self._stream is not None
         missing = {(rank - 1) // self._workers for rank in error.missing if rank > 0}
         failed = self._stream.load_failures()
@@ -122,7 +122,7 @@ class GroupPublisher:
 
 
 def _drain(tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-    """Run an export to its end: gathering is collective, and other ranks are in it."""
+    """Run an export to its end: gathering is collective, and other ranks wait in it."""
     with suppress(StopIteration):
         while True:
             next(tensors)

@@ -1,4 +1,4 @@
-"""The learner's ranks as one: rank 0 decides, the others follow the same code in lock-step."""
+"""Agreement of the learner's ranks: rank 0 decides, the others run the same code in lock-step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Ranks:
     def share(self, decide: Callable[[], Any]) -> Any:
         """Run `decide` on rank 0 and return its result (plain msgpack data) on every rank. Collective.
 
-        An exception on rank 0 is raised there and as RuntimeError on the others, so that no rank waits for ever.
+        An exception on rank 0 is raised there and as RuntimeError on the others, so that no rank hangs.
         """
         if self.world_size == 1:
             return decide()

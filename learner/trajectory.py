@@ -136,7 +136,7 @@ class Trajectory:
 
 
 def check(trajectory: Trajectory) -> None:
-    """Raise `WireError` unless the trajectory is whole: lengths agree, numbers are finite, spans tile the response."""
+    """Raise `WireError` unless lengths agree, numbers are finite and version spans cover the response exactly."""
     num_response = len(trajectory.response_ids)
     if num_response == 0 or len(trajectory.prompt_ids) == 0:
         raise WireError(Refusal.LENGTH, "prompt and response need at least one token each")
@@ -167,7 +167,7 @@ def check(trajectory: Trajectory) -> None:
 
 
 def encode(trajectory: Trajectory) -> list[bytes | memoryview]:
-    """The frames of one trajectory: header, prompt_ids, response_ids, logprobs."""
+    """Return the four frames of a trajectory: header, prompt_ids, response_ids, logprobs."""
     header = msgpack.packb(
         {
             "schema": SCHEMA_VERSION,
@@ -195,7 +195,7 @@ def encode(trajectory: Trajectory) -> list[bytes | memoryview]:
 
 
 def decode(frames: Sequence[bytes | memoryview], schemas: Collection[int] = frozenset({SCHEMA_VERSION})) -> Trajectory:
-    """The inverse of `encode`; raises `WireError` for anything that `encode` could not have written.
+    """Return the trajectory in four frames; the inverse of `encode`. Raises `WireError` for anything else.
 
     `schemas`: the versions of the header that are accepted.
     """
@@ -242,7 +242,7 @@ def decode(frames: Sequence[bytes | memoryview], schemas: Collection[int] = froz
 
 
 def dumps(trajectories: Sequence[Trajectory]) -> bytes:
-    """Many trajectories as one msgpack array of their frames: for checkpoints and for other learner ranks."""
+    """Return trajectories as one msgpack array of their frames, for checkpoints and for other learner ranks."""
     packed: bytes = msgpack.packb([[bytes(frame) for frame in encode(trajectory)] for trajectory in trajectories])
     return packed
 

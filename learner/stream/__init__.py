@@ -21,5 +21,5 @@ Nothing is lost, and nothing counts twice:
   S6  Silence has a name. Beats go both ways. A silent actor is lost; of a silent learner the actor says so, and at a deadline
       it gives up (`LearnerLost`).
   S7  Whatever is malformed is refused and counted by reason. It never ends or holds up the server, and changes nothing.
-  S8  With keys (`learner/stream/keys.py`), who has none of this run's gets nothing, not even a refusal.
+  S8  With keys (`learner/stream/keys.py`), a peer that has none of this run's gets nothing, not even a refusal.
 """

@@ -30,12 +30,13 @@ MAX_RECONNECT_MS = 2000
 
 
 class LearnerLost(ConnectionError):
-    """The learner was silent for too long; the message says who it was, and what the actor still has for it."""
+    """The learner was silent for longer than `learner_timeout_s`. The message names its run, its endpoint and the slots held."""
 
 
 @dataclass(slots=True)
 class _Kept:
-    """A message that is not acknowledged yet: its frames, the slots that it settles, and when it was last sent (or `NEVER`)."""
+    """A message that is not acknowledged yet: its frames, the slots that it settles, and when it was last sent (monotonic
+    seconds, or `NEVER`)."""
 
     frames: list[bytes | memoryview]
     slots: tuple[int, ...]
@@ -60,16 +61,20 @@ class StreamClient:
         learner_timeout_s: float = 600.0,
         on_event: OnEvent = ignore_event,
     ) -> None:
-        """`capacity`: slots that may be in flight here. After `learner_silent_s` without a word from the learner the client
-        says so (`on_event`) and greets it again until it answers; after `learner_timeout_s` it gives up (`LearnerLost`).
-        `on_event`: called with `learner_silent`, `learner_back` and `refused`, and details."""
+        """Connect to `endpoint`, without waiting for it.
+
+        `capacity`: maximum number of slots in flight here. `keys`: of the run; None leaves the connection unencrypted.
+        `learner_silent_s`: seconds without a message from the learner after which `on_event` is called and the learner is
+        greeted again. `learner_timeout_s`: seconds after which `messages` raises `LearnerLost`. `on_event`: called with
+        `learner_silent`, `learner_back` and `refused`.
+        """
         self.actor_id = actor_id
         self.incarnation = incarnation
         self.run_id = ""
         self.counts: Counter[str] = Counter()
         """`resent`, `abandoned` (answers for slots that the learner no longer counts on), `refused`, `gaps`, `reconnects`."""
         self.capacity = capacity
-        """Slots that may be in flight here; a change travels with the next heartbeat."""
+        """Maximum number of slots in flight here. A change travels with the next heartbeat."""
         self._report: Callable[[], Mapping[str, float]] = dict
         self._on_event = on_event
         self._silent_s = learner_silent_s
@@ -110,7 +115,9 @@ class StreamClient:
         self._beating: asyncio.Task[None] | None = None
 
     async def connect(self, timeout_s: float, report: Callable[[], Mapping[str, float]] = dict) -> int:
-        """Say hello until the learner says welcome; returns its version. Raises TimeoutError naming the endpoint.
+        """Greet the learner until it answers; returns its policy version.
+
+        Raises TimeoutError after `timeout_s` seconds, ConnectionError where the learner has no use for this life of the actor.
 
         `report`: the numbers that travel with each heartbeat from now on.
         """
@@ -134,11 +141,11 @@ class StreamClient:
         raise TimeoutError(f"{self.actor_id}: the learner at {self._endpoint} sent no welcome in {timeout_s:.0f} s")
 
     async def messages(self) -> AsyncIterator[dict[str, Any]]:
-        """What the learner says, each message once and in order; acknowledgements and greetings are settled here.
+        """Yield the learner's control messages, each once and in order. Acknowledgements and greetings are handled here.
 
         `grant`: play these slots. `cancel`: stop playing these `slots`, the learner does not count on them. `join` and
-        `weights`: see `learner.weights`. `pause` and `resume`: no new rollouts start in between. `shutdown`: the end.
-        Raises `LearnerLost`.
+        `weights`: see `learner/weights/__init__.py`. `pause` and `resume`: start no rollout in between. `shutdown`: end.
+        Raises `LearnerLost`; ConnectionError where the endpoint belongs to another run by now.
         """
         while True:
             message = await self._receive(wire.HEARTBEAT_S)
@@ -170,10 +177,10 @@ class StreamClient:
                         yield message
 
     async def send_trajectory(self, trajectory: Trajectory) -> None:
-        """Send under the next `seq`, and keep until acknowledged.
+        """Send a trajectory under the next `seq`, and keep it until it is acknowledged.
 
-        A slot that the learner no longer counts on is not sent, only counted as abandoned. Raises `WireError` for one that the
-        learner would refuse (a refused trajectory would leave its slot in flight), ValueError for a slot answered before.
+        A trajectory whose slot the learner has cancelled is not sent, only counted as abandoned. Raises `WireError` for a
+        trajectory that the learner would refuse, ValueError for a slot that was answered before.
         """
         check(trajectory)
         if slots := self._answer([trajectory.slot]):
@@ -181,31 +188,31 @@ class StreamClient:
             self._keep(seq, slots, [pack({"type": "trajectory", "seq": seq}), *encode(trajectory)])
 
     async def send_returned(self, slots: Sequence[int]) -> None:
-        """There is no task to fill these slots with."""
+        """Give slots back for which there is no task; the batch goes on without them. ValueError as for `send_trajectory`."""
         if answered := self._answer(slots):
             self._send({"type": "returned", "slots": answered}, answered)
 
     async def send_failed(self, slots: Sequence[int], why: str) -> None:
-        """These slots could not be played, for reasons that say nothing about the model."""
+        """Report slots that could not be played, for a reason `why` that says nothing about the model. ValueError as above."""
         if answered := self._answer(slots):
             self._send({"type": "failed", "slots": answered, "why": why[:512]}, answered)
 
     async def send_loaded(self, version: int, timings: Mapping[str, float]) -> None:
-        """The engine runs the weights of `version`; seconds by phase."""
+        """Report that the engine runs the weights of `version`. `timings`: seconds by phase."""
         self._send({"type": "loaded", "version": version, "timings": dict(timings)})
 
     async def send_load_failed(self, version: int, why: str) -> None:
-        """The engine could not load the weights of `version`; the learner decides what that means."""
+        """Report that the engine could not load the weights of `version`. The learner decides what follows."""
         self._send({"type": "load_failed", "version": version, "why": why[:512]})
 
     @property
     def unacknowledged(self) -> int:
-        """Messages that the learner has not confirmed yet."""
+        """Number of messages that the learner has not acknowledged yet."""
         return len(self._kept)
 
     @property
     def held(self) -> list[int]:
-        """Slots that were granted and not settled: in play, or answered and not acknowledged."""
+        """Slots that were granted and are not settled: in play, or answered and not acknowledged."""
         return list(self._held)
 
     def close(self) -> None:
@@ -220,7 +227,7 @@ class StreamClient:
     # -- keeping -------------------------------------------------------------------------------------------------
 
     def _answer(self, slots: Iterable[int]) -> list[int]:
-        """Note that these slots are answered now; returns those that the learner counts on."""
+        """Mark slots as answered; returns those that the learner still counts on."""
         wanted = list(slots)
         mine = [slot for slot in wanted if slot in self._held]
         again = [slot for slot in mine if self._held[slot]]
@@ -231,7 +238,7 @@ class StreamClient:
         return mine
 
     def _forget(self, slots: Iterable[int]) -> None:
-        """Slots that are still in play need not be. What was answered stays until it is acknowledged."""
+        """Forget cancelled slots that are in play. Answered ones stay until they are acknowledged."""
         for slot in slots:
             if self._held.get(slot) is False:
                 del self._held[slot]
@@ -243,7 +250,7 @@ class StreamClient:
         return kept
 
     def _refused(self, seq: int, why: str) -> None:
-        """The learner would never take this message: its slots are given up, or they would stay in flight for ever."""
+        """Report the slots of a refused message as failed: otherwise they would stay in flight until the actor ends."""
         kept = self._settle(seq)
         self.counts["refused"] += 1
         self._on_event("refused", actor=self.actor_id, why=why)
@@ -262,8 +269,8 @@ class StreamClient:
         self._kept[seq] = _Kept(frames, tuple(slots), time.monotonic() if self._try(frames) else NEVER)
 
     def _resend(self, older_than_s: float) -> None:
-        """Send again what was last sent before that and is not acknowledged, and for the first time what could not leave; the
-        learner removes duplicates."""
+        """Send again each message that was last sent `older_than_s` seconds ago or earlier, and each that could not be sent
+        before. The learner removes duplicates."""
         now = time.monotonic()
         for kept in list(self._kept.values()):
             if now - kept.at >= older_than_s:
@@ -313,7 +320,7 @@ class StreamClient:
         self._resend(0.0 if taken_in else wire.HEARTBEAT_S)
 
     def _is_next(self, message: Mapping[str, Any]) -> bool:
-        """Whether this numbered message is the one that is due. 0 is outside the order: for an actor that is not let in."""
+        """Whether this numbered message is the next in order. Number 0 has no order: it is for an actor that is not let in."""
         if message["number"] == 0:
             return True
         if message["session"] != self._session or message["number"] <= self._taken:
@@ -325,7 +332,7 @@ class StreamClient:
         return True
 
     def _watch(self) -> None:
-        """Nothing came: say so when it is due, and give up at the deadline."""
+        """After a silence: call `on_event` once it is long, and raise `LearnerLost` at the deadline."""
         silent_s = time.monotonic() - self._heard_at
         if silent_s > self._timeout_s:
             raise LearnerLost(
@@ -338,7 +345,7 @@ class StreamClient:
             self._on_event("learner_silent", actor=self.actor_id, endpoint=self._endpoint, silent_s=silent_s)
 
     async def _receive(self, timeout_s: float) -> dict[str, Any] | None:
-        """The next message that is well-formed; None after `timeout_s`."""
+        """Return the next message; None after `timeout_s` seconds. A malformed one is counted and read as a beat."""
         deadline = time.monotonic() + timeout_s
         while True:
             self._readable.clear()
@@ -368,7 +375,8 @@ class StreamClient:
             return {"type": "beat"}
 
     def _note_readable(self) -> None:
-        """ZeroMQ's descriptor says once that something came in; whatever uses the socket next learns of it, and asks this."""
+        """Wake `_receive` if a message is there. ZeroMQ's descriptor signals an arrival once, to the next use of the socket;
+        so each use calls this."""
         events = self._socket.getsockopt(zmq.EVENTS)
         assert isinstance(events, int)
         if events & READABLE:
@@ -376,7 +384,7 @@ class StreamClient:
 
     def _say_beat(self) -> None:
         own = {f"stream/actors_{name}": float(count) for name, count in self.counts.items()}
-        stats = {**self._report(), **own, "stream/actors_unacknowledged": float(len(self._kept))}
+        stats = {**self._report(), **own, "stream/actors_unacknowledged": float(self.unacknowledged)}
         self._try([pack({"type": "beat", "capacity": self.capacity, "stats": stats} | self._standing())])
 
     async def _beat(self) -> None:

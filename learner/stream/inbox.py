@@ -1,4 +1,4 @@
-"""What the learner does with each message of an actor: checked, counted once, acknowledged.
+"""Handles each message of an actor: it is checked, used once, and acknowledged.
 
 consumes     frames from the socket's thread
 gated by     the checks of `learner.stream.wire` and the gate: what fails is refused by name and changes nothing
@@ -44,7 +44,7 @@ class Inbox:
         self._acks: defaultdict[Member, list[int]] = defaultdict(list)
         """Numbers of this round's messages."""
         self._news = False
-        """Whether one of them is something that others than `next_batch` wait for."""
+        """Whether one of them is of a kind that other threads than that of `next_batch` wait for."""
 
     def receive(self, identity: bytes, frames: list[bytes | memoryview]) -> None:
         """Use one message, whatever it is. Nothing that an actor sends raises."""

@@ -1,4 +1,4 @@
-"""CURVE keys of one run: who has none of them gets nothing from the stream.
+"""CURVE keys of one run: a peer without them gets nothing from the stream.
 
 The learner has its own pair and knows the actors' public key; the actors share a pair and know the learner's public key. So
 each end proves itself to the other, and all traffic is encrypted. The keys are made once a run, in its folder `keys/`, and
@@ -20,12 +20,12 @@ LEARNER, ACTOR = "learner.key", "actor.key"
 
 
 class KeysError(UserError):
-    """Keys that must not be used; the message says what to do."""
+    """Keys must not be used: others can read them, or they are damaged. The message says what to do."""
 
 
 @dataclass(frozen=True)
 class KeyPair:
-    """Z85 text, as ZeroMQ takes it."""
+    """A CURVE key pair, as Z85 text of 40 bytes each."""
 
     public: bytes
     secret: bytes = field(repr=False)
@@ -38,16 +38,16 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class LearnerKeys:
-    """What the learner needs."""
+    """The learner's own pair, and the public keys that it lets in."""
 
     own: KeyPair
     actors: frozenset[bytes]
-    """Public keys that are let in."""
+    """Public keys of the actors."""
 
 
 @dataclass(frozen=True)
 class ActorKeys:
-    """What an actor needs."""
+    """An actor's own pair, and the learner's public key."""
 
     own: KeyPair
     learner: bytes
@@ -56,29 +56,30 @@ class ActorKeys:
 
 @dataclass(frozen=True)
 class RunKeys:
-    """Both ends' pairs."""
+    """The key pairs of both ends."""
 
     learner_pair: KeyPair
     actor_pair: KeyPair
 
     @property
     def learner(self) -> LearnerKeys:
-        """The learner's part."""
+        """The keys that the learner's process gets."""
         return LearnerKeys(self.learner_pair, frozenset({self.actor_pair.public}))
 
     @property
     def actor(self) -> ActorKeys:
-        """An actor's part."""
+        """The keys that each actor's process gets."""
         return ActorKeys(self.actor_pair, self.learner_pair.public)
 
     @classmethod
     def make(cls) -> RunKeys:
-        """Fresh keys, on no disk."""
+        """Return fresh keys that are on no disk."""
         return cls(KeyPair.make(), KeyPair.make())
 
     @classmethod
     def of_run(cls, folder: Path) -> RunKeys:
-        """The keys in `folder`, made if there are none. Raises `KeysError` where others can read a key, or it is damaged."""
+        """Return the keys in `folder`; makes them if there are none. Raises `KeysError` if others can read a key, or it is
+        damaged."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return cls(_of_file(folder / LEARNER), _of_file(folder / ACTOR))
 

@@ -1,4 +1,4 @@
-"""What the learner knows of one connected actor."""
+"""One connected actor, as the learner knows it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Pending(NamedTuple):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Member(Seat):
-    """One actor, from its greeting until it is lost. Memory: what it has not taken, and gaps in what it sent."""
+    """One actor, from its greeting until it is lost. Its memory is the control messages that it has not taken, and the gaps
+    in the numbers that it sent."""
 
     identity: bytes
     """ZeroMQ's name of its connection."""
@@ -35,7 +36,7 @@ class Member(Seat):
     session: int = field(default_factory=lambda: secrets.randbits(48))
     """Random id of this connection's control messages, which are numbered from 1."""
     stats: dict[str, float] = field(default_factory=dict)
-    """What its last heartbeat reported."""
+    """Numbers of its last heartbeat."""
     weights: dict[str, float] = field(default_factory=dict)
     """Seconds by phase of its last weight update."""
     pending: deque[Pending] = field(default_factory=deque)
@@ -69,15 +70,15 @@ class Member(Seat):
 
     @property
     def overfull(self) -> bool:
-        """Whether it has left more untaken than anybody may."""
+        """Whether it has left more than `MAX_PENDING` control messages untaken."""
         return len(self.pending) > wire.MAX_PENDING
 
     def resend_is_due(self, now: float) -> bool:
-        """Whether the oldest that it has not taken should go out again."""
+        """Whether the oldest untaken message should be sent again. `now`: monotonic seconds."""
         return bool(self.pending) and now - max(self.pending[0].sent_at, self.resent_at) >= wire.RESEND_AFTER_S
 
     def stuck(self, now: float, after_s: float) -> str:
-        """Why an actor that is heard but takes nothing is lost; empty as long as it is not."""
+        """Return why the actor is to be lost: it is heard, but has taken no message for `after_s` seconds. Empty otherwise."""
         if self.pending and (late_s := now - self.pending[0].sent_at) > after_s:
             first = self.pending[0]
             return (
@@ -86,6 +87,6 @@ class Member(Seat):
         return ""
 
     def check_ahead(self, seq: int) -> None:
-        """Raises `WireError` for a number that would make us remember too many."""
+        """Raise `WireError` for a number so far ahead that too many would have to be kept."""
         if seq >= self.seen.floor + wire.MAX_AHEAD:
             raise WireError(Refusal.FIELD, f"message {seq}, while {self.seen.floor} has not come")

@@ -2,7 +2,7 @@
 
     consumes     greetings, and the passing of time (`tick`)
     gated by     turns and the gate: they say who is granted what
-    unblocks     actors, by grants; whoever waits for a change of membership
+    unblocks     actors, by grants; threads that wait for a change of membership
 
 Not thread-safe: everything here is called while the lock of `changed` is held.
 """
@@ -82,7 +82,7 @@ class Membership:
     # -- coming and going ----------------------------------------------------------------------------------------
 
     def greet(self, identity: bytes, hello: dict[str, Any]) -> None:
-        """Answer a greeting: take the actor in, or settle with one that is known what it has taken.
+        """Answer a greeting: take a new actor in, or agree with a known one on the messages that it has taken.
 
         Raises `WireError` where the greeting names another actor than the connection does.
         """

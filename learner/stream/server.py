@@ -27,13 +27,13 @@ from learner.stream.server_socket import ServerSocket
 from learner.trajectory import Trajectory
 
 DEAD_AFTER_S = 60.0
-"""An actor that is silent for so long is lost, and so is one that takes no message for so long."""
+"""Seconds of silence, or of taking no message, after which an actor is lost."""
 CLOSE_S = 2.0
-"""How long `close` waits for the actors to take their shutdown."""
+"""Seconds that `close` waits for the actors to take their shutdown."""
 
 
 class BatchTimeout(RuntimeError):
-    """No batch became ready in time; the message says what is missing and who holds it."""
+    """No batch became ready in time. The message names the places that are missing and the actors that hold them."""
 
 
 class StreamServer:
@@ -80,9 +80,9 @@ class StreamServer:
     # -- batches -------------------------------------------------------------------------------------------------
 
     def next_batch(self, timeout_s: float, interrupt: Callable[[], bool] = lambda: False) -> list[Trajectory] | None:
-        """The trajectories of the next batch in the order of grants; waits until it is complete.
+        """Wait for the next batch and return its trajectories in the order of grants.
 
-        None as soon as `interrupt()` holds or an actor waits for its weights. Raises `BatchTimeout` after `timeout_s`.
+        Returns None as soon as `interrupt()` holds or an actor waits for its weights. Raises `BatchTimeout` after `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -101,24 +101,24 @@ class StreamServer:
                 self._changed.wait(min(left, 0.5))
 
     def mark_trained(self, slots: Sequence[int]) -> None:
-        """The optimizer step over these slots is done: they leave the queue."""
+        """Remove a trained batch from the queue. ValueError unless `slots` are those of `next_batch`."""
         with self._lock:
             self._queue.trained(slots)
 
     def mark_published(self, version: int) -> None:
-        """Every member has loaded `version`: settle what trained it and grant what that opens."""
+        """Record that every member has loaded `version`, and grant what that opens."""
         with self._changed:
             self.gate.published(version)
             self._members.grant(self._members.all())
             self._changed.notify_all()
 
     def mark_loaded(self) -> None:
-        """Grant to members that have just been brought to the current version."""
+        """Grant to members that have just loaded the current version."""
         with self._lock:
             self._members.grant(self._members.all())
 
     def queued(self) -> list[Trajectory]:
-        """Trajectories that wait to be trained, in the order of grants."""
+        """Return the trajectories that wait to be trained, in the order of grants."""
         with self._lock:
             return self._queue.waiting()
 
@@ -128,13 +128,13 @@ class StreamServer:
             self._queue.restore(trajectories)
 
     def frozen(self) -> AbstractContextManager[object]:
-        """While held, nothing arrives and nothing is granted: for a checkpoint of gate and queue together."""
+        """A lock under which nothing arrives and nothing is granted, for a checkpoint of gate and queue together."""
         return self._lock
 
     # -- pausing and the end -------------------------------------------------------------------------------------
 
     def pause(self) -> None:
-        """Nobody is granted anything, and no new rollout starts, until `resume`."""
+        """Grant nothing and let actors start no rollout until `resume`."""
         with self._lock:
             self._members.pause()
 
@@ -144,9 +144,9 @@ class StreamServer:
             self._members.resume()
 
     def drain(self, deadline_s: float) -> int:
-        """Pause, and wait for what is in flight: it comes into the queue, where a checkpoint has it.
+        """Pause, and wait up to `deadline_s` seconds until what is in flight is in the queue, where a checkpoint has it.
 
-        Returns how many slots are still in flight: 0, or what `deadline_s` was too short for.
+        Returns the number of slots that are still in flight.
         """
         self.pause()
         deadline = time.monotonic() + deadline_s
@@ -157,7 +157,7 @@ class StreamServer:
             return self.gate.in_flight()
 
     def close(self) -> None:
-        """Tell the actors to stop, then close the socket. What is in flight is not waited for: see `drain`."""
+        """Tell the actors to stop, then close the socket. Does not wait for what is in flight: see `drain`."""
         with self._lock:
             self._members.turns.paused = True
             self._members.tell_all("shutdown")
@@ -166,7 +166,7 @@ class StreamServer:
     # -- members -------------------------------------------------------------------------------------------------
 
     def members(self) -> list[Member]:
-        """Connected actors, in the order of their identities."""
+        """Return the connected actors, in the order of their identities."""
         with self._lock:
             return self._members.all()
 
@@ -176,7 +176,8 @@ class StreamServer:
             return self._members.turns.newcomers
 
     def wait_for_members(self, count: int, timeout_s: float, interrupt: Callable[[], bool] = lambda: False) -> None:
-        """Block until `count` actors have connected; after `timeout_s` go on with at least one, else raise TimeoutError."""
+        """Wait until `count` actors have connected, or `interrupt()` holds. After `timeout_s` seconds one is enough; with
+        none, raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while len(self._members) < count and not interrupt():
@@ -191,17 +192,18 @@ class StreamServer:
                 self._changed.wait(min(left, 0.5))
 
     def send(self, member: Member, message: dict[str, Any]) -> None:
-        """A control message for one actor, kept and sent again until it says that it has it."""
+        """Send a control message; it is kept, and sent again, until the actor says that it has it."""
         with self._lock:
             self._members.send(member, message)
 
     def expect_load(self, members: Sequence[Member]) -> None:
-        """Before a broadcast: nobody has loaded it or failed to, and nobody is granted anything until then."""
+        """Before a broadcast: mark `members` as having loaded nothing, so that they are granted nothing until they have."""
         with self._lock:
             self._members.expect_load(members)
 
     def wait_until_loaded(self, members: Sequence[Member], version: int, timeout_s: float) -> list[Member]:
-        """Wait until each member has loaded `version`, failed, or was lost; returns those that did not load it."""
+        """Wait until each member has loaded `version`, failed, or was lost, at most `timeout_s` seconds. Returns those that
+        did not load it."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while any(self._members.is_loading(member, version) for member in members):
@@ -213,22 +215,22 @@ class StreamServer:
             return [m for m in members if m.loaded_version != version]
 
     def load_failures(self) -> dict[str, str]:
-        """Actor -> why it could not load the last broadcast."""
+        """Return, by actor, why it could not load the last broadcast."""
         with self._lock:
             return {holder.actor_id: why for holder, why in self._members.load_failures.items()}
 
     def lose(self, member: Member, why: str) -> None:
-        """Count an actor out: what it had in flight is dropped and granted again."""
+        """Remove an actor: what it had in flight is dropped and granted again."""
         with self._lock:
             self._members.lose(member, why)
 
     def retire(self, actor_id: str) -> None:
-        """This actor is to leave: it is granted nothing more, and told to stop when it holds nothing."""
+        """Grant this actor nothing more; once it holds nothing, it is told to stop."""
         with self._lock:
             self._members.retire(actor_id)
 
     def stats(self) -> dict[str, float]:
-        """Sums over actors of what they reported last, and the stream's own numbers as `stream/...`."""
+        """Return the sums over actors of what they reported last, and the stream's own numbers as `stream/...`."""
         with self._lock:
             sums: dict[str, float] = defaultdict(float)
             for member in self._members.all():

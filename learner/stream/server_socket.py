@@ -37,7 +37,7 @@ WATCHED = zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROT
 
 
 class Handler(Protocol):
-    """What uses the socket. Every method is called on the socket's thread."""
+    """The user of the socket. Every method is called on the socket's thread."""
 
     def receive(self, identity: bytes, frames: list[bytes | memoryview]) -> None:
         """One message came: at most `wire.MAX_FRAMES + 1` frames of it. Must not raise for anything that a peer sent."""
@@ -58,9 +58,9 @@ class ServerSocket:
     def __init__(self, bind: str, keys: LearnerKeys | None, lock: threading.RLock) -> None:
         """Bind the socket; `start` begins to receive. `lock`: guards what other threads post."""
         self.failure: BaseException | None = None
-        """What ended the thread, if anything did."""
+        """The exception that ended the thread, if one did."""
         self.denied: Counter[str] = Counter({"denied_key": 0, "denied_handshake": 0, "disconnects": 0})
-        """Connections that presented a strange key, that failed to shake hands at all, and that ended."""
+        """Number of connections that presented a foreign key, that failed the handshake, and that ended."""
         self._keys = keys
         self._lock = lock
         self._outbox: deque[tuple[bytes, bytes]] = deque()
@@ -109,19 +109,19 @@ class ServerSocket:
         self._thread.start()
 
     def post(self, identity: bytes, frame: bytes) -> None:
-        """Send as soon as the thread comes round. Lost if there is no connection, or no room in it."""
+        """Send a frame soon, on the thread. It is lost if there is no connection, or no room in it."""
         with self._lock:
             self._outbox.append((identity, frame))
         if threading.current_thread() is not self._thread:
             self.wake()
 
     def wake(self) -> None:
-        """Make the thread look round."""
+        """Wake the thread."""
         with self._lock, contextlib.suppress(zmq.Again, zmq.ZMQError):
             self._wake_out.send(b"", zmq.NOBLOCK)
 
     def stop(self, may_stop: Callable[[], bool], within_s: float) -> None:
-        """End the thread once `may_stop()`, or after `within_s`, and close everything."""
+        """End the thread once `may_stop()` holds, or after `within_s` seconds, and close every socket."""
         with self._lock:
             self._may_stop, self._stop_at = may_stop, time.monotonic() + within_s
         self.wake()
@@ -206,7 +206,7 @@ class ServerSocket:
                 self.denied["disconnects" if event == zmq.Event.DISCONNECTED else "denied_handshake"] += 1
 
     def _on_zap(self) -> None:
-        """ZeroMQ asks who a connection's key belongs to (RFC 27): the run's actors, or nobody."""
+        """Answer ZeroMQ's question whether a connection's key is one of the run's actors (RFC 27)."""
         assert self._zap is not None and self._keys is not None
         version, request, _domain, _address, _identity, mechanism, *credentials = self._zap.recv_multipart()
         known = mechanism == b"CURVE" and len(credentials) == 1 and z85.encode(credentials[0]) in self._keys.actors

@@ -23,22 +23,22 @@ from learner.trajectory import KIND_NAME, MAX_TOKENS
 HEARTBEAT_S = 1.0
 """Seconds between two beats of either end."""
 RESEND_AFTER_S = 5.0
-"""A message that is not acknowledged for so many seconds is sent again: a connection that broke has lost what it carried."""
+"""Seconds without acknowledgement after which a message is sent again: a connection that broke has lost what it carried."""
 TCP_SILENT_MS = 15_000
-"""A connection without any sign of life for so many milliseconds is given up and made anew."""
+"""Milliseconds without any traffic after which a connection is closed and made anew."""
 MAX_PENDING = 1 << 14
-"""Control messages that an actor may leave untaken, before it is lost: far more than its credits allow."""
+"""Control messages that an actor may leave untaken before it is lost; far more than its credits allow."""
 MAX_AHEAD = 1 << 16
 """How far the numbers of an actor's messages may run ahead of the lowest that is missing."""
 MAX_SLOTS = 1 << 14
-"""Slots that one actor may hold."""
+"""Maximum number of slots that one actor may hold."""
 MAX_HELLO_BYTES = 8 * MAX_SLOTS + 1024
-"""A greeting names every slot that the actor holds, as packed integers of 8 bytes."""
+"""Maximum size of a greeting: it names every slot that the actor holds, as integers of 8 bytes."""
 MAX_FRAME_BYTES = 4 * MAX_TOKENS
-"""The largest frame that the learner takes; ZeroMQ closes the connection of who sends a larger one."""
+"""Maximum size of a frame to the learner. ZeroMQ closes the connection of a peer that sends a larger one."""
 MAX_FRAMES = 5
 MAX_CONTROL_BYTES = 1 << 26
-"""The largest message that an actor takes: the weights' manifest of a large model."""
+"""Maximum size of a message to an actor: the weights' manifest of a large model."""
 MAX_CONTROL_ITEMS = 1 << 20
 
 Fields = Mapping[str, Callable[[object], object]]
@@ -130,7 +130,8 @@ FROM_LEARNER: Mapping[str, Fields] = {
 
 
 def from_actor(frames: Sequence[bytes | memoryview]) -> dict[str, Any]:
-    """The message in `frames`, as the learner may use it; a trajectory's further frames are left to `decode`."""
+    """Return the checked message in `frames`, for the learner; `decode` reads a trajectory's further frames. Raises
+    `WireError`."""
     if not 1 <= len(frames) <= MAX_FRAMES:
         raise WireError(Refusal.FRAMES, f"{len(frames)} frames")
     if len(frames[0]) > MAX_HELLO_BYTES:
@@ -146,7 +147,7 @@ def from_actor(frames: Sequence[bytes | memoryview]) -> dict[str, Any]:
 
 
 def from_learner(frames: Sequence[bytes]) -> dict[str, Any]:
-    """The message in `frames`, as an actor may use it."""
+    """Return the checked message in `frames`, for an actor. Raises `WireError`."""
     if len(frames) != 1:
         raise WireError(Refusal.FRAMES, f"{len(frames)} frames, not 1")
     message = unpack_header(frames[0], MAX_CONTROL_ITEMS)
@@ -154,13 +155,13 @@ def from_learner(frames: Sequence[bytes]) -> dict[str, Any]:
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """One message as a frame."""
+    """Return the message as one frame."""
     packed: bytes = msgpack.packb(message)
     return packed
 
 
 def grant_to_message(grant: Grant) -> dict[str, Any]:
-    """A grant as msgpack carries it."""
+    """Return a grant as plain data for msgpack."""
     return {
         "episode": grant.episode,
         "kind": str(grant.kind),
@@ -196,7 +197,7 @@ def _checked(message: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
 
 
 class Seen:
-    """Which numbers have come in: all below `floor`, and some above. Memory: the gaps, not the history."""
+    """The set of message numbers that came in: all below `floor`, and some above. Memory grows with gaps, not with time."""
 
     def __init__(self, floor: int = 1) -> None:
         self.floor = floor
@@ -206,17 +207,17 @@ class Seen:
         return number < self.floor or number in self._above
 
     def __len__(self) -> int:
-        """Numbers that are remembered one by one."""
+        """Count of the numbers that are kept one by one."""
         return len(self._above)
 
     def add(self, number: int) -> None:
-        """`number` came in."""
+        """Add `number`."""
         if number >= self.floor:
             self._above.add(number)
             self.raise_floor(self.floor)
 
     def raise_floor(self, floor: int) -> None:
-        """Nothing below `floor` will come any more."""
+        """Treat every number below `floor` as come in."""
         if floor > self.floor:
             self.floor = floor
             self._above = {number for number in self._above if number >= floor}
