@@ -7,8 +7,8 @@ what vLLM reports, never inferred.
 This is the only place that sets environment variables for vLLM, which has no other way in for these; at construction:
 `VLLM_NO_USAGE_STATS`, `DO_NOT_TRACK`, `HF_HUB_OFFLINE` (nothing leaves the machine), `VLLM_ENABLE_V1_MULTIPROCESSING`
 (0 for `SerialEngine`), `VLLM_LOGGING_LEVEL` (unless set: WARNING, or ERROR in this process), and on a CPU
-`VLLM_CPU_OMP_THREADS_BIND=nobind` with `OMP_NUM_THREADS` (unless set): vLLM would pin every engine of a machine to the same
-cores.
+`VLLM_CPU_OMP_THREADS_BIND=nobind` with `OMP_NUM_THREADS` (unless set): vLLM would pin every engine of a machine to the
+same cores.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _CPU_BLOCK_SIZE = 32
 
 
 class VllmEngine:
-    """The base of both engines: everything but how vLLM is run. Its methods are documented in `actors.generation.Engine`."""
+    """The base of both engines: everything but how vLLM is run. Its methods are documented in
+    `actors.generation.Engine`."""
 
     def __init__(self, model_path: str | Path, settings: EngineSettings, *, seed: int = 0, in_process: bool) -> None:
         self.model_path = str(model_path)
@@ -47,8 +48,8 @@ class VllmEngine:
         self._control = asyncio.Lock()
         self._version = 0
         self._generation = 0
-        """Counts the versions loaded. Unlike a version it never repeats: a learner that starts again from a checkpoint makes
-        other weights under numbers that were there before."""
+        """Counts the versions loaded. Unlike a version it never repeats: a learner that starts again from a checkpoint
+        makes other weights under numbers that were there before."""
         self._stats = dict.fromkeys(
             ("running", "waiting", "kv_usage", "preempted", "tokens_generated", "tokens_prompt", "tokens_cached"), 0.0
         )
@@ -185,7 +186,8 @@ def split_transfer(seconds: dict[str, float], worker: dict[str, float]) -> dict[
 
 
 def only(results: list[Any]) -> Any:
-    """Return the result of the only worker. Raises ValueError for engines of more: weights are read back from one alone."""
+    """Return the result of the only worker. Raises ValueError for engines of more: weights are read back from one
+    alone."""
     if len(results) != 1:
         raise ValueError(f"the engine has {len(results)} workers")
     return results[0]

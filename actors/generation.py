@@ -1,4 +1,4 @@
-"""What the actor knows of an inference engine: the protocol, and the types that cross it. No vLLM in here."""
+"""The protocol of an inference engine, and the types that cross it. Imports no vLLM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from learner.weights.manifest import TensorSpec
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample one completion. `seed` None draws from the engine's own random state."""
+    """How to sample one completion. With `seed` None the engine draws from its own random state."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -24,7 +24,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished response of R tokens, the end-of-text token or stop string's tokens included."""
+    """One finished response of R tokens, with the end-of-text token or the stop string's tokens."""
 
     token_ids: list[int]
     logprobs: list[float]
@@ -33,7 +33,7 @@ class Completion:
     """The response without the stop string and special tokens."""
     finish: Status
     versions: tuple[VersionSpan, ...]
-    """Which policy version sampled which tokens; together they cover all R."""
+    """The policy version that sampled each span of tokens; together the spans cover all R."""
     queue_s: float
     """Seconds between arrival and the first scheduled step."""
     generate_s: float
@@ -41,11 +41,11 @@ class Completion:
 
 
 class EngineAborted(RuntimeError):
-    """A generation that ended without a completion: aborted, or the engine failed."""
+    """A generation ended without a completion that can be used: it was aborted, or the engine failed."""
 
 
 class WeightUpdateFailed(RuntimeError):
-    """Weights did not arrive whole.
+    """New weights did not arrive completely.
 
     `intact`: none had gone in, and generation goes on under the old policy. Otherwise the model is a mixture of two
     policies: generation stays paused until an update succeeds, and what is in flight waits for that.
@@ -58,7 +58,7 @@ class WeightUpdateFailed(RuntimeError):
 
 
 class Engine(Protocol):
-    """What the actor knows of an engine."""
+    """An inference engine whose weights can change under running requests."""
 
     @property
     def tokenizer(self) -> Any:
@@ -75,10 +75,10 @@ class Engine(Protocol):
         """Sample one response. Raises `EngineAborted`; ValueError for a prompt that does not fit."""
 
     async def set_version(self, version: int) -> None:
-        """Name the policy that is loaded."""
+        """Set the version number of the loaded weights."""
 
     async def join(self, spec: GroupSpec, rank: int) -> None:
-        """Join a weight group as `rank` (and the following, one a worker). Generation goes on meanwhile."""
+        """Join a weight group with one rank a worker, the first of them `rank`. Generation goes on meanwhile."""
 
     async def update_weights(self, manifest: Sequence[TensorSpec], version: int) -> dict[str, float]:
         """Receive one broadcast, under running requests. Returns seconds by phase: `pause_s`, `start_s`,

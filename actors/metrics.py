@@ -1,7 +1,8 @@
 """What a batch says about self-play: rates, rewards and diversity, as one flat map of numbers.
 
-Names are `<what>/<kind>` or `<what>/<kind>/<role>`. A number whose cell, or whose occasion, is empty is absent, never 0.
-The glossary is in docs/selfplay.md. Ages and advantages, which any kind of training has, are in `learner/metrics.py`.
+Names are `<what>/<kind>` or `<what>/<kind>/<role>`. A number whose cell, or whose occasion, is empty is absent, never
+0. The glossary is in docs/selfplay.md. Ages and advantages, which any kind of training has, are in
+`learner/metrics.py`.
 """
 
 from __future__ import annotations

@@ -4,12 +4,13 @@
     gated by     grants: nothing is sampled without a slot (time without one is reported as wait_for_policy_s)
     unblocks     the learner: every finished rollout goes out at once; new weights come in under running requests
 
-Episodes run concurrently, as many as were granted; the engine batches their requests. Before it greets the learner, the actor
-has the buffer seeded (`seeding.py`), where that is asked for.
+Episodes run concurrently, as many as were granted; the engine batches their requests. Before it greets the learner, the
+actor has the buffer seeded (`seeding.py`), where that is asked for.
 
-An episode that fails (an engine, a sandbox, the buffer: never the model) is no reward: its open slots go back to the learner,
-which counts them as dropped and grants their places again. An actor all of whose episodes fail would do that for ever, so it
-reports them later and later, and gives up in the end (`Patience`): whoever started it starts it again.
+An episode that fails (an engine, a sandbox, the buffer: never the model) is no reward: its open slots go back to the
+learner, which counts them as dropped and grants their places again. An actor whose episodes all fail would repeat that
+without end. It therefore reports failures later and later, and ends at last (`Patience`); its supervisor starts it
+again.
 """
 
 from __future__ import annotations
@@ -39,22 +40,22 @@ _LOG = logging.getLogger(__name__)
 
 
 class Measure(Protocol):
-    """Held-out measurement, as far as the loop knows it."""
+    """A measurement on held-out tasks."""
 
     async def maybe_run(self, version: int) -> dict[str, float] | None:
         """Numbers for the heartbeat, or None where nothing is due at this version."""
 
 
 class RolloutBroken(RuntimeError):
-    """Every episode of this actor fails: a new life may do better. The message has the last failure."""
+    """Every episode of this actor fails; a restart may help. The message has the last failure."""
 
 
 class Patience:
-    """How long an actor bears failures with no episode played to its end in between. Pure: the clock is passed in.
+    """Decides when an actor whose episodes fail gives up, and how long it delays each report. Pure: time is passed in.
 
-    The k-th in a row is told to the learner after 0.1 s * 2^(k - 2), at most `longest_s`; the first at once. So what fails at once
-    does not fail at full speed, and a hiccup costs nothing. The actor gives up at a failure that is at least the `most`-th in a
-    row and comes `spell_s` or more after the first: that episodes in flight together fail together is not enough.
+    The k-th failure in a row is reported after 0.1 s * 2^(k - 2), at most `longest_s` seconds; the first at once. The
+    actor gives up at a failure that is at least the `most`-th in a row and comes `spell_s` seconds or more after the
+    first. Episodes that are in flight together often fail together; that alone does not end an actor.
     """
 
     def __init__(self, most: int = 8, spell_s: float = 30.0, longest_s: float = 5.0) -> None:
@@ -81,7 +82,7 @@ class Patience:
 
 @dataclass
 class RolloutStats:
-    """What travels with each heartbeat; counters since the actor started."""
+    """The numbers of a heartbeat; counters since the actor started."""
 
     rollouts: int = 0
     episodes: int = 0
@@ -123,9 +124,9 @@ class Rollout:
         seed: int | None = None,
         patience: Patience | None = None,
     ) -> None:
-        """`heldout`: what to measure after new weights, beside the episodes. All actors run the same weights, so one of them
-        is given it. `concurrency`: what adapts the slots of this actor; None leaves them as the client has them. `seed`: as for
-        `Player`; with one, episodes also wait for a measurement that is going on, as in serial mode."""
+        """`heldout`: what to measure after new weights, beside the episodes. All actors run the same weights, so one of
+        them is given it. `concurrency`: what adapts the slots of this actor; None leaves them as the client has them.
+        `seed`: as for `Player`; with one, episodes also wait for a measurement that is going on, as in serial mode."""
         self._engine = engine
         self._environment = environment
         self._buffer = buffer
@@ -136,10 +137,11 @@ class Rollout:
         self._seed = seed
         self._patience = patience or Patience()
         self._executed: int | None = None
-        """Where the last failure was a sandbox's: what they had executed by then. Until they execute more they are as good as
-        broken, however many episodes need none (those of malformed proposals, which then are all that is trained on)."""
+        """Where the last failure was a sandbox's: what they had executed by then. Until they execute more they are as
+        good as broken, however many episodes need none (those of malformed proposals, which then are all that is
+        trained on)."""
         self._broken: Exception | None = None
-        """What this actor cannot go on after."""
+        """The error after which this actor cannot go on."""
         self._breaks = asyncio.Event()
         self._measured: dict[str, float] = {}
         self._measuring: asyncio.Task[None] | None = None
@@ -150,7 +152,8 @@ class Rollout:
         self.stats = RolloutStats()
 
     async def run(self, connect_timeout_s: float = 300.0) -> None:
-        """Play until the learner says shutdown. Raises RolloutBroken where nothing can be played, LearnerLost, SeedingFailed."""
+        """Play until the learner says shutdown. Raises RolloutBroken where nothing can be played, LearnerLost,
+        SeedingFailed."""
         who = Identity("", self._client.actor_id, self._client.incarnation)
         self.stats.seeded = await seed(
             self._engine, self._environment, self._buffer, self._settings, who, self._seed, _say_seeding
@@ -184,7 +187,7 @@ class Rollout:
             await asyncio.gather(*background, return_exceptions=True)
 
     async def _listen(self, player: Player) -> None:
-        """Do what the learner says, until it says shutdown."""
+        """Act on the learner's messages until `shutdown`."""
         async for message in self._client.messages():
             match message["type"]:
                 case "grant":
@@ -199,7 +202,7 @@ class Rollout:
                     return
 
     def _heartbeat(self) -> dict[str, float]:
-        """The numbers of a heartbeat; the actor's slots follow what the engine makes of them."""
+        """Return the numbers of a heartbeat, and adapt the actor's capacity to the engine's load."""
         played = self._player.counts() if self._player else {}
         engine = self._engine.stats()
         if self._concurrency is not None:
@@ -219,7 +222,7 @@ class Rollout:
         task.add_done_callback(self._finished)
 
     def _cancel(self, slots: set[int]) -> None:
-        """The learner does not count on these: an episode that is left with no others is not played on."""
+        """Stop episodes all of whose open slots the learner cancelled."""
         for task, open_slots in self._playing.items():
             if open_slots & slots:
                 open_slots -= slots
@@ -236,7 +239,7 @@ class Rollout:
             self._breaks.set()
 
     async def _play(self, player: Player, grant: Grant, open_slots: set[int]) -> None:
-        """One episode. A failure that says nothing about the model fails what is left of the grant, and is counted."""
+        """Play one episode. After an error, which says nothing about the model, report its open slots as failed."""
 
         async def emit(trajectory: Any) -> None:
             await self._client.send_trajectory(trajectory)
@@ -281,7 +284,7 @@ class Rollout:
             _LOG.warning("the held-out measurement at version %d failed: %s: %s", version, type(error).__name__, error)
 
     async def _update_weights(self) -> None:
-        """Joins and broadcasts, one after the other, while episodes go on."""
+        """Join groups and load weights, one message after the other, while episodes go on."""
         while True:
             message = await self._updates.get()
             version = int(message.get("version", -1))

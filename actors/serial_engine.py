@@ -95,7 +95,8 @@ class SerialEngine(VllmEngine):
         return split_transfer(watch.seconds, only(self._llm.collective_rpc("azr_update_state")))
 
     async def rest(self) -> None:
-        """With no request running, be as an engine that has just started: nothing cached, no request's place in a batch left."""
+        """With no request running, be as an engine that has just started: nothing cached, no request's place in a batch
+        left."""
         if self._driver is not None:
             await self._driver
         while self._llm.engine_core.engine_core.scheduler.has_requests():  # ended ones that the worker was not told of

@@ -1,8 +1,9 @@
-"""The receiving end inside vLLM: a weight-transfer engine for vLLM's own factory, and what a worker tells about itself.
+"""The receiving end of the weight broadcast inside vLLM: an engine for vLLM's weight-transfer factory, and worker
+methods.
 
 vLLM loads `register` from the entry point `vllm.general_plugins` in each of its processes. The engine is an adapter
-around `learner.weights.transfer`: weights arrive under Hugging Face names and go through vLLM's layerwise reload, as its NCCL
-engine does it, because workers repack weights after loading (on a CPU the original tensors are gone by then).
+around `learner.weights.transfer`: weights arrive under Hugging Face names and go through vLLM's layerwise reload, as
+its NCCL engine does it, because workers repack weights after loading (on a CPU the original tensors are gone by then).
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class AzrInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class AzrUpdateInfo(WeightTransferUpdateInfo):
-    """What will arrive: `learner.weights.manifest.manifest_to_json`."""
+    """The tensors that will arrive, as `learner.weights.manifest.manifest_to_json` gives them."""
 
     manifest: list[dict[str, Any]] = field(default_factory=list)
 
@@ -97,7 +98,7 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
             self._joining = self._executor.submit(self._connect, spec, rank)
 
     def joined(self) -> bool:
-        """Whether the group is whole. Raises what kept it from that."""
+        """Whether the group is complete. Raises the error of joining it."""
         if self._joining is not None and self._joining.done():
             joining, self._joining = self._joining, None
             self._receiver = joining.result()
@@ -160,7 +161,7 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
 
     def _repack_tied_heads(self) -> None:
         """An output head tied to the embedding gets no weights of its own, so reloading passes it by. On a CPU it
-        multiplies by a packed copy, which would stay that of the first policy for ever."""
+        multiplies by a packed copy, which would otherwise stay that of the first policy."""
         embeddings = {id(m.weight) for m in self.model.modules() if type(m) is VocabParallelEmbedding}
         module: Any
         for module in self.model.modules():

@@ -22,7 +22,8 @@ def advantages(trajectories: Sequence[Trajectory], settings: AdvantageSettings) 
 
     - `trr++` (Task-Relative REINFORCE++, Absolute Zero): the trajectories of the same (kind, role) cell.
     - `reinforce++` (REINFORCE++): the whole batch.
-    - `group` (GRPO): the responses to the same prompt in the same cell. For solvers that is one task; for proposers, one
+    - `group` (GRPO): the responses to the same prompt in the same cell. For solvers that is one task; for proposers,
+    one
       draw of references. Without `group_std`, A = R - mean (Dr. GRPO).
 
     Mean and standard deviation are over sequences or, with `weighting = "token"`, over response tokens, so that a

@@ -9,8 +9,8 @@ import msgpack
 
 MAX_HEADER_BYTES = 1 << 16
 MAX_ITEMS = 512
-"""Items of a list and keys of a map in a header. msgpack makes room for what a list announces, at each of up to 1,024 levels:
-with 16,384 items, a header of 5 KB took 60 ms to refuse; with 512, 2 ms."""
+"""Items of a list and keys of a map in a header. msgpack makes room for what a list announces, at each of up to 1,024
+levels: with 16,384 items, a header of 5 KB took 60 ms to refuse; with 512, 2 ms."""
 
 
 class Refusal(StrEnum):

@@ -33,7 +33,8 @@ class DropReason(StrEnum):
 
 @dataclass(slots=True)
 class CellCounts:
-    """Where the slots of one cell are. `queued` and `in_flight` are counted from the slots themselves, the rest as events."""
+    """Where the slots of one cell are. `queued` and `in_flight` are counted from the slots themselves, the rest as
+    events."""
 
     granted: int = 0
     trained: int = 0
@@ -90,8 +91,8 @@ def totals(ledger: Mapping[Cell, CellCounts]) -> dict[str, int]:
 def describe_ledger(ledger: Mapping[Cell, CellCounts]) -> dict[str, float]:
     """Return the ledger as metrics.
 
-    `ledger/<state>` is the sum over cells, `ledger/<state>/<kind>/<role>` one cell, `ledger/dropped_<reason>` the sum of one
-    reason (absent where it is 0). States are those of `totals`, and `stale_trained`.
+    `ledger/<state>` is the sum over cells, `ledger/<state>/<kind>/<role>` one cell, `ledger/dropped_<reason>` the sum
+    of one reason (absent where it is 0). States are those of `totals`, and `stale_trained`.
     """
     numbers = {f"ledger/{state}": float(count) for state, count in totals(ledger).items()}
     numbers["ledger/stale_trained"] = float(sum(c.stale_trained for c in ledger.values()))

@@ -1,6 +1,7 @@
 """The policy loss and its diagnostics, per response token.
 
-One formula, PPO's clipped surrogate (Schulman et al. 2017, eq. 7), with an anchor and a weight that the correction picks::
+One formula, PPO's clipped surrogate (Schulman et al. 2017, eq. 7), with an anchor and a weight that the correction
+picks::
 
     ratio = pi_theta / pi_anchor
     loss  = -weight * min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)
@@ -12,11 +13,11 @@ One formula, PPO's clipped surrogate (Schulman et al. 2017, eq. 7), with an anch
     none         sg(pi_theta)   1                                      Williams 1992 (REINFORCE)
 
 sg stops the gradient. With sg(pi_theta) as the anchor the ratio is 1, never clipped, and its gradient is that of
-log pi_theta. pi_prox is the policy at the start of the batch's first update: with one update it is sg(pi_theta), and then
-`decoupled` is `tis`. Weights carry no gradient.
+log pi_theta. pi_prox is the policy at the start of the batch's first update: with one update it is sg(pi_theta), and
+then `decoupled` is `tis`. Weights carry no gradient.
 
-Shapes: R response tokens of one micro-batch. Everything is summed here and divided by counts over the *global* batch, so
-neither micro-batches nor ranks change the result.
+Shapes: R response tokens of one micro-batch. Everything is summed here and divided by counts over the *global* batch,
+so neither micro-batches nor ranks change the result.
 """
 
 from __future__ import annotations
@@ -171,6 +172,6 @@ def _ratio(log_ratio_R: Tensor) -> Tensor:
 
 
 def _kl(log_ratio_R: Tensor) -> Tensor:
-    """Terms of KL(q || p) >= 0 for tokens that q sampled, from log p - log q: p/q - 1 - log(p/q), Schulman's k3 estimator.
-    Float64, and expm1: close policies leave nothing of it in float32."""
+    """Terms of KL(q || p) >= 0 for tokens that q sampled, from log p - log q: p/q - 1 - log(p/q), Schulman's k3
+    estimator. Float64, and expm1: close policies leave nothing of it in float32."""
     return log_ratio_R.clamp(max=MAX_LOG_RATIO).expm1() - log_ratio_R.clamp(max=MAX_LOG_RATIO)

@@ -20,13 +20,13 @@ def describe_advantages(batch: Sequence[Trajectory], advantages: np.ndarray) -> 
 
 
 def describe_ages(batch: Sequence[Trajectory], version: int, arrivals: Mapping[int, int]) -> dict[str, float]:
-    """Return the ages of a batch that was trained at `version`. `arrivals`: slot -> the version that the learner had made
-    when the trajectory came in (`Gate.arrivals`).
+    """Return the ages of a batch that was trained at `version`. `arrivals`: slot -> the version that the learner had
+    made when the trajectory came in (`Gate.arrivals`).
 
     In versions, a trajectory's age = version - oldest = generation + queue + publish:
 
         age/generation   newest - oldest    the weights that changed while it was sampled
-        age/queue        arrival - newest   from its last token to the learner: versions that the engine had not loaded yet, and
+        age/queue        arrival - newest   from its last token to the learner: versions that the engine had not loaded, and
                                             the judging (a proposal waits for its solutions)
         age/publish      version - arrival  the wait for the rest of its batch, and for the batches before
 

@@ -137,7 +137,8 @@ class Places:
         return sum(len(batch.queued) for batch in self.batches.values())
 
     def lacking(self, number: int) -> str:
-        """Return a text for people: the places that open batch `number` lacks, and the actors that hold them; empty if none."""
+        """Return a text for people: the places that open batch `number` lacks, and the actors that hold them; empty if
+        none."""
         batch = self.batches[number]
         held: dict[str, Counter[str]] = defaultdict(Counter)
         for cell, slots in batch.in_flight.items():

@@ -1,7 +1,7 @@
 """Publishing weights: every connected engine is brought to the learner's version, under its running requests.
 
-Membership decides the group: when an actor joins or is lost, the next publication opens a new group. An actor that fails
-or misses a deadline is counted out (its supervisor restarts it), and the others go on.
+Membership decides the group: when an actor joins or is lost, the next publication opens a new group. An actor that
+fails or misses a deadline is counted out (its supervisor restarts it), and the others go on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Publisher(Protocol):
 
 
 class GroupPublisher:
-    """Publishes over a process group (`learner.weights`), told over the stream. `stream` and `sender` on rank 0 only."""
+    """Publishes over a process group (`learner.weights`), told over the stream. `stream` and `sender` on rank 0
+    only."""
 
     def __init__(
         self, policy: PolicyModel, ranks: Ranks, stream: StreamServer | None, sender: WeightSender | None, workers: int
@@ -112,7 +113,8 @@ class GroupPublisher:
         return True
 
     def _count_out(self, members: list[Member], error: WeightSyncError) -> None:
-        """Lose the actors whose ranks were missing; if the error names none, those that reported a failure, or else all."""
+        """Lose the actors whose ranks were missing; if the error names none, those that reported a failure, or else
+        all."""
         assert self._stream is not None
         missing = {(rank - 1) // self._workers for rank in error.missing if rank > 0}
         failed = self._stream.load_failures()

@@ -49,7 +49,8 @@ class ParallelSettings(Section):
     """Data-parallel size: the sequences of a batch are split over this many replicas of the model."""
     distributed_optimizer: bool = True
     """Split the optimizer's state over the data-parallel ranks (ZeRO stage 1).
-    True holds 12 / (data x context) bytes a parameter on each rank, false 12 bytes on each. The numbers are the same."""
+    True holds 12 / (data x context) bytes a parameter on each rank, false 12 bytes on each. The numbers are the
+    same."""
 
     @property
     def world_size(self) -> int:
@@ -242,7 +243,8 @@ class StreamSettings(Section):
 
 
 def needs_keys(curve: str, host: str) -> bool:
-    """Whether a stream that listens on `host` is encrypted; `curve` as in `stream.curve`. `host`: an address, never `auto`."""
+    """Whether a stream that listens on `host` is encrypted; `curve` as in `stream.curve`. `host`: an address, never
+    `auto`."""
     return curve == "on" or (curve == "auto" and not _is_loopback(host))
 
 

@@ -2,50 +2,53 @@
 
 Policy only: no I/O, no clocks, no threads. The stream server, serial mode and a simulator drive the same objects.
 
-Batch `b` makes version `b + 1` out of version `b`. A batch has `quota` *places* in every cell. A *slot* is granted for one
-trajectory and sits on one place. With `v` the published version (trained, and loaded by every engine), `t` the next batch
-to train (`t = v`, or more between training and publishing) and `S = max_staleness`:
+Batch `b` makes version `b + 1` out of version `b`. A batch has `quota` *places* in every cell. A *slot* is granted for
+one trajectory and sits on one place. With `v` the published version (trained, and loaded by every engine), `t` the next
+batch to train (`t = v`, or more between training and publishing) and `S = max_staleness`:
 
   G1  batch b is open, and its places are granted, once b <= v + S. Hence in every cell
           granted - settled <= (S + 1) * quota
       A slot is settled when the version that it trained is published, or when it is dropped or returned.
   G2  age = b - (oldest version in the tokens) <= S for all that is trained, unless `on_stale` is `train`.
-  G3  A place of an open batch is ungranted, in flight, queued or spent; it has one of these states and never moves between
-      batches: only slots do. A trajectory that comes in makes it queued. A dropped slot makes it ungranted again: it is
-      granted anew. A returned slot (its actor had no task to fill it with) spends it: the batch goes on without it.
-  G4  Batch t is ready when each of its places is queued or spent. It has quota - spent trajectories in each cell; what is
-      queued keeps its place, so nothing is trained twice or in another batch.
+  G3  A place of an open batch is ungranted, in flight, queued or spent; it has one of these states and never moves
+      between batches: only slots do. A trajectory that comes in makes it queued. A dropped slot makes it ungranted
+      again: it is granted anew. A returned slot (its actor had no task to fill it with) spends it: the batch goes on
+      without it.
+  G4  Batch t is ready when each of its places is queued or spent. It has quota - spent trajectories in each cell; what
+      is queued keeps its place, so nothing is trained twice or in another batch.
   L1  granted = trained + dropped + returned + queued + in flight, in every cell, at every moment.
 
 `on_stale` says who sits on which place when a slot comes in, filled or returned:
 
-  wait    Its own. Nothing overtakes a straggler, so slow and hard tasks are not under-represented. G2 holds by construction:
-          a slot of batch b was granted at version b - S or later.
-  drop    The earliest place of its cell that is not filled; who sat there sits on the other's place from now on. So a batch
-          is what came first, and a straggler holds nothing up. Its place says what version it would train: a trajectory
-          that would be too old there is dropped as `stale` at once (what is queued keeps its place, hence G2).
+  wait    Its own. Nothing overtakes a straggler, so slow and hard tasks are not under-represented. G2 holds by
+          construction: a slot of batch b was granted at version b - S or later.
+  drop    The earliest place of its cell that is not filled; who sat there sits on the other's place from now on. So a
+          batch is what came first, and a straggler holds nothing up. Its place says what version it would train: a
+          trajectory that would be too old there is dropped as `stale` at once (what is queued keeps its place, hence
+          G2).
   train   As `drop`, but the old trajectory is taken and counted (`stale_trained`).
 
 At S = 0 only one batch is open, so there is nothing to overtake: the three are one, and exactly synchronous.
 
-No deadlock, at any S, in any mode. Slots are handed out as *episodes*: some proposals of one kind, with the slots of their
-solutions, to one actor. An actor that holds a proposal thus holds all that the proposal can come to need, so every slot in
-flight comes in, or its actor fails or is lost: nobody waits for a slot while holding one. Any ungranted place is granted to
-whoever asks and has nothing in flight. Batch t is open once t - 1 is published. A slot that is granted at version t comes in
-with age <= S whatever its place, so only the finitely many that were in flight before can be dropped as stale. Hence the
-places of batch t are filled or spent after finitely many events; if everything is returned, all are spent.
+No deadlock, at any S, in any mode. Slots are handed out as *episodes*: some proposals of one kind, with the slots of
+their solutions, to one actor. An actor that holds a proposal thus holds all that the proposal can come to need, so
+every slot in flight comes in, or its actor fails or is lost: nobody waits for a slot while holding one. Any ungranted
+place is granted to whoever asks and has nothing in flight. Batch t is open once t - 1 is published. A slot that is
+granted at version t comes in with age <= S whatever its place, so only the finitely many that were in flight before can
+be dropped as stale. Hence the places of batch t are filled or spent after finitely many events; if everything is
+returned, all are spent.
 
-Restarts. A gate is restored from a checkpoint, and with it the ledger of that moment. If the actors died, too, what was in
-flight is dropped, and numbers go on where they were: a run that is resumed is the run that was not interrupted. If they live
-(`keep_in_flight`), what was in flight may still come in; an actor says what it has (`reclaim`), the rest is dropped. What
-was granted *after* the checkpoint is unknown to the restored gate, is in no count, and is refused:
+Restarts. A gate is restored from a checkpoint, and with it the ledger of that moment. If the actors died, too, what was
+in flight is dropped, and numbers go on where they were: a run that is resumed is the run that was not interrupted. If
+they live (`keep_in_flight`), what was in flight may still come in; an actor says what it has (`reclaim`), the rest is
+dropped. What was granted *after* the checkpoint is unknown to the restored gate, is in no count, and is refused:
 
   R1  slots and episodes of a later life of the learner have numbers that no earlier life has used: they start at
-      life_id * 2**32, where life_id = the checkpoint's life_id + life. `life` counts the restarts under one supervisor, so
-      life ids rise from life to life, also where two lives start from the same checkpoint or from none.
+      life_id * 2**32, where life_id = the checkpoint's life_id + life. `life` counts the restarts under one supervisor,
+      so life ids rise from life to life, also where two lives start from the same checkpoint or from none.
 
-Tokens that were sampled from a version which the restart undid carry its number. Their log-probabilities are their own, so
-the correction holds for them as for any other.
+Tokens that were sampled from a version which the restart undid carry its number. Their log-probabilities are their own,
+so the correction holds for them as for any other.
 """
 
 from __future__ import annotations
@@ -66,7 +69,8 @@ NUMBERS_PER_LIFE = 1 << 32
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The slots of one episode: proposals of one kind and the solutions that judge them, or solutions alone (replay)."""
+    """The slots of one episode: proposals of one kind and the solutions that judge them, or solutions alone
+    (replay)."""
 
     episode: int
     kind: str
@@ -101,7 +105,8 @@ class Gate:
         self.on_stale = on_stale
         self.life = life
         self.late = 0
-        """Trajectories that were refused: their slot ended, is queued already, was never granted, or is somebody else's."""
+        """Trajectories that were refused: their slot ended, is queued already, was never granted, or is somebody
+        else's."""
         self._cells = batch.cells
         """Of the configuration, and of a checkpoint that was restored."""
         self._quota = Counter({cell: batch.quota(cell) for cell in batch.cells})
@@ -151,7 +156,8 @@ class Gate:
         return self._next_to_grant() is None
 
     def _next_to_grant(self) -> int | None:
-        """The first batch with ungranted places that G1 lets start (a checkpoint of a larger S has further ones open)."""
+        """The first batch with ungranted places that G1 lets start (a checkpoint of a larger S has further ones
+        open)."""
         newest = self.version + self.max_staleness
         return next(
             (n for n, batch in self._places.batches.items() if n <= newest and any(batch.ungranted.values())), None
@@ -191,8 +197,8 @@ class Gate:
     def arrive(self, slot: int, holder: Holder, cell: Cell, oldest_version: int) -> bool:
         """A trajectory came in; `oldest_version` is the oldest that sampled one of its tokens.
 
-        True: it waits to be trained, keep it. False: it was dropped as stale, or `holder` does not have that slot in flight
-        and it is counted in `late`.
+        True: it waits to be trained, keep it. False: it was dropped as stale, or `holder` does not have that slot in
+        flight and it is counted in `late`.
         """
         entry = self._places.find_in_flight(slot, holder)
         if entry is None or entry.cell != cell:
@@ -229,16 +235,16 @@ class Gate:
         return self._drop(list(self._places.held(holder)), reason)
 
     def retire(self, holder: Holder) -> int:
-        """`holder` leaves in good order: no more grants. Returns what it still has in flight: once that is 0, or a deadline
-        is over, `lose` ends it."""
+        """`holder` leaves in good order: no more grants. Returns what it still has in flight: once that is 0, or a
+        deadline is over, `lose` ends it."""
         self._retired.add(holder)
         return self.in_flight(holder)
 
     def reclaim(self, holder: Holder, slots: Collection[int]) -> list[int]:
         """`holder` came (back) and says what it is playing, or has played and not been acknowledged.
 
-        What it should have and has not is dropped. Returns those of `slots` that are its own; the others will be refused, so
-        it need not go on with them.
+        What it should have and has not is dropped. Returns those of `slots` that are its own; the others will be
+        refused, so it need not go on with them.
         """
         claimed = set(slots)
         gone = [slot for slot in self._places.held(holder) if slot not in claimed]
@@ -262,7 +268,8 @@ class Gate:
     # -- batches and versions ------------------------------------------------------------------------------------
 
     def ready(self) -> list[int] | None:
-        """The slots of the next batch, in the order of grants, once each of its places is queued or spent; else None."""
+        """The slots of the next batch, in the order of grants, once each of its places is queued or spent; else
+        None."""
         return sorted(self._places.batches[self._trained_batches].queued) if self.is_ready else None
 
     @property
@@ -276,7 +283,8 @@ class Gate:
         return {slot: arrived for slot in slots if (arrived := self._places.slots[slot].arrived) is not None}
 
     def trained(self, slots: Iterable[int]) -> None:
-        """The optimizer step over the next batch is done. Raises ValueError unless `slots` are what `ready` returned."""
+        """The optimizer step over the next batch is done. Raises ValueError unless `slots` are what `ready`
+        returned."""
         members = sorted(slots)
         if members != self.ready():
             raise ValueError(f"{len(members)} slots were trained that are not batch {self._trained_batches}")
@@ -352,9 +360,9 @@ class Gate:
     def load_state_dict(self, state: Mapping[str, Any], keep_in_flight: bool = False) -> None:
         """Restore a checkpoint of any `on_stale`.
 
-        What was in flight is dropped: its actors are gone, and its places are granted again. With `keep_in_flight` they may be
-        alive; then this must be a later life (R1; ValueError otherwise), actors that come back `reclaim`, and of those in
-        `holders` that do not, `lose` after a deadline.
+        What was in flight is dropped: its actors are gone, and its places are granted again. With `keep_in_flight` they
+        may be alive; then this must be a later life (R1; ValueError otherwise), actors that come back `reclaim`, and of
+        those in `holders` that do not, `lose` after a deadline.
         """
         if keep_in_flight and not self.life:
             raise ValueError("the first life of a learner has no actors from before it: keep_in_flight needs life >= 1")

@@ -45,7 +45,8 @@ class _Part:
     weights: Tensor
     """Float32 [N]: the aggregation's."""
     compared: Tensor
-    """Float32 [N]: 1 where the token was sampled at the version that it is compared with, the engine's mismatch; else 0."""
+    """Float32 [N]: 1 where the token was sampled at the version that it is compared with, the engine's mismatch; else
+    0."""
     prox: Tensor | None = None
     """Float32 [N]: log-probabilities before the batch's first update, where this rank has them."""
 
@@ -70,9 +71,10 @@ class Trainer:
     def train(self, batch: Sequence[Trajectory], fresh: Callable[[], Sequence[Trajectory]] = list) -> dict[str, float]:
         """Train on `batch` and count one version; collective over the learner's ranks.
 
-        With `updates_per_batch` above 1 there is an optimizer step on each part of the batch, over which the aggregation
-        normalises. Advantages are the whole batch's. `fresh`: trajectories that wait in the queue, from which, on rank 0,
-        those of the present version are drawn to measure the engine's mismatch, where the batch has none.
+        With `updates_per_batch` above 1 there is an optimizer step on each part of the batch, over which the
+        aggregation normalises. Advantages are the whole batch's. `fresh`: trajectories that wait in the queue, from
+        which, on rank 0, those of the present version are drawn to measure the engine's mismatch, where the batch has
+        none.
         """
         started = time.monotonic()
         advantage = advantages(batch, self.settings.advantage)
@@ -159,8 +161,8 @@ class Trainer:
         return pack_ranks(sequences, self.settings.micro_batch_tokens, self.settings.parallel.data, self.policy.cost)
 
     def _forward_backward(self, part: _Part, sums: Tensor, max_ratio: Tensor, compare: bool) -> None:
-        """Accumulate the part's gradient, and its numbers into `sums` (the diagnostics, the loss and, with `compare`, the
-        engine's mismatch) and `max_ratio`. Nothing waits for the device in here."""
+        """Accumulate the part's gradient, and its numbers into `sums` (the diagnostics, the loss and, with `compare`,
+        the engine's mismatch) and `max_ratio`. Nothing waits for the device in here."""
 
         def token_loss(_: int, micro: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Tensor:
             at = part.at(micro)

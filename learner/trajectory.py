@@ -31,9 +31,11 @@ from learner.fields import (
 )
 
 SCHEMA_VERSION = 2
-"""Written into every header. Schema 1 also had the number of the message in it (`seq`), which is in the envelope alone now."""
+"""Written into every header. Schema 1 also had the number of the message in it (`seq`), which is in the envelope alone
+now."""
 READABLE_SCHEMAS = frozenset({1, SCHEMA_VERSION})
-"""Schemas of a checkpoint's queue that `loads` reads. Peers on the wire are of one run, so `decode` takes the present one alone."""
+"""Schemas of a checkpoint's queue that `loads` reads. Peers on the wire are of one run, so `decode` takes the present
+one alone."""
 MAX_TOKENS = 1 << 20
 
 _INT32, _FLOAT32 = np.dtype("<i4"), np.dtype("<f4")
@@ -51,7 +53,8 @@ class Role(StrEnum):
 
 
 class Cell(NamedTuple):
-    """One cell of a batch: a kind of task and a role. Which cells a batch has, the configuration says (`BatchSettings.cells`)."""
+    """One cell of a batch: a kind of task and a role. Which cells a batch has, the configuration says
+    (`BatchSettings.cells`)."""
 
     kind: str
     """A name of the form `KIND_NAME`."""
@@ -144,7 +147,8 @@ def check(trajectory: Trajectory) -> None:
         raise WireError(Refusal.TOO_LARGE, f"{trajectory.num_tokens} tokens, at most {MAX_TOKENS}")
     if len(trajectory.logprobs) != num_response:
         raise WireError(Refusal.LENGTH, f"{len(trajectory.logprobs)} logprobs for {num_response} response tokens")
-    # Extremes need no arrays in between, and NaN is an extreme: half the time of `isfinite(x).all()` and `(x > y).any()`.
+    # Extremes need no arrays in between, and NaN is an extreme: half the time of `isfinite(x).all()` and `(x >
+    # y).any()`.
     highest = np.maximum.reduce(trajectory.logprobs)
     if not (math.isfinite(highest) and math.isfinite(np.minimum.reduce(trajectory.logprobs))):
         raise WireError(Refusal.NOT_FINITE, "a logprob is NaN or infinite")

@@ -5,8 +5,9 @@ The gate says what may be granted; turns say to whom. A *seat* is one connected 
   T1  Round robin: each seat in the round is granted one episode, then goes to the end of the round.
   T2  A seat is granted nothing while turns are paused, while its engine does not run the published version, once it is
       retired, and while it has no room.
-  T3  A seat that cannot be granted anything leaves the round. It comes back when the caller names it in `grants`: after one
-      of its slots ended, its capacity grew, or it loaded the published version. So an arrival costs no look at other seats.
+  T3  A seat that cannot be granted anything leaves the round. It comes back when the caller names it in `grants`: after
+      one of its slots ended, its capacity grew, or it loaded the published version. So an arrival costs no look at
+      other seats.
   T4  When `grants` is exhausted, turns are paused, the gate is shut, or the round is empty.
 
 The stream server, serial mode and a simulator share this class.

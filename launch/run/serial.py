@@ -1,7 +1,7 @@
 """Serial mode: the whole run in one process and one thread, deterministic by seed. No Ray, no sockets.
 
-The same gate, player, trainer and main loop as the distributed run; only what carries trajectories and weights between them
-differs: here, function calls.
+The same gate, player, trainer and main loop as the distributed run; only what carries trajectories and weights between
+them differs: here, function calls.
 """
 
 from __future__ import annotations
@@ -185,8 +185,8 @@ class SerialState:
     def settle(self) -> None:
         """Bring the run to a point that another process can go on from: nothing in flight, an engine without a past.
 
-        A run does this at each checkpoint, whether or not it is ever killed; so checkpoints change the path that a run takes
-        (how its requests share batches), and runs are compared at equal `checkpoint_every`.
+        A run does this at each checkpoint, whether or not it is ever killed; so checkpoints change the path that a run
+        takes (how its requests share batches), and runs are compared at equal `checkpoint_every`.
         """
         self._stream.drain()
         self._stream.loop.run_until_complete(self._engine.rest())

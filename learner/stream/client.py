@@ -30,13 +30,14 @@ MAX_RECONNECT_MS = 2000
 
 
 class LearnerLost(ConnectionError):
-    """The learner was silent for longer than `learner_timeout_s`. The message names its run, its endpoint and the slots held."""
+    """The learner was silent for longer than `learner_timeout_s`. The message names its run, its endpoint and the slots
+    held."""
 
 
 @dataclass(slots=True)
 class _Kept:
-    """A message that is not acknowledged yet: its frames, the slots that it settles, and when it was last sent (monotonic
-    seconds, or `NEVER`)."""
+    """A message that is not acknowledged yet: its frames, the slots that it settles, and when it was last sent
+    (monotonic seconds, or `NEVER`)."""
 
     frames: list[bytes | memoryview]
     slots: tuple[int, ...]
@@ -64,15 +65,16 @@ class StreamClient:
         """Connect to `endpoint`, without waiting for it.
 
         `capacity`: maximum number of slots in flight here. `keys`: of the run; None leaves the connection unencrypted.
-        `learner_silent_s`: seconds without a message from the learner after which `on_event` is called and the learner is
-        greeted again. `learner_timeout_s`: seconds after which `messages` raises `LearnerLost`. `on_event`: called with
-        `learner_silent`, `learner_back` and `refused`.
+        `learner_silent_s`: seconds without a message from the learner after which `on_event` is called and the learner
+        is greeted again. `learner_timeout_s`: seconds after which `messages` raises `LearnerLost`. `on_event`: called
+        with `learner_silent`, `learner_back` and `refused`.
         """
         self.actor_id = actor_id
         self.incarnation = incarnation
         self.run_id = ""
         self.counts: Counter[str] = Counter()
-        """`resent`, `abandoned` (answers for slots that the learner no longer counts on), `refused`, `gaps`, `reconnects`."""
+        """`resent`, `abandoned` (answers for slots that the learner no longer counts on), `refused`, `gaps`,
+        `reconnects`."""
         self.capacity = capacity
         """Maximum number of slots in flight here. A change travels with the next heartbeat."""
         self._report: Callable[[], Mapping[str, float]] = dict
@@ -117,7 +119,8 @@ class StreamClient:
     async def connect(self, timeout_s: float, report: Callable[[], Mapping[str, float]] = dict) -> int:
         """Greet the learner until it answers; returns its policy version.
 
-        Raises TimeoutError after `timeout_s` seconds, ConnectionError where the learner has no use for this life of the actor.
+        Raises TimeoutError after `timeout_s` seconds, ConnectionError where the learner has no use for this life of the
+        actor.
 
         `report`: the numbers that travel with each heartbeat from now on.
         """
@@ -141,11 +144,12 @@ class StreamClient:
         raise TimeoutError(f"{self.actor_id}: the learner at {self._endpoint} sent no welcome in {timeout_s:.0f} s")
 
     async def messages(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield the learner's control messages, each once and in order. Acknowledgements and greetings are handled here.
+        """Yield the learner's control messages, each once and in order. Acknowledgements and greetings are handled
+        here.
 
         `grant`: play these slots. `cancel`: stop playing these `slots`, the learner does not count on them. `join` and
-        `weights`: see `learner/weights/__init__.py`. `pause` and `resume`: start no rollout in between. `shutdown`: end.
-        Raises `LearnerLost`; ConnectionError where the endpoint belongs to another run by now.
+        `weights`: see `learner/weights/__init__.py`. `pause` and `resume`: start no rollout in between. `shutdown`:
+        end. Raises `LearnerLost`; ConnectionError where the endpoint belongs to another run by now.
         """
         while True:
             message = await self._receive(wire.HEARTBEAT_S)
@@ -179,8 +183,8 @@ class StreamClient:
     async def send_trajectory(self, trajectory: Trajectory) -> None:
         """Send a trajectory under the next `seq`, and keep it until it is acknowledged.
 
-        A trajectory whose slot the learner has cancelled is not sent, only counted as abandoned. Raises `WireError` for a
-        trajectory that the learner would refuse, ValueError for a slot that was answered before.
+        A trajectory whose slot the learner has cancelled is not sent, only counted as abandoned. Raises `WireError` for
+        a trajectory that the learner would refuse, ValueError for a slot that was answered before.
         """
         check(trajectory)
         if slots := self._answer([trajectory.slot]):
@@ -188,12 +192,14 @@ class StreamClient:
             self._keep(seq, slots, [pack({"type": "trajectory", "seq": seq}), *encode(trajectory)])
 
     async def send_returned(self, slots: Sequence[int]) -> None:
-        """Give slots back for which there is no task; the batch goes on without them. ValueError as for `send_trajectory`."""
+        """Give slots back for which there is no task; the batch goes on without them. ValueError as for
+        `send_trajectory`."""
         if answered := self._answer(slots):
             self._send({"type": "returned", "slots": answered}, answered)
 
     async def send_failed(self, slots: Sequence[int], why: str) -> None:
-        """Report slots that could not be played, for a reason `why` that says nothing about the model. ValueError as above."""
+        """Report slots that could not be played, for a reason `why` that says nothing about the model. ValueError as
+        above."""
         if answered := self._answer(slots):
             self._send({"type": "failed", "slots": answered, "why": why[:512]}, answered)
 
@@ -269,8 +275,8 @@ class StreamClient:
         self._kept[seq] = _Kept(frames, tuple(slots), time.monotonic() if self._try(frames) else NEVER)
 
     def _resend(self, older_than_s: float) -> None:
-        """Send again each message that was last sent `older_than_s` seconds ago or earlier, and each that could not be sent
-        before. The learner removes duplicates."""
+        """Send again each message that was last sent `older_than_s` seconds ago or earlier, and each that could not be
+        sent before. The learner removes duplicates."""
         now = time.monotonic()
         for kept in list(self._kept.values()):
             if now - kept.at >= older_than_s:
@@ -320,7 +326,8 @@ class StreamClient:
         self._resend(0.0 if taken_in else wire.HEARTBEAT_S)
 
     def _is_next(self, message: Mapping[str, Any]) -> bool:
-        """Whether this numbered message is the next in order. Number 0 has no order: it is for an actor that is not let in."""
+        """Whether this numbered message is the next in order. Number 0 has no order: it is for an actor that is not let
+        in."""
         if message["number"] == 0:
             return True
         if message["session"] != self._session or message["number"] <= self._taken:
@@ -375,8 +382,8 @@ class StreamClient:
             return {"type": "beat"}
 
     def _note_readable(self) -> None:
-        """Wake `_receive` if a message is there. ZeroMQ's descriptor signals an arrival once, to the next use of the socket;
-        so each use calls this."""
+        """Wake `_receive` if a message is there. ZeroMQ's descriptor signals an arrival once, to the next use of the
+        socket; so each use calls this."""
         events = self._socket.getsockopt(zmq.EVENTS)
         assert isinstance(events, int)
         if events & READABLE:

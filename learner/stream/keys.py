@@ -1,8 +1,8 @@
 """CURVE keys of one run: a peer without them gets nothing from the stream.
 
-The learner has its own pair and knows the actors' public key; the actors share a pair and know the learner's public key. So
-each end proves itself to the other, and all traffic is encrypted. The keys are made once a run, in its folder `keys/`, and
-reach actors on other machines as arguments, never through a shared folder.
+The learner has its own pair and knows the actors' public key; the actors share a pair and know the learner's public
+key. So each end proves itself to the other, and all traffic is encrypted. The keys are made once a run, in its folder
+`keys/`, and reach actors on other machines as arguments, never through a shared folder.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class RunKeys:
 
     @classmethod
     def of_run(cls, folder: Path) -> RunKeys:
-        """Return the keys in `folder`; makes them if there are none. Raises `KeysError` if others can read a key, or it is
-        damaged."""
+        """Return the keys in `folder`; makes them if there are none. Raises `KeysError` if others can read a key, or it
+        is damaged."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return cls(_of_file(folder / LEARNER), _of_file(folder / ACTOR))
 

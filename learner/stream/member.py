@@ -24,8 +24,8 @@ class Pending(NamedTuple):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Member(Seat):
-    """One actor, from its greeting until it is lost. Its memory is the control messages that it has not taken, and the gaps
-    in the numbers that it sent."""
+    """One actor, from its greeting until it is lost. Its memory is the control messages that it has not taken, and the
+    gaps in the numbers that it sent."""
 
     identity: bytes
     """ZeroMQ's name of its connection."""
@@ -78,7 +78,8 @@ class Member(Seat):
         return bool(self.pending) and now - max(self.pending[0].sent_at, self.resent_at) >= wire.RESEND_AFTER_S
 
     def stuck(self, now: float, after_s: float) -> str:
-        """Return why the actor is to be lost: it is heard, but has taken no message for `after_s` seconds. Empty otherwise."""
+        """Return why the actor is to be lost: it is heard, but has taken no message for `after_s` seconds. Empty
+        otherwise."""
         if self.pending and (late_s := now - self.pending[0].sent_at) > after_s:
             first = self.pending[0]
             return (

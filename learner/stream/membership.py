@@ -73,7 +73,8 @@ class Membership:
         return [self._members[identity] for identity in sorted(self._members)]
 
     def open(self) -> None:
-        """Start accepting actors. Those that the gate knows and that do not come back within `dead_after_s` are lost."""
+        """Start accepting actors. Those that the gate knows and that do not come back within `dead_after_s` are
+        lost."""
         self._opened = True
         until = time.monotonic() + self.dead_after_s
         connected = {member.holder for member in self._members.values()}
@@ -126,7 +127,8 @@ class Membership:
                 self.turns.retire(member)
 
     def tick(self, now: float) -> None:
-        """Every heartbeat: lose actors that are silent or stuck, dismiss retired ones, send again what was not taken."""
+        """Every heartbeat: lose actors that are silent or stuck, dismiss retired ones, send again what was not
+        taken."""
         for member in self.all():
             if now - member.last_seen > self.dead_after_s:
                 self.lose(member, f"silent for {now - member.last_seen:.0f} s")
@@ -187,7 +189,8 @@ class Membership:
         self._outbox.post(member.identity, frame)
 
     def expect_load(self, members: Sequence[Member]) -> None:
-        """Before a broadcast: none of `members` has loaded it or failed to, and none is granted anything until it has."""
+        """Before a broadcast: none of `members` has loaded it or failed to, and none is granted anything until it
+        has."""
         self.load_failures.clear()
         for member in members:
             member.loaded_version = -1

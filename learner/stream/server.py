@@ -4,7 +4,8 @@
     gated by     the gate: it says who is granted what, and which trajectory still counts
     unblocks     `next_batch`, once the gate says that a batch is whole; actors, by grants
 
-A thread owns the socket (`server_socket.py`) and hands messages to the `Inbox`. Gate, queue and membership are behind one lock.
+A thread owns the socket (`server_socket.py`) and hands messages to the `Inbox`. Gate, queue and membership are behind
+one lock.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ class StreamServer:
         open_now: bool = True,
         on_event: OnEvent = ignore_event,
     ) -> None:
-        """`bind`: a fixed port is waited for, should another life of the learner still have it. `keys`: only actors with the
-        run's keys get in. Without `open_now` nobody is greeted before `open`: the gate's checkpoint is still to be loaded.
-        `on_event`: called with joins, losses and failures, on any thread."""
+        """`bind`: a fixed port is waited for, should another life of the learner still have it. `keys`: only actors
+        with the run's keys get in. Without `open_now` nobody is greeted before `open`: the gate's checkpoint is still
+        to be loaded. `on_event`: called with joins, losses and failures, on any thread."""
         self.gate = gate
         self.run_id = run_id
         self.counts: Counter[str] = Counter()
@@ -70,8 +71,8 @@ class StreamServer:
         self._socket.start(self._inbox)
 
     def open(self, on_event: OnEvent | None = None) -> None:
-        """Start accepting actors, once the gate is that of the checkpoint. Actors that the gate knows and that do not come
-        back within `dead_after_s` are lost. `on_event`: replaces the constructor's."""
+        """Start accepting actors, once the gate is that of the checkpoint. Actors that the gate knows and that do not
+        come back within `dead_after_s` are lost. `on_event`: replaces the constructor's."""
         with self._lock:
             if on_event is not None:
                 self._members.on_event = on_event
@@ -82,7 +83,8 @@ class StreamServer:
     def next_batch(self, timeout_s: float, interrupt: Callable[[], bool] = lambda: False) -> list[Trajectory] | None:
         """Wait for the next batch and return its trajectories in the order of grants.
 
-        Returns None as soon as `interrupt()` holds or an actor waits for its weights. Raises `BatchTimeout` after `timeout_s`.
+        Returns None as soon as `interrupt()` holds or an actor waits for its weights. Raises `BatchTimeout` after
+        `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -144,7 +146,8 @@ class StreamServer:
             self._members.resume()
 
     def drain(self, deadline_s: float) -> int:
-        """Pause, and wait up to `deadline_s` seconds until what is in flight is in the queue, where a checkpoint has it.
+        """Pause, and wait up to `deadline_s` seconds until what is in flight is in the queue, where a checkpoint has
+        it.
 
         Returns the number of slots that are still in flight.
         """
@@ -176,8 +179,8 @@ class StreamServer:
             return self._members.turns.newcomers
 
     def wait_for_members(self, count: int, timeout_s: float, interrupt: Callable[[], bool] = lambda: False) -> None:
-        """Wait until `count` actors have connected, or `interrupt()` holds. After `timeout_s` seconds one is enough; with
-        none, raises TimeoutError."""
+        """Wait until `count` actors have connected, or `interrupt()` holds. After `timeout_s` seconds one is enough;
+        with none, raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while len(self._members) < count and not interrupt():
@@ -197,13 +200,14 @@ class StreamServer:
             self._members.send(member, message)
 
     def expect_load(self, members: Sequence[Member]) -> None:
-        """Before a broadcast: mark `members` as having loaded nothing, so that they are granted nothing until they have."""
+        """Before a broadcast: mark `members` as having loaded nothing, so that they are granted nothing until they
+        have."""
         with self._lock:
             self._members.expect_load(members)
 
     def wait_until_loaded(self, members: Sequence[Member], version: int, timeout_s: float) -> list[Member]:
-        """Wait until each member has loaded `version`, failed, or was lost, at most `timeout_s` seconds. Returns those that
-        did not load it."""
+        """Wait until each member has loaded `version`, failed, or was lost, at most `timeout_s` seconds. Returns those
+        that did not load it."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while any(self._members.is_loading(member, version) for member in members):

@@ -1,7 +1,7 @@
 """The learner's socket and the one thread that owns it: receiving, sending, who is let in.
 
-Other threads `post`; the thread is woken and sends. Nothing here waits: what a peer does not take is not waited for, and
-no peer can hold the thread for longer than a round, however much it sends.
+Other threads `post`; the thread is woken and sends. Nothing here waits: what a peer does not take is not waited for,
+and no peer can hold the thread for longer than a round, however much it sends.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from learner.stream.wire import MAX_FRAME_BYTES, MAX_FRAMES
 ROUND_MESSAGES = 256
 """Messages that are received before what they caused is sent: a flood must not keep acknowledgements back."""
 COPIED_BYTES = 8192
-"""A frame below that is copied out of ZeroMQ's receive buffer of this size, which it would keep alive as a whole. A larger
-one has its own memory, and is used where it is."""
+"""A frame below that is copied out of ZeroMQ's receive buffer of this size, which it would keep alive as a whole. A
+larger one has its own memory, and is used where it is."""
 BIND_TIMEOUT_S = 30.0
 """How long a fixed port is waited for: another life of the learner may still be closing it."""
 BACKLOG = 4096
@@ -40,7 +40,8 @@ class Handler(Protocol):
     """The user of the socket. Every method is called on the socket's thread."""
 
     def receive(self, identity: bytes, frames: list[bytes | memoryview]) -> None:
-        """One message came: at most `wire.MAX_FRAMES + 1` frames of it. Must not raise for anything that a peer sent."""
+        """One message came: at most `wire.MAX_FRAMES + 1` frames of it. Must not raise for anything that a peer
+        sent."""
 
     def received(self) -> None:
         """A round is over: up to `ROUND_MESSAGES` calls of `receive` came before."""

@@ -1,10 +1,12 @@
 """The messages of the stream, both ways: their fields, and the check that everything passes before anyone uses it.
 
-A message is a msgpack map with the key `type`, in one frame; a trajectory has the four frames of `learner.trajectory.encode`
-after it. What has a field too many or too few, or a field of another type or beyond its bounds, raises `WireError`.
+A message is a msgpack map with the key `type`, in one frame; a trajectory has the four frames of
+`learner.trajectory.encode` after it. What has a field too many or too few, or a field of another type or beyond its
+bounds, raises `WireError`.
 
-`seq` numbers what an actor sends and keeps until it is acknowledged. `number` numbers, within a `session`, what the learner
-sends and keeps until the actor says that it has `taken` it. A session begins whenever the learner takes an actor in.
+`seq` numbers what an actor sends and keeps until it is acknowledged. `number` numbers, within a `session`, what the
+learner sends and keeps until the actor says that it has `taken` it. A session begins whenever the learner takes an
+actor in.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from learner.trajectory import KIND_NAME, MAX_TOKENS
 HEARTBEAT_S = 1.0
 """Seconds between two beats of either end."""
 RESEND_AFTER_S = 5.0
-"""Seconds without acknowledgement after which a message is sent again: a connection that broke has lost what it carried."""
+"""Seconds without acknowledgement after which a message is sent again: a connection that broke has lost what it
+carried."""
 TCP_SILENT_MS = 15_000
 """Milliseconds without any traffic after which a connection is closed and made anew."""
 MAX_PENDING = 1 << 14
@@ -197,7 +200,8 @@ def _checked(message: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
 
 
 class Seen:
-    """The set of message numbers that came in: all below `floor`, and some above. Memory grows with gaps, not with time."""
+    """The set of message numbers that came in: all below `floor`, and some above. Memory grows with gaps, not with
+    time."""
 
     def __init__(self, floor: int = 1) -> None:
         self.floor = floor

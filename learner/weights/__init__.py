@@ -6,10 +6,11 @@
     local.py      the same protocol inside one process (serial mode)
 
 The learner is rank 0 and owns the store where ranks meet; every engine worker is one further rank. Each group has a
-`group_id`: when an actor joins or dies, the learner opens the next group, and leaves the process groups of Megatron and vLLM
-as they are. NCCL on GPUs and gloo on CPUs run the same code. Tensors travel in buckets: neighbours of one dtype are copied
-into one flat buffer, so neither end holds a second copy of the model; a large tensor is a bucket by itself and is not copied.
-Buckets travel while the next are gathered (sender) and the last is loaded (receiver). Both ends cut the same manifest.
+`group_id`: when an actor joins or dies, the learner opens the next group, and leaves the process groups of Megatron and
+vLLM as they are. NCCL on GPUs and gloo on CPUs run the same code. Tensors travel in buckets: neighbours of one dtype
+are copied into one flat buffer, so neither end holds a second copy of the model; a large tensor is a bucket by itself
+and is not copied. Buckets travel while the next are gathered (sender) and the last is loaded (receiver). Both ends cut
+the same manifest.
 
 Every wait has a deadline, and its error says which rank waited for which. A group that failed is never used again.
 

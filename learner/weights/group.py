@@ -1,7 +1,7 @@
 """One rank's membership of one weight group: who has arrived where, deadlines, and errors that name ranks.
 
-What `WeightSender` and `WeightReceiver` work on. The backend is NCCL on GPUs and gloo on CPUs. They differ in how the group is built
-(`_process_group`) and in who keeps a bucket's deadline (`Group.broadcast`, `Broadcast.wait`).
+What `WeightSender` and `WeightReceiver` work on. The backend is NCCL on GPUs and gloo on CPUs. They differ in how the
+group is built (`_process_group`) and in who keeps a bucket's deadline (`Group.broadcast`, `Broadcast.wait`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ DEFAULT_BUCKET_BYTES = 16 << 20
 # A receiver's deadlines for word from the sender end this much later than the sender's own, so that the word arrives.
 _GRACE_S = 2.0
 
-# By itself torch ends the process whose NCCL peer dies, after a minute for a dump. Here who waits is told, and goes on.
+# By default torch ends a process whose NCCL peer dies, after a minute for a dump. Here the wait raises, and the process
+# goes on.
 _NCCL_ENVIRONMENT = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
@@ -37,7 +38,7 @@ Backend = Literal["gloo", "nccl", "local"]
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """All that a receiver needs to join a group. With backend `local`, `host` is the name of a `LocalChannel`."""
+    """What a receiver needs to join a group. With backend `local`, `host` is the name of a `LocalChannel`."""
 
     group_id: int
     host: str
@@ -48,7 +49,7 @@ class GroupSpec:
     bucket_bytes: int = DEFAULT_BUCKET_BYTES
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dict, for a control channel."""
+        """Return a plain dict, for the stream."""
         return asdict(self)
 
     @classmethod
@@ -58,7 +59,7 @@ class GroupSpec:
 
 
 class WeightSyncError(RuntimeError):
-    """A broadcast failed; its group is closed. `missing` are the ranks that had not arrived, or that died on the way."""
+    """A broadcast failed, and its group is closed. `missing`: ranks that had not arrived, or that died."""
 
     def __init__(self, what: str, *, group_id: int, phase: str, rank: int, missing: Sequence[int] = ()) -> None:
         named = f" (missing: ranks {list(missing)})" if missing and "ranks" not in what else ""
@@ -71,11 +72,12 @@ class WeightSyncError(RuntimeError):
 
 
 class WeightSyncTimeout(WeightSyncError):
-    """A deadline passed; the message says who waited for whom."""
+    """A deadline passed. The message names the rank that waited and the ranks it waited for."""
 
 
 class Group:
-    """One rank's membership of one weight group. Keys of the store say who has arrived where: so errors can name ranks."""
+    """One rank's membership of one weight group. Each rank sets keys in the store as it arrives, so errors can name
+    ranks."""
 
     def __init__(self, spec: GroupSpec, rank: int, store: dist.Store) -> None:
         self.spec = spec
@@ -83,15 +85,15 @@ class Group:
         self._store = dist.PrefixStore(f"azr/{spec.group_id}", store)
         self._process_group: Any = None
         self._travelling: set[Broadcast] = set()
-        # The sender gives up earlier by the time in which survivors then say that they live: a receiver that dies costs it
-        # `timeout_s` in all.
+        # The sender gives up earlier by the time in which survivors then say that they live: a receiver that dies costs
+        # it `timeout_s` in all.
         self._grace_s = min(_GRACE_S, spec.timeout_s / 4)
         self.bucket_s = spec.timeout_s - self._grace_s if rank == 0 else spec.timeout_s
-        """How long a bucket may be on its way."""
+        """Seconds that a bucket may take."""
         self._update = 0
 
     def assemble(self) -> None:
-        """Wait for every rank, then build the process group."""
+        """Wait for every rank, then build the process group. Raises `WeightSyncTimeout`, `WeightSyncError`."""
         deadline = time.monotonic() + self.spec.timeout_s
         if self.rank == 0:
             missing = self._await([self._key("joined", rank) for rank in self._receivers()], self.spec.timeout_s)
@@ -113,7 +115,7 @@ class Group:
             raise self._error(f"the process group could not be built: {error}", "connect") from error
 
     def begin_update(self) -> None:
-        """Agree that every rank is about to run the same update."""
+        """Wait until every rank is ready for the same update."""
         self._update += 1
         if self.rank == 0:
             missing = self._await([self._key("ready", rank) for rank in self._receivers()], self.spec.timeout_s)
@@ -123,7 +125,7 @@ class Group:
             self._announce("ready")
 
     def end_update(self) -> None:
-        """The sender leaves only when every receiver has the last bucket."""
+        """Wait, on the sender, until every receiver has the last bucket."""
         if self.rank == 0:
             missing = self._await([self._key("done", rank) for rank in self._receivers()], self.spec.timeout_s)
             if missing:
@@ -135,7 +137,7 @@ class Group:
             self._announce("done")
 
     def broadcast(self, flat: torch.Tensor) -> Broadcast:
-        """Begin to send, or to receive, from rank 0 to all, in the same order on every rank."""
+        """Begin a broadcast of `flat` from rank 0 to all. Every rank calls this in the same order."""
         options = dist.BroadcastOptions()
         options.rootRank = 0
         # NCCL's is when torch's watchdog steps in, which it is not to: `Broadcast.wait` has the deadline.
@@ -149,24 +151,24 @@ class Group:
         return broadcast
 
     def arrived(self, broadcast: Broadcast) -> None:
-        """This rank's part of it is over."""
+        """Mark this rank's broadcast as complete."""
         self._travelling.discard(broadcast)
 
     def broken(self, error: RuntimeError, waited_s: float) -> WeightSyncError:
-        """What to raise for a broadcast that failed after so many seconds."""
+        """Return the error to raise for a broadcast that failed after `waited_s` seconds."""
         if waited_s >= self.bucket_s:
             return self._timeout("transfer", self._unfinished())
         why = str(error).partition("\n")[0]  # torch goes on with the machine's stack
         return self._error(f"the broadcast broke: {why}", "transfer", self._unfinished())
 
     def say_alive(self) -> None:
-        """A receiver's word that a broadcast failed and it was not to blame."""
+        """Tell the sender, as a receiver whose broadcast failed, that this rank is alive."""
         with suppress(WeightSyncError):
             self._announce("alive")
 
     def without_survivors(self, error: WeightSyncError) -> WeightSyncError:
-        """The sender's `error` again, naming only the ranks that died or stand still. Call it once the group is closed: the
-        others notice that, and say that they are alive. Where they all do, none is cleared."""
+        """Return the sender's `error`, naming only the ranks that died or hang. Call it once the group is closed: live
+        receivers notice that and announce themselves. If all do, `error` is returned unchanged."""
         silent = self._await([self._key("alive", rank) for rank in error.missing], self._grace_s)
         if not silent:
             return error
@@ -175,7 +177,7 @@ class Group:
         return self._error(error.what, error.phase, silent)
 
     def close(self) -> None:
-        """Abort what runs and leave."""
+        """Abort running broadcasts and leave the group."""
         group, self._process_group = self._process_group, None
         if group is not None:
             group.abort()  # does nothing in gloo, whose connections end with the last that refers to them
@@ -190,7 +192,7 @@ class Group:
         return f"{phase}/{self._update}/{rank}"
 
     def _await(self, keys: list[str], seconds: float) -> list[int]:
-        """Wait for the keys; the ranks (last part of the key) whose key is still missing at the deadline."""
+        """Wait for keys; returns the ranks (the last part of a key) whose key is missing after `seconds`."""
         try:
             self._store.wait(keys, timedelta(seconds=seconds))
         except RuntimeError:
@@ -223,7 +225,7 @@ class Group:
 
 
 class Broadcast:
-    """One bucket on its way. Keeps the bucket's memory until it has arrived."""
+    """A running broadcast of one bucket. Holds the bucket's memory until it is complete."""
 
     def __init__(self, group: Group, flat: torch.Tensor, work: Any) -> None:
         self._group = group
@@ -231,7 +233,8 @@ class Broadcast:
         self._work = work
 
     def wait(self) -> None:
-        """Block until this rank's part is over; `WeightSyncError` names the ranks that are not done."""
+        """Wait until this rank's part is complete. Raises `WeightSyncError`, which names the ranks that are not
+        done."""
         bucket_s = self._group.bucket_s
         started = time.monotonic()
         try:
@@ -246,12 +249,12 @@ class Broadcast:
         self._group.arrived(self)
 
     def forget(self) -> None:
-        """Let go of the work, which refers to its group."""
+        """Drop the reference to the work, which refers to its group."""
         self._work = None
 
 
 def serve_store(host: str) -> dist.TCPStore:
-    """A store on a free port of `host` alone; by itself torch would listen on every interface."""
+    """Return a store on a free port of `host` alone; by default torch listens on every interface."""
     family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.bind((host, 0))
@@ -261,12 +264,13 @@ def serve_store(host: str) -> dist.TCPStore:
 
 
 def _process_group(spec: GroupSpec, rank: int, store: dist.Store, timeout: timedelta) -> Any:
-    """The backend itself, without torch's default group, which belongs to Megatron or vLLM."""
+    """Build the backend without torch's default group, which belongs to Megatron or vLLM."""
     options: Any
     if spec.backend == "nccl":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = timeout
-        # NCCL connects at the first broadcast, by itself without a deadline; torch reads this one once, in whole seconds.
+        # NCCL connects at the first broadcast, by itself without a deadline; torch reads this one once, in whole
+        # seconds.
         options.config.blocking = 0
         os.environ["TORCH_NCCL_NONBLOCKING_TIMEOUT"] = str(max(1, int(spec.timeout_s - _GRACE_S)))
         with _environment(_NCCL_ENVIRONMENT):  # of this group alone: Megatron's keep what the user has set
@@ -293,7 +297,7 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 def _address_towards(host: str, port: int) -> str:
-    """This machine's own address on the route to `host`."""
+    """Return this machine's address on the route to `host`."""
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(address)

@@ -12,7 +12,7 @@ from learner.weights.manifest import TensorSpec, checked
 
 
 class LocalChannel:
-    """Sender and receiver inside one process and thread (serial mode): the receiver draws from the sender's iterator.
+    """Sender and receiver in one process and thread: the receiver draws from the sender's iterator.
 
     `send` only holds the iterator; the `receive` that follows consumes it. Nothing is copied.
     """
@@ -28,11 +28,11 @@ class LocalChannel:
 
     @classmethod
     def find(cls, name: str) -> LocalChannel:
-        """The channel of this process with that name; raises KeyError."""
+        """Return the channel of this process called `name`; raises KeyError."""
         return cls._channels[name]
 
     def open(self, world_size: int) -> GroupSpec:
-        """A spec that names this channel."""
+        """Return a spec that names this channel."""
         if world_size != 2:
             raise ValueError(f"a local channel has one sender and one receiver, not {world_size} ranks")
         self._group_id += 1
@@ -40,16 +40,16 @@ class LocalChannel:
         return GroupSpec(self._group_id, host=self.name, port=0, world_size=2, backend="local", timeout_s=0.0)
 
     def connect(self, spec: GroupSpec | None = None, rank: int = 0) -> None:
-        """There is nothing to wait for."""
+        """Do nothing: there is nothing to wait for."""
         self.timings["connect_s"] = 0.0
 
     def send(self, named_tensors: Iterable[tuple[str, torch.Tensor]], manifest: Sequence[TensorSpec]) -> None:
-        """Hold the tensors for `receive`."""
+        """Hold the tensors until `receive` draws them."""
         self._held = checked(named_tensors, manifest)
         self.timings |= {"prepare_s": 0.0, "transfer_s": 0.0}
 
     def receive(self, manifest: Sequence[TensorSpec]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield what `send` holds; raises `WeightSyncError` when that is nothing."""
+        """Yield the tensors that `send` holds; raises `WeightSyncError` if there are none."""
         held, self._held = self._held, None
         if held is None:
             raise WeightSyncError("nothing was sent", group_id=self._group_id, phase="transfer", rank=1, missing=[0])

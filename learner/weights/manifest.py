@@ -1,4 +1,4 @@
-"""What a weight broadcast sends: a manifest of named tensors, cut into buckets of one dtype.
+"""The manifest of a weight broadcast: named tensors in order, and how they are cut into buckets of one dtype.
 
 Both ends cut the same manifest, so nothing but the manifest has to be agreed on. Plain torch.
 """
@@ -46,16 +46,16 @@ class TensorSpec:
 
 
 Manifest = list[TensorSpec]
-"""What a broadcast sends, in order."""
+"""The tensors of a broadcast, in order."""
 
 
 def manifest_of(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Manifest:
-    """The manifest of tensors at hand."""
+    """Return the manifest of the given tensors."""
     return [TensorSpec.of(name, tensor) for name, tensor in named_tensors]
 
 
 def manifest_to_json(manifest: Sequence[TensorSpec]) -> list[dict[str, Any]]:
-    """Plain dicts and lists, for a control channel."""
+    """Return plain dicts and lists, for the stream."""
     return [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in manifest]
 
 
@@ -65,7 +65,7 @@ def manifest_from_json(items: Iterable[Mapping[str, Any]]) -> Manifest:
 
 
 def plan_buckets(manifest: Sequence[TensorSpec], bucket_bytes: int) -> list[list[TensorSpec]]:
-    """Cut the manifest into runs of one dtype, in order, of at most `bucket_bytes`.
+    """Cut the manifest, in order, into buckets of one dtype and at most `bucket_bytes` bytes.
 
     A tensor of half of that or more is alone and travels as it lies. Smaller ones are copied together: a message costs
     both ends threads that wake each other, which takes longer than copying a few megabytes.
@@ -84,7 +84,7 @@ def plan_buckets(manifest: Sequence[TensorSpec], bucket_bytes: int) -> list[list
 
 
 def checksum(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str]:
-    """A digest of dtype, shape and values by name. Negative zero counts as zero; otherwise bit by bit."""
+    """Return a digest of dtype, shape and values by name. Negative zero counts as zero; all other bits count."""
     digests = {}
     for name, tensor in named_tensors:
         spec = TensorSpec.of(name, tensor)
@@ -98,7 +98,7 @@ def checksum(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, str
 def checked(
     named_tensors: Iterable[tuple[str, torch.Tensor]], manifest: Sequence[TensorSpec]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors, each held against its place in the manifest (a receiver cuts its buckets from that alone).
+    """Yield the tensors, each compared with its place in the manifest, from which alone receivers cut their buckets.
 
     Raises ValueError at the first that differs in name, dtype or shape, is too many, or is missing.
     """
@@ -117,7 +117,7 @@ def checked(
 def flatten(
     bucket: list[TensorSpec], tensors: Iterator[tuple[str, torch.Tensor]], device: torch.device
 ) -> torch.Tensor:
-    """One flat tensor of the bucket's elements. A lone contiguous tensor is sent as it lies, without a copy."""
+    """Return one flat tensor of the bucket's elements. A lone contiguous tensor is not copied."""
     if len(bucket) == 1:
         return next(tensors)[1].to(device).contiguous().view(-1)
     flat = torch.empty(sum(spec.numel for spec in bucket), dtype=bucket[0].torch_dtype, device=device)

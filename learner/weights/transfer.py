@@ -30,7 +30,7 @@ BUCKETS_IN_FLIGHT = 2
 
 
 class WeightSender:
-    """The learner's end, rank 0. One at a time: `open`, hand out the spec, `connect`, then `send` once an update."""
+    """The learner's end, on its rank 0. Call `open`, hand out the spec, `connect`, then `send` for each update."""
 
     def __init__(
         self,
@@ -40,7 +40,8 @@ class WeightSender:
         timeout_s: float = 120.0,
         bucket_bytes: int = DEFAULT_BUCKET_BYTES,
     ) -> None:
-        """`host`: the address at which receivers reach this process, and the only one that is listened on."""
+        """`host`: address at which receivers reach this process; it listens on no other. `timeout_s`: deadline of each
+        phase, in seconds."""
         self.device = torch.device(device)
         self.host = host
         self.timeout_s = timeout_s
@@ -52,7 +53,7 @@ class WeightSender:
         self._group: Group | None = None
 
     def open(self, world_size: int) -> GroupSpec:
-        """Open the next group, of `world_size` ranks, this one included; closes the last. Returns without waiting."""
+        """Open the next group, of `world_size` ranks with this one, and close the last. Returns without waiting."""
         self._drop_group()
         if self._server is None:
             self._server = serve_store(self.host)
@@ -69,7 +70,8 @@ class WeightSender:
         return self._spec
 
     def connect(self) -> None:
-        """Build the group; blocks until every receiver is there. `WeightSyncTimeout` names those that are not."""
+        """Build the group once every receiver has joined. Raises `WeightSyncTimeout`, which names those that have
+        not."""
         assert self._spec is not None and self._server is not None, "open() comes first"
         started = time.monotonic()
         group = Group(self._spec, 0, self._server)
@@ -78,10 +80,10 @@ class WeightSender:
         self.timings["connect_s"] = time.monotonic() - started
 
     def send(self, named_tensors: Iterable[tuple[str, torch.Tensor]], manifest: Sequence[TensorSpec]) -> None:
-        """Broadcast the tensors, which must be those of the manifest, in its order. Blocks until every rank has them.
+        """Broadcast the tensors of the manifest, in its order. Returns when every rank has them.
 
-        `timings`: `ready_s` (waiting for the receivers), `prepare_s` (producing and copying the tensors) and `transfer_s`
-        (waiting for buckets to be sent, while none was being prepared).
+        `timings`: `ready_s` (waiting for the receivers), `prepare_s` (producing and copying the tensors) and
+        `transfer_s` (waiting for buckets to be sent, while none was being prepared).
         """
         if self._group is None:
             raise WeightSyncError(
@@ -118,7 +120,8 @@ class WeightSender:
         self.timings |= watch.seconds
 
     def broadcast(self, flat: torch.Tensor) -> None:
-        """Send one tensor as it is, every receiver in `WeightReceiver.broadcast`: the limit that a benchmark compares with."""
+        """Broadcast one tensor without manifest and buckets: the bound that `azr bench weights` compares `send` with.
+        Every receiver calls `WeightReceiver.broadcast`."""
         assert self._group is not None, "open() and connect() come first"
         self._group.broadcast(flat).wait()
 
@@ -134,7 +137,7 @@ class WeightSender:
 
 
 class WeightReceiver:
-    """An engine worker's end: `connect` to a group, `receive` once an update."""
+    """An engine worker's end. Call `connect` for each group and `receive` for each update."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -142,7 +145,7 @@ class WeightReceiver:
         self._group: Group | None = None
 
     def connect(self, spec: GroupSpec, rank: int) -> None:
-        """Join the group as `rank`, leaving the last. Blocks until the group is whole; raises `WeightSyncTimeout`."""
+        """Leave the last group and join this one as `rank`. Returns when it is whole; raises `WeightSyncTimeout`."""
         self.close()
         started = time.monotonic()
         timeout = timedelta(seconds=spec.timeout_s)
