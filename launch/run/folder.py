@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -80,4 +82,5 @@ def log_to(folder: RunFolder, process: str, attempt: int, level: str) -> Path:
     os.dup2(descriptor, 2)
     os.close(descriptor)
     log_to_stderr(f"{process}.{attempt}", level)
+    _LOG.info("the process starts: azr %s, Python %s", version("azr"), platform.python_version())
     return path

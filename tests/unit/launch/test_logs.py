@@ -119,7 +119,9 @@ def test_an_actors_log_has_its_records_and_all_output_of_it_and_its_children(tmp
         done = subprocess.run([sys.executable, "-c", ACTOR, str(tmp_path)], capture_output=True, text=True, check=True)
         assert done.stdout + done.stderr == "", life
     lines = (tmp_path / "logs" / "rollout0.2.log").read_text().splitlines()
-    assert len(lines) == 6
-    for start in (0, 3):
-        assert fields(lines[start])[2:] == ("rollout0.2", fields(lines[start])[3], "INFO", "actors.rollout", "seeding")
-        assert lines[start + 1 : start + 3] == ["printed by a library", "of a child"]
+    assert len(lines) == 8
+    for start in (0, 4):
+        first, second = (fields(line) for line in lines[start : start + 2])
+        assert first[2:5] == ("rollout0.2", first[3], "INFO") and first[-1].startswith("the process starts: azr ")
+        assert second[2:] == ("rollout0.2", first[3], "INFO", "actors.rollout", "seeding")
+        assert lines[start + 2 : start + 4] == ["printed by a library", "of a child"]
