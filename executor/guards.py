@@ -12,7 +12,6 @@ from __future__ import annotations
 import _string  # type: ignore[import-not-found]  # what `str.format` reads its texts with
 import functools
 import gc
-import operator
 import sys
 import types
 from collections.abc import Callable, Collection
@@ -59,13 +58,20 @@ class Guards:
         """The builtins of programs: what is evaluated for them gets these."""
         self._older: set[int] = set()
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("guards can't be copied")
+
+    def is_older(self, kind: type) -> bool:
+        """Whether a class was there before any program."""
+        return id(kind) in self._older
+
     def settle(self) -> None:
         """Take all classes that there are now for older than any program: what is made later is a program's own."""
         self._older = {id(kind) for kind in gc.get_objects() if isinstance(kind, type)}
 
     # ------------------------------------------------------------------------------------------ attributes by name
 
-    def get(self, target: object, name: str, *default: object) -> object:
+    def get(self, target: object, name: str, *default: object) -> Any:
         """`getattr` for programs."""
         if type(name) is str and name in GUARDED_ATTRIBUTES:
             try:
@@ -140,22 +146,19 @@ class Guards:
             refuse(name)
 
     def attrgetter(self, name: str, *more: str) -> Callable[[Any], Any]:
-        """`operator.attrgetter` for programs."""
-        parts = [permitted_or_guarded(part) for path in (name, *more) for part in _text(path).split(".")]
-        if GUARDED_ATTRIBUTES.isdisjoint(parts):
-            return operator.attrgetter(name, *more)
+        """`operator.attrgetter` for programs: a function, since from one of the library's its type could be had."""
+        paths = [[permitted_or_guarded(part) for part in _text(path).split(".")] for path in (name, *more)]
 
         def get(target: object) -> object:
-            found = [functools.reduce(self.get, path.split("."), target) for path in (name, *more)]
+            found = [functools.reduce(self.get, path, target) for path in paths]
             return tuple(found) if more else found[0]
 
         return get
 
     def methodcaller(self, name: str, /, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """`operator.methodcaller` for programs."""
-        if permitted_or_guarded(name) in GUARDED_ATTRIBUTES:
-            return lambda target: self.attribute(target, name)(*args, **kwargs)
-        return operator.methodcaller(name, *args, **kwargs)
+        permitted_or_guarded(name)
+        return lambda target: self.get(target, name)(*args, **kwargs)
 
     # ------------------------------------------------------------------------------------------ the library's own use
 
@@ -164,7 +167,8 @@ class Guards:
 
         def get(target: Any, name: str, *default: object) -> Any:
             if name == "__dict__" and not isinstance(target, type) and id(target) not in self.shared:
-                if default and isinstance(target, types.ModuleType) and not self._is_program(vars(target)):
+                # With a default it is to be read, as by `update_wrapper`, and may hold what the library has put there.
+                if default and not self._is_open(target):
                     return default[0]
                 return getattr(target, name, *default)
             if type(name) is str and name in names:
@@ -174,6 +178,12 @@ class Guards:
             return self.get(target, name, *default)
 
         return get
+
+    def _is_open(self, target: object) -> bool:
+        """Whether all that the `__dict__` of `target` holds is a program's own."""
+        if isinstance(target, types.ModuleType):
+            return self._is_program(vars(target))
+        return type(target) is types.FunctionType or id(type(target)) not in self._older
 
     def library_set(self, target: object, name: str, value: object) -> None:
         """`setattr` for the library: on what programs made, and the streams that `contextlib` redirects."""

@@ -44,6 +44,7 @@ def guarded_modules(guards: Guards) -> dict[str, types.ModuleType]:
     for name in _NAMES:
         modules[name] = _copy(name, guards, modules, system)
     _mend_cached_property(modules["functools"])
+    _mend_copies_of_methods(modules["copy"], guards)
     modules["copy"].__dict__["_reconstruct"] = _reconstructing(guards, modules["copy"].deepcopy)
     _mend_text_annotations(modules["dataclasses"])
     return modules
@@ -91,6 +92,16 @@ def _mend_cached_property(functools: types.ModuleType) -> None:
         return cache[name]
 
     kind.__get__ = get
+
+
+def _mend_copies_of_methods(copy: types.ModuleType, guards: Guards) -> None:
+    """A deep copy of a method copies what it is bound to, and keeps the copy where the caller can find it."""
+
+    def deepcopy(method: Any, memo: Any) -> Any:
+        bound = method.__self__
+        return method if guards.is_older(type(bound)) else type(method)(method.__func__, copy.deepcopy(bound, memo))
+
+    vars(copy)["_deepcopy_dispatch"][types.MethodType] = deepcopy
 
 
 def _mend_text_annotations(dataclasses: types.ModuleType) -> None:

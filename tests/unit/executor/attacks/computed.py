@@ -617,4 +617,92 @@ ATTACKS = (
         ERROR,
         "AttributeError",
     ),
+    # The interpreter's own functions, and the guards themselves, where the library hands them out.
+    policy(
+        "the type of an attrgetter",
+        "from operator import attrgetter\ndef f(x): return sorted(type(attrgetter('a'))('__glo' + 'bals__')(f))[:2]",
+        ERROR,
+        "TypeError",
+    ),
+    policy(
+        "the type of a methodcaller",
+        "from operator import methodcaller\ndef f(x): return str(type(methodcaller('a'))('__red' + 'uce_ex__', 4)(x))",
+        ERROR,
+        "TypeError",
+    ),
+    policy(
+        "the real getattr, from pickling an enumeration",
+        "import enum\n"
+        "def f(x):\n"
+        "    class E(enum.Enum): A = 1\n"
+        "    g = enum.pickle_by_enum_name(E.A, 4)[0]\n"
+        "    return sorted(g(f, '__glo' + 'bals__'))[:2]",
+        ERROR,
+        "AttributeError",
+    ),
+    policy(
+        "a guard, from the memory of a copy",
+        "import copy\n"
+        "def f(x):\n"
+        "    memo = {}\n"
+        "    try: copy.deepcopy(getattr, memo)\n"
+        "    except Exception: pass\n"
+        "    guards = [v for v in memo.values() if hasattr(v, 'library_get')]\n"
+        "    return sorted(guards[0].library_get(['__glo' + 'bals__'])(f, '__glo' + 'bals__'))[:2]",
+        ERROR,
+        "IndexError",
+    ),
+    policy(
+        "builtins, from the dict of a partial",
+        "import functools\n"
+        "class D:\n"
+        "    def __get__(s, o, c): return print\n"
+        "    def __call__(s): pass\n"
+        "class A:\n"
+        "    p = functools.partialmethod(D())\n"
+        "class W: pass\n"
+        "def f(x):\n"
+        "    w = W()\n"
+        "    functools.update_wrapper(w, A().p)\n"
+        "    return str(vars(w)['__se' + 'lf__'])",
+        ERROR,
+        "KeyError",
+    ),
+    policy(
+        "a guard, from the dict of a partial",
+        "import functools\n"
+        "class D:\n"
+        "    def __get__(s, o, c): return getattr\n"
+        "    def __call__(s): pass\n"
+        "class A:\n"
+        "    p = functools.partialmethod(D())\n"
+        "class W: pass\n"
+        "def f(x):\n"
+        "    w = W()\n"
+        "    functools.update_wrapper(w, A().p)\n"
+        "    return str(vars(w)['__se' + 'lf__'].offered)[:9]",
+        ERROR,
+        "KeyError",
+    ),
+    policy(
+        "globals that only seem to be a program",
+        "from typing import get_type_hints\n"
+        "class G(dict):\n"
+        "    def __contains__(s, k): return True\n"
+        "    def get(s, k, d=None): return print\n"
+        "def g(a: 'open'): pass\n"
+        "h = type('H', (), {})()\n"
+        "def f(x): return str(get_type_hints(g, G()))",
+        UNSAFE,
+    ),
+    policy(
+        "a method of a stream, from the memory of a copy",
+        "import copy, sys\n"
+        "def f(x):\n"
+        "    memo = {}\n"
+        "    copy.deepcopy(sys.stdout.write, memo)\n"
+        "    return [str(v) for v in memo.values() if 'Stream' in str(v)][0]",
+        ERROR,
+        "IndexError",
+    ),
 )
