@@ -98,17 +98,17 @@ class Gate:
         on_stale: OnStale = "wait",
         life: int = 0,
     ) -> None:
-        """`solutions`: n, the most solve slots that travel with one proposal. `version`: the first published version.
-        `life`: how often the learner was restarted while its actors may have lived on (R1)."""
+        """`solutions`: maximum number of solve slots that are granted with one proposal. `version`: the first published
+        version. `life`: number of restarts of the learner during which actors may have lived on (R1)."""
         self.max_staleness = max_staleness
         self.version = version
         self.on_stale = on_stale
         self.life = life
         self.late = 0
-        """Trajectories that were refused: their slot ended, is queued already, was never granted, or is somebody
-        else's."""
+        """Number of trajectories that were refused: their slot ended, is queued already, was never granted, or is held by
+        another actor."""
         self._cells = batch.cells
-        """Of the configuration, and of a checkpoint that was restored."""
+        """Cells of the configuration and of the checkpoint that was restored."""
         self._quota = Counter({cell: batch.quota(cell) for cell in batch.cells})
         self._solutions = solutions
         self._proposals_per_prompt = proposals_per_prompt
@@ -123,7 +123,7 @@ class Gate:
     # -- granting ------------------------------------------------------------------------------------------------
 
     def grant(self, holder: Holder, room: int) -> Grant | None:
-        """One more episode for `holder`, or None: the gate is shut, or the holder has no room for it, or is retired.
+        """Grant one more episode to `holder`; None if the gate is shut, or the holder has no room for it or is retired.
 
         `room` is the number of slots that the holder may have in flight. An episode larger than that still goes to a
         holder with nothing in flight, for otherwise it could never be played.
@@ -152,20 +152,19 @@ class Gate:
 
     @property
     def is_shut(self) -> bool:
-        """Whether nobody can be granted anything now, however much room there is."""
+        """Whether no place can be granted now, to any holder."""
         return self._next_to_grant() is None
 
     def _next_to_grant(self) -> int | None:
-        """The first batch with ungranted places that G1 lets start (a checkpoint of a larger S has further ones
-        open)."""
+        """The first batch with ungranted places that G1 allows. A checkpoint of a larger S may have further ones open."""
         newest = self.version + self.max_staleness
         return next(
             (n for n, batch in self._places.batches.items() if n <= newest and any(batch.ungranted.values())), None
         )
 
     def _neediest(self, batch: OpenBatch) -> str:
-        """Proposals first (their solutions take longest), then by the share still needed; among equals the last kind of
-        `learner.batch.kinds`."""
+        """The kind with the largest share of ungranted proposals, since their solutions take longest; then of ungranted
+        solutions; among equals the last of `learner.batch.kinds`."""
 
         def urgency(kind: str) -> tuple[float, float]:
             propose, solve = Cell(kind, Role.PROPOSE), Cell(kind, Role.SOLVE)
@@ -177,7 +176,7 @@ class Gate:
         return max(reversed(dict.fromkeys(cell.kind for cell in self._cells)), key=urgency)
 
     def _episode_size(self, batch: OpenBatch, kind: str) -> tuple[int, int]:
-        """Proposals and solutions of the next episode: the solve slots are shared out evenly over the proposals."""
+        """Number of proposals and solutions of the next episode. Solve slots are distributed evenly over proposals."""
         to_propose, to_solve = batch.ungranted[Cell(kind, Role.PROPOSE)], batch.ungranted[Cell(kind, Role.SOLVE)]
         if not to_propose:
             return 0, min(to_solve, self._solutions)
@@ -195,7 +194,7 @@ class Gate:
     # -- what happens to a slot ----------------------------------------------------------------------------------
 
     def arrive(self, slot: int, holder: Holder, cell: Cell, oldest_version: int) -> bool:
-        """A trajectory came in; `oldest_version` is the oldest that sampled one of its tokens.
+        """Take in a trajectory. `oldest_version`: the oldest policy version that sampled one of its tokens.
 
         True: it waits to be trained, keep it. False: it was dropped as stale, or `holder` does not have that slot in
         flight and it is counted in `late`.
@@ -212,7 +211,7 @@ class Gate:
         return True
 
     def give_back(self, slot: int, holder: Holder) -> bool:
-        """`holder` had nothing to fill the slot with: the batch goes on without it."""
+        """Return a slot for which `holder` had no task: the batch goes on without it. False if `holder` does not hold it."""
         entry = self._places.find_in_flight(slot, holder)
         if entry is None:
             return False
@@ -222,26 +221,27 @@ class Gate:
         return True
 
     def fail(self, slot: int, holder: Holder) -> bool:
-        """`holder` could not play the slot (an engine or executor failure, never a verdict on the model)."""
+        """Drop a slot that `holder` could not play: an engine or executor failure, never a verdict on the model. False if
+        `holder` does not hold it."""
         if self._places.find_in_flight(slot, holder) is None:
             return False
         self._drop([slot], DropReason.ROLLOUT_FAILED)
         return True
 
     def lose(self, holder: Holder) -> int:
-        """Drop everything that `holder` had in flight and forget the holder; returns how many slots."""
+        """Drop everything that `holder` has in flight, and forget the holder. Returns the number of slots."""
         reason = DropReason.RETIRED if holder in self._retired else DropReason.ACTOR_LOST
         self._retired.discard(holder)
         return self._drop(list(self._places.held(holder)), reason)
 
     def retire(self, holder: Holder) -> int:
-        """`holder` leaves in good order: no more grants. Returns what it still has in flight: once that is 0, or a
-        deadline is over, `lose` ends it."""
+        """Grant `holder` nothing more. Returns the number of slots that it still has in flight; `lose` ends it once that
+        is 0, or a deadline is over."""
         self._retired.add(holder)
         return self.in_flight(holder)
 
     def reclaim(self, holder: Holder, slots: Collection[int]) -> list[int]:
-        """`holder` came (back) and says what it is playing, or has played and not been acknowledged.
+        """Agree with a `holder` that connected on the slots it is playing, or has played without acknowledgement.
 
         What it should have and has not is dropped. Returns those of `slots` that are its own; the others will be
         refused, so it need not go on with them.
@@ -259,7 +259,7 @@ class Gate:
             self._places.advance(slot)
 
     def _drop(self, slots: Collection[int], reason: DropReason) -> int:
-        """These slots' trajectories will not be trained; their places are granted again. Returns how many slots."""
+        """Drop slots: they will not be trained, and their places are granted again. Returns the number of slots."""
         for slot in slots:
             self._counts[self._places.slots[slot].cell].dropped[reason] += 1
             self._places.vacate(slot)
@@ -268,8 +268,7 @@ class Gate:
     # -- batches and versions ------------------------------------------------------------------------------------
 
     def ready(self) -> list[int] | None:
-        """The slots of the next batch, in the order of grants, once each of its places is queued or spent; else
-        None."""
+        """Return the slots of the next batch in the order of grants; None until each of its places is queued or spent."""
         return sorted(self._places.batches[self._trained_batches].queued) if self.is_ready else None
 
     @property
@@ -279,12 +278,11 @@ class Gate:
         return batch is not None and batch.filled
 
     def arrivals(self, slots: Iterable[int]) -> dict[int, int]:
-        """Queued slot -> the version that the learner had made when it came in, for `learner.metrics.describe_ages`."""
+        """Return, by queued slot, the version that the learner had made when it came in (`learner.metrics.describe_ages`)."""
         return {slot: arrived for slot in slots if (arrived := self._places.slots[slot].arrived) is not None}
 
     def trained(self, slots: Iterable[int]) -> None:
-        """The optimizer step over the next batch is done. Raises ValueError unless `slots` are what `ready`
-        returned."""
+        """Record the optimizer step over the next batch. Raises ValueError unless `slots` are what `ready` returned."""
         members = sorted(slots)
         if members != self.ready():
             raise ValueError(f"{len(members)} slots were trained that are not batch {self._trained_batches}")
@@ -297,7 +295,8 @@ class Gate:
         self._trained_batches += 1
 
     def published(self, version: int) -> None:
-        """`version` is loaded by every engine: what it trained is settled, and a further batch opens."""
+        """Record that every engine has loaded `version`: what it trained is settled, and a further batch opens. Raises
+        ValueError unless it is the number of batches trained."""
         if version != self._trained_batches:
             raise ValueError(f"published version {version}, but {self._trained_batches} batches were trained")
         self.version = version
@@ -311,7 +310,7 @@ class Gate:
     # -- the ledger ----------------------------------------------------------------------------------------------
 
     def in_flight(self, holder: Holder | None = None) -> int:
-        """Slots that are being played, by `holder` or by anyone."""
+        """Number of slots in flight, at `holder` or in all."""
         if holder is not None:
             return len(self._places.held(holder))
         return len(self._places.slots) - self._places.num_queued
@@ -321,11 +320,11 @@ class Gate:
         return self._places.holders()
 
     def queued(self) -> int:
-        """Trajectories that have arrived and wait to be trained."""
+        """Number of trajectories that wait to be trained."""
         return self._places.num_queued
 
     def ledger(self) -> dict[Cell, CellCounts]:
-        """A copy of the counts of every cell that is in use."""
+        """Return a copy of the counts of every cell that is in use."""
         counts = {cell: CellCounts.of(c.events()) for cell, c in self._counts.items()}
         for entry in self._places.slots.values():
             if entry.arrived is None:
@@ -335,7 +334,7 @@ class Gate:
         return {cell: c for cell, c in counts.items() if self._quota[cell] or c.granted}
 
     def waiting_for(self) -> str:
-        """Words for a human: what the next batch still lacks, and who holds it."""
+        """Return a text for people: the places that the next batch lacks, and the actors that hold them."""
         number = self._trained_batches
         if number not in self._places.batches:
             return f"batch {number} is not open: version {number - self.max_staleness} is not published yet"
@@ -344,7 +343,7 @@ class Gate:
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data (msgpack or JSON) that `load_state_dict` restores."""
+        """Return plain data (msgpack or JSON) that `load_state_dict` restores."""
         return {
             "version": self.version,
             "trained_batches": self._trained_batches,

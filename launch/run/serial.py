@@ -49,7 +49,7 @@ HOLDER = Holder("serial", 0)
 
 
 class SerialStream:
-    """The stream of a run with one actor in this thread: waiting for a batch is playing it."""
+    """The stream of a run with one actor in this thread: `next_batch` plays until the batch is complete."""
 
     def __init__(self, gate: Gate, player: Player, capacity: int, loop: asyncio.AbstractEventLoop) -> None:
         self.gate = gate
@@ -65,11 +65,11 @@ class SerialStream:
         """The newest held-out numbers."""
 
     def next_batch(self, timeout_s: float, interrupt: Callable[[], bool]) -> list[Trajectory] | None:
-        """Play until the next batch is complete. An episode that fails raises here: there is nobody to restart."""
+        """Play until the next batch is complete, and return it. An episode that fails raises here: nothing restarts it."""
         return self.loop.run_until_complete(self._play_until_ready(interrupt))
 
     def queued(self) -> list[Trajectory]:
-        """Trajectories that wait to be trained."""
+        """Return the trajectories that wait to be trained."""
         return self._queue.waiting()
 
     def requeue(self, trajectories: Sequence[Trajectory]) -> None:
@@ -77,34 +77,34 @@ class SerialStream:
         self._queue.restore(trajectories)
 
     def mark_trained(self, slots: Sequence[int]) -> None:
-        """The optimizer step over these slots is done."""
+        """Remove a trained batch from the queue."""
         self._queue.trained(slots)
 
     def mark_loaded(self, version: int) -> None:
-        """The engine runs `version`: it may be granted what that opens, once it is published."""
+        """Record that the engine runs `version`."""
         self._seat.loaded_version = version
 
     def mark_published(self, version: int) -> None:
-        """The engine has loaded `version`."""
+        """Open what publishing `version` opens."""
         self.gate.published(version)
 
     def stats(self) -> dict[str, float]:
-        """Counters of the only actor."""
+        """Return the counters of the only actor."""
         return {"tokens_generated": self.generated, "actors": 1} | self.measured
 
     def frozen(self) -> AbstractContextManager[object]:
-        """One thread: nothing moves while a checkpoint is written."""
+        """Return a context that does nothing: in one thread nothing arrives while a checkpoint is written."""
         return nullcontext()
 
     def close(self) -> None:
-        """Give up what is being played."""
+        """Cancel the episodes in play."""
         for task in self._playing:
             task.cancel()
         if self._playing:
             self.loop.run_until_complete(asyncio.wait(self._playing))
 
     def drain(self) -> None:
-        """Play what is in flight to its end, and start nothing new: after this the engine runs no request."""
+        """Play the episodes in flight to their end and start none: after this the engine runs no request."""
         while self._playing:
             done, self._playing = self.loop.run_until_complete(asyncio.wait(self._playing))
             for task in done:

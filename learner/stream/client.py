@@ -6,11 +6,9 @@ Nothing here waits for a connection: what cannot leave now is kept, and leaves w
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import zmq
@@ -18,11 +16,11 @@ import zmq
 from learner.events import OnEvent, ignore_event
 from learner.fields import WireError
 from learner.stream import wire
+from learner.stream.answers import NEVER, Answers, Kept
 from learner.stream.keys import ActorKeys
 from learner.stream.wire import MAX_CONTROL_BYTES, from_learner, pack, pack_slots
 from learner.trajectory import Trajectory, check, encode
 
-NEVER = -math.inf
 NOW, MORE, READABLE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.POLLIN)
 """As plain numbers: with an enum's members each `|` and `&` takes longer than to send a frame."""
 RECONNECT_MS = 100
@@ -34,21 +32,10 @@ class LearnerLost(ConnectionError):
     held."""
 
 
-@dataclass(slots=True)
-class _Kept:
-    """A message that is not acknowledged yet: its frames, the slots that it settles, and when it was last sent
-    (monotonic seconds, or `NEVER`)."""
-
-    frames: list[bytes | memoryview]
-    slots: tuple[int, ...]
-    at: float
-
-
 class StreamClient:
     """An actor's end. Not thread-safe: it belongs to one asyncio loop.
 
-    Memory is bounded by the slots that the learner granted: a slot is answered once, and its answer is kept until it is
-    acknowledged.
+    Memory is bounded by the slots that the learner granted (`answers.py`).
     """
 
     def __init__(
@@ -82,9 +69,7 @@ class StreamClient:
         self._silent_s = learner_silent_s
         self._timeout_s = learner_timeout_s
         self._seq = 0
-        self._kept: dict[int, _Kept] = {}
-        self._held: dict[int, bool] = {}
-        """Granted slot -> whether its answer is in `_kept`."""
+        self._answers = Answers()
         self._session = 0
         self._taken = 0
         self._heard_at = time.monotonic()
@@ -159,7 +144,7 @@ class StreamClient:
             match message["type"]:
                 case "ack":
                     for seq in message["seqs"]:
-                        self._settle(seq)
+                        self._answers.settle(seq)
                 case "refused":
                     self._refused(message["seq"], message["why"])
                 case "beat":
@@ -173,9 +158,9 @@ class StreamClient:
                 case _:
                     if self._is_next(message):
                         if message["type"] == "grant":
-                            self._held.update(dict.fromkeys([*message["propose"], *message["solve"]], False))
+                            self._answers.granted([*message["propose"], *message["solve"]])
                         elif message["type"] == "cancel":
-                            self._forget(message["slots"])
+                            self._answers.cancelled(message["slots"])
                         elif message["type"] == "shutdown":
                             self._say_beat()  # acknowledges it: the learner need not wait for the next one
                         yield message
@@ -214,12 +199,12 @@ class StreamClient:
     @property
     def unacknowledged(self) -> int:
         """Number of messages that the learner has not acknowledged yet."""
-        return len(self._kept)
+        return len(self._answers)
 
     @property
     def held(self) -> list[int]:
         """Slots that were granted and are not settled: in play, or answered and not acknowledged."""
-        return list(self._held)
+        return self._answers.held
 
     def close(self) -> None:
         """Stop beating and close the socket."""
@@ -232,32 +217,18 @@ class StreamClient:
 
     # -- keeping -------------------------------------------------------------------------------------------------
 
-    def _answer(self, slots: Iterable[int]) -> list[int]:
+    def _answer(self, slots: Sequence[int]) -> list[int]:
         """Mark slots as answered; returns those that the learner still counts on."""
-        wanted = list(slots)
-        mine = [slot for slot in wanted if slot in self._held]
-        again = [slot for slot in mine if self._held[slot]]
-        if again:
-            raise ValueError(f"{self.actor_id}: slots {again} were answered before")
-        self._held.update(dict.fromkeys(mine, True))
-        self.counts["abandoned"] += len(wanted) - len(mine)
+        try:
+            mine = self._answers.answer(slots)
+        except ValueError as error:
+            raise ValueError(f"{self.actor_id}: {error}") from None
+        self.counts["abandoned"] += len(slots) - len(mine)
         return mine
-
-    def _forget(self, slots: Iterable[int]) -> None:
-        """Forget cancelled slots that are in play. Answered ones stay until they are acknowledged."""
-        for slot in slots:
-            if self._held.get(slot) is False:
-                del self._held[slot]
-
-    def _settle(self, seq: int) -> _Kept | None:
-        kept = self._kept.pop(seq, None)
-        for slot in kept.slots if kept else ():
-            self._held.pop(slot, None)
-        return kept
 
     def _refused(self, seq: int, why: str) -> None:
         """Report the slots of a refused message as failed: otherwise they would stay in flight until the actor ends."""
-        kept = self._settle(seq)
+        kept = self._answers.settle(seq)
         self.counts["refused"] += 1
         self._on_event("refused", actor=self.actor_id, why=why)
         if kept and kept.slots:
@@ -272,18 +243,17 @@ class StreamClient:
         self._keep(seq, slots, [pack({**message, "seq": seq})])
 
     def _keep(self, seq: int, slots: Sequence[int], frames: list[bytes | memoryview]) -> None:
-        self._kept[seq] = _Kept(frames, tuple(slots), time.monotonic() if self._try(frames) else NEVER)
+        self._answers.keep(seq, Kept(frames, tuple(slots), time.monotonic() if self._try(frames) else NEVER))
 
     def _resend(self, older_than_s: float) -> None:
         """Send again each message that was last sent `older_than_s` seconds ago or earlier, and each that could not be
         sent before. The learner removes duplicates."""
         now = time.monotonic()
-        for kept in list(self._kept.values()):
-            if now - kept.at >= older_than_s:
-                if not self._try(kept.frames):
-                    return
-                self.counts["resent"] += kept.at != NEVER
-                kept.at = now
+        for kept in self._answers.sent_before(now - older_than_s):
+            if not self._try(kept.frames):
+                return
+            self.counts["resent"] += kept.sent_at != NEVER
+            kept.sent_at = now
 
     def _try(self, frames: Sequence[bytes | memoryview]) -> bool:
         """Send if there is a connection with room."""
@@ -301,7 +271,7 @@ class StreamClient:
     # -- the learner's life --------------------------------------------------------------------------------------
 
     def _standing(self) -> dict[str, int]:
-        return {"floor": min(self._kept, default=self._seq + 1), "session": self._session, "taken": self._taken}
+        return {"floor": self._answers.lowest(self._seq + 1), "session": self._session, "taken": self._taken}
 
     def _greet(self) -> None:
         hello = {
@@ -309,7 +279,7 @@ class StreamClient:
             "actor_id": self.actor_id,
             "incarnation": self.incarnation,
             "capacity": self.capacity,
-            "slots": pack_slots(list(self._held)),
+            "slots": pack_slots(self.held),
         }
         if self._try([pack(hello | self._standing())]):
             self._greeted_at = time.monotonic()
@@ -344,8 +314,8 @@ class StreamClient:
         if silent_s > self._timeout_s:
             raise LearnerLost(
                 f"{self.actor_id}#{self.incarnation}: not a word from the learner of run {self.run_id} at {self._endpoint} for "
-                f"{silent_s:.0f} s (stream.learner_timeout_s = {self._timeout_s:g}); {len(self._held)} slots were held and "
-                f"{len(self._kept)} messages not acknowledged"
+                f"{silent_s:.0f} s (stream.learner_timeout_s = {self._timeout_s:g}); {len(self.held)} slots were held and "
+                f"{self.unacknowledged} messages not acknowledged"
             )
         if silent_s > self._silent_s and not self._silent:
             self._silent = True
