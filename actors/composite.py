@@ -1,7 +1,8 @@
-"""Composite functions: a proposal's f that builds on earlier functions g_0, g_1, ..., and still is one self-contained text.
+"""Composite functions: a proposal's f that builds on earlier functions g_0, g_1, ..., and still is one self-contained
+text.
 
-Model text is never parsed here. An earlier program is indented under a factory of its own, whose locals keep its f and its
-helpers apart from everybody else's:
+Model text is never parsed here. An earlier program is indented under a factory of its own, whose locals keep its f and
+its helpers apart from everybody else's:
 
     def _make_g0():
         def f(x):
@@ -9,8 +10,8 @@ helpers apart from everybody else's:
         return f
     g_0 = _make_g0()
 
-Indentation also goes into strings that span lines, which may change what g_0 gives: no harm, since the whole text is what
-is validated and what a solver is shown.
+Indentation also goes into strings that span lines, which may change what g_0 gives: no harm, since the whole text is
+what is validated and what a solver is shown.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import textwrap
 from collections.abc import Sequence
 
 _UNFIT = ("import *", "global ", "__future__", "_make_g", "\\\n", "\t")
-"""What does not mean the same inside a function, or is a composite already; a text that only mentions one is passed over too."""
+"""What does not mean the same inside a function, or is a composite already; a text that only mentions one is passed
+over too."""
 
 
 def fit(program: str) -> bool:

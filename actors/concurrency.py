@@ -1,17 +1,19 @@
 """How many rollouts an engine plays at once: additive increase, multiplicative decrease. Pure policy, no clock, no I/O.
 
-Too few rollouts leave the engine idle; too many fill its key/value cache, and vLLM then throws sequences out and computes
-them again. The limit is found as TCP finds its window (Jacobson 1988; Chiu and Jain 1989 for why this converges to a fair
-share): it rises by a constant while all of it is used and there is room, and falls by a factor when the cache is full.
+Too few rollouts leave the engine idle; too many fill its key/value cache, and vLLM then throws sequences out and
+computes them again. The limit is found as TCP finds its window (Jacobson 1988; Chiu and Jain 1989 for why this
+converges to a fair share): it rises by a constant while all of it is used and there is room, and falls by a factor when
+the cache is full.
 
 An observation is one heartbeat's view of the engine. The rules, in order:
 
-  C1  pressure, that is `kv_usage >= kv_high` or sequences preempted since the last observation: limit *= decrease, at least
-      `minimum`; then `cooldown` observations pass without a further decrease, since what is running takes time to end
-  C2  the limit binds (`in_flight >= limit`), `kv_usage <= kv_low` and nobody waits inside the engine: limit += increase,
-      at most `maximum`
-  C3  otherwise it stays. In particular it does not rise while the gate is what holds rollouts back (`in_flight < limit`):
-      a limit that nothing tests says nothing, and would let a burst in when the gate opens
+  C1  pressure, that is `kv_usage >= kv_high` or sequences preempted since the last observation: limit *= decrease, at
+      least `minimum`; then `cooldown` observations pass without a further decrease, since what is running takes time to
+      end
+  C2  the limit binds (`in_flight >= limit`), `kv_usage <= kv_low` and nobody waits inside the engine: limit +=
+      increase, at most `maximum`
+  C3  otherwise it stays. In particular it does not rise while the gate is what holds rollouts back (`in_flight <
+      limit`): a limit that nothing tests says nothing, and would let a burst in when the gate opens
 """
 
 from __future__ import annotations

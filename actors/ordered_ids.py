@@ -1,7 +1,8 @@
 """A growing set of ids in ascending order, with access by rank: what the task buffer draws from.
 
-Ids lie in blocks of 8-byte integers, and a Fenwick tree over the blocks' lengths finds the block of a rank. Ten million ids
-take 80 MB. Of n ids, `append`, `remove` and access by rank take O(log n) steps, and move one block in memory at most.
+Ids lie in blocks of 8-byte integers, and a Fenwick tree over the blocks' lengths finds the block of a rank. Ten million
+ids take 80 MB. Of n ids, `append`, `remove` and access by rank take O(log n) steps, and move one block in memory at
+most.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ WRONG = -0.5
 COMPLEXITY_SCALE = 10.0
 """Cognitive complexity that counts half. A loop with a two-sided branch in it has about 5."""
 HALSTEAD_SCALE = 1000.0
-"""Halstead effort that counts half. `return x` has 13, a condition around one operation about 400, a loop with a branch 2,800."""
+"""Halstead effort that counts half. `return x` has 13, a condition around one operation about 400, a loop with a branch
+2,800."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import os
 from pathlib import Path
 
 PROCESSES = 64
-"""Processes and threads that one sandbox may have: the keeper, the fork server, a child, and room to be seen failing."""
+"""Processes and threads that one sandbox may have: the keeper, the fork server, a child, and room to be seen
+failing."""
 
 _ROOT = Path("/sys/fs/cgroup")
 _PREFIX = "azr-sandbox-"

@@ -1,9 +1,9 @@
 """What a child of the fork server does: read one request, check and compile its program, run it, state what came of it.
 
-A child runs one program on one input. (Variants of an input, which are run to learn more about a program, share a child.)
-Nobody else reads its request or its statements but the supervisor, so that no other child, and not the fork server
-either, ever holds the program, an input or a value. A child can lie about its own program's value only, which the program
-could do by returning it.
+A child runs one program on one input. (Variants of an input, which are run to learn more about a program, share a
+child.) Nobody else reads its request or its statements but the supervisor, so that no other child, and not the fork
+server either, ever holds the program, an input or a value. A child can lie about its own program's value only, which
+the program could do by returning it.
 
 Most of what a fork costs are page faults, on every page that the child writes or whose code it runs for the first time.
 So a child does as little as possible, and copies nothing that it can share.
@@ -38,7 +38,8 @@ Statement = tuple[bytes, str]
 
 
 class Child:
-    """A child's work. Made before the fork, by the fork server, so that children share it. `gate`: whether there is a policy."""
+    """A child's work. Made before the fork, by the fork server, so that children share it. `gate`: whether there is a
+    policy."""
 
     def __init__(self, gate: bool) -> None:
         self._gate = gate
@@ -139,7 +140,8 @@ def _state(output: int, nonce: bytes, statement: Statement) -> None:
 
 
 def _differ(one: str, other: str) -> bool:
-    """Whether two encodings are those of different values. A set's elements come in any order: then it can't be told."""
+    """Whether two encodings are those of different values. A set's elements come in any order: then it can't be
+    told."""
     return one != other and '["s"' not in one and '["f"' not in one
 
 
@@ -148,8 +150,8 @@ def _is_too_large(program: str) -> bool:
 
 
 def warm_up(child: Child, output: int, runs: int) -> None:
-    """Do what children do, in this process: the interpreter then has specialised their code and filled its caches, which
-    are inherited. Done in each child for itself, it would dirty pages there.
+    """Do what children do, in this process: the interpreter then has specialised their code and filled its caches,
+    which are inherited. Done in each child for itself, it would dirty pages there.
     """
     nonce = bytes(NONCE_BYTES)
     programs = (

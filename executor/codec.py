@@ -1,8 +1,8 @@
 """Values across the process boundary: tagged JSON, read without trust.
 
-A child encodes what its program returned; the supervisor decodes it. No pickle, no eval. Only exact types of the interpreter
-are encoded, by functions of those types and not by a program's: besides the builtin types of a value (`values.py`), the
-containers of `collections`, each as the plain value that it is a form of.
+A child encodes what its program returned; the supervisor decodes it. No pickle, no eval. Only exact types of the
+interpreter are encoded, by functions of those types and not by a program's: besides the builtin types of a value
+(`values.py`), the containers of `collections`, each as the plain value that it is a form of.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """When a child's time is up: when it has used the limit on a CPU. How busy the machine is makes no difference.
 
-Two more rules end a child that uses no CPU, or next to none. A child that stands still (it sleeps, or waits for a reader) ends
-after IDLE_S seconds, or the limit if that is longer. And MAX_STRETCH times the limit, by the wall clock, is the end of every
-child. The policy gives a program no way to sleep, so neither rule is for honest programs.
+Two more rules end a child that uses no CPU, or next to none. A child that stands still (it sleeps, or waits for a
+reader) ends after IDLE_S seconds, or the limit if that is longer. And MAX_STRETCH times the limit, by the wall clock,
+is the end of every child. The policy gives a program no way to sleep, so neither rule is for honest programs.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import contextlib
 import time
 
 IDLE_S = 4.0
-"""A child stands still if it uses less than IDLE_SHARE of this time. On a machine with six processes for each CPU, a new
-process has been seen to wait for half a second before it ran at all."""
+"""A child stands still if it uses less than IDLE_SHARE of this time. On a machine with six processes for each CPU, a
+new process has been seen to wait for half a second before it ran at all."""
 IDLE_SHARE = 0.005
 MAX_STRETCH = 30
 """The end by the wall clock, in multiples of the limit."""

@@ -1,11 +1,11 @@
 """Whether a program gives the same value again: under other hash seeds, in other memory, and for other inputs.
 
-Every program is run twice. A program that may vary (`may_vary`) is run under every seed of the pool, at least SEEDS: it uses
-sets, hashes or addresses, or something that may. A program that draws one of two values then agrees with itself with a chance
-of 1 in 2 ** (SEEDS - 1), 0.8%. Two runs alone would let through every second one.
+Every program is run twice. A program that may vary (`may_vary`) is run under every seed of the pool, at least SEEDS: it
+uses sets, hashes or addresses, or something that may. A program that draws one of two values then agrees with itself
+with a chance of 1 in 2 ** (SEEDS - 1), 0.8%. Two runs alone would let through every second one.
 
-The runs beyond the second also try other inputs, since a program can be sound for its own input and random for all others.
-They take all inputs in one child, which costs about one run each.
+The runs beyond the second also try other inputs, since a program can be sound for its own input and random for all
+others. They take all inputs in one child, which costs about one run each.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ MAX_OTHERS = 8
 
 Same = Callable[[str, str], bool]
 
-# Words without which a program has no set, hash or address, and no text that shows one. A mistake in the direction of too many
-# costs runs; a word that is missing here makes the second run the only check.
+# Words without which a program has no set, hash or address, and no text that shows one. A mistake in the direction of
+# too many costs runs; a word that is missing here makes the second run the only check.
 _WORDS = re.compile(
     r"\b(?:import|set|frozenset|keys|items|hash|id|object|repr|ascii|str|format|print|getattr|__\w+__)\b"
     r"|\.args\b|%[sra]|!r|(?<!\w)(?:[fF][rR]?|[rR][fF])['\"]"
@@ -36,8 +36,8 @@ _DICTIONARY = re.compile(r"\{\s*(?:\}|(?:'[^'\\\n]*'|\"[^\"\\\n]*\"|(?!lambda\b)
 def seeds_for(program: str, inputs: Sequence[str], workers: int, seeds: int) -> list[int]:
     """All `seeds` seeds of a pool, in the order in which a program is run under them.
 
-    Which come first depends on the program and its inputs alone, so that a verdict does not depend on what was judged before. The
-    first two are those of sandboxes that run already, whose number is `workers`.
+    Which come first depends on the program and its inputs alone, so that a verdict does not depend on what was judged
+    before. The first two are those of sandboxes that run already, whose number is `workers`.
     """
     digest = hashlib.blake2b("\0".join([program, *inputs]).encode("utf-8", "surrogatepass"), digest_size=4).digest()
     first = int.from_bytes(digest, "big") % workers
@@ -67,8 +67,8 @@ async def second_run(
 ) -> Outcome | None:
     """What a run under `seed` says against the outcomes `first`, all ok, of `program` on `inputs`; None if it agrees.
 
-    NONDETERMINISTIC, with a detail that says what differed; or TIMEOUT or MEMORY, where the run found that. `same` compares
-    two canonical values. Raises InfrastructureError.
+    NONDETERMINISTIC, with a detail that says what differed; or TIMEOUT or MEMORY, where the run found that. `same`
+    compares two canonical values. Raises InfrastructureError.
     """
     second = await pool.execute(program, inputs, seed, limits=limits, fail_fast=True)
     for one, other in zip(first, second, strict=False):
@@ -90,9 +90,9 @@ async def further_runs(
 ) -> Outcome | None:
     """What runs under each of `seeds` say against the outcomes `first`, all ok, of the first inputs of `inputs`.
 
-    Each takes all inputs in one child. There may be more inputs than outcomes: for those the runs must agree with each other.
-    None, or NONDETERMINISTIC. A run that does not get to an input, or has no memory left for it, says nothing. Raises
-    InfrastructureError.
+    Each takes all inputs in one child. There may be more inputs than outcomes: for those the runs must agree with each
+    other. None, or NONDETERMINISTIC. A run that does not get to an input, or has no memory left for it, says nothing.
+    Raises InfrastructureError.
     """
     found = await asyncio.gather(*[pool.probe(program, inputs, seed, limits=limits) for seed in seeds])
     for place in range(len(inputs)):

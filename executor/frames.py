@@ -4,9 +4,9 @@
     REPLIES   fork server to supervisor: a frame for each request, how its child ended (`ENDING`); before that, its start
     VALUES    child to supervisor: statements
 
-A frame is a length (four bytes, big-endian) and as many bytes. The frame to the child is a nonce and JSON. A statement is the
-nonce, a length, one byte for the kind of statement, and its text. The fork server reads the numbers and nothing else: it
-never holds a program, an input or a value.
+A frame is a length (four bytes, big-endian) and as many bytes. The frame to the child is a nonce and JSON. A statement
+is the nonce, a length, one byte for the kind of statement, and its text. The fork server reads the numbers and nothing
+else: it never holds a program, an input or a value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ LENGTH = struct.Struct(">I")
 NUMBERS = struct.Struct(">dI")
 """Seconds of CPU time and MiB of memory that the child may take."""
 ENDING = struct.Struct(">?i")
-"""Whether the child had to be stopped at its deadline, and its exit code; minus a signal's number for one that was killed."""
+"""Whether the child had to be stopped at its deadline, and its exit code; minus a signal's number for one that was
+killed."""
 
 NONCE_BYTES = 16
 STATEMENT = struct.Struct(f">{NONCE_BYTES}sI")

@@ -18,8 +18,8 @@ from typing import Any
 MAX_SHAPE = 2_000
 """Characters of `Facts.shape`: what distances are computed on, in quadratic time."""
 FACTS_BYTES = 1 << 20
-"""The largest encoding of the facts of one program: normal and stripped text are each bounded by the program's size, times
-what indentation and escapes can add."""
+"""The largest encoding of the facts of one program: normal and stripped text are each bounded by the program's size,
+times what indentation and escapes can add."""
 
 Fields = tuple[str, str, int, int, float, bool, str]
 
@@ -29,8 +29,8 @@ class Facts:
     """What was found in one program, without running it."""
 
     normal: str
-    """The program without comments, docstrings and functions' annotations, in one layout, with its own names replaced by
-    canonical ones. For equality only: equal texts are the same program but for names. The converse does not hold."""
+    """The program without comments, docstrings and functions' annotations, in one layout, with its own names replaced
+    by canonical ones. For equality only: equal texts are the same program but for names. The converse does not hold."""
     shape: str
     """One character a node, in pre-order, of the tree without docstrings, other strings that stand alone, and
     functions' annotations; at most MAX_SHAPE. For distances."""
@@ -80,7 +80,8 @@ def inspect(program: str, strip_comments: bool = False, strip_docstrings: bool =
 def strip(program: str, comments: bool, docstrings: bool) -> str:
     """`program` without its comments, its docstrings, or both, and otherwise as its author laid it out.
 
-    Where the text can't simply be cut, the tree is written anew, which removes comments in any case. Raises as `inspect`.
+    Where the text can't simply be cut, the tree is written anew, which removes comments in any case. Raises as
+    `inspect`.
     """
     text = program.replace("\r\n", "\n").replace("\r", "\n")
     tree = ast.parse(text)
@@ -188,9 +189,9 @@ _NAMED = {
 def _normal(tree: ast.Module) -> str:
     """The tree as text, once names are replaced. Changes the tree.
 
-    What a program binds is renamed throughout, one name for one name, by first appearance. Names keep their meaning that
-    way, unless something besides the binding gives them one: builtins, imports, attributes, keyword arguments and all that
-    a class binds keep theirs, and so does `f`.
+    What a program binds is renamed throughout, one name for one name, by first appearance. Names keep their meaning
+    that way, unless something besides the binding gives them one: builtins, imports, attributes, keyword arguments and
+    all that a class binds keep theirs, and so does `f`.
     """
     nodes = list(_preorder(tree))
     kept = {"f"} | _BUILTINS
@@ -295,9 +296,9 @@ def _cognitive(tree: ast.Module) -> int:
     """Cognitive complexity after G. A. Campbell, "Cognitive Complexity: a new way of measuring understandability"
     (SonarSource, 2018), which `complexipy` computes, too.
 
-    One for each `if`, conditional expression, loop, `except` and `match`, and one more for every level that it is nested
-    in; one for each `elif`, each `else`, each sequence of like boolean operators, and each function that calls itself.
-    The paper knows no comprehensions: here each `for` and each `if` of one counts one, without nesting.
+    One for each `if`, conditional expression, loop, `except` and `match`, and one more for every level that it is
+    nested in; one for each `elif`, each `else`, each sequence of like boolean operators, and each function that calls
+    itself. The paper knows no comprehensions: here each `for` and each `if` of one counts one, without nesting.
     """
     total = 0
     recursive: set[ast.AST] = set()
@@ -337,8 +338,8 @@ def _halstead_effort(tree: ast.Module) -> float:
     """The effort of M. H. Halstead, "Elements of Software Science" (1977): difficulty times volume, that is
     (n1 / 2) (N2 / n2) * (N1 + N2) log2(n1 + n2), with n different and N all operators (1) and operands (2).
 
-    Operands are names, attributes, parameters and constants; operators are all other nodes but argument lists, each by its
-    type, so that an operator symbol, a call, an index and a `return` count alike. 0 where there is no operand.
+    Operands are names, attributes, parameters and constants; operators are all other nodes but argument lists, each by
+    its type, so that an operator symbol, a call, an index and a `return` count alike. 0 where there is no operand.
     """
     operators: Counter[str] = Counter()
     operands: Counter[str] = Counter()

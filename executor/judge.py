@@ -12,8 +12,8 @@ Model text reaches this process as text and literals only. Programs run in sandb
 and every comparison is made here, on decoded values. A failure of the sandbox itself is raised (InfrastructureError),
 never judged.
 
-A verdict is a function of the program, the input and the expected value. Every input has a child of its own. Work is shared
-where that can't change a verdict:
+A verdict is a function of the program, the input and the expected value. Every input has a child of its own. Work is
+shared where that can't change a verdict:
 
 - Answers of one request that are the same (the same canonical value; for programs, the same text) are judged once.
 - Comparing values runs nothing. An answer that is known to be right (`known`: the task's own) is correct without a run.
@@ -164,8 +164,8 @@ class Judge:
     async def _ignores_input(self, program: str, outcomes: Sequence[Outcome], others: Sequence[str], seed: int) -> str:
         """Why it is taken that `program`, which gave `outcomes` for its inputs, ignores them; "" if it does not.
 
-        Several inputs, or an input and those of its variants (`others`) that the program takes, must not all give one value.
-        Where no variant ran, the program must at least read a parameter.
+        Several inputs, or an input and those of its variants (`others`) that the program takes, must not all give one
+        value. Where no variant ran, the program must at least read a parameter.
         """
         limits = replace(self._limits, timeout_s=VARIANTS_SHARE * self._limits.timeout_s)
         varied = await self._pool.probe(program, others, seed, limits=limits, stop_at_difference=True) if others else []
@@ -229,8 +229,8 @@ class Judge:
     async def check_inputs(
         self, program: str, expected: str, answers: Sequence[str], known: Sequence[str] = ()
     ) -> list[Verdict]:
-        """Whether `program`, which is validated, returns `expected` (canonical) for each of `answers`, inputs as a model
-        wrote them. Aligned. `known`: canonical inputs of which that is known. Raises InfrastructureError.
+        """Whether `program`, which is validated, returns `expected` (canonical) for each of `answers`, inputs as a
+        model wrote them. Aligned. `known`: canonical inputs of which that is known. Raises InfrastructureError.
         """
         keys = [self.read_input(answer) for answer in answers]
         distinct = self._distinct(keys)
@@ -268,8 +268,8 @@ class Judge:
             return None
 
     async def evaluate(self, program: str, inputs: Sequence[str]) -> list[Outcome]:
-        """What `program`, which is validated, does for each of these different canonical inputs; from memory where it is
-        known. A program that may vary is run twice, and NONDETERMINISTIC where the runs do not agree. Raises
+        """What `program`, which is validated, does for each of these different canonical inputs; from memory where it
+        is known. A program that may vary is run twice, and NONDETERMINISTIC where the runs do not agree. Raises
         InfrastructureError.
         """
         return await _all(self._evaluate(program, given) for given in inputs)

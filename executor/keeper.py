@@ -1,8 +1,8 @@
 """The process between the supervisor and a fork server: it begins the server's process namespace, and reaps it.
 
 It exists because only the next fork is in a new process namespace, and because a process outside of the wall must be
-there to reap what is inside. It holds no pipe, and does nothing but wait. When it dies, the kernel kills the fork server. On
-SIGTERM it kills the fork server itself, and ends when no process is left.
+there to reap what is inside. It holds no pipe, and does nothing but wait. When it dies, the kernel kills the fork
+server. On SIGTERM it kills the fork server itself, and ends when no process is left.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Literals as text: a reader that accepts nothing else.
 
-It evaluates nothing, and does not use `ast` either: a parser for all of Python can be made to exhaust the stack of the process
-that runs it. There are budgets for bytes, values, depth, the size of integers, and hashing.
+It evaluates nothing, and does not use `ast` either: a parser for all of Python can be made to exhaust the stack of the
+process that runs it. There are budgets for bytes, values, depth, the size of integers, and hashing.
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ _loads = json.JSONDecoder().decode
 def _read_simple(text: str, max_bytes: int) -> list[object] | None:
     """The items of a short text that is JSON but for its quotes and the names of its constants; None for any other.
 
-    Most texts are of this kind, and the C parser of JSON reads them many times faster. What it does not accept, and what
-    the two languages could read differently (escapes, both quotes in one text, JSON's own constants), is left to `_Reader`.
+    Most texts are of this kind, and the C parser of JSON reads them many times faster. What it does not accept, and
+    what the two languages could read differently (escapes, both quotes in one text, JSON's own constants), is left to
+    `_Reader`.
     """
     if len(text) > min(max_bytes, _SIMPLE_BYTES) or not text.isascii() or "\\" in text:
         return None

@@ -42,8 +42,8 @@ class Memo(Recent[str]):
 
     Only values: a timeout, too much memory or a crash may be the machine's doing, and is looked at again. A validated
     program is deterministic, so what it returned once it returns again. An answer's program need not be; it keeps the
-    verdict that it got first, which running it again would only have drawn anew. So the judge has a memo for each. Nothing is
-    validated from memory.
+    verdict that it got first, which running it again would only have drawn anew. So the judge has a memo for each.
+    Nothing is validated from memory.
     """
 
     def get(self, program: str, given: str) -> str | None:

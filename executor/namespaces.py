@@ -1,11 +1,11 @@
 """Rooms of its own for a sandbox: Linux namespaces, an empty root, and the loss of every privilege.
 
-None of it is indispensable: what the kernel or a container does not permit is reported by layer, with the reason, and the
-rest goes on. Two calls, since a new process namespace begins with the next fork: `enter_processes` before it, and
+None of it is indispensable: what the kernel or a container does not permit is reported by layer, with the reason, and
+the rest goes on. Two calls, since a new process namespace begins with the next fork: `enter_processes` before it, and
 `enter_others` after it, once everything that must be read from the file system has been imported.
 
-Root uses its privileges to make the namespaces and then becomes nobody. Anybody else makes a user namespace first, whose
-privileges end where it ends, and drops those as well.
+Root uses its privileges to make the namespaces and then becomes nobody. Anybody else makes a user namespace first,
+whose privileges end where it ends, and drops those as well.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ Missing = dict[Layer, str]
 
 
 def enter_processes(wanted: Collection[Layer]) -> Missing:
-    """Make the process namespace that the next fork begins, and the user namespace that permits it to an ordinary user."""
+    """Make the process namespace that the next fork begins, and the user namespace that permits it to an ordinary
+    user."""
     missing: Missing = {}
     if Layer.PID_NAMESPACE in wanted and os.geteuid() == 0:
         with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """The supervisor's ends of a sandbox's three pipes (`frames.py`): send a request, and take what comes back.
 
-A child's statements stay in their pipe until the child has ended, which saves most requests a wake-up. Only where that takes
-longer than PATIENCE_S are they read as they come, since a full pipe makes the child wait.
+A child's statements stay in their pipe until the child has ended, which saves most requests a wake-up. Only where that
+takes longer than PATIENCE_S are they read as they come, since a full pipe makes the child wait.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Pipes:
         self._answer: asyncio.Future[None] | None = None
 
     def report(self, deadline: float) -> dict[str, Any]:
-        """What the keeper and the fork server say at their start: a JSON object in a frame. Waits for it, to `deadline`."""
+        """What the keeper and the fork server say at their start: a JSON object in a frame. Waits for it, to
+        `deadline`."""
         (size,) = frames.LENGTH.unpack(self._read(frames.LENGTH.size, deadline))
         if size > _MAX_REPORT_BYTES:
             raise DeadError("the fork server sent an impossible length")
@@ -119,7 +120,8 @@ class Pipes:
             self._answer.set_exception(DeadError(why))
 
     def _take_reply(self, exchange: Exchange) -> bool:
-        """Read of the reply. Once it is complete, the child has ended: then also the statements that are still in their pipe."""
+        """Read of the reply. Once it is complete, the child has ended: then also the statements that are still in their
+        pipe."""
         with contextlib.suppress(BlockingIOError):
             data = os.read(self._replies, _PART)
             if not data:
@@ -132,7 +134,8 @@ class Pipes:
         return False
 
     def _take_statements(self, exchange: Exchange) -> bool:
-        """Read statements. Returns whether to go on reading: not for a child that has said more than it could have to say."""
+        """Read statements. Returns whether to go on reading: not for a child that has said more than it could have to
+        say."""
         with contextlib.suppress(BlockingIOError):
             data = os.read(self._values, _PART)
             return bool(data) and exchange.take_statements(data)

@@ -1,8 +1,8 @@
 """Many sandboxes: `SandboxPool` for an event loop, `SerialPool` for deterministic single-threaded runs.
 
-Every sandbox of a pool has a hash seed of its own, drawn at random, so any two differ in the order of their sets and in their
-addresses. There are at least SEEDS of them, for checks of determinism; those beyond `executor.workers` start when they are
-first asked for, and never do more than `executor.workers` of them run at once.
+Every sandbox of a pool has a hash seed of its own, drawn at random, so any two differ in the order of their sets and in
+their addresses. There are at least SEEDS of them, for checks of determinism; those beyond `executor.workers` start when
+they are first asked for, and never do more than `executor.workers` of them run at once.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from executor.settings import ExecutorSettings
 __all__ = ["InfrastructureError", "Limits", "Outcome", "Pool", "PoolStats", "SandboxPool", "SerialPool", "Status"]
 
 SEEDS = 8
-"""How many hash seeds a pool has at least. A program that draws one of two values by its seed gives the same one under all of
-them with a chance of 1 in 2 ** (SEEDS - 1), which is below 1%."""
+"""How many hash seeds a pool has at least. A program that draws one of two values by its seed gives the same one under
+all of them with a chance of 1 in 2 ** (SEEDS - 1), which is below 1%."""
 MAX_STARTERS = 8
 """Threads that start sandboxes: starting many at once is bound by the cores."""
 
@@ -73,8 +73,8 @@ class Pool(Protocol):
         """Run `f` of `program` on every input, each in a child of its own.
 
         `seed`, from 0 to `seeds - 1`, names the sandbox; by default it is any that is free. `limits` are the settings',
-        unless given; memory may only be less (ValueError). Returns one outcome per input, aligned; with `fail_fast` those
-        up to the first that is not ok.
+        unless given; memory may only be less (ValueError). Returns one outcome per input, aligned; with `fail_fast`
+        those up to the first that is not ok.
 
         Raises values.CodecError for an input that is not literals, InfrastructureError if the sandbox fails twice.
         """
@@ -88,11 +88,12 @@ class Pool(Protocol):
         limits: Limits | None = None,
         stop_at_difference: bool = False,
     ) -> list[Outcome]:
-        """Run `f` of `program` on `inputs` one after another, in one child, as far as it gets within the limits of one input.
+        """Run `f` of `program` on `inputs` one after another, in one child, as far as it gets within the limits of one
+        input.
 
-        Cheaper than `execute`, and less exact: what a program keeps from one input can change what it does with the next.
-        Returns the outcomes up to the last that there was time for, maybe none; with `stop_at_difference` up to the first
-        value that is not that of an earlier input. Raises as `execute` does.
+        Cheaper than `execute`, and less exact: what a program keeps from one input can change what it does with the
+        next. Returns the outcomes up to the last that there was time for, maybe none; with `stop_at_difference` up to
+        the first value that is not that of an earlier input. Raises as `execute` does.
         """
 
     async def inspect(
@@ -164,10 +165,11 @@ class _Sandboxes:
 class SandboxPool(_Sandboxes):
     """An async pool: the event loop itself reads and writes the sandboxes' pipes, so that a request costs no thread.
 
-    Starting and stopping block, and are done by a few threads that live as long as the pool does: a sandbox dies with the
-    thread that started it, and needs neither signal handlers nor a child watcher. A caller waits while every sandbox is
-    busy: the first `settings.queue` of them in a queue, first come, first served, and the rest at the door, before anything
-    of theirs is kept here. A cancelled caller's request still runs to its end, and its sandbox is free only then.
+    Starting and stopping block, and are done by a few threads that live as long as the pool does: a sandbox dies with
+    the thread that started it, and needs neither signal handlers nor a child watcher. A caller waits while every
+    sandbox is busy: the first `settings.queue` of them in a queue, first come, first served, and the rest at the door,
+    before anything of theirs is kept here. A cancelled caller's request still runs to its end, and its sandbox is free
+    only then.
     """
 
     def __init__(self, settings: ExecutorSettings, *, gate: bool = True, layers: frozenset[Layer] = ALL) -> None:
@@ -178,7 +180,8 @@ class SandboxPool(_Sandboxes):
         self._closed = False
 
     async def start(self) -> None:
-        """Start a sandbox for every worker. Raises InfrastructureError, with none left running, where one can't be had."""
+        """Start a sandbox for every worker. Raises InfrastructureError, with none left running, where one can't be
+        had."""
         starts = [self._in_thread(sandbox.start) for sandbox in self._sandboxes[: self._at_once]]
         for result in await asyncio.gather(*starts, return_exceptions=True):
             if isinstance(result, BaseException):
@@ -323,7 +326,8 @@ class SerialPool(_Sandboxes):
         super().__init__(settings, seed, gate=gate, layers=layers)
 
     async def start(self) -> None:
-        """Start a sandbox for every worker. Raises InfrastructureError, with none left running, where one can't be had."""
+        """Start a sandbox for every worker. Raises InfrastructureError, with none left running, where one can't be
+        had."""
         try:
             for sandbox in self._sandboxes[: self._at_once]:
                 sandbox.start()

@@ -1,7 +1,8 @@
 """One request to a sandbox: what is sent, and what the answer means.
 
-`Request` is what one child is to do. `Exchange` is one attempt at it: it has the bytes to send, takes the bytes that come
-back, and says what they mean. Neither does input or output, so that a blocking sandbox and an event loop share them.
+`Request` is what one child is to do. `Exchange` is one attempt at it: it has the bytes to send, takes the bytes that
+come back, and says what they mean. Neither does input or output, so that a blocking sandbox and an event loop share
+them.
 """
 
 from __future__ import annotations
@@ -102,12 +103,14 @@ class Exchange:
         return frames.NUMBERS.pack(limits.timeout_s, limits.memory_mb) + frames.pack(self._nonce + content)
 
     def take_statements(self, data: bytes) -> bool:
-        """Take bytes from the pipe of values. Returns whether there is room for more; what is beyond it counts as noise."""
+        """Take bytes from the pipe of values. Returns whether there is room for more; what is beyond it counts as
+        noise."""
         self._stated += data[: max(0, self._room + 1 - len(self._stated))]
         return len(self._stated) <= self._room
 
     def take_reply(self, data: bytes) -> bool:
-        """Take bytes from the pipe of replies. Returns whether the reply is complete. Raises DeadError if it is none."""
+        """Take bytes from the pipe of replies. Returns whether the reply is complete. Raises DeadError if it is
+        none."""
         self._reply += data
         if len(self._reply) < frames.LENGTH.size:
             return False
@@ -119,8 +122,8 @@ class Exchange:
     def outcomes(self) -> list[Outcome]:
         """What came of the request, once the reply is complete and the pipe of values is empty.
 
-        One outcome; for a request whose outcomes are optional, those that there are. Raises DeadError for a failure that is
-        not the program's.
+        One outcome; for a request whose outcomes are optional, those that there are. Raises DeadError for a failure
+        that is not the program's.
         """
         late, code = frames.ENDING.unpack_from(self._reply, frames.LENGTH.size)
         found, rest = self._statements()

@@ -1,10 +1,10 @@
-"""Programs as trees, changed before they are compiled: code that never runs is left out, and the few forms that reach an
-attribute whose name is not in the text become calls of guards (`guards.py`).
+"""Programs as trees, changed before they are compiled: code that never runs is left out, and the few forms that reach
+an attribute whose name is not in the text become calls of guards (`guards.py`).
 
-What is left out is what no part of the program can get to: the block under `if __name__ == "__main__"` (a program's name is
-`solution`), the bodies of functions that no name in the rest of the program refers to, and imports of names that nothing
-reads. So a program is judged by what it uses. That names are the only way to a function holds because the gate refuses `eval`,
-`globals` and the like.
+What is left out is what no part of the program can get to: the block under `if __name__ == "__main__"` (a program's
+name is `solution`), the bodies of functions that no name in the rest of the program refers to, and imports of names
+that nothing reads. So a program is judged by what it uses. That names are the only way to a function holds because the
+gate refuses `eval`, `globals` and the like.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ GUARDED_ATTRIBUTES = frozenset({"format", "format_map", "__setattr__", "__delatt
 
 
 def prune(tree: ast.Module, offered: Collection[str]) -> bool:
-    """Leave out of `tree` what never runs, and unused imports of modules that are not among `offered`; whether there was any."""
+    """Leave out of `tree` what never runs, and unused imports of modules that are not among `offered`; whether there
+    was any."""
     changed = False
     while _prune_once(tree, offered):
         changed = True
@@ -124,8 +125,8 @@ def _without_unused(node: ast.stmt, used: set[str], offered: Collection[str]) ->
 
 
 def guard(tree: ast.AST) -> bool:
-    """Put calls of guards into `tree` where an attribute could be reached by a name that its text does not show; whether there
-    was any such place."""
+    """Put calls of guards into `tree` where an attribute could be reached by a name that its text does not show;
+    whether there was any such place."""
     guarding = _Guarding()
     guarding.visit(tree)
     ast.fix_missing_locations(tree)
@@ -135,9 +136,9 @@ def guard(tree: ast.AST) -> bool:
 class _Guarding(ast.NodeTransformer):
     """Changes a tree.
 
-    `X.format`, and the other guarded attributes, become `<attribute>(X, "format")`. A class pattern with positions, which
-    reads the attributes that the class's `__match_args__` names, gets a stand-in for the class that has been checked:
-    `case C(a)` becomes `case M.c0(a)`, with `M = <classes>(lambda: C)` before the `match`.
+    `X.format`, and the other guarded attributes, become `<attribute>(X, "format")`. A class pattern with positions,
+    which reads the attributes that the class's `__match_args__` names, gets a stand-in for the class that has been
+    checked: `case C(a)` becomes `case M.c0(a)`, with `M = <classes>(lambda: C)` before the `match`.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,9 @@
 """The gate: which programs are refused before they run.
 
 This is not the wall. It keeps honest programs deterministic and refuses obvious mischief with a named reason; the wall
-(`jail.py`) must hold without it. A program is judged by what it uses: code that never runs is left out first (`rewriting.py`).
-Names that only the run knows meet guards there (`guards.py`), and facades of a few modules in place of the modules
-(`facades.py`).
+(`jail.py`) must hold without it. A program is judged by what it uses: code that never runs is left out first
+(`rewriting.py`). Names that only the run knows meet guards there (`guards.py`), and facades of a few modules in place
+of the modules (`facades.py`).
 
 Runs in the sandbox: the process that supervises it never parses model text.
 """
@@ -74,7 +74,8 @@ class Unsafe(StrEnum):
     NAME = "name"
     """A builtin that is not offered, such as `open` or `eval`."""
     ATTRIBUTE = "attribute"
-    """An attribute that leads into the interpreter, such as `__globals__`, in the program or in a format string of it."""
+    """An attribute that leads into the interpreter, such as `__globals__`, in the program or in a format string of
+    it."""
     MUTATION = "mutation"
     """An assignment to an attribute or item of something imported, which the next input would find changed."""
 
@@ -116,9 +117,9 @@ def compile_checked(program: str, mode: str = "exec", pruned: bool = True) -> ty
 def _is_plain(program: str) -> bool:
     """Whether `check` can have no objection of weight, since the text holds no word that it could object to.
 
-    Most programs that import nothing are plain, and this takes a tenth of the time. (A bare `__add__` passes here: where
-    nothing of that name is bound, it is a NameError.) Beyond ASCII it can't be seen so easily what Python takes for which
-    word.
+    Most programs that import nothing are plain, and this takes a tenth of the time. (A bare `__add__` passes here:
+    where nothing of that name is bound, it is a NameError.) Beyond ASCII it can't be seen so easily what Python takes
+    for which word.
     """
     if not program.isascii():
         return False

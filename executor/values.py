@@ -1,7 +1,7 @@
 """Values: their budgets, their canonical text, when two are equal, and sets and dicts that are made in bounded time.
 
-A value is made of exact builtin types: None, bool, int, float, str, bytes, list, tuple, dict, set, frozenset. Text is read by
-`literals.py`; `codec.py` takes values across the process boundary.
+A value is made of exact builtin types: None, bool, int, float, str, bytes, list, tuple, dict, set, frozenset. Text is
+read by `literals.py`; `codec.py` takes values across the process boundary.
 
 Canonical text is what `repr` gives, with the elements of sets in a fixed order: `inf` and `nan` are written bare.
 """
@@ -23,11 +23,11 @@ MAX_NODES = 50_000
 MAX_DEPTH = 64
 MAX_INT_BITS = 14_000
 MAX_HASHED = 10_000
-"""Elements of sets and keys of dicts in one value. Numbers can be chosen so that each insertion into the hash table visits all
-those before it: the square of this many steps takes a tenth of a second."""
+"""Elements of sets and keys of dicts in one value. Numbers can be chosen so that each insertion into the hash table
+visits all those before it: the square of this many steps takes a tenth of a second."""
 MAX_COLLISIONS = 2_000
-"""Elements and keys in one value that differ from another with the same hash: each costs a comparison with all of those.
-Honest ones exist: of the powers of two, every 61st has the same hash."""
+"""Elements and keys in one value that differ from another with the same hash: each costs a comparison with all of
+those. Honest ones exist: of the powers of two, every 61st has the same hash."""
 
 
 class CodecError(ValueError):
@@ -143,7 +143,8 @@ def _key(value: Any, mode: Equality) -> object:
 
 
 def _multiset(keys: list[Any]) -> frozenset[Any]:
-    """`keys` without order. Different elements can have equal keys, if there is a NaN in them: then each with its number."""
+    """`keys` without order. Different elements can have equal keys, if there is a NaN in them: then each with its
+    number."""
     found = frozenset(keys)
     return found if len(found) == len(keys) else frozenset(Counter(keys).items())
 
@@ -154,9 +155,9 @@ def _multiset(keys: list[Any]) -> frozenset[Any]:
 class Containers:
     """Makes the sets and dicts of one value from elements that an adversary may have chosen, in bounded time.
 
-    The hashes of numbers, and of tuples and frozensets of them, are no secret (those of text are), and elements of one hash
-    make a set's construction quadratic. Raises BudgetError beyond MAX_HASHED and MAX_COLLISIONS, TypeError for elements
-    that have no hash.
+    The hashes of numbers, and of tuples and frozensets of them, are no secret (those of text are), and elements of one
+    hash make a set's construction quadratic. Raises BudgetError beyond MAX_HASHED and MAX_COLLISIONS, TypeError for
+    elements that have no hash.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """Other inputs of the same types, to see whether a program's value depends on its input at all.
 
-Made from decoded values, outside the sandbox. The changes are strong ones (negated, zero, empty, reversed, longer), because
-many programs answer yes or no, and a small step seldom changes that. The program's own strings and integers are tried, too:
-what it compares its input with is often among them. They are found by their look; nothing is parsed.
+Made from decoded values, outside the sandbox. The changes are strong ones (negated, zero, empty, reversed, longer),
+because many programs answer yes or no, and a small step seldom changes that. The program's own strings and integers are
+tried, too: what it compares its input with is often among them. They are found by their look; nothing is parsed.
 """
 
 from __future__ import annotations

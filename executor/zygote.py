@@ -1,11 +1,12 @@
 """The fork server inside the wall: it forks a child for each request, and says how the child ended.
 
-Forked by `keeper.py` with an empty environment, its standard streams on the null device, and three pipes (`frames.py`). It
-imports the standard library and this package's light files, encloses itself (`namespaces.py`, `jail.py`), and then serves
-requests, one at a time. It is single-threaded.
+Forked by `keeper.py` with an empty environment, its standard streams on the null device, and three pipes (`frames.py`).
+It imports the standard library and this package's light files, encloses itself (`namespaces.py`, `jail.py`), and then
+serves requests, one at a time. It is single-threaded.
 
-The server reads two numbers of a request, the limits of time and memory. The program, the input and the value pass between
-the supervisor and the child (`child.py`) alone. So the memory that a child is forked with holds nothing of any request.
+The server reads two numbers of a request, the limits of time and memory. The program, the input and the value pass
+between the supervisor and the child (`child.py`) alone. So the memory that a child is forked with holds nothing of any
+request.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ class Zygote:
         os._exit(0)
 
     def _stay(self) -> None:
-        """Keep to the CPU that the scheduler has chosen, for a moment: server and child take turns on the same memory, and
-        moved to another CPU, each would fill its caches anew."""
+        """Keep to the CPU that the scheduler has chosen, for a moment: server and child take turns on the same memory,
+        and moved to another CPU, each would fill its caches anew."""
         if self.pin:
             self.pinned = True
             jail.bind(0, {jail.current_cpu()})
@@ -123,7 +124,8 @@ class Zygote:
                 os.close(REQUESTS)
                 os.close(REPLIES)
                 if self.orphans:
-                    # In a process namespace the kernel ends it with the server, which is that namespace's first process.
+                    # In a process namespace the kernel ends it with the server, which is that namespace's first
+                    # process.
                     jail.die_with_parent()
                     if os.getppid() != self.pid:
                         os._exit(1)
@@ -151,15 +153,16 @@ class Zygote:
 def shuffle_memory() -> list[object]:
     """Have the addresses of new objects differ from those in any other fork server, in their last digits too.
 
-    The kernel moves whole pages only. Without this, `id(x)`, or a `repr` with an address in it, would end alike in all runs
-    of a program. Makes objects of every size, keeps a random number of each, and frees the others in random order: in the
-    reverse order CPython gives their places out again. Returns the objects to be kept.
+    The kernel moves whole pages only. Without this, `id(x)`, or a `repr` with an address in it, would end alike in all
+    runs of a program. Makes objects of every size, keeps a random number of each, and frees the others in random order:
+    in the reverse order CPython gives their places out again. Returns the objects to be kept.
     """
     chance = random.SystemRandom()
     # CPython keeps lists of free objects of some of these types.
     makers: list[Callable[[], object]] = [list, dict, set, object, functools.partial(float, "0.1")]
     makers += [functools.partial(tuple, bytes(size)) for size in range(1, 8)]
-    # Every size class of CPython's allocator, by way of a type whose own part is 33 bytes; and some sizes of the C library's.
+    # Every size class of CPython's allocator, by way of a type whose own part is 33 bytes; and some sizes of the C
+    # library's.
     makers += [functools.partial(bytes, size) for size in [*range(15, 480, 16), *range(600, 6000, 450), 70_000]]
     made = [[make() for _ in range(SHUFFLED)] for make in makers]
     kept: list[object] = []

@@ -1,7 +1,7 @@
 """The configuration: every setting, typed, from a recipe and dotted overrides.
 
-Each package declares its tables in its `settings.py`. This file puts them together, checks them, and turns every mistake
-into a message that names key, file and mend.
+Each package declares its tables in its `settings.py`. This file puts them together, checks them, and turns every
+mistake into a message that names key, file and mend.
 """
 
 from __future__ import annotations
@@ -230,7 +230,8 @@ def _explain(item: Any, sources: dict[str, str], root: type[BaseModel]) -> str:
 
 
 def _nearest(key: str, keys: Sequence[str]) -> str | None:
-    """The setting or table of `keys` that an unknown `key` probably means: spelled alike, or of the same name elsewhere."""
+    """The setting or table of `keys` that an unknown `key` probably means: spelled alike, or of the same name
+    elsewhere."""
     tables = {known.rsplit(".", 1)[0] for known in keys}
     tables |= {table.split(".")[0] for table in tables}
     if found := difflib.get_close_matches(key, [*keys, *tables], 1, cutoff=0.5):

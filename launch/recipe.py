@@ -21,9 +21,9 @@ class ConfigError(UserError):
 def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """Read a recipe with its `base`; returns its plain data, and for each dotted key the file that sets it.
 
-    `base = "name"` at the top of a recipe (a name that ships, or a path relative to the recipe) takes over all values of
-    the other recipe. This recipe's own values win, key by key, in nested tables too. A recipe with a base that sets no
-    `run.name` is named like its file, so that runs of recipes with one base have folders of their own. `above`: the
+    `base = "name"` at the top of a recipe (a name that ships, or a path relative to the recipe) takes over all values
+    of the other recipe. This recipe's own values win, key by key, in nested tables too. A recipe with a base that sets
+    no `run.name` is named like its file, so that runs of recipes with one base have folders of their own. `above`: the
     recipes whose base this is. Raises ConfigError.
     """
     here = path.resolve()
@@ -51,7 +51,8 @@ def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
 
 
 def find_recipe(recipe: str | Path, folder: Path = Path()) -> Path:
-    """Find the file of a recipe: a path, relative to `folder`, or a name that ships. Raises ConfigError with the names."""
+    """Find the file of a recipe: a path, relative to `folder`, or a name that ships. Raises ConfigError with the
+    names."""
     path = Path(recipe)
     for candidate in (folder / path, folder / f"{path}.toml", RECIPES / path.name, RECIPES / f"{path.name}.toml"):
         if candidate.is_file():

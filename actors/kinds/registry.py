@@ -3,11 +3,12 @@
     [project.entry-points."azr.kinds"]
     differ = "mypackage.differ:Differ"
 
-The name is the kind's own (`TaskKind.name`), the object its class. azr registers deduction, abduction and induction in the
-same way. Every process of a run loads the kinds by itself, so a package with a kind has to be installed on every node.
+The name is the kind's own (`TaskKind.name`), the object its class. azr registers deduction, abduction and induction in
+the same way. Every process of a run loads the kinds by itself, so a package with a kind has to be installed on every
+node.
 
-A checkout of azr that runs without being installed, or whose installation is older than its code, has its own entry points
-read from its `pyproject.toml`.
+A checkout of azr that runs without being installed, or whose installation is older than its code, has its own entry
+points read from its `pyproject.toml`.
 """
 
 from __future__ import annotations

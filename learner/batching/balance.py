@@ -258,7 +258,8 @@ def _put(share: list[PromptGroup], group: PromptGroup) -> int:
 
 
 def _half(group: PromptGroup, gap: int) -> list[int]:
-    """Places of responses that cost about half of `gap` together, fewer than all; at least one if that fits in `gap`."""
+    """Places of responses that cost about half of `gap` together, fewer than all; at least one if that fits in
+    `gap`."""
     last = len(group.members) - 1
     if last < 1:
         return []

@@ -102,9 +102,9 @@ class Architecture:
         """Floating-point operations of a training step, two a multiply-add.
 
         With E hidden size, H and G query and key/value heads of size D, F feed-forward size, V vocabulary, a layer's
-        matrices have w = E D (2 H + 2 G) + 3 E F weights: 2 w a row forward, twice that backward. A pair is two products
-        of D forward and five backward (the scores again, and four gradients) for each query head. A response token's
-        logits are computed twice, and twice more for the gradients of both factors.
+        matrices have w = E D (2 H + 2 G) + 3 E F weights: 2 w a row forward, twice that backward. A pair is two
+        products of D forward and five backward (the scores again, and four gradients) for each query head. A response
+        token's logits are computed twice, and twice more for the gradients of both factors.
         """
         weights = self.hidden_size * (
             self.head_dim * 2 * (self.num_heads + self.num_query_groups) + 3 * self.ffn_hidden_size

@@ -184,8 +184,9 @@ def _part_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query [B, L, H, D], key and value [B, K, G, D]; `lse` and `delta` [B, L, H] are float32.
 
-    Scores are computed in float32, products of probabilities in the dtype of the inputs. Queries are computed in chunks of
-    rows; under a causal mask a chunk meets no keys after its last row. `visible` [L, K] is 0 where a row is not seen.
+    Scores are computed in float32, products of probabilities in the dtype of the inputs. Queries are computed in chunks
+    of rows; under a causal mask a chunk meets no keys after its last row. `visible` [L, K] is 0 where a row is not
+    seen.
     """
     batch, num_rows, num_heads, dim = query.shape
     num_keys, groups = key.shape[1], key.shape[2]
@@ -212,7 +213,8 @@ def _part_backward(
         if visible is None:
             probs.exp_()
         else:
-            # A score that is not seen may be large; and minus infinity, whose exponential is slow, is no way to hide it.
+            # A score that is not seen may be large; and minus infinity, whose exponential is slow, is no way to hide
+            # it.
             probs.clamp_max_(0.0).exp_().unflatten(1, (shared, -1)).mul_(visible[start:stop, :seen])
         if causal and visible is None:
             probs.unflatten(1, (shared, -1)).tril_(start)

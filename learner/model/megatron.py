@@ -1,7 +1,7 @@
 """Everything that the learner uses of Megatron-Core, imported once.
 
-On import Megatron-Core warns about every accelerator library that is not installed; here, and only here, that is silenced.
-Calls into it go through `megatron_on_cpu.megatron_calls`.
+On import Megatron-Core warns about every accelerator library that is not installed; here, and only here, that is
+silenced. Calls into it go through `megatron_on_cpu.megatron_calls`.
 """
 
 from __future__ import annotations

@@ -249,8 +249,8 @@ class PolicyModel:
             return pipeline.run(self.gpt, len(filled), forward, finish, forward_only=loss is None)
 
     def _token_logprobs(self, micro: MicroBatch, hidden_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies of the response tokens, float32 [R] each, from the last stage's output [T, E].
-        Only the first carry a gradient."""
+        """Log-probabilities and entropies of the response tokens, float32 [R] each, from the last stage's output [T,
+        E]. Only the first carry a gradient."""
         if micro.num_targets == 0:
             return hidden_TE[:0].sum(1).float(), torch.zeros(0, device=self.device)
         rows_RE = hidden_TE.index_select(0, torch.from_numpy(micro.logit_rows).to(self.device))
@@ -266,7 +266,8 @@ class PolicyModel:
 
     @property
     def _output_weight(self) -> Tensor:
-        """[V, E]: this rank's rows of the output matrix; the embedding's parameter where both are tied and on this rank."""
+        """[V, E]: this rank's rows of the output matrix; the embedding's parameter where both are tied and on this
+        rank."""
         weight: Tensor | None = self.gpt.output_layer.weight
         return self.gpt.embedding.word_embeddings.weight if weight is None else weight
 

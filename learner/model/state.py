@@ -180,7 +180,8 @@ class ModelState:
 class _OwnGroupStrategy(TorchDistSaveShardedStrategy):  # type: ignore[misc]
     """Megatron's format written in this thread, with collectives on a group of its own.
 
-    Megatron's asynchronous writer forks, which in a process with gloo's, Ray's and vLLM's threads can lock up the child.
+    Megatron's asynchronous writer forks, which in a process with gloo's, Ray's and vLLM's threads can lock up the
+    child.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
@@ -227,7 +228,8 @@ def rectangles(shape: Sequence[int], start: int, stop: int) -> Iterator[tuple[tu
 def _cut(
     prefix: str, parts: Sequence[ShardedTensor], flat: Tensor, start: int, replica: tuple[int, ...]
 ) -> Iterator[ShardedTensor]:
-    """`flat`: elements of a parameter from `start` on. `parts`: blocks of its rows, in order, with their global offsets."""
+    """`flat`: elements of a parameter from `start` on. `parts`: blocks of its rows, in order, with their global
+    offsets."""
     stop, first = start + len(flat), 0
     for part in parts:
         last = first + part.data.numel()
@@ -247,7 +249,8 @@ def _cut(
                     global_offset=tuple(a + b for a, b in zip(part.global_offset, offsets, strict=True)),
                     axis_fragmentations=None,
                     replica_id=replica,
-                    # The vocabulary is padded with zeros to a multiple of the tensor-parallel size, in all three tensors.
+                    # The vocabulary is padded with zeros to a multiple of the tensor-parallel size, in all three
+                    # tensors.
                     allow_shape_mismatch=part.allow_shape_mismatch,
                 )
         first = last

@@ -1,8 +1,8 @@
 """Examples of supervised fine-tuning: read from JSON Lines, checked line by line, tokenised, split, put in order.
 
 A line is {"prompt": text, "response": text} or {"messages": [{"role", "content"}, ...]}, whose last turn is the
-assistant's and becomes the response; either may have a "weight". A prompt may also be a list of texts that are tokenised
-one by one, as self-play does it (`azr sft-data` writes these), so that both see the same tokens.
+assistant's and becomes the response; either may have a "weight". A prompt may also be a list of texts that are
+tokenised one by one, as self-play does it (`azr sft-data` writes these), so that both see the same tokens.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def read_examples(file: Path, tokenizer: Any, settings: SftSettings) -> Examples
 
 
 def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(to learn, to measure), each in the given order; the second has at least `share` of all, and no prompt of the first."""
+    """(to learn, to measure), each in the given order; the second has at least `share` of all, and no prompt of the
+    first."""
     by_prompt: dict[bytes, list[int]] = {}
     for index, example in enumerate(examples):
         by_prompt.setdefault(example.prompt_ids.tobytes(), []).append(index)
@@ -129,7 +130,8 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
 
 
 class Order:
-    """Which examples each step learns. A pure function of the seed and the step, so that a resumed run goes on exactly."""
+    """Which examples each step learns. A pure function of the seed and the step, so that a resumed run goes on
+    exactly."""
 
     def __init__(self, num_examples: int, batch_size: int, epochs: float, seed: int) -> None:
         self._num_examples = num_examples

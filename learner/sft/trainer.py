@@ -1,7 +1,7 @@
 """Supervised fine-tuning: examples in, new weights and numbers out, through the packing and the model of self-play.
 
-The loss of a step is the mean negative log-likelihood of the response tokens of its whole batch, over all ranks, each token
-weighted with its example's weight.
+The loss of a step is the mean negative log-likelihood of the response tokens of its whole batch, over all ranks, each
+token weighted with its example's weight.
 
     consumes     batches of examples, whose order the seed fixes (`sft_data.Order`)
     gated by     nothing: all examples are there
