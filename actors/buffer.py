@@ -1,9 +1,9 @@
 """The task buffer: every valid task with where it came from, durable in SQLite, open to anybody's SQL
 (`runs/<name>/tasks.sqlite`).
 
-Used three ways, as in Absolute Zero: references for proposers, programs for induction proposers, and tasks to solve again
+Used three ways, as in Absolute Zero: references for proposers, programs for proposers that write about one, and tasks to solve again
 where fresh proposals do not fill a batch. A task enters once, whatever its reward: tasks are the same where kind, normalised
-program and inputs are (and, for induction, the message).
+program and inputs are, and what else a kind tells its tasks apart by (`TaskKind.identity`).
 
 A request takes O(log n) steps at n tasks. What is drawn from is, for each kind, the ordered ids of its *active* tasks, in
 memory (`ordered_ids.py`, 8 bytes a task); all else is a look-up by integer key. What a request has changed is committed before
@@ -15,23 +15,40 @@ A task that leaves the draw (`BufferSettings.capacity`) stays in the file, is st
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from actors.buffer_file import TaskBufferError, Transaction, copy_database, open_database, row_of
 from actors.buffer_settings import BufferSettings
+from actors.kinds.registry import kind_of, kinds, names
 from actors.ordered_ids import OrderedIds
 from actors.prompts import ZERO_NORMAL, ZERO_TASK
-from executor.tasks import Kind, Task
+from executor.tasks import Task
 
 GIVEN = -1
 """`proposer_version` of what no policy proposed: the zero triplet, and tasks of a seed file."""
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """A valid task, as it enters the buffer."""
+
+    task: Task
+    normal: str
+    """Its normalised program (`Facts.normal`), or the program where there is none."""
+    proposer_version: int
+    """Oldest policy version in the proposal's tokens, or `GIVEN`."""
+    episode_id: str
+    references: tuple[int, ...] = ()
+    """What its proposer was shown."""
+    reward: float | None = None
+    """The proposer's, where it is known by now."""
 
 
 class Added(NamedTuple):
@@ -46,24 +63,14 @@ class Added(NamedTuple):
 class Buffer(Protocol):
     """What an episode knows of the buffer."""
 
-    async def references(self, kind: Kind, count: int, seed: str) -> list[tuple[int, Task]]:
-        """Up to `count` distinct tasks with their ids, oldest first. For induction: of deduction and abduction."""
+    async def references(self, kinds: tuple[str, ...], count: int, seed: str) -> list[tuple[int, Task]]:
+        """Up to `count` distinct tasks of `kinds` with their ids, oldest first."""
 
-    async def replay(self, kind: Kind, seed: str) -> tuple[int, Task] | None:
+    async def replay(self, kind: str, seed: str) -> tuple[int, Task] | None:
         """One task of `kind` to solve again; None where there is none."""
 
-    async def add(
-        self,
-        task: Task,
-        *,
-        normal: str,
-        proposer_version: int,
-        episode_id: str,
-        references: Sequence[int] = (),
-        reward: float | None = None,
-    ) -> Added:
-        """Store a valid task. `normal`: its normalised program (`Facts.normal`), or the program where there is none;
-        `references`: what its proposer was shown; `reward`: the proposer's, where it is known by now."""
+    async def add(self, new: NewTask) -> Added:
+        """Store a valid task."""
 
     async def record(self, task_id: int, version: int, attempts: int, solved: int) -> None:
         """Add to a task's history: of `attempts` solutions by policy `version`, so many `solved` it."""
@@ -82,22 +89,14 @@ class TaskBuffer:
         self._database, new = open_database(path)
         try:
             self._apply_settings()
-            self._active = {
-                kind: OrderedIds(
-                    row[0]
-                    for row in self._database.execute(
-                        "SELECT id FROM tasks WHERE kind = ? AND active = 1 ORDER BY id", (kind,)
-                    )
-                )
-                for kind in Kind
-            }
+            self._active = {kind: self._active_ids(kind) for kind in self._kinds()}
             known = dict(self._database.execute("SELECT name, value FROM meta"))
             self._counters = {name: int(known.get(name, 0)) for name in ("evicted", "duplicates")}
             if new:
-                for kind in (Kind.DEDUCTION, Kind.ABDUCTION):
-                    zero = Task(kind, ZERO_TASK.program, ZERO_TASK.inputs, ZERO_TASK.outputs)
-                    self.add(zero, normal=ZERO_NORMAL, proposer_version=GIVEN, episode_id="zero")
-            for kind in Kind:
+                for zero in (kind.from_triplet(ZERO_TASK) for kind in kinds()):
+                    if zero is not None:
+                        self.add(NewTask(zero, ZERO_NORMAL, GIVEN, "zero"))
+            for kind in self._active:
                 with Transaction(self._database):
                     evicted = self._shrink(kind)
                 self._forget(kind, evicted)
@@ -105,47 +104,39 @@ class TaskBuffer:
             self._database.close()
             raise
 
-    def references(self, kind: Kind, count: int, seed: str) -> list[tuple[int, Task]]:
+    def references(self, kinds: tuple[str, ...], count: int, seed: str) -> list[tuple[int, Task]]:
         """See `Buffer`. A function of the seed, the settings and the active tasks."""
-        pools = [self._active[k] for k in ((Kind.DEDUCTION, Kind.ABDUCTION) if kind is Kind.INDUCTION else (kind,))]
+        pools = [self._active[kind] for kind in kinds if kind in self._active]
         return [(task_id, self._read(task_id)) for task_id in self._draw(pools, count, seed)]
 
-    def replay(self, kind: Kind, seed: str) -> tuple[int, Task] | None:
+    def replay(self, kind: str, seed: str) -> tuple[int, Task] | None:
         """See `Buffer`. A function of the seed, the settings and the active tasks."""
-        drawn = self._draw([self._active[kind]], 1, seed)
-        return (drawn[0], self._read(drawn[0])) if drawn else None
+        found = self.references((kind,), 1, seed)
+        return found[0] if found else None
 
-    def add(
-        self,
-        task: Task,
-        *,
-        normal: str,
-        proposer_version: int,
-        episode_id: str,
-        references: Sequence[int] = (),
-        reward: float | None = None,
-    ) -> Added:
+    def add(self, new: NewTask) -> Added:
         """See `Buffer`."""
-        evicted: list[int] = []
+        task, evicted = new.task, list[int]()
+        values = (*row_of(task, new.normal, kind_of(task.kind).identity(task)), new.proposer_version, new.episode_id)
         with Transaction(self._database) as database:
             cursor = database.execute(
-                "INSERT OR IGNORE INTO tasks (kind, digest, program_digest, program, inputs, outputs, message, "
-                "proposer_version, episode_id, created, reward) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*row_of(task, normal), proposer_version, episode_id, time.time(), reward),
+                "INSERT OR IGNORE INTO tasks (kind, digest, program_digest, program, inputs, outputs, message, texts, "
+                "proposer_version, episode_id, created, reward) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*values, time.time(), new.reward),
             )
             task_id = cursor.lastrowid if cursor.rowcount else None
             if task_id is None:
                 self._count("duplicates", 1)
             else:
                 database.executemany(
-                    "INSERT OR IGNORE INTO task_references VALUES (?, ?)", [(task_id, one) for one in references]
+                    "INSERT OR IGNORE INTO task_references VALUES (?, ?)", [(task_id, one) for one in new.references]
                 )
                 evicted = self._shrink(task.kind, task_id)
         # Only now is it certain: memory follows the file.
         if task_id is None:
             self._counters["duplicates"] += 1
             return Added(None, True)
-        self._active[task.kind].append(task_id)
+        self._active.setdefault(task.kind, OrderedIds()).append(task_id)
         self._forget(task.kind, evicted)
         return Added(task_id, False)
 
@@ -180,7 +171,7 @@ class TaskBuffer:
 
     def sizes(self) -> dict[str, int]:
         """Active tasks by kind."""
-        return {kind.value: len(ids) for kind, ids in self._active.items()}
+        return {kind: len(ids) for kind, ids in self._active.items()}
 
     def metrics(self) -> dict[str, float]:
         """`buffer/<kind>`: active tasks; `buffer/evicted` and `buffer/duplicates`: how many there were, of all kinds."""
@@ -193,6 +184,15 @@ class TaskBuffer:
     def close(self) -> None:
         """Close the file; what was added is in it."""
         self._database.close()
+
+    def _kinds(self) -> list[str]:
+        """All registered kinds, and those of the file whose packages are not installed here."""
+        rows = self._database.execute("SELECT DISTINCT kind FROM tasks ORDER BY kind")
+        return list(dict.fromkeys([*names(), *(row[0] for row in rows)]))
+
+    def _active_ids(self, kind: str) -> OrderedIds:
+        rows = self._database.execute("SELECT id FROM tasks WHERE kind = ? AND active = 1 ORDER BY id", (kind,))
+        return OrderedIds(row[0] for row in rows)
 
     def _apply_settings(self) -> None:
         """Settle tasks by the present number of attempts, where the file was written under another."""
@@ -235,10 +235,10 @@ class TaskBuffer:
                 rank -= len(pool)
         return sorted(ids)
 
-    def _shrink(self, kind: Kind, newcomer: int | None = None) -> list[int]:
+    def _shrink(self, kind: str, newcomer: int | None = None) -> list[int]:
         """Take out of the draw what is beyond the capacity, in the file; returns the ids. Never the newcomer: a full
         buffer goes on taking what is new."""
-        active = self._active[kind]
+        active = self._active.get(kind) or OrderedIds()
         excess = len(active) + (newcomer is not None) - self._settings.capacity if self._settings.capacity else 0
         if excess <= 0:
             return []
@@ -256,7 +256,7 @@ class TaskBuffer:
         self._count("evicted", excess)
         return leaving
 
-    def _forget(self, kind: Kind, ids: Sequence[int]) -> None:
+    def _forget(self, kind: str, ids: Sequence[int]) -> None:
         for one in ids:
             self._active[kind].remove(one)
         self._counters["evicted"] += len(ids)
@@ -268,14 +268,14 @@ class TaskBuffer:
 
     def _read(self, task_id: int) -> Task:
         row = self._database.execute(
-            "SELECT kind, program, inputs, outputs, message FROM tasks WHERE id = ?", (task_id,)
+            "SELECT kind, program, inputs, outputs, message, texts FROM tasks WHERE id = ?", (task_id,)
         ).fetchone()
         if row is None:
             raise TaskBufferError(
                 f"task {task_id} has gone from {self._path}: nothing may be deleted while the run goes on"
             )
-        kind, program, inputs, outputs, message = row
-        return Task(Kind(kind), program, tuple(json.loads(inputs)), tuple(json.loads(outputs)), message)
+        kind, program, inputs, outputs, message, texts = row
+        return Task(kind, program, tuple(json.loads(inputs)), tuple(json.loads(outputs)), message, json.loads(texts))
 
 
 class LocalBuffer:
@@ -284,33 +284,17 @@ class LocalBuffer:
     def __init__(self, store: TaskBuffer) -> None:
         self._store = store
 
-    async def references(self, kind: Kind, count: int, seed: str) -> list[tuple[int, Task]]:
+    async def references(self, kinds: tuple[str, ...], count: int, seed: str) -> list[tuple[int, Task]]:
         """See `Buffer`."""
-        return self._store.references(kind, count, seed)
+        return self._store.references(kinds, count, seed)
 
-    async def replay(self, kind: Kind, seed: str) -> tuple[int, Task] | None:
+    async def replay(self, kind: str, seed: str) -> tuple[int, Task] | None:
         """See `Buffer`."""
         return self._store.replay(kind, seed)
 
-    async def add(
-        self,
-        task: Task,
-        *,
-        normal: str,
-        proposer_version: int,
-        episode_id: str,
-        references: Sequence[int] = (),
-        reward: float | None = None,
-    ) -> Added:
+    async def add(self, new: NewTask) -> Added:
         """See `Buffer`."""
-        return self._store.add(
-            task,
-            normal=normal,
-            proposer_version=proposer_version,
-            episode_id=episode_id,
-            references=references,
-            reward=reward,
-        )
+        return self._store.add(new)
 
     async def record(self, task_id: int, version: int, attempts: int, solved: int) -> None:
         """See `Buffer`."""
@@ -319,81 +303,6 @@ class LocalBuffer:
     async def rewarded(self, task_id: int, reward: float) -> None:
         """See `Buffer`."""
         self._store.rewarded(task_id, reward)
-
-
-RETRY_S = 0.2
-"""Between two requests to a buffer that starts again."""
-PATIENCE_S = 180.0
-"""How long one request is made again: a buffer that hangs is found out, ended and started again well within it."""
-
-
-class RemoteBuffer:
-    """`Buffer` over a Ray actor that holds the store.
-
-    While that actor starts again, requests are made again, for `patience_s` seconds; then what failed them is raised, or
-    TimeoutError. One whose answer was lost with the actor may so be carried out twice: a draw is the same again, and a task
-    is added once; only an attempt may count twice.
-    """
-
-    def __init__(self, handle: Any, patience_s: float = PATIENCE_S) -> None:
-        self._handle = handle
-        self._patience_s = patience_s
-
-    async def references(self, kind: Kind, count: int, seed: str) -> list[tuple[int, Task]]:
-        """See `Buffer`."""
-        found: list[tuple[int, Task]] = await self.ask("references", kind, count, seed)
-        return found
-
-    async def replay(self, kind: Kind, seed: str) -> tuple[int, Task] | None:
-        """See `Buffer`."""
-        found: tuple[int, Task] | None = await self.ask("replay", kind, seed)
-        return found
-
-    async def add(
-        self,
-        task: Task,
-        *,
-        normal: str,
-        proposer_version: int,
-        episode_id: str,
-        references: Sequence[int] = (),
-        reward: float | None = None,
-    ) -> Added:
-        """See `Buffer`."""
-        added: Added = await self.ask(
-            "add",
-            task,
-            normal=normal,
-            proposer_version=proposer_version,
-            episode_id=episode_id,
-            references=references,
-            reward=reward,
-        )
-        return added
-
-    async def record(self, task_id: int, version: int, attempts: int, solved: int) -> None:
-        """See `Buffer`."""
-        await self.ask("record", task_id, version, attempts, solved)
-
-    async def rewarded(self, task_id: int, reward: float) -> None:
-        """See `Buffer`."""
-        await self.ask("rewarded", task_id, reward)
-
-    async def ask(self, request: str, *arguments: Any, **named: Any) -> Any:
-        """Make any request of the actor."""
-        from ray.exceptions import ActorUnavailableError
-
-        deadline = time.monotonic() + self._patience_s
-        while True:
-            try:
-                answer = getattr(self._handle, request).remote(*arguments, **named)
-                return await asyncio.wait_for(answer, max(0.0, deadline - time.monotonic()))
-            except ActorUnavailableError:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(RETRY_S)
-            except TimeoutError:
-                raise TimeoutError(f"the task buffer did not answer {request!r} for {self._patience_s:.0f} s") from None
 
 
 def _recent(size: int, half_life: float, uniform: float) -> int:

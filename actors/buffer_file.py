@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
-from executor.tasks import Kind, Task
+from executor.tasks import Task
 from executor.user_error import UserError
 from learner.disk import sync
 
-SCHEMA_VERSION = 2
-"""`PRAGMA user_version` of a file of this form. 1, which had no number yet, knew no provenance."""
+SCHEMA_VERSION = 3
+"""`PRAGMA user_version` of a file of this form. 1, which had no number yet, knew no provenance; 2 knew no `texts`, and is
+brought to form 3 when it is opened."""
+READABLE_SCHEMAS = (2, SCHEMA_VERSION)
 BUSY_S = 60.0
 """How long a statement waits for somebody else's, such as a user's, that holds the file."""
 
@@ -23,12 +26,13 @@ _SCHEMA = """
 CREATE TABLE tasks (
     id INTEGER PRIMARY KEY,            -- in the order of entry
     kind TEXT NOT NULL,
-    digest BLOB NOT NULL UNIQUE,       -- of kind, normalised program, inputs; for induction, of the message too
+    digest BLOB NOT NULL UNIQUE,       -- of kind, normalised program, inputs, and what else tells tasks of a kind apart
     program_digest BLOB NOT NULL,      -- of the normalised program: equal where programs differ in names and layout only
     program TEXT NOT NULL,
     inputs TEXT NOT NULL,              -- JSON array of canonical literals
     outputs TEXT NOT NULL,             -- JSON array of canonical literals
     message TEXT NOT NULL,
+    texts TEXT NOT NULL DEFAULT '{}',  -- JSON object: what else a kind needs, by name
     proposer_version INTEGER NOT NULL, -- oldest policy version in the proposal's tokens; -1: given, not proposed
     episode_id TEXT NOT NULL,
     created REAL NOT NULL,             -- seconds since the epoch
@@ -70,7 +74,11 @@ def open_database(path: Path) -> tuple[sqlite3.Connection, bool]:
             (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except sqlite3.DatabaseError as error:
             raise TaskBufferError(f"{path} is no task buffer ({error}); move it away") from None
-        if (tables or version) and version != SCHEMA_VERSION:
+        if version == 2:
+            with Transaction(database):
+                database.execute("ALTER TABLE tasks ADD COLUMN texts TEXT NOT NULL DEFAULT '{}'")
+                database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif (tables or version) and version != SCHEMA_VERSION:
             raise TaskBufferError(
                 f"{path} is a task buffer of form {version or 1}; this azr reads form {SCHEMA_VERSION}. Go on with the azr "
                 "that wrote it, or move the file away and start a new run (its tasks can come along as a seed file, "
@@ -121,20 +129,19 @@ class Transaction:
             self._database.execute("ROLLBACK")
 
 
-def row_of(task: Task, normal: str) -> tuple[str, bytes, bytes, str, str, str, str]:
-    """The columns of `tasks` from `kind` to `message`."""
-    parts = [task.kind.value, normal.strip(), *task.inputs]
-    if task.kind is Kind.INDUCTION:  # the message is part of what a solver is given
-        parts += ["", task.message.strip()]
+def row_of(task: Task, normal: str, identity: Sequence[str]) -> tuple[str, bytes, bytes, str, str, str, str, str]:
+    """The columns of `tasks` from `kind` to `texts`. `identity`: see `TaskKind.identity`."""
+    parts = [task.kind, normal.strip(), *task.inputs, *identity]
     # As JSON, so that no text of a program can pass for the border between two parts.
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()[:16]
     program_digest = hashlib.sha256(json.dumps(normal.strip()).encode()).digest()[:16]
     return (
-        task.kind.value,
+        task.kind,
         digest,
         program_digest,
         task.program,
         json.dumps(task.inputs),
         json.dumps(task.outputs),
         task.message,
+        json.dumps(dict(task.texts)),
     )

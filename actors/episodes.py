@@ -15,16 +15,16 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
-from actors.buffer import Buffer
+from actors.buffer import Buffer, NewTask
 from actors.environment import Environment
 from actors.generation import Completion, Engine
-from actors.prompts import Prompt, PromptTooLong
+from actors.prompt_builder import Prompt, PromptTooLong
 from actors.propose import REDRAWS, Brief, Draft, ProposalOutcome, Proposer
 from actors.rewards import Proposed, Solved, reward_terms
 from actors.sampler import Identity, Sampler, together
 from actors.settings import SelfPlaySettings
 from actors.solve import Solution, Solver
-from executor.tasks import Kind, Task
+from executor.tasks import Task
 from learner.staleness import Grant
 from learner.trajectory import Cell, Role, Trajectory
 
@@ -46,7 +46,6 @@ class Player:
     ) -> None:
         """`seed`: makes every draw and sample a function of it and of the slot; None leaves sampling to the engine."""
         self._buffer = buffer
-        self._settings = settings
         self._identity = identity
         self._sampler = Sampler(engine, settings, identity, seed)
         self._solver = Solver(self._sampler, environment)
@@ -60,81 +59,79 @@ class Player:
 
     async def play(self, grant: Grant, emit: Emit, give_back: GiveBack) -> None:
         """Play one episode. Every slot of the grant ends in `emit` or `give_back`, unless this raises."""
-        episode = _Episode(self, grant, emit, give_back)
-        if not grant.propose:
-            await episode.replay(grant.solve, f"{grant.episode}")
-            return
-        if not self._settings.propose:
-            await give_back(grant.propose)
-        brief = await self.proposer.brief(Kind(grant.kind), grant.episode)
-        if brief is None:  # nothing that fits can be asked: the batch goes on without these proposals
-            if self._settings.propose:
-                await give_back(grant.propose)
-            await episode.replay(grant.solve, f"{grant.episode}")
-            return
-        shares = [grant.solve[index :: len(grant.propose)] for index in range(len(grant.propose))]
-        await together(episode.propose(brief, slot, share) for slot, share in zip(grant.propose, shares, strict=True))
-
-    def _trajectory(
-        self,
-        cell: Cell,
-        slot: int,
-        episode_id: str,
-        prompt: Prompt,
-        completion: Completion,
-        terms: dict[str, float],
-        parts: dict[str, float],
-        outcome: str,
-        execute_s: float,
-    ) -> Trajectory:
-        return Trajectory(
-            run_id=self._identity.run_id,
-            actor_id=self._identity.actor_id,
-            incarnation=self._identity.incarnation,
-            slot=slot,
-            episode_id=episode_id,
-            cell=cell,
-            prompt_ids=np.array(prompt.token_ids, dtype=np.int32),
-            response_ids=np.array(completion.token_ids, dtype=np.int32),
-            logprobs=np.array(completion.logprobs, dtype=np.float32),
-            versions=completion.versions,
-            reward=sum(terms.values()),
-            reward_parts=parts | {f"reward/{name}": value for name, value in terms.items()},
-            status=completion.finish,
-            outcome=outcome,
-            timings={"queue_s": completion.queue_s, "generate_s": completion.generate_s, "execute_s": execute_s},
+        episode = Episode(
+            sampler=self._sampler,
+            solver=self._solver,
+            proposer=self.proposer,
+            buffer=self._buffer,
+            identity=self._identity,
+            grant=grant,
+            emit=emit,
+            give_back=give_back,
         )
+        await episode.play()
 
 
-class _Episode:
+class Episode:
     """One grant being played."""
 
-    def __init__(self, player: Player, grant: Grant, emit: Emit, give_back: GiveBack) -> None:
-        self._player = player
-        self._settings = player._settings
-        self._sampler = player._sampler
-        self._buffer = player._buffer
+    def __init__(
+        self,
+        *,
+        sampler: Sampler,
+        solver: Solver,
+        proposer: Proposer,
+        buffer: Buffer,
+        identity: Identity,
+        grant: Grant,
+        emit: Emit,
+        give_back: GiveBack,
+    ) -> None:
+        self._settings = sampler.settings
+        self._sampler = sampler
+        self._solver = solver
+        self._proposer = proposer
+        self._buffer = buffer
+        self._identity = identity
         self._grant = grant
         self._emit = emit
         self._give_back = give_back
 
-    async def propose(self, brief: Brief, slot: int, share: Sequence[int]) -> None:
+    async def play(self) -> None:
+        """See `Player.play`."""
+        grant, settings = self._grant, self._settings
+        if not grant.propose:
+            await self._replay(grant.solve, f"{grant.episode}")
+            return
+        if not settings.propose:
+            await self._give_back(grant.propose)
+        brief = await self._proposer.brief(grant.kind, grant.episode)
+        if brief is None:  # nothing that fits can be asked: the batch goes on without these proposals
+            if settings.propose:
+                await self._give_back(grant.propose)
+            await self._replay(grant.solve, f"{grant.episode}")
+            return
+        shares = [grant.solve[index :: len(grant.propose)] for index in range(len(grant.propose))]
+        await together(self._propose(brief, slot, share) for slot, share in zip(grant.propose, shares, strict=True))
+
+    async def _propose(self, brief: Brief, slot: int, share: Sequence[int]) -> None:
         """One proposal, and what becomes of its solve slots. Its trajectory goes out once its solutions are judged."""
         episode_id = f"{self._grant.episode}.{slot}"
-        draft = await self._player.proposer.draft(brief, f"p{slot}")
+        draft = await self._proposer.draft(brief, f"p{slot}")
         if draft.task is None or draft.solve_prompt is None:
-            await self.replay(share, episode_id)
+            await self._replay(share, episode_id)
             await self._emit_proposal(brief, slot, draft, Proposed(None), draft.outcome)
             return
-        added = await self._buffer.add(
+        new = NewTask(
             draft.task,
-            normal=draft.normal,
+            draft.normal,
             proposer_version=min(span.version for span in draft.completion.versions),
             episode_id=episode_id,
-            references=[task_id for task_id, _ in (*brief.references, *brief.earlier)],
+            references=tuple(task_id for task_id, _ in (*brief.references, *brief.earlier)),
         )
+        added = await self._buffer.add(new)
         if added.duplicate and self._settings.novelty == "reject":
-            await self.replay(share, episode_id)
+            await self._replay(share, episode_id)
             found = Proposed(None, duplicate=True)
             await self._emit_proposal(brief, slot, draft, found, ProposalOutcome.DUPLICATE.value)
             return
@@ -144,7 +141,7 @@ class _Episode:
             solved, _ = await together(
                 (
                     self._solve_fresh(draft.task, draft.solve_prompt, added.task_id, (), episode_id),
-                    self.replay(share, episode_id),
+                    self._replay(share, episode_id),
                 )
             )
         reward = await self._emit_proposal(
@@ -164,21 +161,21 @@ class _Episode:
             parts["duplicate"] = float(found.duplicate)
         if found.solved:
             parts["solve_rate"] = sum(found.solved) / len(found.solved)
-        trajectory = self._player._trajectory(
-            Cell(self._grant.kind, Role.PROPOSE),
-            slot,
-            f"{self._grant.episode}.{slot}",
-            brief.prompt,
-            draft.completion,
-            reward_terms(found, self._settings),
-            parts,
-            outcome,
-            draft.execute_s,
+        trajectory = self._trajectory(
+            role=Role.PROPOSE,
+            slot=slot,
+            episode_id=f"{self._grant.episode}.{slot}",
+            prompt=brief.prompt,
+            completion=draft.completion,
+            terms=reward_terms(found, self._settings),
+            parts=parts,
+            outcome=outcome,
+            execute_s=draft.execute_s,
         )
         await self._emit(trajectory)
         return trajectory.reward
 
-    async def replay(self, slots: Sequence[int], episode_id: str) -> list[bool]:
+    async def _replay(self, slots: Sequence[int], episode_id: str) -> list[bool]:
         """Spend solve slots on a task of the buffer; without one that fits, give them back: the batch goes on without.
 
         Returns which solutions were correct.
@@ -187,7 +184,7 @@ class _Episode:
             return []
         for attempt in range(REDRAWS):
             salt = self._sampler.salt(slots[0], f"replay{attempt or ''}")
-            found = await self._buffer.replay(Kind(self._grant.kind), salt)
+            found = await self._buffer.replay(self._grant.kind, salt)
             if found is None:
                 break
             task_id, task = found
@@ -222,7 +219,7 @@ class _Episode:
         names = [*(f"s{slot}" for slot in slots), *extra]
         if not names:
             return []
-        solutions = await self._player._solver.solve(task, prompt, names)
+        solutions = await self._solver.solve(task, prompt, names)
         if task_id is not None:
             version = max(span.version for solution in solutions for span in solution.completion.versions)
             await self._buffer.record(task_id, version, len(solutions), sum(s.correct for s in solutions))
@@ -233,19 +230,50 @@ class _Episode:
     ) -> None:
         for slot, solution in zip(slots, solutions, strict=False):
             await self._emit(
-                self._player._trajectory(
-                    Cell(self._grant.kind, Role.SOLVE),
-                    slot,
-                    episode_id,
-                    prompt,
-                    solution.completion,
-                    reward_terms(Solved(solution.formatted, solution.correct), self._settings),
-                    {
+                self._trajectory(
+                    role=Role.SOLVE,
+                    slot=slot,
+                    episode_id=episode_id,
+                    prompt=prompt,
+                    completion=solution.completion,
+                    terms=reward_terms(Solved(solution.formatted, solution.correct), self._settings),
+                    parts={
                         "correct": float(solution.correct),
                         "replayed": float(replayed),
                         "estimate": float(not replayed),
                     },
-                    solution.outcome,
-                    solution.execute_s,
+                    outcome=solution.outcome,
+                    execute_s=solution.execute_s,
                 )
             )
+
+    def _trajectory(
+        self,
+        *,
+        role: Role,
+        slot: int,
+        episode_id: str,
+        prompt: Prompt,
+        completion: Completion,
+        terms: dict[str, float],
+        parts: dict[str, float],
+        outcome: str,
+        execute_s: float,
+    ) -> Trajectory:
+        return Trajectory(
+            run_id=self._identity.run_id,
+            actor_id=self._identity.actor_id,
+            incarnation=self._identity.incarnation,
+            slot=slot,
+            episode_id=episode_id,
+            cell=Cell(self._grant.kind, role),
+            prompt_ids=np.array(prompt.token_ids, dtype=np.int32),
+            response_ids=np.array(completion.token_ids, dtype=np.int32),
+            logprobs=np.array(completion.logprobs, dtype=np.float32),
+            versions=completion.versions,
+            reward=sum(terms.values()),
+            reward_parts=parts | {f"reward/{name}": value for name, value in terms.items()},
+            status=completion.finish,
+            outcome=outcome,
+            timings={"queue_s": completion.queue_s, "generate_s": completion.generate_s, "execute_s": execute_s},
+        )

@@ -17,10 +17,11 @@ from typing import Any
 
 from actors.environment import Environment
 from actors.generation import Engine, Sampling
-from actors.parsing import FormatError, answer_of, parse_solution
-from actors.prompts import Prompt, PromptBuilder, PromptTooLong
+from actors.kinds.registry import kind_of, names
+from actors.parsing import FormatError, answer_of
+from actors.prompt_builder import Prompt, PromptBuilder, PromptTooLong
 from actors.settings import SelfPlaySettings
-from executor.tasks import Kind, Task
+from executor.tasks import Task
 
 TASKS = Path(__file__).with_name("heldout.jsonl")
 """The tasks that ship; `python -m launch.shipped.heldout_tasks` writes them anew."""
@@ -40,17 +41,20 @@ class HeldoutTask:
         return {
             "name": self.name,
             "difficulty": self.difficulty,
-            "kind": task.kind.value,
+            "kind": task.kind,
             "program": task.program,
             "inputs": list(task.inputs),
             "outputs": list(task.outputs),
             "message": task.message,
-        }
+        } | ({"texts": dict(task.texts)} if task.texts else {})
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> HeldoutTask:
         """The inverse of `to_json`; raises KeyError or ValueError."""
-        task = Task(Kind(data["kind"]), data["program"], tuple(data["inputs"]), tuple(data["outputs"]), data["message"])
+        texts = data.get("texts", {})
+        task = Task(
+            data["kind"], data["program"], tuple(data["inputs"]), tuple(data["outputs"]), data["message"], texts
+        )
         return cls(data["name"], int(data["difficulty"]), task)
 
 
@@ -122,10 +126,10 @@ class Heldout:
                 task.cancel()
         groups: dict[str, list[bool]] = defaultdict(list)
         for (entry, _), correct in zip(prompts, solved, strict=True):
-            groups[entry.task.kind.value].append(correct)
+            groups[entry.task.kind].append(correct)
             groups[f"difficulty_{entry.difficulty}"].append(correct)
         rates = {name: sum(group) / len(group) for name, group in sorted(groups.items())}
-        kinds = [rates[kind.value] for kind in Kind if kind.value in rates]
+        kinds = [rates[kind] for kind in names() if kind in rates]
         numbers = {f"heldout/{name}": rate for name, rate in rates.items()}
         if kinds:
             numbers["heldout/mean"] = sum(kinds) / len(kinds)
@@ -139,7 +143,7 @@ class Heldout:
         sampling = Sampling(max_tokens=self._settings.max_solve_tokens, temperature=0.0, stop=prompt.stop)
         completion = await self._engine.generate(prompt.token_ids, sampling, f"heldout-{version}-{entry.name}")
         text = answer_of(prompt.reply_start + completion.text, self._settings.prompt_format)
-        answer = FormatError.NO_ANSWER if text is None else parse_solution(entry.task.kind, text)
+        answer = FormatError.NO_ANSWER if text is None else kind_of(entry.task.kind).read_answer(text)
         if isinstance(answer, FormatError):
             return False
         return (await self._environment.verify(entry.task, answer)).correct

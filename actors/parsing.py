@@ -11,10 +11,9 @@ Nothing of the content is evaluated here; that is the executor's business.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Literal, NamedTuple
-
-from executor.tasks import Kind, Proposal
 
 _ALIASES = {"py": "python", "py3": "python", "python3": "python", "inputs": "input", "outputs": "output"}
 _NAMES = ("python", "input", "output", "message", *_ALIASES)
@@ -87,50 +86,23 @@ def answer_of(text: str, prompt_format: Literal["completion", "r1"]) -> str | No
     return text[tags[start].end() : end]
 
 
-def parse_proposal(kind: Kind, text: str, program: str, num_inputs: int) -> Proposal | FormatError:
-    """A proposal from the answer's text. `program`: that of the reference (induction); `num_inputs`: N, as asked for.
-
-    More than N inputs are cut to N; of several programs or messages the first counts.
-    """
-    found = blocks(text)
-    inputs = tuple(_arguments(b.text) for b in found if b.name == "input")
-    if kind is Kind.INDUCTION:
-        message = next((b.text.strip() for b in found if b.name == "message"), None)
-        if message is None:
-            return FormatError.NO_MESSAGE
-        if len(inputs) < num_inputs:
-            return FormatError.TOO_FEW_INPUTS
-        if not all(inputs[:num_inputs]):
-            return FormatError.EMPTY
-        return Proposal(kind, program, inputs[:num_inputs], message)
-    proposed = next((b.text for b in found if b.name == "python"), None)
-    if proposed is None:
-        return FormatError.NO_PROGRAM
-    if not inputs:
-        return FormatError.NO_INPUT
-    if not proposed.strip():
-        return FormatError.EMPTY
-    return Proposal(kind, proposed, inputs[:1])
+def first(found: Sequence[Block], name: str) -> str | None:
+    """The text of the first block called `name`; None without one."""
+    return next((block.text for block in found if block.name == name), None)
 
 
-_ANSWER_BLOCK = {
-    Kind.DEDUCTION: ("output", FormatError.NO_OUTPUT),
-    Kind.ABDUCTION: ("input", FormatError.NO_INPUT),
-    Kind.INDUCTION: ("python", FormatError.NO_PROGRAM),
-}
+def last(text: str, name: str, missing: FormatError) -> str | FormatError:
+    """The last block called `name` of an answer's text: a solver may try aloud before. `missing`: where there is none."""
+    answers = [block.text.strip() for block in blocks(text) if block.name == name]
+    return (answers[-1] or FormatError.EMPTY) if answers else missing
 
 
-def parse_solution(kind: Kind, text: str) -> str | FormatError:
-    """The answer to a task of `kind`. The last block of the right name counts: a solver may try aloud before."""
-    name, missing = _ANSWER_BLOCK[kind]
-    answers = [b.text.strip() for b in blocks(text) if b.name == name]
-    if not answers:
-        return missing
-    answer = _arguments(answers[-1]) if kind is Kind.ABDUCTION else answers[-1]
-    return answer or FormatError.EMPTY
+def inputs_of(found: Sequence[Block]) -> tuple[str, ...]:
+    """The inputs among blocks, in order."""
+    return tuple(arguments(block.text) for block in found if block.name == "input")
 
 
-def _arguments(text: str) -> str:
+def arguments(text: str) -> str:
     """The arguments of an input that is written as the call. No literal begins like a call of f, so none changes."""
     text = text.strip()
     call = _CALL.fullmatch(text)

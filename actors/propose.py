@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from actors.buffer import Buffer
 from actors.composite import composite, definitions, fit
 from actors.environment import Environment
 from actors.generation import Completion
-from actors.parsing import FormatError, answer_of, parse_proposal
-from actors.prompts import Prompt, PromptTooLong
+from actors.kinds.registry import kind_of, names
+from actors.parsing import FormatError, answer_of
+from actors.prompt_builder import Prompt, PromptTooLong
 from actors.rewards import COMPLEXITY_SCALE, HALSTEAD_SCALE, distance, saturating
 from actors.sampler import Sampler
 from executor.inspection import Facts
-from executor.tasks import Kind, Proposal, Rejection, RejectionReason, Task
+from executor.tasks import Proposal, Rejection, RejectionReason, Task
 
 REDRAWS = 16
 """Draws from the buffer before it counts as having nothing that fits a prompt."""
@@ -39,7 +40,7 @@ class ProposalOutcome(StrEnum):
 class Brief:
     """What a proposer is asked."""
 
-    kind: Kind
+    kind: str
     prompt: Prompt
     references: tuple[tuple[int, Task], ...]
     """What the prompt shows: ids and tasks."""
@@ -103,17 +104,18 @@ class Proposer:
         self._settings = sampler.settings
         self._environment = environment
         self._buffer = buffer
-        self.recent = {kind: RecentOutputs() for kind in Kind}
+        self.recent = {kind: RecentOutputs() for kind in names()}
         """By kind: the answers that answer diversity looks back on."""
 
-    async def brief(self, kind: Kind, number: int | str) -> Brief | None:
+    async def brief(self, kind: str, number: int | str) -> Brief | None:
         """The prompt of one episode, drawn by `number`; None where nothing that the buffer gives fits into a prompt."""
-        induction = kind is Kind.INDUCTION
-        earlier = () if induction else await self._earlier(kind, number)
+        asked = kind_of(kind)
+        count = self._settings.references if asked.writes_program else 1
+        earlier = await self._earlier(kind, number) if asked.writes_program else ()
         for attempt in range(REDRAWS):
             salt = self._sampler.salt(number, f"references{attempt or ''}")
-            references = await self._buffer.references(kind, 1 if induction else self._settings.references, salt)
-            if induction and not references:
+            references = await self._buffer.references(asked.reference_kinds, count, salt)
+            if not references and not asked.writes_program:
                 return None
             for given in (earlier, ()) if earlier else ((),):
                 text = definitions([task.program for _, task in given]) if given else ""
@@ -125,17 +127,17 @@ class Proposer:
                 self._sampler.counts["references_left_out"] += len(references) - prompt.num_references
                 shown = tuple(references[len(references) - prompt.num_references :])
                 return Brief(kind, prompt, shown, tuple(given))
-            if not induction:
+            if asked.writes_program:
                 return None  # it does not fit without references either
         return None
 
-    async def _earlier(self, kind: Kind, number: int | str) -> tuple[tuple[int, Task], ...]:
+    async def _earlier(self, kind: str, number: int | str) -> tuple[tuple[int, Task], ...]:
         """Tasks whose programs the new f may call; none in most episodes, or where the buffer has no fit ones."""
         share = self._settings.composite_functions
         if not share or self._sampler.draw(number, "composite") / 2**63 >= share:
             return ()
         count = 1 + self._sampler.draw(number, "composite-count") % self._settings.composite_max
-        drawn = await self._buffer.references(kind, 4 * count, self._sampler.salt(number, "composite"))
+        drawn = await self._buffer.references((kind,), 4 * count, self._sampler.salt(number, "composite"))
         return tuple((task_id, task) for task_id, task in drawn if fit(task.program))[-count:]
 
     async def draft(self, brief: Brief, name: str) -> Draft:
@@ -171,20 +173,22 @@ class Proposer:
         text = answer_of(brief.prompt.reply_start + completion.text, self._settings.prompt_format)
         if text is None:
             return FormatError.NO_ANSWER
-        program = brief.references[0][1].program if brief.kind is Kind.INDUCTION else ""
-        proposal = parse_proposal(brief.kind, text, program, self._settings.induction_inputs)
+        references = [task for _, task in brief.references]
+        proposal = kind_of(brief.kind).read_proposal(text, references, self._settings.induction_inputs)
         if isinstance(proposal, FormatError) or not brief.earlier:
             return proposal
         whole = composite(proposal.program, [task.program for _, task in brief.earlier])
-        return Proposal(proposal.kind, whole, proposal.inputs, proposal.message)
+        return replace(proposal, program=whole)
 
     async def _describe(
         self, brief: Brief, task: Task, facts: Facts | None
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Parts and measures of a valid proposal. An induction proposer did not write the program: nothing of it pays."""
+        """Parts and measures of a valid proposal. A proposer that did not write the program is paid nothing for it."""
+        kind = kind_of(task.kind)
         diversity = self.recent[task.kind].diversity(task.outputs)
         parts = {"answer_diversity": diversity, "ignores_input": float(task.ignores_input)}
         measures = {"answer_diversity": diversity}
+        parts |= {f"fact/{name}": value for name, value in kind.facts(task).items()}
         if brief.earlier:
             parts["composite"] = float("_make_g" in task.program)
         if facts is None:
@@ -194,7 +198,7 @@ class Proposer:
             "complexity": float(facts.complexity),
             "halstead": facts.halstead,
         }
-        if task.kind is Kind.INDUCTION:
+        if not kind.writes_program:
             return parts, measures
         measures["complexity"] = saturating(facts.complexity, COMPLEXITY_SCALE)
         measures["halstead"] = saturating(facts.halstead, HALSTEAD_SCALE)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from actors.generation import Completion, Engine, Sampling
-from actors.prompts import Prompt, PromptBuilder
+from actors.prompt_builder import Prompt, PromptBuilder
 from actors.settings import SelfPlaySettings
 
 T = TypeVar("T")

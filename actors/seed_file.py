@@ -1,7 +1,7 @@
-"""Seed files: tasks, to start a run's buffer with (`azr seeds save`, `selfplay.seed_tasks`).
+"""Seed files: tasks in a file, to start a run's buffer with (`azr seeds save`, `selfplay.seed_tasks`).
 
 A line is one task, as JSON: {"kind": "deduction", "program": ..., "inputs": [literal, ...], "outputs": [literal, ...],
-"message": ...}. `outputs` and `message` may be left out.
+"message": ..., "texts": {name: ...}}. `outputs`, `message` and `texts` may be left out.
 
 A file is not trusted: when it is loaded, the executor validates each task as it does a proposal, and computes its outputs.
 A line that is no valid task, or that states other outputs, is rejected, by number and reason.
@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from actors.buffer import GIVEN, TaskBuffer
-from actors.buffer_file import SCHEMA_VERSION
+from actors.buffer import GIVEN, NewTask, TaskBuffer
+from actors.buffer_file import READABLE_SCHEMAS, SCHEMA_VERSION
 from actors.environment import Environment
+from actors.kinds.registry import names
 from executor.judge import Judge
 from executor.pool import SandboxPool
 from executor.settings import ExecutorSettings
-from executor.tasks import Kind, Proposal, Rejection, Task, ValidationRules
+from executor.tasks import Proposal, Rejection, Task, ValidationRules
 from executor.user_error import UserError
 
 AT_ONCE = 64
@@ -38,7 +39,7 @@ class SeedError(UserError):
 class SeedReport:
     """The outcome of loading a seed file."""
 
-    added: Counter[Kind] = field(default_factory=Counter)
+    added: Counter[str] = field(default_factory=Counter)
     """New tasks by kind."""
     duplicates: int = 0
     """Tasks that the buffer had already."""
@@ -47,29 +48,30 @@ class SeedReport:
 
     def counts(self) -> dict[str, int]:
         """As plain numbers, for an event."""
-        added = {kind.value: self.added[kind] for kind in Kind}
+        added = {kind: self.added[kind] for kind in names()}
         return {**added, "duplicates": self.duplicates, "rejected": len(self.rejected)}
 
 
 def save(
     database_file: Path,
     file: Path,
-    kinds: list[Kind] | None = None,
+    kinds: list[str] | None = None,
     max_version: int | None = None,
     limit: int | None = None,
-) -> Counter[Kind]:
+) -> Counter[str]:
     """Write tasks to a new file `file`; returns how many by kind. Raises SeedError."""
     try:
         database = sqlite3.connect(f"{database_file.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
         try:
             (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version != SCHEMA_VERSION:
+            if version not in READABLE_SCHEMAS:
                 raise SeedError(f"{database_file} is of form {version or 1}; this azr reads form {SCHEMA_VERSION}")
+            texts = "texts" if version == SCHEMA_VERSION else "'{}'"
             rows = [
                 row
-                for kind in kinds or list(Kind)
+                for kind in kinds or [row[0] for row in database.execute("SELECT DISTINCT kind FROM tasks")]
                 for row in database.execute(
-                    "SELECT id, kind, program, inputs, outputs, message FROM tasks WHERE kind = ? AND episode_id <> 'zero' "
+                    f"SELECT id, kind, program, inputs, outputs, message, {texts} FROM tasks WHERE kind = ? AND episode_id <> 'zero' "
                     "AND proposer_version <= ? ORDER BY id LIMIT ?",
                     (kind, 2**62 if max_version is None else max_version, -1 if limit is None else limit),
                 )
@@ -82,8 +84,9 @@ def save(
         json.dumps(
             {"kind": kind, "program": program, "inputs": json.loads(inputs), "outputs": json.loads(outputs)}
             | ({"message": message} if message else {})
+            | ({"texts": json.loads(texts)} if texts != "{}" else {})
         )
-        for _, kind, program, inputs, outputs, message in sorted(rows)
+        for _, kind, program, inputs, outputs, message, texts in sorted(rows)
     ]
     try:
         with file.open("x") as target:
@@ -92,7 +95,7 @@ def save(
         raise SeedError(f"{file} exists already: give another name, or remove it") from None
     except OSError as error:
         raise SeedError(f"{file} cannot be written: {error}") from None
-    return Counter(Kind(row[1]) for row in rows)
+    return Counter(row[1] for row in rows)
 
 
 def load_seeds(file: Path, settings: ExecutorSettings, store: TaskBuffer, rules: ValidationRules) -> SeedReport:
@@ -111,7 +114,7 @@ def load_seeds(file: Path, settings: ExecutorSettings, store: TaskBuffer, rules:
             report.rejected.append((number, result))
             continue
         task, normal = result
-        added = store.add(task, normal=normal, proposer_version=GIVEN, episode_id=f"seed:{file.name}:{number}")
+        added = store.add(NewTask(task, normal, GIVEN, f"seed:{file.name}:{number}"))
         report.duplicates += added.duplicate
         report.added[task.kind] += not added.duplicate
     if not report.added and not report.duplicates:
@@ -163,15 +166,18 @@ def _parse(line: str) -> tuple[Proposal, tuple[str, ...] | None]:
         raise SeedError(f"no JSON: {error}") from None
     except RecursionError:
         raise SeedError("no JSON that is nested so deeply can be a task") from None
-    if not isinstance(item, dict) or set(item) - {"kind", "program", "inputs", "outputs", "message"}:
-        raise SeedError("a line is an object with kind, program, inputs, and perhaps outputs and message")
+    if not isinstance(item, dict) or set(item) - {"kind", "program", "inputs", "outputs", "message", "texts"}:
+        raise SeedError("a line is an object with kind, program, inputs, and perhaps outputs, message and texts")
     texts = {name: item.get(name, "") for name in ("kind", "program", "message")}
     lists = {name: item[name] for name in ("inputs", "outputs") if item.get(name) is not None}
     if not all(isinstance(text, str) for text in texts.values()) or "inputs" not in lists:
         raise SeedError("kind, program and message are strings, inputs and outputs are lists of strings")
     if not all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists.values()):
         raise SeedError("inputs and outputs are lists of strings, each a literal as text")
-    if texts["kind"] not in {kind.value for kind in Kind}:
-        raise SeedError(f"kind {texts['kind'][:40]!r} is none of {', '.join(kind.value for kind in Kind)}")
-    proposal = Proposal(Kind(texts["kind"]), texts["program"], tuple(lists["inputs"]), texts["message"])
+    more = item.get("texts") or {}
+    if not isinstance(more, dict) or not all(isinstance(text, str) for text in more.values()):
+        raise SeedError("texts is an object of strings")
+    if texts["kind"] not in names():
+        raise SeedError(f"kind {texts['kind'][:40]!r} is none of {', '.join(names())}")
+    proposal = Proposal(texts["kind"], texts["program"], tuple(lists["inputs"]), texts["message"], more)
     return proposal, tuple(lists["outputs"]) if "outputs" in lists else None

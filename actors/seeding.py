@@ -1,7 +1,8 @@
 """The seeding phase: before the first batch, the base model proposes until the buffer holds enough triplets.
 
-From the zero triplet on, each proposal sees what the buffer has by then, as in an episode. A valid one enters for deduction and
-for abduction alike; induction starts from the programs. Nothing is solved, nothing is trained on, no slot is used. Several
+From the zero triplet on, each proposal sees what the buffer has by then, as in an episode. What is proposed are deduction tasks,
+which are plain triplets; a valid one enters for every kind that starts from triplets (`TaskKind.from_triplet`): deduction and
+abduction. Induction starts from the programs. Nothing is solved, nothing is trained on, no slot is used. Several
 actors seed together, each until the buffer has enough.
 """
 
@@ -9,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from actors.buffer import Buffer
+from actors.buffer import Buffer, NewTask
 from actors.environment import Environment
 from actors.generation import Engine
+from actors.kinds.deduction import Deduction
+from actors.kinds.registry import kinds
 from actors.propose import Draft, Proposer
 from actors.sampler import Identity, Sampler, together
 from actors.settings import SelfPlaySettings
-from executor.tasks import Kind, Task
+from executor.tasks import Task
 from executor.user_error import UserError
 
+SEED_KIND = Deduction.name
+"""Proposed in this phase."""
 ROUND = 64
 """Proposals that one actor samples at once; they do not see each other."""
 PATIENCE = 200
@@ -70,20 +75,16 @@ async def seed(
 
 async def _holds(buffer: Buffer, target: int) -> int:
     """How many deduction tasks the buffer has, as far as `target`."""
-    return len(await buffer.references(Kind.DEDUCTION, target, "seeding")) if target else 0
+    return len(await buffer.references((SEED_KIND,), target, "seeding")) if target else 0
 
 
 async def _propose(proposer: Proposer, name: str) -> Draft | None:
-    brief = await proposer.brief(Kind.DEDUCTION, name)
+    brief = await proposer.brief(SEED_KIND, name)
     return await proposer.draft(brief, name) if brief is not None else None
 
 
 async def _add(buffer: Buffer, draft: Draft, task: Task, episode_id: str) -> None:
     version = min(span.version for span in draft.completion.versions)
-    for kind in (Kind.DEDUCTION, Kind.ABDUCTION):
-        await buffer.add(
-            Task(kind, task.program, task.inputs, task.outputs),
-            normal=draft.normal,
-            proposer_version=version,
-            episode_id=episode_id,
-        )
+    for one in (kind.from_triplet(task) for kind in kinds()):
+        if one is not None:
+            await buffer.add(NewTask(one, draft.normal, version, episode_id))

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from actors.environment import Environment
 from actors.generation import Completion
-from actors.parsing import FormatError, answer_of, parse_solution
-from actors.prompts import Prompt
+from actors.kinds.registry import kind_of
+from actors.parsing import FormatError, answer_of
+from actors.prompt_builder import Prompt
 from actors.sampler import Sampler, together
 from executor.tasks import Task, VerdictReason
 
@@ -43,7 +44,8 @@ class Solver:
         """All solutions of one task in one request, so that the judge can share work among them."""
         prompt_format = self._sampler.settings.prompt_format
         texts = [answer_of(prompt.reply_start + one.text, prompt_format) for one in completions]
-        answers = [FormatError.NO_ANSWER if text is None else parse_solution(task.kind, text) for text in texts]
+        kind = kind_of(task.kind)
+        answers = [FormatError.NO_ANSWER if text is None else kind.read_answer(text) for text in texts]
         started = time.monotonic()
         verdicts = iter(
             await self._environment.verify_all(task, [a for a in answers if not isinstance(a, FormatError)])

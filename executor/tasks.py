@@ -5,20 +5,10 @@ Reasons are enums. Nobody decides anything by looking for words in a message.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
-
-
-class Kind(StrEnum):
-    """Which third of the triplet (program, input, output) a solver has to find."""
-
-    DEDUCTION = "deduction"
-    """Program and input are given; answer the output."""
-    ABDUCTION = "abduction"
-    """Program and output are given; answer any input that produces the output."""
-    INDUCTION = "induction"
-    """Half of the input/output pairs and a message are given; answer a program that reproduces the other half."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +18,14 @@ class Task:
     An input is the text between the parentheses of the call: `'abc'` is one argument, `1, [2]` is two, `(1, 2)` is one.
     """
 
-    kind: Kind
+    kind: str
+    """The name of its kind. What a kind makes of the rest is its own business (`actors/kinds/`)."""
     program: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     message: str = ""
+    texts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What else a kind needs, by name: a second program, say."""
     ignores_input: bool = field(default=False, compare=False)
     """Whether validation found that the value is the same for other inputs. Known only to whoever validated, and then."""
 
@@ -45,10 +38,12 @@ class Task:
 class Proposal:
     """What a proposer wrote, before anything has been checked. Inputs are the model's raw text."""
 
-    kind: Kind
+    kind: str
     program: str
     inputs: tuple[str, ...]
     message: str = ""
+    texts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """As in `Task`."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +62,10 @@ class Validated:
 
 @dataclass(frozen=True)
 class ValidationRules:
-    """What `validate` asks of a proposal besides what makes it a task. The default is nothing more."""
+    """What is asked of a proposal besides what makes it a task. The default is nothing more."""
 
     input_dependence: Literal["off", "measure", "reject"] = "off"
-    """Whether a value changes with the input: not looked at, noted in `Task.ignores_input`, or, where it does not, refused
+    """Whether a value changes with the input: not looked at, noted in `ignores_input`, or, where it does not, refused
     (IGNORES_INPUT)."""
     strip_comments: bool = False
     """The task's program is the proposal's without its comments; that is what is validated."""
@@ -82,11 +77,11 @@ class RejectionReason(StrEnum):
     """Why a proposal is not a task. The members from ERROR to NONDETERMINISTIC are named like the sandbox's findings."""
 
     INPUT_COUNT = "input_count"
-    """Not exactly one input (deduction, abduction), or fewer than two (induction)."""
+    """Another number of inputs than the kind of task needs."""
     UNPARSEABLE_INPUT = "unparseable_input"
     """An input is not a list of Python literals, or it is beyond the codec's budgets."""
     DUPLICATE_INPUT = "duplicate_input"
-    """Two inputs of an induction proposal are the same: one would show what the other hides."""
+    """Two inputs are the same: one could show what the other hides."""
     ERROR = "error"
     """The program does not parse, has no function `f`, or raised an exception."""
     TIMEOUT = "timeout"
@@ -106,9 +101,10 @@ class RejectionReason(StrEnum):
 
 @dataclass(frozen=True)
 class Rejection:
-    """Why `validate` refused; `detail` is for people."""
+    """Why a proposal is no task; `detail` is for people."""
 
-    reason: RejectionReason
+    reason: StrEnum
+    """A `RejectionReason`, or a member of an enum of the kind's own."""
     detail: str = ""
 
 
@@ -119,7 +115,7 @@ class VerdictReason(StrEnum):
     WRONG = "wrong"
     """The answer was understood, ran where it had to, and gives another value."""
     UNPARSEABLE = "unparseable"
-    """The answer is not a Python literal (deduction, abduction)."""
+    """The answer is not a Python literal, where one is asked for."""
     ERROR = "error"
     TIMEOUT = "timeout"
     MEMORY = "memory"

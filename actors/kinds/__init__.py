@@ -5,5 +5,5 @@
     abduction    program and output are given; an input is asked for
     induction    pairs of input and output and a message are given; a program is asked for
 
-`docs/extending.md` adds a fourth.
+`triplet.py` is what deduction and abduction share. `docs/extending.md` adds a fourth kind.
 """

@@ -2,13 +2,63 @@
 
 from __future__ import annotations
 
-from actors.kinds.kind import TaskKind
+from collections.abc import Sequence
+from typing import ClassVar
+
+from actors.kinds.kind import ProposalRequest, TaskKind
+from actors.parsing import FormatError, blocks, first, inputs_of
+from actors.prompts import FENCE, FUNCTION_START, PromptText, block, block_piece, fence_around, frame, r1, triplet
 from executor.judge import Judge
 from executor.tasks import Proposal, Rejection, RejectionReason, Task
+
+_RULES = (
+    "Write a Python function named f and one input for it. The function must be deterministic, return a value built from "
+    "Python literals, make use of its input, and use no randomness, time, files, network or processes. The input is the text "
+    "between the parentheses of the call, as Python literals. Make the function unlike the examples that follow. Answer with "
+    "a fenced block named python and a fenced block named input. "
+)
+_COMPOSITE_R1 = "These functions are there already; f has to call them, and must not define them again.\n"
 
 
 class TripletKind(TaskKind):
     """A kind whose task is one triplet of program, input and output."""
+
+    difficulty: ClassVar[str]
+    """What makes a task of this kind hard, as its proposer is told."""
+
+    def proposal_prompt(self, request: ProposalRequest) -> PromptText:
+        """See `TaskKind`: the references are examples, and the new function is to be unlike them."""
+        examples = []
+        for number, task in enumerate(request.references, start=1):
+            examples.append([frame(f"Example {number}\n"), *triplet(task)])
+        definitions = request.definitions
+        if request.prompt_format == "r1":
+            earlier = [frame(_COMPOSITE_R1), block_piece("python", definitions)] if definitions else []
+            return r1(
+                [frame(f"{_RULES}{self.difficulty}\n\n"), *earlier, *(piece for one in examples for piece in one)]
+            )
+        head = "Each example is a Python function f, an input, and its output. All functions differ."
+        start = FUNCTION_START
+        if definitions:
+            head += " The last one makes use of the functions that are defined before it."
+            start = f"{fence_around(definitions)}python\n{definitions}\ndef f("
+        pieces = [frame(f"{head}\n\n")]
+        for one in examples:
+            pieces += [*one, frame("\n")]
+        pieces.append(frame(f"Example {len(examples) + 1}\n"))
+        return PromptText(pieces, start, (f"{FENCE}output",))
+
+    def read_proposal(self, text: str, references: Sequence[Task], num_inputs: int) -> Proposal | FormatError:
+        """See `TaskKind`: of several programs or inputs the first counts."""
+        found = blocks(text)
+        program, inputs = first(found, "python"), inputs_of(found)
+        if program is None:
+            return FormatError.NO_PROGRAM
+        if not inputs:
+            return FormatError.NO_INPUT
+        if not program.strip():
+            return FormatError.EMPTY
+        return Proposal(self.name, program, inputs[:1])
 
     async def validate(self, judge: Judge, proposal: Proposal) -> Task | Rejection:
         """See `TaskKind`: exactly one input, and a program that is sound for it."""
@@ -18,4 +68,12 @@ class TripletKind(TaskKind):
         if isinstance(found, Rejection):
             return found
         texts = found.program, found.inputs, found.outputs, proposal.message
-        return Task(proposal.kind, *texts, ignores_input=found.ignores_input)
+        return Task(self.name, *texts, ignores_input=found.ignores_input)
+
+    def from_triplet(self, triplet: Task) -> Task | None:
+        """See `TaskKind`: the triplet itself."""
+        return Task(self.name, triplet.program, triplet.inputs, triplet.outputs)
+
+    def proposal_reply(self, task: Task) -> str:
+        """See `TaskKind`."""
+        return block("python", task.program) + block("input", task.inputs[0])

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.buffer import TaskBuffer
+from actors.buffer import NewTask, TaskBuffer
 from actors.buffer_file import row_of
-from executor.tasks import Kind, Task
+from executor.tasks import Task
 from launch.bench.options import add_seconds, between, check_folder
 from launch.bench.peers import PeerError
 from launch.bench.report import Goal, Report, Samples, Slice, by_run, progress, take_turns
@@ -119,8 +119,8 @@ class _Filled:
         if name == "add":
             return self._adds(seconds)
         request: Callable[[], object] = {
-            "references": lambda: self.store.references(Kind.DEDUCTION, REFERENCES, str(self._random.random())),
-            "replay": lambda: self.store.replay(Kind.DEDUCTION, str(self._random.random())),
+            "references": lambda: self.store.references(("deduction",), REFERENCES, str(self._random.random())),
+            "replay": lambda: self.store.replay("deduction", str(self._random.random())),
             "record": lambda: self.store.record(self._random.randint(1, self.size), 7, 8, 3),
             "naive": self._drawn_naively,
         }[name]
@@ -142,13 +142,7 @@ class _Filled:
         latencies: list[float] = []
         started = now = time.perf_counter()
         for task in tasks:
-            self.store.add(
-                task,
-                normal=task.program,
-                proposer_version=7,
-                episode_id="7.7",
-                references=range(1, REFERENCES + 1),
-            )
+            self.store.add(NewTask(task, task.program, 7, "7.7", references=tuple(range(1, REFERENCES + 1))))
             done = time.perf_counter()
             latencies.append(done - now)
             now = done
@@ -230,10 +224,10 @@ def fill(path: Path, size: int) -> None:
         database.execute("PRAGMA cache_size=-524288")
         (there,) = database.execute("SELECT count(*) FROM tasks").fetchone()
         database.executemany(
-            "INSERT INTO tasks (kind, digest, program_digest, program, inputs, outputs, message, proposer_version, episode_id, "
-            "created, attempts, solved) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0.0, 8, ?)",
+            "INSERT INTO tasks (kind, digest, program_digest, program, inputs, outputs, message, texts, proposer_version, "
+            "episode_id, created, attempts, solved) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0.0, 8, ?)",
             (
-                (*row_of(task, task.program), number // 1000, f"{number}.0", number % 9)
+                (*row_of(task, task.program, ()), number // 1000, f"{number}.0", number % 9)
                 for number, task in _tasks(there, size)
             ),
         )
@@ -254,7 +248,7 @@ def make_task(number: int) -> Task:
     """The task of a number: 290 characters of program, about as self-play's are, two of three of them deduction."""
     words = [f"{'abcdefg'[(number + i) % 7]}{number * (i + 3) % 9973}" for i in range(8)]
     program = f"def f(n):\n{_BODY.format(words=words, number=number)}"
-    kind = (Kind.DEDUCTION, Kind.DEDUCTION, Kind.ABDUCTION)[number % 3]
+    kind = ("deduction", "deduction", "abduction")[number % 3]
     return Task(kind, program, (str(number),), (f"[('{words[0]}', {number})]",))
 
 

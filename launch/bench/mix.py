@@ -37,10 +37,12 @@ from pathlib import Path
 from typing import Any
 
 from executor import safety
-from executor.tasks import Kind, Proposal, Task
+from executor.tasks import Proposal, Task
 from executor.user_error import UserError
 
 SHIPPED = Path(__file__).with_name("mix.jsonl.gz")
+KINDS = ("deduction", "abduction", "induction")
+"""Kinds that the reference knows, too."""
 MAX_ANSWERS = 8
 """Answers of one task that are taken together where they are recorded one by one."""
 
@@ -146,11 +148,13 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _read(entry: dict[str, Any]) -> Item:
-    kind, inputs, message = Kind(entry["kind"]), tuple(entry["inputs"]), entry.get("message", "")
+    kind, inputs, message = entry["kind"], tuple(entry["inputs"]), entry.get("message", "")
     outputs, answers = tuple(entry.get("outputs", ())), tuple(entry.get("answers", ()))
     texts = [entry["program"], message, *inputs, *outputs, *answers, entry.get("answer", "")]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a text is not a string")
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r:.40} is none of {', '.join(KINDS)}")
     if entry["op"] == "validate":
         return Proposal(kind, entry["program"], inputs, message)
     if entry["op"] == "verify":
@@ -167,7 +171,7 @@ def unfit(item: Item) -> str | None:
         return _unfit_program(item.program) or _unfit_expressions(item.inputs)
     task = item.task
     reason = _unfit_program(task.program) or _unfit_expressions([*task.inputs, *task.outputs])
-    if task.kind is Kind.INDUCTION:
+    if task.kind == "induction":
         return reason or next((found for answer in item.answers if (found := _unfit_program(answer))), None)
     return reason or _unfit_expressions(item.answers)
 
@@ -224,7 +228,7 @@ def write(path: Path, items: Sequence[Item], header: dict[str, Any]) -> None:
 
 
 def _fields(item: Proposal | Task) -> dict[str, Any]:
-    return {"kind": item.kind.value, "program": item.program, "inputs": list(item.inputs), "message": item.message}
+    return {"kind": item.kind, "program": item.program, "inputs": list(item.inputs), "message": item.message}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,7 +35,7 @@ from typing import Any
 
 from actors.kinds.induction import hidden
 from executor import safety
-from executor.tasks import Kind, Proposal
+from executor.tasks import Proposal
 from launch.bench import mix
 
 Execution = tuple[str, str]
@@ -87,9 +87,9 @@ def judging(item: mix.Item) -> Judging:
     findings = []
     task = item.task
     for answer in item.answers:
-        if task.kind is Kind.DEDUCTION:
+        if task.kind == "deduction":
             finding = yield from _holds([("", f"({task.outputs[0]}) == ({answer})")])
-        elif task.kind is Kind.ABDUCTION:
+        elif task.kind == "abduction":
             finding = yield from _holds([(task.program, f"({task.outputs[0]}) == f({answer})")])
         else:
             finding = yield from _holds([(answer.strip(), f"({gold}) == f({given})") for given, gold in hidden(task)])

@@ -26,7 +26,6 @@ from typing import Any, Protocol
 
 import zmq
 
-from executor.tasks import Kind
 from launch.bench.options import add_seconds
 from launch.bench.peers import LineProcess
 from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_versions, progress
@@ -156,7 +155,7 @@ class _Actor:
     open."""
 
     def __init__(self, stack: ExitStack, quota: int, ahead: int) -> None:
-        batch = BatchSettings(kinds=(Kind.DEDUCTION,), propose={}, solve={Kind.DEDUCTION: quota})
+        batch = BatchSettings(kinds=("deduction",), propose={}, solve={"deduction": quota})
         self._server = StreamServer(Gate(batch, max_staleness=ahead, solutions=8), run_id="bench")
         stack.callback(self._server.close)
         self._sender = stack.enter_context(_sender("azr", self._server.endpoint))

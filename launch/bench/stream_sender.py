@@ -21,7 +21,6 @@ from dataclasses import replace
 import numpy as np
 import zmq
 
-from executor.tasks import Kind
 from learner.trajectory import Cell, Role, Trajectory, VersionSpan, encode
 
 CAPACITY = 1024
@@ -37,7 +36,7 @@ def trajectory(tokens: int, sent_at: float = 0.0) -> Trajectory:
         incarnation=0,
         slot=0,
         episode_id="episode-0",
-        cell=Cell(Kind.DEDUCTION, Role.SOLVE),
+        cell=Cell("deduction", Role.SOLVE),
         prompt_ids=np.arange(half, dtype=np.int32),
         response_ids=np.arange(half, dtype=np.int32),
         logprobs=np.full(half, -1.5, dtype=np.float32),

@@ -6,15 +6,16 @@ import asyncio
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 
-from actors.buffer import Added, RemoteBuffer, TaskBuffer
+from actors.buffer import Added, NewTask, TaskBuffer
 from actors.buffer_file import TaskBufferError
-from executor.tasks import Kind, Task
+from actors.remote_buffer import RemoteBuffer
+from executor.tasks import Task
 from launch.config import Config
 from launch.run.folder import RunFolder, log_to
 from launch.run.task_buffer import open_tasks
@@ -48,35 +49,17 @@ class BufferActor:
         self._store = open_tasks(self._config, self._folder, resume)
         _LOG.info("the task buffer is open: %s", self._store.sizes())
 
-    def references(self, kind: Kind, count: int, seed: str) -> list[tuple[int, Task]]:
+    def references(self, kinds: tuple[str, ...], count: int, seed: str) -> list[tuple[int, Task]]:
         """See `actors.buffer.Buffer`."""
-        return self._ask(lambda store: store.references(kind, count, seed))
+        return self._ask(lambda store: store.references(kinds, count, seed))
 
-    def replay(self, kind: Kind, seed: str) -> tuple[int, Task] | None:
+    def replay(self, kind: str, seed: str) -> tuple[int, Task] | None:
         """See `Buffer`."""
         return self._ask(lambda store: store.replay(kind, seed))
 
-    def add(
-        self,
-        task: Task,
-        *,
-        normal: str,
-        proposer_version: int,
-        episode_id: str,
-        references: Sequence[int] = (),
-        reward: float | None = None,
-    ) -> Added:
+    def add(self, new: NewTask) -> Added:
         """See `Buffer`."""
-        return self._ask(
-            lambda store: store.add(
-                task,
-                normal=normal,
-                proposer_version=proposer_version,
-                episode_id=episode_id,
-                references=references,
-                reward=reward,
-            )
-        )
+        return self._ask(lambda store: store.add(new))
 
     def record(self, task_id: int, version: int, attempts: int, solved: int) -> None:
         """See `Buffer`."""

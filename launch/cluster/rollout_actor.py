@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from actors.buffer import RemoteBuffer
+from actors.remote_buffer import RemoteBuffer
 from launch.config import Config
 from launch.models import prepare
 from launch.run.folder import RunFolder, log_to, work_log

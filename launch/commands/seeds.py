@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from executor.tasks import Kind
 from launch.arguments import new_command
 
 _EXAMPLES = """\
@@ -41,9 +40,7 @@ def register(commands: Any) -> None:
         "folder", type=Path, metavar="RUN", help="a run folder, such as runs/smollm2-cpu, or a tasks.sqlite"
     )
     save.add_argument("file", type=Path, metavar="FILE", help="where to write; a file that is there is kept")
-    save.add_argument(
-        "--kind", choices=[kind.value for kind in Kind], action="append", help="only this kind; may be repeated"
-    )
+    save.add_argument("--kind", metavar="KIND", action="append", help="only this kind of task; may be repeated")
     save.add_argument(
         "--max-version", type=int, metavar="V", help="only what policy V or an older one proposed; 0: the base model"
     )
@@ -52,6 +49,7 @@ def register(commands: Any) -> None:
 
 
 def _save(arguments: argparse.Namespace) -> int:
+    from actors.kinds.registry import kind_of, names
     from actors.seed_file import SeedError, save
 
     path: Path = arguments.folder
@@ -59,7 +57,7 @@ def _save(arguments: argparse.Namespace) -> int:
         path = path / "tasks.sqlite"
     if not path.is_file():
         raise SeedError(f"{arguments.folder} is no run folder: it has no tasks.sqlite. `ls runs` shows what there is.")
-    kinds = [Kind(kind) for kind in arguments.kind] if arguments.kind else None
+    kinds = [kind_of(kind).name for kind in arguments.kind] if arguments.kind else None
     counts = save(path, arguments.file, kinds, arguments.max_version, arguments.limit)
-    print(f"{counts.total()} tasks to {arguments.file}: " + ", ".join(f"{counts[kind]} {kind.value}" for kind in Kind))
+    print(f"{counts.total()} tasks to {arguments.file}: " + ", ".join(f"{counts[kind]} {kind}" for kind in names()))
     return 0

@@ -48,8 +48,8 @@ def register(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import asyncio
 
+    from actors.kinds.registry import names
     from actors.seed_file import SeedError
-    from executor.tasks import Kind
     from launch.sft.data import examples, validated
 
     try:
@@ -73,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise SeedError(f"{arguments.file} cannot be written: {error}") from None
     kinds = Counter(task.kind for task in tasks)
-    told = ", ".join(f"{kinds[kind]} {kind.value}" for kind in Kind)
+    told = ", ".join(f"{kinds[kind]} {kind}" for kind in names())
     print(f"{len(found)} examples to {arguments.file}, of {len(tasks)} tasks ({told})")
     if len(found) < len(made):
         print(f"{len(made) - len(found)} left out: the {arguments.format} format cannot say them (fences, imports)")

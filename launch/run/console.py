@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 
-from executor.tasks import Kind
+from actors.kinds.registry import names
 from launch.config import Config
 from launch.run.status import RunStatus, Status, describe
 
@@ -109,10 +109,10 @@ class Console(View[RunStatus]):
         table = Table.grid(padding=(0, 2))
         table.add_row("step", f"{int(last.get('step', 0))} of {self._config.learner.steps}", f"{elapsed:.0f} s elapsed")
         table.add_row("learner", describe(status), f"for {status.phase_s:.0f} s")
-        for kind in Kind:
+        for kind in names():
             if f"valid_rate/{kind}" in last or f"solve_rate/{kind}" in last:
                 table.add_row(
-                    kind.value,
+                    kind,
                     f"valid {_percent(last.get(f'valid_rate/{kind}'))}",
                     f"solved {_percent(last.get(f'solve_rate/{kind}'))}",
                 )
@@ -123,7 +123,7 @@ class Console(View[RunStatus]):
                         f"known already {_percent(last.get(f'duplicates/{kind}'))}",
                     )
         if "heldout/mean" in live:
-            kinds = " ".join(f"{kind[:3]} {_percent(live.get(f'heldout/{kind}'))}" for kind in Kind)
+            kinds = " ".join(f"{kind[:3]} {_percent(live.get(f'heldout/{kind}'))}" for kind in names())
             table.add_row(
                 "held-out",
                 f"solved {_percent(live['heldout/mean'])}",
@@ -155,9 +155,9 @@ class Console(View[RunStatus]):
 
 def step_line(numbers: Mapping[str, float], steps: int) -> str:
     """One step on one line."""
-    valid = " ".join(f"{kind[:3]} {_percent(numbers.get(f'valid_rate/{kind}'))}" for kind in Kind)
-    solved = " ".join(f"{kind[:3]} {_percent(numbers.get(f'solve_rate/{kind}'))}" for kind in Kind)
-    constant = [numbers[f"ignores_input/{kind}"] for kind in Kind if f"ignores_input/{kind}" in numbers]
+    valid = " ".join(f"{kind[:3]} {_percent(numbers.get(f'valid_rate/{kind}'))}" for kind in names())
+    solved = " ".join(f"{kind[:3]} {_percent(numbers.get(f'solve_rate/{kind}'))}" for kind in names())
+    constant = [numbers[f"ignores_input/{kind}"] for kind in names() if f"ignores_input/{kind}" in numbers]
     more = f" | ignore input: {_percent(sum(constant) / len(constant))}" if constant else ""
     if "heldout/mean" in numbers:
         more += f" | held-out (version {numbers['heldout/version']:.0f}): {_percent(numbers['heldout/mean'])}"

@@ -197,7 +197,7 @@ class SerialState:
             "generated": self._stream.generated,
             "measured": self._stream.measured,
             "heldout_version": self._heldout.measured,
-            "recent": {kind.value: recent.state() for kind, recent in self._player.proposer.recent.items()},
+            "recent": {kind: recent.state() for kind, recent in self._player.proposer.recent.items()},
             "engine_random": self._engine.random_state.numpy().tobytes().hex(),
         }
 
@@ -207,7 +207,7 @@ class SerialState:
         self._stream.measured = state["measured"]
         self._heldout.measured = state["heldout_version"]
         for kind, recent in self._player.proposer.recent.items():
-            recent.load(state["recent"][kind.value])
+            recent.load(state["recent"].get(kind, ()))
         self._engine.random_state = torch.frombuffer(bytearray.fromhex(state["engine_random"]), dtype=torch.uint8)
 
 

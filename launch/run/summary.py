@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console as Terminal
 from rich.table import Table
 
-from executor.tasks import Kind
+from actors.kinds.registry import names
 from launch.run.folder import RunFolder
 from learner.ledger import CellCounts, conserved, verdict
 from learner.trajectory import Cell
@@ -49,7 +49,7 @@ def learning_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for heading in ("", "first", "last", "curve (one bar a step, 0 to 100%)"):
         table.add_column(heading)
     for label, prefix, window in _LINES:
-        for name in (*(kind.value for kind in Kind), "mean"):
+        for name in (*names(), "mean"):
             values = [row.get(f"{prefix}/{name}") for row in rows]
             known = [value for value in values if value is not None]
             if known:
@@ -73,11 +73,11 @@ def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Warnings below the table, of proposals that ended as constants or repetitions."""
     found = []
     for prefix, words in (("ignores_input", "ignore their input"), ("duplicates", "are in the buffer already")):
-        for kind in Kind:
+        for kind in names():
             known = [row[f"{prefix}/{kind}"] for row in rows if f"{prefix}/{kind}" in row][-3:]
             if known and _average(known) >= COLLAPSED:
                 found.append(
-                    f"collapse?     {_average(known):.0%} of the last {kind.value} proposals that ran {words}: their solve rate says "
+                    f"collapse?     {_average(known):.0%} of the last {kind} proposals that ran {words}: their solve rate says "
                     "little. What holds against it: docs/selfplay.md"
                 )
     return found

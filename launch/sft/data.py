@@ -10,10 +10,12 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from actors.prompts import FUNCTION_START, Prompt, PromptBuilder, block
+from actors.kinds.registry import kind_of
+from actors.prompt_builder import Prompt, PromptBuilder
+from actors.prompts import FUNCTION_START
 from actors.seed_file import validate_lines
 from executor.settings import ExecutorSettings
-from executor.tasks import Kind, Task
+from executor.tasks import Task
 
 PromptFormat = Literal["completion", "r1"]
 
@@ -37,32 +39,25 @@ def examples(
     """
     draw = random.Random(seed)
     for task in tasks:
+        kind = kind_of(task.kind)
         builder = PromptBuilder(_Characters(), prompt_format, 1 << 30, len(task.inputs))
         if "solve" in roles:
             prompt = builder.solve(task)
-            yield _example(prompt, _SOLVER_THOUGHT, _solution(task), prompt_format)
+            yield _example(prompt, _SOLVER_THOUGHT, kind.answer_reply(task), prompt_format)
         if "propose" in roles:
-            others = [other for other in tasks if other.program != task.program and other.kind is not Kind.INDUCTION]
-            references = (
-                [task] if task.kind is Kind.INDUCTION else draw.sample(others, min(num_references, len(others)))
-            )
+            if kind.writes_program:
+                others = [other for other in tasks if other.program != task.program and _is_example(other, task)]
+                references = draw.sample(others, min(num_references, len(others)))
+            else:
+                references = [task]
             prompt = builder.propose(task.kind, references)
-            yield _example(prompt, _PROPOSER_THOUGHT, _proposal(task), prompt_format)
+            yield _example(prompt, _PROPOSER_THOUGHT, kind.proposal_reply(task), prompt_format)
 
 
-def _solution(task: Task) -> str:
-    if task.kind is Kind.INDUCTION:
-        return block("python", task.program)
-    if task.kind is Kind.DEDUCTION:
-        return block("output", task.outputs[0])
-    return block("input", task.inputs[0])
-
-
-def _proposal(task: Task) -> str:
-    inputs = "".join(block("input", given) for given in task.inputs)
-    if task.kind is Kind.INDUCTION:
-        return block("message", task.message) + inputs
-    return block("python", task.program) + inputs
+def _is_example(other: Task, task: Task) -> bool:
+    """Whether a proposer of `task` may be shown `other`: its own kind, or triplets where both kinds are made of them."""
+    kinds = kind_of(other.kind), kind_of(task.kind)
+    return other.kind in kinds[1].reference_kinds or all(kind.from_triplet(other) is not None for kind in kinds)
 
 
 def _example(prompt: Prompt, thought: str, answer: str, prompt_format: PromptFormat) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from actors.heldout import TASKS, HeldoutTask
 from executor.judge import Judge
 from executor.pool import SerialPool
 from executor.settings import ExecutorSettings
-from executor.tasks import Kind, Proposal, Rejection
+from executor.tasks import Proposal, Rejection
 
 
 class Source(NamedTuple):
@@ -113,9 +113,9 @@ def proposals() -> Iterator[tuple[str, int, Proposal]]:
     for number, source in enumerate(SOURCES):
         first, second, *_ = source.inputs
         for kind, inputs, message in (
-            (Kind.DEDUCTION, (first,), ""),
-            (Kind.ABDUCTION, (second,), ""),
-            (Kind.INDUCTION, source.inputs, source.message),
+            ("deduction", (first,), ""),
+            ("abduction", (second,), ""),
+            ("induction", source.inputs, source.message),
         ):
             yield f"{kind}-{number:02d}", source.difficulty, Proposal(kind, source.program, inputs, message)
 

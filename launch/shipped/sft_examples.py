@@ -12,7 +12,6 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from executor.tasks import Kind
 from launch.recipe import RECIPES
 from launch.sft.data import examples, validated
 
@@ -74,9 +73,9 @@ def write(file: Path) -> int:
     for source in SOURCES:
         program = f"def f({source.parameters}):\n    {source.body}"
         for kind, inputs, message in (
-            (Kind.DEDUCTION, source.inputs[:1], ""),
-            (Kind.ABDUCTION, source.inputs[1:], ""),
-            (Kind.INDUCTION, source.inputs, source.message),
+            ("deduction", source.inputs[:1], ""),
+            ("abduction", source.inputs[1:], ""),
+            ("induction", source.inputs, source.message),
         ):
             lines.append(json.dumps({"kind": kind, "program": program, "inputs": inputs, "message": message}))
     tasks, rejected = asyncio.run(validated(list(enumerate(lines))))

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import ray
 
-from actors.buffer import Added, RemoteBuffer, TaskBuffer
-from executor.tasks import Kind, Task
+from actors.buffer import Added, TaskBuffer
+from actors.remote_buffer import RemoteBuffer
+from executor.tasks import Task
 from launch.cluster.buffer_actor import BufferActor, options
 from launch.cluster.placement import Assignment, Needs, Part
 from launch.cluster.ray_port import Ray
@@ -49,7 +50,7 @@ def actor(folder: RunFolder) -> Iterator[Any]:
 
 
 def make(number: int) -> Task:
-    return Task(Kind.DEDUCTION, f"def f(x): return {number}", ("1",), (str(number),))
+    return Task("deduction", f"def f(x): return {number}", ("1",), (str(number),))
 
 
 def fields(task: Task) -> dict[str, Any]:
@@ -74,8 +75,8 @@ def test_many_callers_get_what_the_store_gives(actor: Any, folder: RunFolder, tm
     ray.get(actor.snapshot.remote(snapshot))
     copy = TaskBuffer(snapshot)
     for seed in ("a", "b"):
-        assert asyncio.run(remote.references(Kind.DEDUCTION, 6, seed)) == copy.references(Kind.DEDUCTION, 6, seed)
-        assert asyncio.run(remote.replay(Kind.DEDUCTION, seed)) == copy.replay(Kind.DEDUCTION, seed)
+        assert asyncio.run(remote.references(("deduction",), 6, seed)) == copy.references(("deduction",), 6, seed)
+        assert asyncio.run(remote.replay("deduction", seed)) == copy.replay("deduction", seed)
     assert ray.get(actor.metrics.remote()) == copy.metrics()
     copy.close()
     with closing(sqlite3.connect(snapshot)) as database:
@@ -102,5 +103,5 @@ def test_a_killed_actor_has_lost_nothing_that_it_acknowledged(actor: Any, folder
     ray.kill(actor)
     time.sleep(1)
     store = TaskBuffer(folder.tasks)
-    assert [task_id for task_id, _ in store.references(Kind.DEDUCTION, 99, "s")] == [1, *ids]
+    assert [task_id for task_id, _ in store.references(("deduction",), 99, "s")] == [1, *ids]
     store.close()

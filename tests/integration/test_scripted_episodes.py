@@ -18,10 +18,13 @@ from actors.environment import Environment
 from actors.parsing import FormatError
 from actors.propose import ProposalOutcome
 from actors.settings import SelfPlaySettings
-from executor.tasks import Kind, RejectionReason, Task
+from executor.tasks import RejectionReason, Task
+from learner.settings import BatchSettings
 from learner.staleness import Grant
 from learner.trajectory import Role
 from tests.unit.actors.scripted import Answer, Played, deduction, fenced, give, judging, new_store, play, r1, reply
+
+KINDS = BatchSettings().kinds
 
 FORMATS = ["completion", "r1"]
 SETTINGS = SelfPlaySettings(
@@ -114,7 +117,7 @@ TRIPLE = "def f(x):\n    return [x] * 3"
 class Case(NamedTuple):
     """What a model writes in the blocks, whole; the completion format gives the first characters."""
 
-    kind: Kind
+    kind: str
     proposal: str
     solutions: list[str]
     rows: list[Row]
@@ -122,7 +125,7 @@ class Case(NamedTuple):
 
 CASES = [
     Case(
-        Kind.DEDUCTION,
+        "deduction",
         fenced(("python", TRIPLE), ("input", "7")),
         [fenced(("output", text)) for text in ("[7, 7, 7]", "[7,7,7]", "21", "seven")],
         [
@@ -134,13 +137,13 @@ CASES = [
         ],
     ),
     Case(
-        Kind.ABDUCTION,
+        "abduction",
         fenced(("python", "def f(x):\n    return abs(x) + 1"), ("input", "-2")),
         [fenced(("input", text)) for text in ("2", "3", "'x'", "f(-2)")],
         [P(0, 0.5, "valid"), S(1, 1.0, "correct"), S(2, -0.5, "wrong"), S(3, -0.5, "error"), S(4, 1.0, "correct")],
     ),
     Case(
-        Kind.INDUCTION,
+        "induction",
         fenced(("message", "The same again."), ("input", "'a'"), ("input", "[1]")),
         [
             fenced(("python", f"def f({text}"))
@@ -150,16 +153,16 @@ CASES = [
     ),
 ]
 STARTS = {
-    (Kind.DEDUCTION, "propose"): "```python\ndef f(",
-    (Kind.ABDUCTION, "propose"): "```python\ndef f(",
-    (Kind.INDUCTION, "propose"): "```message\n",
-    (Kind.DEDUCTION, "solve"): "```output\n",
-    (Kind.ABDUCTION, "solve"): "```input\n",
-    (Kind.INDUCTION, "solve"): "```python\ndef f(",
+    ("deduction", "propose"): "```python\ndef f(",
+    ("abduction", "propose"): "```python\ndef f(",
+    ("induction", "propose"): "```message\n",
+    ("deduction", "solve"): "```output\n",
+    ("abduction", "solve"): "```input\n",
+    ("induction", "solve"): "```python\ndef f(",
 }
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.kind.value)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.kind)
 @pytest.mark.parametrize("prompt_format", FORMATS)
 def test_a_valid_proposal(
     environment: Environment, store: TaskBuffer, tmp_path: Path, prompt_format: str, case: Case
@@ -175,7 +178,7 @@ def test_a_valid_proposal(
     assert played.returned == []
     solved = sum(row.reward == 1.0 for row in case.rows[1:])
     assert known(tmp_path, "kind, attempts, solved, reward, proposer_version, episode_id") == [
-        (case.kind.value, 4, solved, case.rows[0].reward, 3, "5.0")
+        (case.kind, 4, solved, case.rows[0].reward, 3, "5.0")
     ]
     assert played.proposal.reward_parts["solve_rate"] == solved / 4
 
@@ -189,25 +192,25 @@ def program(text: str, given: tuple[str, str] = X) -> str:
     return fenced(("python", text), given)
 
 
-INVALID: list[tuple[Kind, str, str]] = [
-    (Kind.DEDUCTION, fenced(X), FormatError.NO_PROGRAM),
-    (Kind.DEDUCTION, fenced(("python", TRIPLE)), FormatError.NO_INPUT),
-    (Kind.DEDUCTION, fenced(("python", " "), X), FormatError.EMPTY),
-    (Kind.ABDUCTION, "Here it is: f(x) = x", FormatError.NO_PROGRAM),
-    (Kind.INDUCTION, fenced(("input", "1"), ("input", "2")), FormatError.NO_MESSAGE),
-    (Kind.INDUCTION, fenced(("message", "m"), ("input", "1")), FormatError.TOO_FEW_INPUTS),
-    (Kind.INDUCTION, fenced(("message", "m"), ("input", "1"), ("input", "1")), RejectionReason.DUPLICATE_INPUT),
-    (Kind.INDUCTION, fenced(("message", "m"), ("input", "1"), ("input", "x")), RejectionReason.UNPARSEABLE_INPUT),
-    (Kind.DEDUCTION, program(TRIPLE, ("input", "open('f')")), RejectionReason.UNPARSEABLE_INPUT),
-    (Kind.ABDUCTION, program("def f(x):\n    return 1 / (x - 3)"), RejectionReason.ERROR),
-    (Kind.ABDUCTION, program("def g(x):\n    return x"), RejectionReason.ERROR),
-    (Kind.DEDUCTION, program("def f(x):\n    while True: pass"), RejectionReason.TIMEOUT),
-    (Kind.DEDUCTION, program("def f(x):\n    return len('a' * 10 ** 11)"), RejectionReason.MEMORY),
-    (Kind.DEDUCTION, program("def f(x):\n    return 'a' * 10 ** 6"), RejectionReason.OUTPUT_TOO_LARGE),
-    (Kind.DEDUCTION, program("def f(x):\n    return f"), RejectionReason.UNSERIALISABLE),
-    (Kind.DEDUCTION, program("import os\ndef f(x):\n    return os.getpid()"), RejectionReason.UNSAFE),
-    (Kind.ABDUCTION, program("def f(x):\n    return hash('abc')"), RejectionReason.NONDETERMINISTIC),
-    (Kind.ABDUCTION, program("def f(x):\n    return 'x' * 4000"), ProposalOutcome.TOO_LONG),
+INVALID: list[tuple[str, str, str]] = [
+    ("deduction", fenced(X), FormatError.NO_PROGRAM),
+    ("deduction", fenced(("python", TRIPLE)), FormatError.NO_INPUT),
+    ("deduction", fenced(("python", " "), X), FormatError.EMPTY),
+    ("abduction", "Here it is: f(x) = x", FormatError.NO_PROGRAM),
+    ("induction", fenced(("input", "1"), ("input", "2")), FormatError.NO_MESSAGE),
+    ("induction", fenced(("message", "m"), ("input", "1")), FormatError.TOO_FEW_INPUTS),
+    ("induction", fenced(("message", "m"), ("input", "1"), ("input", "1")), RejectionReason.DUPLICATE_INPUT),
+    ("induction", fenced(("message", "m"), ("input", "1"), ("input", "x")), RejectionReason.UNPARSEABLE_INPUT),
+    ("deduction", program(TRIPLE, ("input", "open('f')")), RejectionReason.UNPARSEABLE_INPUT),
+    ("abduction", program("def f(x):\n    return 1 / (x - 3)"), RejectionReason.ERROR),
+    ("abduction", program("def g(x):\n    return x"), RejectionReason.ERROR),
+    ("deduction", program("def f(x):\n    while True: pass"), RejectionReason.TIMEOUT),
+    ("deduction", program("def f(x):\n    return len('a' * 10 ** 11)"), RejectionReason.MEMORY),
+    ("deduction", program("def f(x):\n    return 'a' * 10 ** 6"), RejectionReason.OUTPUT_TOO_LARGE),
+    ("deduction", program("def f(x):\n    return f"), RejectionReason.UNSERIALISABLE),
+    ("deduction", program("import os\ndef f(x):\n    return os.getpid()"), RejectionReason.UNSAFE),
+    ("abduction", program("def f(x):\n    return hash('abc')"), RejectionReason.NONDETERMINISTIC),
+    ("abduction", program("def f(x):\n    return 'x' * 4000"), ProposalOutcome.TOO_LONG),
 ]
 
 
@@ -215,7 +218,7 @@ INVALID: list[tuple[Kind, str, str]] = [
     ("kind", "text", "outcome"), INVALID, ids=[f"{kind}-{outcome}" for kind, _, outcome in INVALID]
 )
 def test_an_invalid_proposal(
-    environment: Environment, store: TaskBuffer, tmp_path: Path, kind: Kind, text: str, outcome: str
+    environment: Environment, store: TaskBuffer, tmp_path: Path, kind: str, text: str, outcome: str
 ) -> None:
     """It is paid -1 and named; its solve slots go to the zero task, or back where the buffer has none of the kind."""
     zero = r1(fenced(("output", ZERO), ("input", ZERO)))
@@ -223,8 +226,8 @@ def test_an_invalid_proposal(
         environment, store, Grant(1, kind, 0, (0,), (1, 2)), script(r1(text), [], zero), settings(prompt_format="r1")
     )
     replays = [S(1, 1.0, "correct", "replayed"), S(2, 1.0, "correct", "replayed")]
-    assert rows(played) == [P(0, -1.0, outcome), *([] if kind is Kind.INDUCTION else replays)]
-    assert played.returned == ([1, 2] if kind is Kind.INDUCTION else [])
+    assert rows(played) == [P(0, -1.0, outcome), *([] if kind == "induction" else replays)]
+    assert played.returned == ([1, 2] if kind == "induction" else [])
     assert played.proposal.reward_parts == {"valid": 0.0, "reward/invalid": -1.0}
     assert known(tmp_path, "id") == []
 
@@ -247,7 +250,7 @@ def test_every_reason_is_played_here() -> None:
 @pytest.mark.parametrize("text", ["no tags at all", "```python\nx\n```</think> never answered"])
 def test_a_reply_without_an_answer(environment: Environment, store: TaskBuffer, text: str) -> None:
     played = play(
-        environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), lambda p, t: text, settings(prompt_format="r1")
+        environment, store, Grant(1, "deduction", 0, (0,), (1,)), lambda p, t: text, settings(prompt_format="r1")
     )
     assert rows(played) == [P(0, -1.0, "no_answer"), S(1, -1.0, "no_answer", "replayed")]
 
@@ -257,7 +260,7 @@ def test_a_constant_function(store: TaskBuffer, required: bool, expected: Row) -
     rules = settings(input_dependence=required)
     answer = script(reply("def f(x):\n    return 6", "1"), ["6"] * 4)
     with judging(rules) as environment:
-        played = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), answer, rules)
+        played = play(environment, store, Grant(1, "deduction", 0, (0,), (1, 2, 3, 4)), answer, rules)
     origin = "replayed" if required else "fresh"
     assert rows(played) == [expected, *(S(slot, 1.0, "correct", origin) for slot in (1, 2, 3, 4))]
     assert played.proposal.reward_parts["ignores_input"] == 1.0, "seen either way"
@@ -285,12 +288,10 @@ def test_a_task_that_the_buffer_has(
         return reply(SAME, "7") if proposing(prompt) else ("[7, 7, 7]" if "# the same" in prompt and turn < 1 else "0")
 
     first = play(
-        environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), script(reply(TRIPLE, "7"), ["0"] * 4), SETTINGS
+        environment, store, Grant(1, "deduction", 0, (0,), ()), script(reply(TRIPLE, "7"), ["0"] * 4), SETTINGS
     )
     assert first.proposal.reward_parts["duplicate"] == 0.0
-    played = play(
-        environment, store, Grant(2, Kind.DEDUCTION, 0, (0,), (1, 2)), answer, settings(solutions=2, **changes)
-    )
+    played = play(environment, store, Grant(2, "deduction", 0, (0,), (1, 2)), answer, settings(solutions=2, **changes))
     assert rows(played) == expected
     assert played.proposal.reward_parts["duplicate"] == 1.0
     assert known(tmp_path, "program, episode_id, reward") == [(TRIPLE, "1.0", 0.0)], "the first keeps it"
@@ -300,15 +301,13 @@ def test_a_task_that_the_buffer_has(
 
 
 def test_a_grant_of_solutions_alone_replays(environment: Environment, store: TaskBuffer, tmp_path: Path) -> None:
-    played = play(
-        environment, store, Grant(1, Kind.ABDUCTION, 0, (), (3, 4)), lambda p, turn: [ZERO, "1"][turn], SETTINGS
-    )
+    played = play(environment, store, Grant(1, "abduction", 0, (), (3, 4)), lambda p, turn: [ZERO, "1"][turn], SETTINGS)
     assert rows(played) == [S(3, 1.0, "correct", "replayed"), S(4, -0.5, "wrong", "replayed")]
     assert known(tmp_path, "kind, attempts, solved", "attempts > 0") == [("abduction", 2, 1)]
 
 
 def test_an_empty_buffer_returns_slots(environment: Environment, store: TaskBuffer) -> None:
-    played = play(environment, store, Grant(1, Kind.INDUCTION, 0, (), (3, 4)), lambda p, t: "unused", SETTINGS)
+    played = play(environment, store, Grant(1, "induction", 0, (), (3, 4)), lambda p, t: "unused", SETTINGS)
     assert (rows(played), played.returned, played.engine.prompts) == ([], [3, 4], [])
 
 
@@ -318,7 +317,7 @@ def test_several_proposals_share_a_prompt_and_the_slots(environment: Environment
             return [reply(TRIPLE, "7"), "x): no program"][turn]
         return ZERO if "[x] * 3" not in prompt else ["[7, 7, 7]", "0", "0", "0"][turn]
 
-    played = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0, 1), (2, 3, 4)), answer, SETTINGS)
+    played = play(environment, store, Grant(1, "deduction", 0, (0, 1), (2, 3, 4)), answer, SETTINGS)
     assert rows(played) == [
         P(0, 0.75, "valid"), P(1, -1.0, "no_input"),
         S(2, 1.0, "correct"), S(3, 1.0, "correct", "replayed"), S(4, -0.5, "wrong"),
@@ -330,7 +329,7 @@ def test_estimates_that_are_not_trained_on(environment: Environment, store: Task
     """All n estimates are made without slots; the slots go to the buffer (the draw falls on the zero task here)."""
     answer = script(reply(TRIPLE, "7"), ["[7, 7, 7]", "0", "0", "0"])
     changed = settings(train_on_estimates=False)
-    played = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2)), answer, changed, seed=4)
+    played = play(environment, store, Grant(1, "deduction", 0, (0,), (1, 2)), answer, changed, seed=4)
     assert rows(played) == [
         P(0, 0.75, "valid"), S(1, 1.0, "correct", "replayed"), S(2, 1.0, "correct", "replayed"),
     ]  # fmt: skip
@@ -350,7 +349,7 @@ def test_training_the_solver_alone(
 ) -> None:
     """The proposal makes a task, nobody estimates it or is paid for it, and its slot goes back."""
     answer = script(proposal, ["[7, 7, 7]", "0"])
-    played = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2)), answer, settings(propose=False))
+    played = play(environment, store, Grant(1, "deduction", 0, (0,), (1, 2)), answer, settings(propose=False))
     assert rows(played) == expected
     assert played.returned == [0]
     assert known(tmp_path, "attempts, solved, reward") == tasks
@@ -364,7 +363,7 @@ def test_an_induction_program_too_long_for_a_prompt_is_drawn_again(environment: 
     give(store, *(deduction(long, str(number), "0") for number in range(2)))
     reply_text = "It is x.\n```\n```input\n1\n```\n```input\n2\n```\n"
     for episode in range(1, 9):
-        grant = Grant(episode, Kind.INDUCTION, 0, (0,), ())
+        grant = Grant(episode, "induction", 0, (0,), ())
         played = play(
             environment, store, grant, script(reply_text, ["x):\n    return x"] * 4), settings(max_prompt_tokens=900)
         )
@@ -375,7 +374,7 @@ def test_an_induction_program_too_long_for_a_prompt_is_drawn_again(environment: 
 
 
 def test_a_prompt_that_never_fits_gives_its_slots_back(environment: Environment, store: TaskBuffer) -> None:
-    for kind in Kind:
+    for kind in KINDS:
         grant = Grant(1, kind, 0, (0, 1), (2, 3))
         played = play(environment, store, grant, lambda p, t: "unused", settings(max_prompt_tokens=40))
         assert (played.out, sorted(played.returned), played.engine.prompts) == ([], [0, 1, 2, 3], [])
@@ -387,7 +386,7 @@ def test_references_that_do_not_fit_are_counted(environment: Environment, store:
     played = play(
         environment,
         store,
-        Grant(1, Kind.DEDUCTION, 0, (0,), ()),
+        Grant(1, "deduction", 0, (0,), ()),
         lambda p, t: "x): no",
         settings(max_prompt_tokens=600, references=6),
     )
@@ -421,7 +420,7 @@ def test_a_composite_proposal(
         return r1(fenced(("output", text))) if prompt_format == "r1" else text
 
     changed = settings(prompt_format=prompt_format, composite_functions=1.0, composite_max=1)
-    played = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), answer, changed)
+    played = play(environment, store, Grant(1, "deduction", 0, (0,), (1, 2, 3, 4)), answer, changed)
     assert rows(played) == [
         P(0, 0.5, "valid"), S(1, 1.0, "correct"), S(2, 1.0, "correct"), S(3, -0.5, "wrong"), S(4, -0.5, "wrong"),
     ]  # fmt: skip
@@ -430,13 +429,13 @@ def test_a_composite_proposal(
 
 
 def test_composite_prompts_come_as_often_as_set(environment: Environment, store: TaskBuffer) -> None:
-    give(store, Task(Kind.ABDUCTION, "from math import *\ndef f(x):\n    return sqrt(x)", ("4",), ("2.0",)))
+    give(store, Task("abduction", "from math import *\ndef f(x):\n    return sqrt(x)", ("4",), ("2.0",)))
 
     def share(composite_functions: float) -> float:
         changed = settings(composite_functions=composite_functions, composite_max=3)
         prompts = [
             play(
-                environment, store, Grant(number, Kind.ABDUCTION, 0, (0,), ()), lambda p, t: "x): no", changed
+                environment, store, Grant(number, "abduction", 0, (0,), ()), lambda p, t: "x): no", changed
             ).engine.prompts[0]
             for number in range(60)
         ]
@@ -454,9 +453,9 @@ def test_intrinsic_terms_are_paid_by_name(environment: Environment, store: TaskB
     weights = {"complexity": 0.3, "halstead": 0.2, "distance": 0.5, "answer_diversity": 0.1}
     branching = "def f(x):\n    if x > 3:\n        return [x] * 3\n    return x + 1"
     answer = script(reply(branching, "7"), ["[7, 7, 7]", "0", "0", "0"])
-    plain = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), answer, SETTINGS, seed=1)
+    plain = play(environment, store, Grant(1, "deduction", 0, (0,), ()), answer, SETTINGS, seed=1)
     parts = plain.proposal.reward_parts
-    again = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), answer, settings(intrinsic=weights), seed=1)
+    again = play(environment, store, Grant(1, "deduction", 0, (0,), ()), answer, settings(intrinsic=weights), seed=1)
     shown = sum("[x] * 3" in p.rpartition("Example 2")[0] for p in again.engine.prompts[:1])
     found = again.proposal.reward_parts
     assert found["reward/difficulty"] == 0.75
@@ -465,7 +464,7 @@ def test_intrinsic_terms_are_paid_by_name(environment: Environment, store: TaskB
     assert found["reward/distance"] == pytest.approx(0.5 * (0.0 if shown else parts["distance"]))
     assert found["reward/answer_diversity"] == pytest.approx(0.1), "the first of its player"
     induced = play(
-        environment, store, Grant(2, Kind.INDUCTION, 0, (0,), ()),
+        environment, store, Grant(2, "induction", 0, (0,), ()),
         script("It is x.\n```\n```input\n1\n```\n```input\n2\n```\n", ["x):\n    return x"] * 4, "x):\n    return x"),
         settings(intrinsic=weights),
     )  # fmt: skip

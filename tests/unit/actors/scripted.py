@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from actors.buffer import LocalBuffer, TaskBuffer
+from actors.buffer import LocalBuffer, NewTask, TaskBuffer
 from actors.environment import Environment
 from actors.episodes import Player
 from actors.generation import Completion, Sampling
@@ -17,7 +17,7 @@ from actors.settings import SelfPlaySettings
 from executor.judge import Judge
 from executor.pool import SerialPool
 from executor.settings import ExecutorSettings
-from executor.tasks import Kind, Task
+from executor.tasks import Task
 from learner.staleness import Grant
 from learner.trajectory import Role, Status, Trajectory, VersionSpan, check
 
@@ -130,7 +130,9 @@ def play(
 
 def give(store: TaskBuffer, *tasks: Task) -> list[int | None]:
     """Put tasks into a buffer."""
-    return [store.add(task, normal=task.program, proposer_version=0, episode_id="given").task_id for task in tasks]
+    return [
+        store.add(NewTask(task, normal=task.program, proposer_version=0, episode_id="given")).task_id for task in tasks
+    ]
 
 
 def reply(program: str, given: str) -> str:
@@ -154,4 +156,4 @@ def new_store(folder: Path) -> TaskBuffer:
 
 
 def deduction(program: str, given: str, output: str) -> Task:
-    return Task(Kind.DEDUCTION, program, (given,), (output,))
+    return Task("deduction", program, (given,), (output,))

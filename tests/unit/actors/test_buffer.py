@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -17,11 +18,16 @@ from typing import Any
 
 import pytest
 
-from actors.buffer import Added, LocalBuffer, TaskBuffer
+from actors.buffer import Added, LocalBuffer, NewTask, TaskBuffer
 from actors.buffer_file import SCHEMA_VERSION, TaskBufferError
 from actors.buffer_settings import BufferSettings
+from actors.kinds.registry import kind_of
 from actors.prompts import ZERO_TASK
-from executor.tasks import Kind, Task
+from actors.seed_file import save
+from executor.tasks import Task
+from learner.settings import BatchSettings
+
+KINDS = BatchSettings().kinds
 
 
 @pytest.fixture
@@ -36,12 +42,12 @@ def store(path: Path) -> Iterator[TaskBuffer]:
     store.close()
 
 
-def make(number: int, kind: Kind = Kind.DEDUCTION) -> Task:
+def make(number: int, kind: str = "deduction") -> Task:
     return Task(kind, f"def f(x):\n    return {number}", ("1", "2"), (f"{number}", f"{number}"), "m")
 
 
 def put(store: TaskBuffer, task: Task, version: int = 0, episode: str = "e", **more: Any) -> int | None:
-    added = store.add(task, normal=task.program, proposer_version=version, episode_id=episode, **more)
+    added = store.add(NewTask(task, normal=task.program, proposer_version=version, episode_id=episode, **more))
     assert added.duplicate == (added.task_id is None)
     return added.task_id
 
@@ -56,23 +62,23 @@ def row(path: Path, task_id: int, *columns: str) -> tuple[object, ...]:
 
 def test_it_starts_from_the_zero_triplet(store: TaskBuffer, path: Path) -> None:
     assert store.sizes() == {"deduction": 1, "abduction": 1, "induction": 0}
-    for kind in (Kind.DEDUCTION, Kind.ABDUCTION):
-        ((task_id, task),) = store.references(kind, 6, "seed")
+    for kind in ("deduction", "abduction"):
+        ((task_id, task),) = store.references(kind_of(kind).reference_kinds, 6, "seed")
         assert (task.kind, task.program, task.inputs, task.outputs) == (
             kind, ZERO_TASK.program, ZERO_TASK.inputs, ZERO_TASK.outputs,
         )  # fmt: skip
         assert store.replay(kind, "seed") == (task_id, task)
         assert row(path, task_id, "proposer_version", "episode_id") == (-1, "zero")
-    assert store.replay(Kind.INDUCTION, "seed") is None
+    assert store.replay("induction", "seed") is None
 
 
 def test_the_first_induction_proposer_has_a_program_to_work_with(store: TaskBuffer) -> None:
-    ((_, task),) = store.references(Kind.INDUCTION, 1, "seed")
+    ((_, task),) = store.references(("deduction", "abduction"), 1, "seed")
     assert task.program == ZERO_TASK.program
 
 
-@pytest.mark.parametrize("kind", list(Kind))
-def test_a_task_comes_out_as_it_went_in(store: TaskBuffer, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_task_comes_out_as_it_went_in(store: TaskBuffer, kind: str) -> None:
     task = Task(
         kind, "def f(a, b):\n    return 'é\\n\"' + a", ("'x', \"y\"", "'\\u2028', 1"), ("'1'", "'2'"), "a 'hint'"
     )
@@ -88,7 +94,7 @@ def test_a_task_comes_out_as_it_went_in(store: TaskBuffer, kind: Kind) -> None:
         ({}, False),
         ({"program": "\n" + make(1).program + "\n"}, False),
         ({"outputs": ("3", "4")}, False),
-        ({"kind": Kind.ABDUCTION}, True),
+        ({"kind": "abduction"}, True),
         ({"program": make(2).program}, True),
         ({"inputs": ("2", "1")}, True),
         ({"inputs": ("1, 2", "2")}, True),
@@ -116,22 +122,22 @@ def test_the_first_proposer_of_a_task_is_the_one_that_is_kept(store: TaskBuffer,
 def test_references_are_distinct_and_oldest_first(store: TaskBuffer) -> None:
     for number in range(20):
         put(store, make(number))
-    ids = [task_id for task_id, _ in store.references(Kind.DEDUCTION, 8, "seed")]
+    ids = [task_id for task_id, _ in store.references(("deduction",), 8, "seed")]
     assert len(set(ids)) == 8
     assert ids == sorted(ids)
-    assert all(task.kind is Kind.DEDUCTION for _, task in store.references(Kind.DEDUCTION, 99, "seed"))
-    assert len(store.references(Kind.DEDUCTION, 99, "seed")) == 21
-    assert store.references(Kind.DEDUCTION, 0, "seed") == []
+    assert all(task.kind == "deduction" for _, task in store.references(("deduction",), 99, "seed"))
+    assert len(store.references(("deduction",), 99, "seed")) == 21
+    assert store.references(("deduction",), 0, "seed") == []
 
 
 def test_induction_proposers_draw_from_deduction_and_abduction_only(store: TaskBuffer) -> None:
     for number in range(3):
-        for kind in Kind:
+        for kind in KINDS:
             put(store, make(number, kind))
-    found = store.references(Kind.INDUCTION, 99, "seed")
-    assert Counter(task.kind for _, task in found) == {Kind.DEDUCTION: 4, Kind.ABDUCTION: 4}
-    replayed = {store.replay(Kind.INDUCTION, str(seed))[1].kind for seed in range(9)}  # type: ignore[index]
-    assert replayed == {Kind.INDUCTION}
+    found = store.references(("deduction", "abduction"), 99, "seed")
+    assert Counter(task.kind for _, task in found) == {"deduction": 4, "abduction": 4}
+    replayed = {store.replay("induction", str(seed))[1].kind for seed in range(9)}  # type: ignore[index]
+    assert replayed == {"induction"}
 
 
 def test_draws_are_a_function_of_the_seed_and_of_what_is_stored(path: Path, tmp_path: Path) -> None:
@@ -141,8 +147,8 @@ def test_draws_are_a_function_of_the_seed_and_of_what_is_stored(path: Path, tmp_
             put(store, make(number))
         seeds = [str(seed) for seed in range(30)]
         result = (
-            [task_id for seed in seeds for task_id, _ in store.references(Kind.DEDUCTION, 2, seed)],
-            [store.replay(Kind.DEDUCTION, seed)[0] for seed in seeds],  # type: ignore[index]
+            [task_id for seed in seeds for task_id, _ in store.references(("deduction",), 2, seed)],
+            [store.replay("deduction", seed)[0] for seed in seeds],  # type: ignore[index]
         )
         store.close()
         return result
@@ -155,7 +161,7 @@ def test_draws_are_a_function_of_the_seed_and_of_what_is_stored(path: Path, tmp_
 
 def test_every_task_can_be_drawn(store: TaskBuffer) -> None:
     ids = {put(store, make(number)) for number in range(5)}
-    drawn = Counter(store.replay(Kind.DEDUCTION, str(seed))[0] for seed in range(600))  # type: ignore[index]
+    drawn = Counter(store.replay("deduction", str(seed))[0] for seed in range(600))  # type: ignore[index]
     assert set(drawn) == ids | {1}
     assert min(drawn.values()) > 50  # 100 are expected of each; 5 deviations are 46
 
@@ -166,7 +172,7 @@ def test_a_store_that_was_never_closed_has_lost_nothing(store: TaskBuffer, path:
     store.record(task_id, 0, 4, 1)
     again = TaskBuffer(path)  # the first one still has the file open, as a killed process would have had
     assert again.sizes() == {"deduction": 2, "abduction": 1, "induction": 0}
-    assert (task_id, make(1)) in again.references(Kind.DEDUCTION, 9, "seed")
+    assert (task_id, make(1)) in again.references(("deduction",), 9, "seed")
     assert put(again, make(1), 9, "f") is None, "what it knows from the file enters twice"
     again.close()
     assert row(path, task_id, "attempts", "solved") == (4, 1)
@@ -190,13 +196,13 @@ def test_the_local_buffer_is_the_store_and_never_waits(store: TaskBuffer) -> Non
 
     async def story() -> None:
         pending = asyncio.create_task(asyncio.sleep(0))
-        fields = {"normal": "n", "proposer_version": 0, "episode_id": "e"}
-        task_id, duplicate = await local.add(make(1), **fields)  # type: ignore[arg-type]
+        new = NewTask(make(1), normal="n", proposer_version=0, episode_id="e")
+        task_id, duplicate = await local.add(new)
         assert task_id is not None and not duplicate
-        assert await local.add(make(1), **fields) == Added(None, True)  # type: ignore[arg-type]
+        assert await local.add(new) == Added(None, True)
         await local.rewarded(task_id, 0.5)
-        assert await local.replay(Kind.DEDUCTION, "s") == store.replay(Kind.DEDUCTION, "s")
-        assert await local.references(Kind.DEDUCTION, 2, "s") == store.references(Kind.DEDUCTION, 2, "s")
+        assert await local.replay("deduction", "s") == store.replay("deduction", "s")
+        assert await local.references(("deduction",), 2, "s") == store.references(("deduction",), 2, "s")
         await local.record(task_id, 2, 1, 1)
         assert not pending.done(), "it yielded to the event loop"
         await pending
@@ -205,19 +211,19 @@ def test_the_local_buffer_is_the_store_and_never_waits(store: TaskBuffer) -> Non
 
 
 def test_the_message_tells_induction_tasks_apart(store: TaskBuffer) -> None:
-    one = make(1, Kind.INDUCTION)
+    one = make(1, "induction")
     assert put(store, one) is not None
     assert put(store, Task(one.kind, one.program, one.inputs, one.outputs, "another")) is not None
     assert put(store, Task(one.kind, one.program, one.inputs, one.outputs, " m ")) is None
 
 
 def test_programs_that_differ_in_names_only_are_one(store: TaskBuffer, path: Path) -> None:
-    first = Task(Kind.DEDUCTION, "def f(x): return x", ("1",), ("1",))
-    second = Task(Kind.DEDUCTION, "def f(y):\n    return y  # y", ("1",), ("1",))
-    other = Task(Kind.DEDUCTION, "def f(y):\n    return y  # y", ("2",), ("2",))
+    first = Task("deduction", "def f(x): return x", ("1",), ("1",))
+    second = Task("deduction", "def f(y):\n    return y  # y", ("1",), ("1",))
+    other = Task("deduction", "def f(y):\n    return y  # y", ("2",), ("2",))
     same: dict[str, Any] = {"normal": "def f(a): return a", "proposer_version": 0, "episode_id": "e"}
-    one, two = store.add(first, **same), store.add(other, **same)
-    assert store.add(second, **same) == Added(None, True)
+    one, two = store.add(NewTask(first, **same)), store.add(NewTask(other, **same))
+    assert store.add(NewTask(second, **same)) == Added(None, True)
     assert one.task_id and two.task_id
     assert row(path, one.task_id, "program_digest") == row(path, two.task_id, "program_digest")
     assert store.metrics()["buffer/duplicates"] == 1
@@ -225,7 +231,7 @@ def test_programs_that_differ_in_names_only_are_one(store: TaskBuffer, path: Pat
 
 def test_the_border_between_the_parts_of_a_task_cannot_be_forged(store: TaskBuffer) -> None:
     for program, inputs in (("p\0q", ("1",)), ("p", ("q", "1")), ('p", "q', ("1",)), ("p", ('q", "1',))):
-        assert put(store, Task(Kind.DEDUCTION, program, inputs, inputs)) is not None
+        assert put(store, Task("deduction", program, inputs, inputs)) is not None
 
 
 def test_provenance_is_kept(store: TaskBuffer, path: Path) -> None:
@@ -260,7 +266,7 @@ def test_recency_halves_with_the_half_life(path: Path) -> None:
     store = TaskBuffer(path, BufferSettings(sampling="recency", recency_half_life=2))
     for number in range(7):
         put(store, make(number))
-    drawn = Counter(store.replay(Kind.DEDUCTION, str(seed))[0] for seed in range(8000))  # type: ignore[index]
+    drawn = Counter(store.replay("deduction", str(seed))[0] for seed in range(8000))  # type: ignore[index]
     ids = sorted(drawn, reverse=True)
     assert len(ids) == 8
     total = sum(2 ** (-age / 2) for age in range(8))
@@ -274,21 +280,21 @@ def test_recent_references_are_distinct_and_can_be_all(path: Path) -> None:
     store = TaskBuffer(path, BufferSettings(sampling="recency", recency_half_life=1))
     for number in range(40):
         put(store, make(number))
-        put(store, make(number, Kind.ABDUCTION))
-    for kind, total in ((Kind.DEDUCTION, 41), (Kind.INDUCTION, 82)):
+        put(store, make(number, "abduction"))
+    for kind, total in (("deduction", 41), ("induction", 82)):
         for count in (1, 6, 40, 99):
-            ids = [task_id for task_id, _ in store.references(kind, count, "seed")]
+            ids = [task_id for task_id, _ in store.references(kind_of(kind).reference_kinds, count, "seed")]
             assert ids == sorted(set(ids))
             assert len(ids) == min(count, total)
-    kinds = Counter(store.references(Kind.INDUCTION, 1, str(seed))[0][1].kind for seed in range(400))
-    assert min(kinds[Kind.DEDUCTION], kinds[Kind.ABDUCTION]) > 150
+    kinds = Counter(store.references(("deduction", "abduction"), 1, str(seed))[0][1].kind for seed in range(400))
+    assert min(kinds["deduction"], kinds["abduction"]) > 150
     store.close()
 
 
 def test_a_full_buffer_takes_every_new_task_and_lets_the_oldest_go(path: Path) -> None:
     store = TaskBuffer(path, BufferSettings(capacity=3))
     ids = [put(store, make(number)) for number in range(6)]
-    assert [task_id for task_id, _ in store.references(Kind.DEDUCTION, 9, "s")] == ids[3:]
+    assert [task_id for task_id, _ in store.references(("deduction",), 9, "s")] == ids[3:]
     assert put(store, make(0)) is None, "what has left the draw is still known"
     assert ids[0]
     store.record(ids[0], 1, 8, 4)
@@ -309,7 +315,7 @@ def test_what_is_solved_always_or_never_leaves_first(path: Path) -> None:
     store.record(ids[3], 1, 8, 7)  # no longer always
     for number in range(10, 13):
         put(store, make(number))
-    left = {task_id for task_id, _ in store.references(Kind.DEDUCTION, 9, "s")}
+    left = {task_id for task_id, _ in store.references(("deduction",), 9, "s")}
     assert left == {ids[0], ids[3], *range(left_max := max(left) - 2, left_max + 3)}
     store.close()
 
@@ -320,7 +326,7 @@ def test_a_buffer_full_of_settled_tasks_still_renews_itself(path: Path) -> None:
     for number in range(5):
         task_id = put(store, make(number))
         assert task_id
-        assert store.replay(Kind.DEDUCTION, "s") == (task_id, make(number))
+        assert store.replay("deduction", "s") == (task_id, make(number))
         store.record(task_id, number, 8, 0)
     store.close()
 
@@ -332,7 +338,7 @@ def test_a_smaller_capacity_holds_from_the_next_opening(path: Path) -> None:
     store.record(ids[5], 0, 8, 0)
     store.close()
     store = TaskBuffer(path, BufferSettings(capacity=4, settled_attempts=8))
-    assert [task_id for task_id, _ in store.references(Kind.DEDUCTION, 9, "s")] == ids[1:5]
+    assert [task_id for task_id, _ in store.references(("deduction",), 9, "s")] == ids[1:5]
     store.close()
     store = TaskBuffer(path, BufferSettings(capacity=4, settled_attempts=8))
     assert store.metrics()["buffer/evicted"] == 3
@@ -359,12 +365,44 @@ def test_lists_of_ids_come_from_an_index_alone(store: TaskBuffer, path: Path, st
 def test_an_older_file_is_refused_in_words(path: Path) -> None:
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE tasks (id INTEGER PRIMARY KEY, kind TEXT)")
-    with pytest.raises(TaskBufferError, match="form 1; this azr reads form 2"):
+    with pytest.raises(TaskBufferError, match="form 1; this azr reads form 3"):
         TaskBuffer(path)
     with sqlite3.connect(path) as database:
         database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
-    with pytest.raises(TaskBufferError, match="form 3"):
+    with pytest.raises(TaskBufferError, match="form 4"):
         TaskBuffer(path)
+
+
+def test_a_file_of_form_2_goes_on_as_it_was(path: Path) -> None:
+    """`buffer_form_2.sql` is a dump of a file that azr wrote before tasks had `texts`."""
+    program, normal = "def f(x):\n    return x * 2", "def f(v0):\n    return v0 * 2"
+    with sqlite3.connect(path) as database:
+        database.executescript(Path(__file__).with_name("buffer_form_2.sql").read_text())
+    seeds = path.with_name("seeds.jsonl")
+    assert save(path, seeds) == {"deduction": 1, "abduction": 1, "induction": 2}, (
+        "seeds are read from the file as it is"
+    )
+    for _ in range(2):  # it is brought to the present form once
+        store = TaskBuffer(path)
+        assert store.sizes() == {"deduction": 2, "abduction": 2, "induction": 2}
+        assert [task for _, task in store.references(("deduction", "abduction", "induction"), 9, "s")] == [
+            *(
+                Task(kind, ZERO_TASK.program, ZERO_TASK.inputs, ZERO_TASK.outputs)
+                for kind in ("deduction", "abduction")
+            ),
+            Task("deduction", program, ("2",), ("4",)),
+            Task("abduction", program, ("'é'",), ("'éé'",)),
+            Task("induction", program, ("1", "2"), ("2", "4"), "doubles"),
+            Task("induction", program, ("1", "2"), ("2", "4")),
+        ]
+        for _, task in store.references(("deduction", "abduction", "induction"), 9, "s")[2:]:
+            assert store.add(NewTask(task, normal, 9, "again")).duplicate, "what makes two tasks the same has changed"
+        store.close()
+    assert row(path, 3, "attempts, solved, reward, last_solved_version") == (8, 8, 0.5, 5)
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    lines = [json.loads(line) for line in seeds.read_text().splitlines()]
+    assert lines[0] == {"kind": "deduction", "program": program, "inputs": ["2"], "outputs": ["4"]}
 
 
 def test_a_file_of_something_else_is_refused_in_words(path: Path) -> None:
@@ -396,7 +434,7 @@ def test_a_snapshot_is_one_whole_file(store: TaskBuffer, tmp_path: Path) -> None
     assert sorted(p.name for p in target.parent.iterdir()) == ["tasks.sqlite"]
     copy = TaskBuffer(target)
     assert copy.sizes() == {"deduction": 2, "abduction": 1, "induction": 0}
-    assert (first, make(1)) in copy.references(Kind.DEDUCTION, 9, "s")
+    assert (first, make(1)) in copy.references(("deduction",), 9, "s")
     copy.close()
 
 
@@ -440,12 +478,12 @@ def test_the_documented_sql_runs(store: TaskBuffer, path: Path) -> None:
 _ADDER = """
 import sys
 from pathlib import Path
-from actors.buffer import TaskBuffer
-from executor.tasks import Kind, Task
+from actors.buffer import NewTask, TaskBuffer
+from executor.tasks import Task
 store = TaskBuffer(Path(sys.argv[1]))
 for number in range(10**9):
-    task = Task(Kind.DEDUCTION, f"def f(x): return {number}", ("1",), (str(number),))
-    added = store.add(task, normal=task.program, proposer_version=0, episode_id=str(number), references=[1])
+    task = Task("deduction", f"def f(x): return {number}", ("1",), (str(number),))
+    added = store.add(NewTask(task, normal=task.program, proposer_version=0, episode_id=str(number), references=(1,)))
     store.record(added.task_id, 0, 8, 3)
     print(added.task_id, flush=True)
 """

@@ -11,10 +11,14 @@ from pathlib import Path
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from actors.buffer import TaskBuffer
+from actors.buffer import NewTask, TaskBuffer
 from actors.buffer_settings import BufferSettings
-from executor.tasks import Kind, Task
+from actors.kinds.registry import kind_of
+from executor.tasks import Task
+from learner.settings import BatchSettings
 from tests.examples import examples
+
+KINDS = BatchSettings().kinds
 
 CHOICES = st.builds(
     BufferSettings,
@@ -48,7 +52,7 @@ class BufferMachine(RuleBasedStateMachine):
     def start(self, choice: BufferSettings) -> None:
         self.choice = choice
         self.store = TaskBuffer(self.path, choice)
-        for task_id, kind in enumerate((Kind.DEDUCTION, Kind.ABDUCTION), 1):
+        for task_id, kind in enumerate(("deduction", "abduction"), 1):
             found = self.store.replay(kind, "s")
             assert found is not None and found[0] == task_id
             self.entries[task_id] = Entry(found[1])
@@ -58,10 +62,10 @@ class BufferMachine(RuleBasedStateMachine):
             self.store.close()
         shutil.rmtree(self.folder)
 
-    def active(self, *kinds: Kind) -> list[int]:
+    def active(self, *kinds: str) -> list[int]:
         return [task_id for task_id, e in sorted(self.entries.items()) if e.active and e.task.kind in kinds]
 
-    def shrink(self, kind: Kind) -> None:
+    def shrink(self, kind: str) -> None:
         def settled(task_id: int) -> bool:
             e = self.entries[task_id]
             return e.attempts >= self.choice.settled_attempts and e.solved in (0, e.attempts)
@@ -71,11 +75,13 @@ class BufferMachine(RuleBasedStateMachine):
             self.entries[leaving].active = False
             self.evicted += 1
 
-    @rule(kind=st.sampled_from(Kind), number=st.integers(0, 25), references=st.lists(st.integers(1, 9), max_size=3))
-    def add(self, kind: Kind, number: int, references: list[int]) -> None:
+    @rule(kind=st.sampled_from(KINDS), number=st.integers(0, 25), references=st.lists(st.integers(1, 9), max_size=3))
+    def add(self, kind: str, number: int, references: list[int]) -> None:
         task = Task(kind, f"def f(x): return {number}", ("1", "2"), ("3", "4"), "m")
         known = any(entry.task == task for entry in self.entries.values())
-        added = self.store.add(task, normal=task.program, proposer_version=0, episode_id="e", references=references)
+        added = self.store.add(
+            NewTask(task, normal=task.program, proposer_version=0, episode_id="e", references=tuple(references))
+        )
         assert added.duplicate == known
         self.duplicates += known
         if not known:
@@ -92,23 +98,23 @@ class BufferMachine(RuleBasedStateMachine):
         self.entries[task_id].attempts += attempts
         self.entries[task_id].solved += solved
 
-    @rule(kind=st.sampled_from(Kind), count=st.integers(0, 12))
-    def references(self, kind: Kind, count: int) -> None:
+    @rule(kind=st.sampled_from(KINDS), count=st.integers(0, 12))
+    def references(self, kind: str, count: int) -> None:
         self.seed += 1
-        pool = self.active(Kind.DEDUCTION, Kind.ABDUCTION) if kind is Kind.INDUCTION else self.active(kind)
-        found = self.store.references(kind, count, str(self.seed))
+        pool = self.active("deduction", "abduction") if kind == "induction" else self.active(kind)
+        found = self.store.references(kind_of(kind).reference_kinds, count, str(self.seed))
         ids = [task_id for task_id, _ in found]
         assert ids == sorted(set(ids))
         assert set(ids) <= set(pool)
         assert len(ids) == min(count, len(pool))
         assert all(self.entries[task_id].task == task for task_id, task in found)
-        assert found == self.store.references(kind, count, str(self.seed))
-        if kind is not Kind.INDUCTION and self.choice.sampling == "uniform":
+        assert found == self.store.references(kind_of(kind).reference_kinds, count, str(self.seed))
+        if kind != "induction" and self.choice.sampling == "uniform":
             ranks = random.Random(str(self.seed)).sample(range(len(pool)), min(count, len(pool)))
             assert ids == sorted(pool[rank] for rank in ranks)
 
-    @rule(kind=st.sampled_from(Kind))
-    def replay(self, kind: Kind) -> None:
+    @rule(kind=st.sampled_from(KINDS))
+    def replay(self, kind: str) -> None:
         self.seed += 1
         found = self.store.replay(kind, str(self.seed))
         pool = self.active(kind)
@@ -119,17 +125,17 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule(choice=st.none() | CHOICES, closed=st.booleans())
     def open_again(self, choice: BufferSettings | None, closed: bool) -> None:
-        draws = [self.store.references(kind, 4, "before") for kind in Kind]
+        draws = [self.store.references(kind_of(kind).reference_kinds, 4, "before") for kind in KINDS]
         before = self.store
         if closed:
             before.close()
         self.store = TaskBuffer(self.path, choice or self.choice)
         before.close()  # where it was open, as a killed process would have had it
         if choice is None:
-            assert draws == [self.store.references(kind, 4, "before") for kind in Kind]
+            assert draws == [self.store.references(kind_of(kind).reference_kinds, 4, "before") for kind in KINDS]
         else:
             self.choice = choice
-            for kind in Kind:
+            for kind in KINDS:
                 self.shrink(kind)
 
     @precondition(lambda self: hasattr(self, "store"))
@@ -145,7 +151,7 @@ class BufferMachine(RuleBasedStateMachine):
     @invariant()
     def counts_agree(self) -> None:
         if hasattr(self, "store"):
-            expected = {f"buffer/{kind}": len(self.active(kind)) for kind in Kind}
+            expected = {f"buffer/{kind}": len(self.active(kind)) for kind in KINDS}
             expected |= {"buffer/evicted": self.evicted, "buffer/duplicates": self.duplicates}
             assert self.store.metrics() == expected
 

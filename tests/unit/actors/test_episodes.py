@@ -20,7 +20,7 @@ from actors.settings import SelfPlaySettings
 from executor.judge import Judge
 from executor.pool import InfrastructureError
 from executor.settings import ExecutorSettings
-from executor.tasks import Kind, Task, Verdict
+from executor.tasks import Task, Verdict
 from learner.staleness import Grant
 from learner.trajectory import Role, Trajectory, VersionSpan, check
 from tests.unit.actors.scripted import Answer, Script, give, judging
@@ -70,7 +70,7 @@ def test_a_valid_proposal_is_paid_by_its_difficulty(environment: Environment, st
             return DOUBLE
         return ["42", "43", "42", "forty-two"][turn]
 
-    out, _, _ = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), answer)
+    out, _, _ = play(environment, store, Grant(1, "deduction", 0, (0,), (1, 2, 3, 4)), answer)
     assert rewards(out, Role.SOLVE) == [1.0, -0.5, 1.0, -1.0]
     assert rewards(out, Role.PROPOSE) == [0.5]
     (proposal,) = [t for t in out if t.cell.role is Role.PROPOSE]
@@ -97,7 +97,7 @@ def test_a_task_that_everybody_solves_teaches_nothing(
         return DOUBLE if prompt.endswith("def f(") else "42"
 
     settings = SETTINGS.model_copy(update={"compat": compat})
-    out, _, _ = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2)), answer, settings)
+    out, _, _ = play(environment, store, Grant(1, "deduction", 0, (0,), (1, 2)), answer, settings)
     assert rewards(out, Role.PROPOSE) == [reward]
 
 
@@ -105,7 +105,7 @@ def test_an_invalid_proposal_leaves_its_slots_to_the_buffer(environment: Environ
     def answer(prompt: str, turn: int) -> str:
         return "x):\n    return open(x)\n```\n```input\n'f'\n```\n" if prompt.endswith("def f(") else "'Hello World'"
 
-    out, returned, _ = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2)), answer)
+    out, returned, _ = play(environment, store, Grant(1, "deduction", 0, (0,), (1, 2)), answer)
     assert rewards(out, Role.PROPOSE) == [-1.0]
     assert rewards(out, Role.SOLVE) == [1.0, 1.0]
     assert all(t.reward_parts["replayed"] == 1.0 for t in out if t.cell.role is Role.SOLVE)
@@ -115,7 +115,7 @@ def test_an_invalid_proposal_leaves_its_slots_to_the_buffer(environment: Environ
 
 def test_slots_without_any_task_go_back(environment: Environment, store: TaskBuffer) -> None:
     out, returned, _ = play(
-        environment, store, Grant(1, Kind.INDUCTION, 0, (0,), (1, 2)), lambda prompt, turn: "no blocks at all"
+        environment, store, Grant(1, "induction", 0, (0,), (1, 2)), lambda prompt, turn: "no blocks at all"
     )
     assert rewards(out, Role.PROPOSE) == [-1.0]
     assert returned == [1, 2]
@@ -127,7 +127,7 @@ def test_abduction_takes_any_input_that_gives_the_output(environment: Environmen
             return "x):\n    return abs(x)\n```\n```input\n-3\n```\n"
         return ["3", "-3", "4", "x"][turn]
 
-    out, _, engine = play(environment, store, Grant(1, Kind.ABDUCTION, 0, (0,), (1, 2, 3, 4)), answer)
+    out, _, engine = play(environment, store, Grant(1, "abduction", 0, (0,), (1, 2, 3, 4)), answer)
     assert rewards(out, Role.SOLVE) == [1.0, 1.0, -0.5, -1.0]
     solving = [prompt for prompt in engine.prompts if prompt.endswith("```input\n")]
     assert solving
@@ -140,7 +140,7 @@ def test_induction_is_judged_on_the_hidden_half(environment: Environment, store:
             return "Gives it back.\n```\n```input\n'shown'\n```\n```input\n'hidden'\n```\n"
         return ["x):\n    return x\n", "x):\n    return 'shown'\n"][turn % 2]
 
-    out, _, engine = play(environment, store, Grant(1, Kind.INDUCTION, 0, (0,), (1, 2)), answer)
+    out, _, engine = play(environment, store, Grant(1, "induction", 0, (0,), (1, 2)), answer)
     assert rewards(out, Role.SOLVE) == [1.0, -0.5]
     assert all("hidden" not in prompt for prompt in engine.prompts), "the solver saw the hidden half"
     assert store.sizes()["induction"] == 1
@@ -148,7 +148,7 @@ def test_induction_is_judged_on_the_hidden_half(environment: Environment, store:
 
 def test_an_induction_proposal_with_one_input_twice_hides_nothing(environment: Environment, store: TaskBuffer) -> None:
     reply = "Gives it back.\n```\n```input\n'a'\n```\n```input\n \"a\"\n```\n"
-    out, returned, _ = play(environment, store, Grant(1, Kind.INDUCTION, 0, (0,), (1, 2)), lambda prompt, turn: reply)
+    out, returned, _ = play(environment, store, Grant(1, "induction", 0, (0,), (1, 2)), lambda prompt, turn: reply)
     assert [(t.reward, t.outcome) for t in out] == [(-1.0, "duplicate_input")]
     assert returned == [1, 2]
 
@@ -169,7 +169,7 @@ def test_the_solutions_of_a_task_are_judged_together(
         return await verify_all(task, answers)
 
     monkeypatch.setattr(environment, "verify_all", watched)
-    out, _, _ = play(environment, store, Grant(1, Kind.ABDUCTION, 0, (0,), (1, 2, 3, 4)), answer)
+    out, _, _ = play(environment, store, Grant(1, "abduction", 0, (0,), (1, 2, 3, 4)), answer)
     assert requests == [["3", "4", "3"]], "a reply without an answer asks the judge nothing"
     assert rewards(out, Role.SOLVE) == [1.0, -1.0, -0.5, 1.0]
 
@@ -178,7 +178,7 @@ def test_estimates_beyond_the_slots_count_but_are_not_trained(environment: Envir
     def answer(prompt: str, turn: int) -> str:
         return DOUBLE if prompt.endswith("def f(") else ("42" if turn == 3 else "0")
 
-    out, _, _ = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), answer)
+    out, _, _ = play(environment, store, Grant(1, "deduction", 0, (0,), (1,)), answer)
     assert rewards(out, Role.PROPOSE) == [0.75]
     assert len(out) == 2
 
@@ -189,7 +189,7 @@ def test_proposals_of_one_prompt_go_their_own_ways(environment: Environment, sto
             return DOUBLE if turn == 0 else "nothing"
         return "42"
 
-    out, _, _ = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0, 1), (2, 3, 4)), answer)
+    out, _, _ = play(environment, store, Grant(1, "deduction", 0, (0, 1), (2, 3, 4)), answer)
     assert rewards(out, Role.PROPOSE) == [0.0, -1.0]
     first, second = (t for t in sorted(out, key=lambda t: t.slot) if t.cell.role is Role.PROPOSE)
     assert first.prompt_ids.tolist() == second.prompt_ids.tolist()
@@ -200,13 +200,13 @@ def test_a_failing_engine_is_raised_never_rewarded(environment: Environment, sto
         raise EngineAborted("gone")
 
     with pytest.raises(EngineAborted):
-        play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), answer)
+        play(environment, store, Grant(1, "deduction", 0, (0,), (1,)), answer)
 
 
 def test_a_replay_episode_solves_one_task(environment: Environment, store: TaskBuffer) -> None:
-    task = Task(Kind.DEDUCTION, "def f(x):\n    return x + 1", ("1",), ("2",))
+    task = Task("deduction", "def f(x):\n    return x + 1", ("1",), ("2",))
     give(store, task)
-    out, _, engine = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (), (0, 1, 2)), lambda prompt, turn: "2")
+    out, _, engine = play(environment, store, Grant(1, "deduction", 0, (), (0, 1, 2)), lambda prompt, turn: "2")
     assert len(set(engine.prompts)) == 1
     assert len(out) == 3
 
@@ -255,7 +255,7 @@ def test_an_engine_that_fails_among_the_solutions_rewards_nobody_for_it(
         return "42"
 
     out, returned = play_with(
-        Script(answer), environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), SETTINGS
+        Script(answer), environment, store, Grant(1, "deduction", 0, (0,), (1, 2, 3, 4)), SETTINGS
     )
     assert out[-1] is None, "the failure was not raised"
     emitted = out[:-1]
@@ -273,13 +273,13 @@ def test_a_failing_sandbox_is_raised_never_rewarded(store: TaskBuffer) -> None:
 
     broken = Environment(Judge(Broken(), ExecutorSettings()))  # type: ignore[arg-type]
     with pytest.raises(InfrastructureError):
-        play(broken, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), lambda prompt, turn: DOUBLE)
+        play(broken, store, Grant(1, "deduction", 0, (0,), (1,)), lambda prompt, turn: DOUBLE)
     assert store.sizes()["deduction"] == 1
 
 
 def test_a_task_too_long_for_a_solver_is_refused_by_name(environment: Environment, store: TaskBuffer) -> None:
     """The output alone is longer than a prompt may be: valid for the environment, but nobody can be asked to solve it."""
-    grant = Grant(1, Kind.ABDUCTION, 0, (0,), (1, 2))
+    grant = Grant(1, "abduction", 0, (0,), (1, 2))
 
     def answer(prompt: str, turn: int) -> str:
         if prompt.endswith("def f("):
@@ -309,7 +309,7 @@ def test_a_task_too_long_for_a_solver_is_refused_by_name(environment: Environmen
 def test_an_invalid_proposal_says_what_was_wrong(
     environment: Environment, store: TaskBuffer, text: str, outcome: str
 ) -> None:
-    out, _, _ = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), lambda prompt, turn: text)
+    out, _, _ = play(environment, store, Grant(1, "deduction", 0, (0,), ()), lambda prompt, turn: text)
     ((reward, found, parts),) = [(t.reward, t.outcome, t.reward_parts) for t in out]
     assert (reward, found, parts) == (-1.0, outcome, {"valid": 0.0, "reward/invalid": -1.0})
     assert store.sizes()["deduction"] == 1
@@ -319,7 +319,7 @@ def test_a_proposal_without_solve_slots_is_still_estimated(environment: Environm
     def answer(prompt: str, turn: int) -> str:
         return DOUBLE if prompt.endswith("def f(") else ("42" if turn == 0 else "0")
 
-    out, _, engine = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), ()), answer)
+    out, _, engine = play(environment, store, Grant(1, "deduction", 0, (0,), ()), answer)
     assert rewards(out, Role.PROPOSE) == [0.75]
     assert len(engine.prompts) == 1 + SETTINGS.solutions
 
@@ -330,7 +330,7 @@ def test_the_buffer_learns_how_often_a_task_was_solved(
     def answer(prompt: str, turn: int) -> str:
         return DOUBLE if prompt.endswith("def f(") else ("42" if turn == 0 else "0")
 
-    play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1,)), answer)
+    play(environment, store, Grant(1, "deduction", 0, (0,), (1,)), answer)
     with sqlite3.connect(tmp_path / "tasks.sqlite") as database:
         query = "SELECT attempts, solved, proposer_version, episode_id, outputs FROM tasks WHERE program LIKE '%x * 2%'"
         assert database.execute(query).fetchall() == [(4, 1, 3, "1.0", '["42"]')]
@@ -338,7 +338,7 @@ def test_the_buffer_learns_how_often_a_task_was_solved(
 
 def test_replays_are_counted_without_estimates(environment: Environment, store: TaskBuffer, tmp_path: Path) -> None:
     out, _, engine = play(
-        environment, store, Grant(1, Kind.ABDUCTION, 0, (), (0, 1)), lambda prompt, turn: ["'Hello World'", "'x'"][turn]
+        environment, store, Grant(1, "abduction", 0, (), (0, 1)), lambda prompt, turn: ["'Hello World'", "'x'"][turn]
     )
     assert rewards(out, Role.SOLVE) == [1.0, -0.5]
     assert [t.outcome for t in sorted(out, key=lambda t: t.slot)] == ["correct", "wrong"]
@@ -350,7 +350,7 @@ def test_replays_are_counted_without_estimates(environment: Environment, store: 
 
 def test_solve_slots_of_a_kind_without_tasks_go_back(environment: Environment, store: TaskBuffer) -> None:
     out, returned, engine = play(
-        environment, store, Grant(1, Kind.INDUCTION, 0, (), (0, 1, 2)), lambda prompt, turn: "unused"
+        environment, store, Grant(1, "induction", 0, (), (0, 1, 2)), lambda prompt, turn: "unused"
     )
     assert (out, returned, engine.prompts) == ([], [0, 1, 2], [])
 
@@ -367,7 +367,7 @@ def test_r1_replies_are_read_from_their_answer(environment: Environment, store: 
         return "easy</think><answer>```python\ndef f(x):\n    return x * 2\n```\n```input\n21\n```"
 
     settings = SETTINGS.model_copy(update={"prompt_format": "r1"})
-    out, _, _ = play(environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), (1, 2, 3, 4)), answer, settings)
+    out, _, _ = play(environment, store, Grant(1, "deduction", 0, (0,), (1, 2, 3, 4)), answer, settings)
     assert rewards(out, Role.SOLVE) == [1.0, -0.5, -1.0, -1.0]
     assert rewards(out, Role.PROPOSE) == [0.75]
     outcomes = {t.slot: t.outcome for t in out}
@@ -380,7 +380,7 @@ def test_seeds_are_a_function_of_the_run_and_the_slot(environment: Environment, 
 
     def seeds(seed: int | None, slots: tuple[int, ...]) -> list[int | None]:
         engine = Script(answer)
-        play_with(engine, environment, store, Grant(1, Kind.DEDUCTION, 0, (0,), slots), SETTINGS, seed)
+        play_with(engine, environment, store, Grant(1, "deduction", 0, (0,), slots), SETTINGS, seed)
         assert {s.max_tokens for s in engine.sampled.values()} == {96, SETTINGS.max_solve_tokens}
         return [sampling.seed for sampling in engine.sampled.values()]
 
@@ -393,9 +393,7 @@ def test_seeds_are_a_function_of_the_run_and_the_slot(environment: Environment, 
 
 
 def test_trajectories_carry_what_the_engine_said(environment: Environment, store: TaskBuffer) -> None:
-    out, _, _ = play(
-        environment, store, Grant(4, Kind.DEDUCTION, 2, (), (9,)), lambda prompt, turn: "'Hello World'\n```"
-    )
+    out, _, _ = play(environment, store, Grant(4, "deduction", 2, (), (9,)), lambda prompt, turn: "'Hello World'\n```")
     (trajectory,) = out
     assert bytes(trajectory.response_ids.tolist()) == b"'Hello World'\n```"
     assert bytes(trajectory.prompt_ids.tolist()).endswith(b"```output\n")

@@ -8,9 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.parsing import Block, FormatError, answer_of, blocks, parse_proposal, parse_solution
+from actors.parsing import Block, FormatError, answer_of, blocks
 from actors.prompts import block
-from executor.tasks import Kind, Proposal
+from executor.tasks import Proposal
+from learner.settings import BatchSettings
+from tests.unit.actors.reading import parse_proposal, parse_solution
+
+KINDS = BatchSettings().kinds
 
 CODE = "def f(x):\n    return x"
 
@@ -80,8 +84,8 @@ def test_any_text_is_read(text: str) -> None:
         assert found.name == found.name.lower()
 
 
-@given(ANY_TEXT, st.sampled_from(list(Kind)), st.sampled_from(["completion", "r1"]))
-def test_parsing_never_raises(text: str, kind: Kind, prompt_format: Literal["completion", "r1"]) -> None:
+@given(ANY_TEXT, st.sampled_from(list(KINDS)), st.sampled_from(["completion", "r1"]))
+def test_parsing_never_raises(text: str, kind: str, prompt_format: Literal["completion", "r1"]) -> None:
     answer = answer_of(text, prompt_format)
     assert answer is None or answer in text
     assert isinstance(parse_proposal(kind, text, "p", 3), (Proposal, FormatError))
@@ -98,8 +102,8 @@ TEXTS = (
 )
 
 
-@given(TEXTS, TEXTS, st.sampled_from([Kind.DEDUCTION, Kind.ABDUCTION]))
-def test_a_proposal_in_our_own_format_parses_back_to_itself(program: str, given_input: str, kind: Kind) -> None:
+@given(TEXTS, TEXTS, st.sampled_from(["deduction", "abduction"]))
+def test_a_proposal_in_our_own_format_parses_back_to_itself(program: str, given_input: str, kind: str) -> None:
     text = block("python", program) + block("input", given_input) + block("output", "1")
     assert parse_proposal(kind, text, "", 2) == Proposal(kind, program.strip("\n"), (given_input.strip(),))
 
@@ -107,8 +111,8 @@ def test_a_proposal_in_our_own_format_parses_back_to_itself(program: str, given_
 @given(st.lists(TEXTS, min_size=2, max_size=12), TEXTS)
 def test_an_induction_proposal_in_our_own_format_parses_back_to_itself(inputs: list[str], message: str) -> None:
     text = block("message", message) + "".join(block("input", given_input) for given_input in inputs)
-    wanted = Proposal(Kind.INDUCTION, "p", tuple(text.strip() for text in inputs), message.strip())
-    assert parse_proposal(Kind.INDUCTION, text, "p", len(inputs)) == wanted
+    wanted = Proposal("induction", "p", tuple(text.strip() for text in inputs), message.strip())
+    assert parse_proposal("induction", text, "p", len(inputs)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -126,15 +130,15 @@ def test_an_induction_proposal_in_our_own_format_parses_back_to_itself(inputs: l
     ],
 )
 def test_an_input_may_be_written_as_the_call(text: str, arguments: str) -> None:
-    assert parse_solution(Kind.ABDUCTION, f"```input\n{text}\n```") == arguments
-    found = parse_proposal(Kind.DEDUCTION, f"```python\n{CODE}\n```\n```input\n{text}\n```", "", 2)
-    assert found == Proposal(Kind.DEDUCTION, CODE, (arguments,))
-    assert parse_solution(Kind.DEDUCTION, f"```output\n{text}\n```") == text.strip(), "an output is no call"
+    assert parse_solution("abduction", f"```input\n{text}\n```") == arguments
+    found = parse_proposal("deduction", f"```python\n{CODE}\n```\n```input\n{text}\n```", "", 2)
+    assert found == Proposal("deduction", CODE, (arguments,))
+    assert parse_solution("deduction", f"```output\n{text}\n```") == text.strip(), "an output is no call"
 
 
 @pytest.mark.parametrize("text", ["Output: 3", "x = 3", "The answer is 3"])
 def test_words_around_a_value_are_left_for_the_judge_to_refuse(text: str) -> None:
-    assert parse_solution(Kind.DEDUCTION, f"```output\n{text}\n```") == text
+    assert parse_solution("deduction", f"```output\n{text}\n```") == text
 
 
 @given(
@@ -155,7 +159,7 @@ def proposal(*parts: tuple[str, str]) -> str:
     return "\n".join(block(name, content) for name, content in parts)
 
 
-@pytest.mark.parametrize("kind", [Kind.DEDUCTION, Kind.ABDUCTION])
+@pytest.mark.parametrize("kind", ["deduction", "abduction"])
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -176,7 +180,7 @@ def proposal(*parts: tuple[str, str]) -> str:
         (proposal(("python", "  \n"), ("input", "1")), FormatError.EMPTY),
     ],
 )
-def test_a_proposal_is_a_program_and_an_input(kind: Kind, text: str, expected: object) -> None:
+def test_a_proposal_is_a_program_and_an_input(kind: str, text: str, expected: object) -> None:
     wanted = Proposal(kind, *expected) if isinstance(expected, tuple) else expected
     assert parse_proposal(kind, text, "ignored", 10) == wanted
 
@@ -196,20 +200,20 @@ def test_a_proposal_is_a_program_and_an_input(kind: Kind, text: str, expected: o
     ],
 )
 def test_an_induction_proposal_is_a_message_and_inputs(parts: list[tuple[str, str]], expected: object) -> None:
-    wanted = Proposal(Kind.INDUCTION, CODE, *expected) if isinstance(expected, tuple) else expected
-    assert parse_proposal(Kind.INDUCTION, proposal(*parts), CODE, 2) == wanted
+    wanted = Proposal("induction", CODE, *expected) if isinstance(expected, tuple) else expected
+    assert parse_proposal("induction", proposal(*parts), CODE, 2) == wanted
 
 
-NAMES = {Kind.DEDUCTION: "output", Kind.ABDUCTION: "input", Kind.INDUCTION: "python"}
+NAMES = {"deduction": "output", "abduction": "input", "induction": "python"}
 MISSING = {
-    Kind.DEDUCTION: FormatError.NO_OUTPUT,
-    Kind.ABDUCTION: FormatError.NO_INPUT,
-    Kind.INDUCTION: FormatError.NO_PROGRAM,
+    "deduction": FormatError.NO_OUTPUT,
+    "abduction": FormatError.NO_INPUT,
+    "induction": FormatError.NO_PROGRAM,
 }
 
 
-@pytest.mark.parametrize("kind", list(Kind))
-def test_a_solution_is_the_last_block_of_its_name(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_solution_is_the_last_block_of_its_name(kind: str) -> None:
     name = NAMES[kind]
     (other,) = {"output": ["input"], "input": ["python"], "python": ["output"]}[name]
     assert parse_solution(kind, f"Try\n```{name}\n1\n```\nbetter:\n```{name}\n 2\n```\n") == "2"
@@ -249,11 +253,11 @@ def test_the_answer_of_a_completion_is_all_of_it() -> None:
 def test_every_format_error_but_the_missing_answer_is_reached_here() -> None:
     """`NO_ANSWER` is what the episode makes of `answer_of(...) is None`."""
     reached = {
-        parse_proposal(Kind.DEDUCTION, "", "", 2),
-        parse_proposal(Kind.DEDUCTION, proposal(("python", CODE)), "", 2),
-        parse_proposal(Kind.DEDUCTION, proposal(("python", ""), ("input", "1")), "", 2),
-        parse_proposal(Kind.INDUCTION, "", "", 2),
-        parse_proposal(Kind.INDUCTION, proposal(("message", "m")), "", 2),
-        parse_solution(Kind.DEDUCTION, ""),
+        parse_proposal("deduction", "", "", 2),
+        parse_proposal("deduction", proposal(("python", CODE)), "", 2),
+        parse_proposal("deduction", proposal(("python", ""), ("input", "1")), "", 2),
+        parse_proposal("induction", "", "", 2),
+        parse_proposal("induction", proposal(("message", "m")), "", 2),
+        parse_solution("deduction", ""),
     }
     assert reached == set(FormatError) - {FormatError.NO_ANSWER}

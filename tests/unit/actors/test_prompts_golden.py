@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from actors.composite import definitions
-from actors.prompts import Prompt, PromptBuilder
-from executor.tasks import Kind, Task
+from actors.prompt_builder import Prompt, PromptBuilder
+from executor.tasks import Task
 
 GOLDEN = Path(__file__).with_name("prompts_golden.json")
 FORMATS: tuple[Literal["completion", "r1"], ...] = ("completion", "r1")
 PAIRS = ("1", "'é`'", "[1, 2]", "(3, {})", "None"), ("2", "'é`é`'", "[1, 2, 1, 2]", "(3, {}, 3, {})", "''")
 TASKS = {
-    Kind.DEDUCTION: Task(Kind.DEDUCTION, "def f(x):\n    return x * 2", ("21",), ("42",)),
-    Kind.ABDUCTION: Task(Kind.ABDUCTION, "def f(s, n):\n    return s[:n]", ("'a```b', 3",), ("'a``'",)),
-    Kind.INDUCTION: Task(Kind.INDUCTION, "def f(x):\n    return x + x", *PAIRS, "f doubles ```.\nIn two lines."),
+    "deduction": Task("deduction", "def f(x):\n    return x * 2", ("21",), ("42",)),
+    "abduction": Task("abduction", "def f(s, n):\n    return s[:n]", ("'a```b', 3",), ("'a``'",)),
+    "induction": Task("induction", "def f(x):\n    return x + x", *PAIRS, "f doubles ```.\nIn two lines."),
 }
 REFERENCES = [
-    Task(Kind.DEDUCTION, f"import math\ndef f(x):\n    return math.gcd(x, {number})", (str(number),), (str(number),))
+    Task("deduction", f"import math\ndef f(x):\n    return math.gcd(x, {number})", (str(number),), (str(number),))
     for number in (4, 5, 6)
 ]
 EARLIER = [
@@ -46,7 +46,7 @@ def prompts() -> Iterator[tuple[str, Prompt]]:
         for kind, task in TASKS.items():
             whole = PromptBuilder(Characters(), prompt_format, 1 << 20, 10)
             yield f"{prompt_format} {kind} solve", whole.solve(task)
-            if kind is Kind.INDUCTION:
+            if kind == "induction":
                 for count in (2, 10, 14):
                     asked = PromptBuilder(Characters(), prompt_format, 1 << 20, count).propose(kind, REFERENCES[:1])
                     yield f"{prompt_format} {kind} propose, {count} inputs", asked

@@ -11,11 +11,11 @@ import pytest
 
 from actors.buffer import LocalBuffer, TaskBuffer
 from actors.environment import Environment
+from actors.kinds.registry import kind_of
 from actors.rollout import Rollout
 from actors.sampler import Identity
 from actors.seeding import ROUND, SeedingFailed, seed
 from actors.settings import SelfPlaySettings
-from executor.tasks import Kind
 from tests.unit.actors.scripted import Answer, Script, judging, new_store, reply
 
 SETTINGS = SelfPlaySettings(prompt_format="completion", references=2, max_prompt_tokens=4000)
@@ -67,8 +67,8 @@ def test_deduction_and_abduction_start_from_the_same_set(environment: Environmen
     assert count == len(engine.prompts) == 2 * ROUND
     assert store.sizes() == {"deduction": 33, "abduction": 33, "induction": 0}, "the zero triplet, and a quarter of 128"
     sets = [
-        {(t.program, t.inputs, t.outputs) for _, t in store.references(kind, 99, "s")}
-        for kind in (Kind.DEDUCTION, Kind.ABDUCTION)
+        {(t.program, t.inputs, t.outputs) for _, t in store.references(kind_of(kind).reference_kinds, 99, "s")}
+        for kind in ("deduction", "abduction")
     ]
     assert sets[0] == sets[1]
     assert said == [(1, 30), (17, 30), (30, 30)]
@@ -100,7 +100,7 @@ def test_the_same_seed_gives_the_same_set(environment: Environment, tmp_path: Pa
         (tmp_path / name).mkdir()
         store = new_store(tmp_path / name)
         _, engine, _ = run(environment, store, numbered(every=5), 20)
-        found.append((store.references(Kind.DEDUCTION, 99, "s"), engine.prompts))
+        found.append((store.references(("deduction",), 99, "s"), engine.prompts))
         store.close()
     assert found[0] == found[1]
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.tasks import Kind
 from learner.advantages import advantages
 from learner.settings import AdvantageSettings, BatchSettings
 from learner.trajectory import Cell, Role, Trajectory, VersionSpan
@@ -19,7 +18,7 @@ from tests.examples import examples
 
 CELLS = BatchSettings().cells
 
-SOLVE, PROPOSE = Cell(Kind.DEDUCTION, Role.SOLVE), Cell(Kind.DEDUCTION, Role.PROPOSE)
+SOLVE, PROPOSE = Cell("deduction", Role.SOLVE), Cell("deduction", Role.PROPOSE)
 NORMALISED: list[dict[str, Any]] = [
     {"estimator": estimator, "weighting": weighting}
     for estimator in ("trr++", "reinforce++", "group")

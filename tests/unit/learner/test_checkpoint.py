@@ -11,7 +11,6 @@ import msgpack
 import numpy as np
 import pytest
 
-from executor.tasks import Kind
 from learner.checkpoint import CheckpointError, Checkpoints, Finish, read_stream_state, write_stream_state
 from learner.fields import WireError
 from learner.ledger import conserved, totals
@@ -25,14 +24,14 @@ from learner.trajectory import SCHEMA_VERSION, Cell, Role, Status, Trajectory, V
 def trajectory(slot: int, role: Role, spans: list[tuple[int, int, int]], reward: float, **parts: float) -> Trajectory:
     length = spans[-1][2]
     return Trajectory(
-        "run", "a", 0, slot, "e", Cell(Kind.DEDUCTION, role), np.array([1], np.int32),
+        "run", "a", 0, slot, "e", Cell("deduction", role), np.array([1], np.int32),
         np.zeros(length, np.int32), np.zeros(length, np.float32), tuple(VersionSpan(*s) for s in spans), reward, parts,
         Status.TRUNCATED if length > 3 else Status.STOPPED,
     )  # fmt: skip
 
 
 def test_ledger_and_queue_come_back(tmp_path: Path) -> None:
-    batch = BatchSettings(propose={Kind.DEDUCTION: 2}, solve={})
+    batch = BatchSettings(propose={"deduction": 2}, solve={})
     gate = Gate(batch, 0, solutions=1)
     holder = Holder("a", 0)
     first, second = (gate.grant(holder, 10) for _ in range(2))
@@ -271,11 +270,11 @@ def make(slot: int, cell: Cell) -> Trajectory:
 
 def test_gate_and_queue_come_back_together(tmp_path: Path) -> None:
     def gate() -> Gate:
-        return Gate(BatchSettings(propose={Kind.DEDUCTION: 2}, solve={Kind.DEDUCTION: 3}), 1, solutions=2)
+        return Gate(BatchSettings(propose={"deduction": 2}, solve={"deduction": 3}), 1, solutions=2)
 
     before = gate()
     grants = list(iter(lambda: before.grant(HOLDER, 100), None))
-    cell = Cell(Kind.DEDUCTION, Role.PROPOSE)
+    cell = Cell("deduction", Role.PROPOSE)
     queued = [make(grant.propose[0], cell) for grant in grants[:3]]
     assert all(before.arrive(t.slot, HOLDER, cell, 0) for t in queued)
     write_stream_state(tmp_path, before.state_dict(), queued)
@@ -299,7 +298,7 @@ def test_gate_and_queue_come_back_together(tmp_path: Path) -> None:
 
 def test_a_damaged_queue_is_refused(tmp_path: Path) -> None:
     gate = Gate(BatchSettings(), 0, solutions=1)
-    write_stream_state(tmp_path, gate.state_dict(), [make(0, Cell(Kind.DEDUCTION, Role.SOLVE))])
+    write_stream_state(tmp_path, gate.state_dict(), [make(0, Cell("deduction", Role.SOLVE))])
     file = tmp_path / "queue.msgpack"
     file.write_bytes(file.read_bytes()[:-4] + np.array([np.nan], "<f4").tobytes())
     with pytest.raises(WireError, match="not_finite"):
@@ -317,7 +316,7 @@ def test_a_queue_that_an_older_azr_wrote_is_read() -> None:
     assert [(t.reward, t.reward_parts, t.outcome, t.timings) for t in waiting] == [
         (0.5 - slot, {"valid": 1.0}, "valid", {"queue_s": 0.25}) for slot in range(3)
     ]
-    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 2}, solve={Kind.DEDUCTION: 2}), 1, solutions=1)
+    gate = Gate(BatchSettings(propose={"deduction": 2}, solve={"deduction": 2}), 1, solutions=1)
     gate.load_state_dict(state)
     sums = totals(gate.ledger())
     assert conserved(gate.ledger())
@@ -325,7 +324,7 @@ def test_a_queue_that_an_older_azr_wrote_is_read() -> None:
 
 
 def test_a_queue_that_a_newer_azr_wrote_is_refused_with_the_mend(tmp_path: Path) -> None:
-    (frames,) = msgpack.unpackb(dumps([make(0, Cell(Kind.DEDUCTION, Role.SOLVE))]))
+    (frames,) = msgpack.unpackb(dumps([make(0, Cell("deduction", Role.SOLVE))]))
     header = msgpack.unpackb(frames[0]) | {"schema": SCHEMA_VERSION + 1}
     (tmp_path / "gate.json").write_text("{}")
     (tmp_path / "queue.msgpack").write_bytes(msgpack.packb([[msgpack.packb(header), *frames[1:]]]))

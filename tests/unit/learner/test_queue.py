@@ -16,7 +16,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from executor.tasks import Kind
 from learner.ledger import conserved, totals
 from learner.places import Holder
 from learner.queue import BatchQueue
@@ -25,6 +24,8 @@ from learner.staleness import Gate
 from learner.trajectory import Cell, Role
 from learner.turns import Seat, Turns
 from tests.examples import examples
+
+KINDS = BatchSettings().kinds
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ HOLDER = Holder("a", 0)
 
 def filled(staleness: int = 1) -> tuple[BatchQueue[Finished], list[Finished]]:
     """A queue in which every granted slot has arrived, the last first."""
-    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 2}, solve={Kind.DEDUCTION: 2}), staleness, solutions=1)
+    gate = Gate(BatchSettings(propose={"deduction": 2}, solve={"deduction": 2}), staleness, solutions=1)
     queue: BatchQueue[Finished] = BatchQueue(gate)
     out = []
     while grant := gate.grant(HOLDER, 100):
@@ -79,7 +80,7 @@ def test_a_batch_that_is_not_the_next_one_cannot_be_trained() -> None:
 
 def test_a_restored_queue_goes_on_where_the_checkpoint_was() -> None:
     queue, out = filled()
-    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 2}, solve={Kind.DEDUCTION: 2}), 1, solutions=1)
+    gate = Gate(BatchSettings(propose={"deduction": 2}, solve={"deduction": 2}), 1, solutions=1)
     gate.load_state_dict(queue.gate.state_dict())
     again: BatchQueue[Finished] = BatchQueue(gate)
     again.restore(queue.waiting())
@@ -94,11 +95,11 @@ class AnyOrder(RuleBasedStateMachine):
         self.mode = mode
 
     @initialize(
-        propose=st.dictionaries(st.sampled_from(list(Kind)), st.integers(1, 3), min_size=1),
-        solve=st.dictionaries(st.sampled_from(list(Kind)), st.integers(0, 4)),
+        propose=st.dictionaries(st.sampled_from(list(KINDS)), st.integers(1, 3), min_size=1),
+        solve=st.dictionaries(st.sampled_from(list(KINDS)), st.integers(0, 4)),
         staleness=st.integers(0, 2),
     )
-    def start(self, propose: dict[Kind, int], solve: dict[Kind, int], staleness: int) -> None:
+    def start(self, propose: dict[str, int], solve: dict[str, int], staleness: int) -> None:
         self.gate = Gate(BatchSettings(propose=propose, solve=solve), staleness, solutions=2, on_stale=self.mode)
         self.queue: BatchQueue[Finished] = BatchQueue(self.gate)
         self.turns: Turns[Seat] = Turns(self.gate)

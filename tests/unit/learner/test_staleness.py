@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.tasks import Kind
 from learner.ledger import conserved, describe_ledger, totals, verdict
 from learner.places import Holder
 from learner.settings import BatchSettings, OnStale
@@ -14,11 +13,13 @@ from learner.staleness import NUMBERS_PER_LIFE, Gate, Grant
 from learner.trajectory import Cell, Role
 from tests.examples import examples
 
+KINDS = BatchSettings().kinds
+
 CELLS = BatchSettings().cells
 
 HOLDERS = [Holder("a", 0), Holder("b", 0), Holder("b", 1)]
 MODES: tuple[OnStale, ...] = ("wait", "drop", "train")
-CELL = Cell(Kind.DEDUCTION, Role.PROPOSE)
+CELL = Cell("deduction", Role.PROPOSE)
 
 
 def play(gate: Gate, grant: Grant, holder: Holder, valid: bool, tasks_to_replay: bool) -> None:
@@ -41,7 +42,7 @@ def test_no_deadlock(
     mode: OnStale, staleness: int, valid: bool, replay: bool, propose: int, solve: int, room: int
 ) -> None:
     """Whatever proposals come to, and however little room an actor has, batch after batch completes."""
-    quota = BatchSettings(propose=dict.fromkeys(Kind, propose), solve=dict.fromkeys(Kind, solve))
+    quota = BatchSettings(propose=dict.fromkeys(KINDS, propose), solve=dict.fromkeys(KINDS, solve))
     gate = Gate(quota, staleness, solutions=4, proposals_per_prompt=2, on_stale=mode)
     holder = HOLDERS[0]
     for version in range(5):
@@ -59,7 +60,7 @@ def test_no_deadlock(
 
 
 def test_solver_only_batches_complete() -> None:
-    gate = Gate(BatchSettings(propose={}, solve={Kind.DEDUCTION: 5}), 0, solutions=2)
+    gate = Gate(BatchSettings(propose={}, solve={"deduction": 5}), 0, solutions=2)
     holder = HOLDERS[0]
     while gate.ready() is None:
         grant = gate.grant(holder, 10)
@@ -71,10 +72,10 @@ def test_solver_only_batches_complete() -> None:
 
 
 def test_a_straggler_is_waited_for_and_named() -> None:
-    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 2}, solve={}), 1, solutions=1)
+    gate = Gate(BatchSettings(propose={"deduction": 2}, solve={}), 1, solutions=1)
     grants = [gate.grant(HOLDERS[0], 100) for _ in range(4)]
     assert gate.grant(HOLDERS[0], 100) is None, "more than (max_staleness + 1) batches were granted"
-    cell = Cell(Kind.DEDUCTION, Role.PROPOSE)
+    cell = Cell("deduction", Role.PROPOSE)
     for grant in grants[1:]:
         assert grant is not None
         gate.arrive(grant.propose[0], HOLDERS[0], cell, 0)
@@ -86,7 +87,7 @@ def test_a_straggler_is_waited_for_and_named() -> None:
 
 
 def test_a_proposal_travels_with_its_share_of_solve_slots() -> None:
-    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 3}, solve={Kind.DEDUCTION: 7}), 0, solutions=8)
+    gate = Gate(BatchSettings(propose={"deduction": 3}, solve={"deduction": 7}), 0, solutions=8)
     sizes = []
     while (grant := gate.grant(HOLDERS[0], 100)) is not None:
         sizes.append((len(grant.propose), len(grant.solve)))
@@ -94,12 +95,12 @@ def test_a_proposal_travels_with_its_share_of_solve_slots() -> None:
 
 
 def test_publishing_out_of_order_is_refused() -> None:
-    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 1}, solve={}), 0, solutions=1)
+    gate = Gate(BatchSettings(propose={"deduction": 1}, solve={}), 0, solutions=1)
     with pytest.raises(ValueError, match="published version 1"):
         gate.published(1)
 
 
-per_kind = st.fixed_dictionaries(dict.fromkeys(Kind, st.integers(0, 6)))
+per_kind = st.fixed_dictionaries(dict.fromkeys(KINDS, st.integers(0, 6)))
 
 
 @given(
@@ -169,7 +170,7 @@ def test_five_batches_complete_whatever_the_quotas_and_whoever_dies(
 
 
 def test_a_slot_that_was_dropped_is_granted_again_in_its_batch_and_one_that_was_returned_is_not() -> None:
-    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 1}, solve={Kind.DEDUCTION: 2}), 0, solutions=2)
+    gate = Gate(BatchSettings(propose={"deduction": 1}, solve={"deduction": 2}), 0, solutions=2)
     first, second = HOLDERS[:2]
     grant = gate.grant(first, 10)
     assert grant is not None
@@ -180,22 +181,22 @@ def test_a_slot_that_was_dropped_is_granted_again_in_its_batch_and_one_that_was_
     assert (again.batch, len(again.propose), len(again.solve)) == (0, 1, 1)
     assert set(again.slots).isdisjoint(grant.slots)
     assert gate.grant(second, 10) is None
-    assert not gate.arrive(grant.propose[0], first, Cell(Kind.DEDUCTION, Role.PROPOSE), 0), "a late arrival was taken"
+    assert not gate.arrive(grant.propose[0], first, Cell("deduction", Role.PROPOSE), 0), "a late arrival was taken"
 
 
 def test_a_slot_takes_only_its_own_cell() -> None:
-    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 1}, solve={}), 0, solutions=1)
+    gate = Gate(BatchSettings(propose={"deduction": 1}, solve={}), 0, solutions=1)
     grant = gate.grant(HOLDERS[0], 1)
     assert grant is not None
-    assert not gate.arrive(grant.propose[0], HOLDERS[0], Cell(Kind.DEDUCTION, Role.SOLVE), 0)
-    assert not gate.arrive(grant.propose[0], HOLDERS[0], Cell(Kind.ABDUCTION, Role.PROPOSE), 0)
-    assert gate.arrive(grant.propose[0], HOLDERS[0], Cell(Kind.DEDUCTION, Role.PROPOSE), 0)
+    assert not gate.arrive(grant.propose[0], HOLDERS[0], Cell("deduction", Role.SOLVE), 0)
+    assert not gate.arrive(grant.propose[0], HOLDERS[0], Cell("abduction", Role.PROPOSE), 0)
+    assert gate.arrive(grant.propose[0], HOLDERS[0], Cell("deduction", Role.PROPOSE), 0)
     assert not gate.give_back(grant.propose[0], HOLDERS[0]), "a queued slot was returned"
     assert not gate.fail(grant.propose[0], HOLDERS[0])
 
 
 def test_a_slot_takes_only_its_own_holder() -> None:
-    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 1}, solve={}), 0, solutions=1)
+    gate = Gate(BatchSettings(propose={"deduction": 1}, solve={}), 0, solutions=1)
     grant = gate.grant(HOLDERS[1], 1)
     assert grant is not None
     for stranger in (HOLDERS[0], HOLDERS[2]):
@@ -207,10 +208,10 @@ def test_a_slot_takes_only_its_own_holder() -> None:
 
 
 def test_without_staleness_nothing_starts_between_training_and_publishing() -> None:
-    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 1}, solve={}), 0, solutions=1)
+    gate = Gate(BatchSettings(propose={"deduction": 1}, solve={}), 0, solutions=1)
     grant = gate.grant(HOLDERS[0], 10)
     assert grant is not None
-    assert gate.arrive(grant.propose[0], HOLDERS[0], Cell(Kind.DEDUCTION, Role.PROPOSE), 0)
+    assert gate.arrive(grant.propose[0], HOLDERS[0], Cell("deduction", Role.PROPOSE), 0)
     gate.trained(gate.ready() or [])
     assert gate.grant(HOLDERS[0], 10) is None
     assert "version 1 is not published yet" in gate.waiting_for()
@@ -219,19 +220,19 @@ def test_without_staleness_nothing_starts_between_training_and_publishing() -> N
 
 
 def test_the_last_line_of_a_run_says_whether_the_ledger_holds() -> None:
-    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 2}, solve={}), 0, solutions=1)
+    gate = Gate(BatchSettings(propose={"deduction": 2}, solve={}), 0, solutions=1)
     gate.grant(HOLDERS[0], 10)
     ledger = gate.ledger()
     assert verdict(ledger) == (
         "ledger: conserved (1 granted = 0 trained + 0 dropped + 0 returned + 0 queued + 1 in_flight)"
     )
-    ledger[Cell(Kind.DEDUCTION, Role.PROPOSE)].granted += 1
+    ledger[Cell("deduction", Role.PROPOSE)].granted += 1
     assert verdict(ledger).startswith("ledger: VIOLATED in deduction/propose (2 granted, but ")
 
 
 def straggling(mode: OnStale, staleness: int = 1) -> tuple[Gate, list[int]]:
     """A gate of two proposals a batch, and the slots of all that it grants at version 0."""
-    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 2}, solve={}), staleness, solutions=1, on_stale=mode)
+    gate = Gate(BatchSettings(propose={"deduction": 2}, solve={}), staleness, solutions=1, on_stale=mode)
     grants = [gate.grant(HOLDERS[0], 100) for _ in range(2 * (staleness + 1))]
     assert gate.is_shut
     return gate, [slot for grant in grants if grant for slot in grant.slots]
@@ -329,7 +330,7 @@ def test_without_staleness_the_three_modes_are_one(seed: int, propose: dict, sol
 
 def test_a_life_never_uses_a_number_of_another_whether_or_not_there_was_a_checkpoint() -> None:
     def life(number: int) -> Gate:
-        return Gate(BatchSettings(propose={Kind.DEDUCTION: 2}, solve={}), 0, solutions=1, life=number)
+        return Gate(BatchSettings(propose={"deduction": 2}, solve={}), 0, solutions=1, life=number)
 
     def numbers(gate: Gate) -> set[tuple[int, int]]:
         return {(grant.episode, *grant.propose) for grant in iter(lambda: gate.grant(HOLDERS[0], 100), None)}
@@ -356,7 +357,7 @@ def test_after_a_restart_only_what_the_checkpoint_knows_may_come_in() -> None:
     gate.lose(HOLDERS[0])
     later = gate.grant(HOLDERS[1], 100)
     assert later is not None
-    restored = Gate(BatchSettings(propose={Kind.DEDUCTION: 2}, solve={}), 1, solutions=1, life=1)
+    restored = Gate(BatchSettings(propose={"deduction": 2}, solve={}), 1, solutions=1, life=1)
     restored.load_state_dict(saved, keep_in_flight=True)
     assert restored.holders() == [HOLDERS[0]]
     assert restored.reclaim(HOLDERS[1], later.slots) == []
@@ -375,7 +376,7 @@ def test_after_a_restart_only_what_the_checkpoint_knows_may_come_in() -> None:
 
 
 def test_an_actor_that_leaves_finishes_what_it_has() -> None:
-    gate = Gate(BatchSettings(propose={Kind.DEDUCTION: 3}, solve={}), 0, solutions=1)
+    gate = Gate(BatchSettings(propose={"deduction": 3}, solve={}), 0, solutions=1)
     first, second = gate.grant(HOLDERS[0], 100), gate.grant(HOLDERS[0], 100)
     assert first and second
     assert gate.retire(HOLDERS[0]) == 2
@@ -390,7 +391,7 @@ def test_an_actor_that_leaves_finishes_what_it_has() -> None:
 def test_a_checkpoint_of_a_larger_bound_grants_nothing_beyond_the_new_one() -> None:
     """It may come from another mode, too."""
     gate, _ = straggling("train", staleness=3)
-    resumed = Gate(BatchSettings(propose={Kind.DEDUCTION: 2}, solve={}), 1, solutions=1, on_stale="drop")
+    resumed = Gate(BatchSettings(propose={"deduction": 2}, solve={}), 1, solutions=1, on_stale="drop")
     resumed.load_state_dict(gate.state_dict())
     batches = []
     while (grant := resumed.grant(HOLDERS[1], 100)) is not None:

@@ -23,7 +23,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from executor.tasks import Kind
 from learner.ledger import CellCounts, conserved, totals, verdict
 from learner.places import Holder
 from learner.settings import BatchSettings, OnStale
@@ -31,9 +30,11 @@ from learner.staleness import NUMBERS_PER_LIFE, Gate, Grant
 from learner.trajectory import Cell, Role
 from tests.examples import examples, is_deep
 
+KINDS = BatchSettings().kinds
+
 CELLS = BatchSettings().cells
 
-quotas = st.dictionaries(st.sampled_from(list(Kind)), st.integers(0, 4), min_size=1)
+quotas = st.dictionaries(st.sampled_from(list(KINDS)), st.integers(0, 4), min_size=1)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class AnyOrder(RuleBasedStateMachine):
     @initialize(propose=quotas, solve=quotas, n=st.integers(1, 4), group=st.integers(1, 3), actors=st.integers(1, 4))
     def start(self, propose: dict, solve: dict, n: int, group: int, actors: int) -> None:
         self.batch = BatchSettings(
-            propose=propose if any((propose | solve).values()) else {Kind.DEDUCTION: 1}, solve=solve
+            propose=propose if any((propose | solve).values()) else {"deduction": 1}, solve=solve
         )
         self.shape = (n, group)
         self.life = 0
@@ -160,7 +161,7 @@ class AnyOrder(RuleBasedStateMachine):
     def refused(self, slot: int, played: Played) -> None:
         """Nothing that is sent again, late or under another name changes anything."""
         state = self.gate.state_dict()
-        for cell in (played.cell, played.cell._replace(kind=Kind.INDUCTION)):
+        for cell in (played.cell, played.cell._replace(kind="induction")):
             for holder in (played.holder, Holder(played.holder.actor_id, played.holder.incarnation + 1)):
                 if (holder, cell) != (played.holder, played.cell) or slot not in self.world.in_flight:
                     assert not self.gate.arrive(slot, holder, cell, self.world.version), "a slot was filled twice"

@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from executor.tasks import Kind
 from learner.batching.minibatches import split_batch
 from learner.batching.packing import MicroBatch, pack
 from learner.model.policy import PolicyModel
@@ -332,7 +331,7 @@ def test_parts_are_balanced_by_cell(rows: list[tuple[Cell, int]], num_parts: int
 
 
 def test_prompts_stay_together_where_the_cut_allows_it() -> None:
-    cell = Cell(Kind.DEDUCTION, Role.SOLVE)
+    cell = Cell("deduction", Role.SOLVE)
     batch = [trajectory(cell, np.array([index % 4]), np.array([1]), 0.0) for index in range(16)]
     assert [{i % 4 for i in part} for part in split_batch(batch, 2)] == [{0, 1}, {2, 3}]
 

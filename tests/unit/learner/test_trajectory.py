@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.tasks import Kind
 from learner.fields import MAX_HEADER_BYTES, Refusal, WireError
 from learner.settings import BatchSettings
 from learner.trajectory import (
@@ -42,7 +41,7 @@ def make(**changes: Any) -> Trajectory:
         "incarnation": 2,
         "slot": 5,
         "episode_id": "3.5",
-        "cell": Cell(Kind.ABDUCTION, Role.SOLVE),
+        "cell": Cell("abduction", Role.SOLVE),
         "prompt_ids": np.array([1, 2, 3], np.int32),
         "response_ids": np.array([4, 5], np.int32),
         "logprobs": np.array([-0.5, -1.5], np.float32),

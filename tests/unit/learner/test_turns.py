@@ -7,7 +7,6 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.tasks import Kind
 from learner.places import Holder
 from learner.settings import BatchSettings
 from learner.staleness import Gate
@@ -16,7 +15,7 @@ from learner.turns import Seat, Turns
 
 def make(episodes: int, staleness: int = 0) -> Turns[Seat]:
     """Turns over a gate whose batch has so many episodes of one proposal and one solution."""
-    batch = BatchSettings(propose={Kind.DEDUCTION: episodes}, solve={Kind.DEDUCTION: episodes})
+    batch = BatchSettings(propose={"deduction": episodes}, solve={"deduction": episodes})
     return Turns(Gate(batch, staleness, solutions=1))
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from actors.buffer import TaskBuffer
-from executor.tasks import Kind
+from actors.buffer import NewTask, TaskBuffer
+from actors.kinds.registry import kind_of
 from launch.bench import buffer
 from launch.cli import main
+from learner.settings import BatchSettings
+
+KINDS = BatchSettings().kinds
 
 
 def test_a_filled_buffer_is_like_one_that_grew(tmp_path: Path) -> None:
@@ -19,14 +22,16 @@ def test_a_filled_buffer_is_like_one_that_grew(tmp_path: Path) -> None:
     grown = TaskBuffer(slowly)
     for number in range(3, 51):
         task = buffer.make_task(number)
-        grown.add(task, normal=task.program, proposer_version=0, episode_id="e")
+        grown.add(NewTask(task, normal=task.program, proposer_version=0, episode_id="e"))
     filled = TaskBuffer(quickly)
     assert filled.sizes() == grown.sizes()
     assert sum(filled.sizes().values()) == 50
-    for kind in Kind:
-        assert filled.references(kind, 6, "s") == grown.references(kind, 6, "s")
+    for kind in KINDS:
+        assert filled.references(kind_of(kind).reference_kinds, 6, "s") == grown.references(
+            kind_of(kind).reference_kinds, 6, "s"
+        )
     task = buffer.make_task(50)
-    assert filled.add(task, normal=task.program, proposer_version=0, episode_id="e").duplicate
+    assert filled.add(NewTask(task, normal=task.program, proposer_version=0, episode_id="e")).duplicate
     filled.close()
     grown.close()
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from actors.buffer import TaskBuffer
+from actors.buffer import NewTask, TaskBuffer
 from actors.seed_file import SeedError, SeedReport, load_seeds, save
 from executor.settings import ExecutorSettings
-from executor.tasks import Kind, Task, ValidationRules
+from executor.tasks import Task, ValidationRules
 from launch.cli import main
 from launch.config import Config
 from launch.run.folder import RunFolder
@@ -22,10 +22,10 @@ from learner.checkpoint import seal
 
 DOUBLE = "def f(x):\n    return x + x"
 TASKS = [
-    Task(Kind.DEDUCTION, DOUBLE, ("2",), ("4",)),
-    Task(Kind.ABDUCTION, DOUBLE, ("'é'",), ("'éé'",)),
-    Task(Kind.INDUCTION, DOUBLE, ("1", "2", "3", "4"), ("2", "4", "6", "8"), "twice"),
-    Task(Kind.DEDUCTION, DOUBLE, ("[0]",), ("[0, 0]",)),
+    Task("deduction", DOUBLE, ("2",), ("4",)),
+    Task("abduction", DOUBLE, ("'é'",), ("'éé'",)),
+    Task("induction", DOUBLE, ("1", "2", "3", "4"), ("2", "4", "6", "8"), "twice"),
+    Task("deduction", DOUBLE, ("[0]",), ("[0, 0]",)),
 ]
 
 
@@ -35,7 +35,7 @@ def run_folder(tmp_path: Path) -> Path:
     folder.mkdir()
     store = TaskBuffer(folder / "tasks.sqlite")
     for version, task in enumerate(TASKS):
-        store.add(task, normal=task.program, proposer_version=version, episode_id="e")
+        store.add(NewTask(task, normal=task.program, proposer_version=version, episode_id="e"))
     store.close()
     return folder
 
@@ -113,7 +113,7 @@ def test_what_is_no_task_is_rejected_by_line_and_reason(store: TaskBuffer, tmp_p
     assert [number for number, _ in report.rejected] == list(range(2, 2 + len(BAD)))
     for (_, why), expected in zip(report.rejected, BAD, strict=True):
         assert expected in why
-    assert report.added == {Kind.DEDUCTION: 1}
+    assert report.added == {"deduction": 1}
 
 
 @pytest.mark.parametrize(

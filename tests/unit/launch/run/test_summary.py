@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from executor.tasks import Kind
 from launch.models import ModelError, prepare
 from launch.run.folder import RunFolder
 from launch.run.summary import sparkline, summarise, warnings
 from learner.ledger import CellCounts
 from learner.trajectory import Cell, Role
 
-CELL = Cell(Kind.DEDUCTION, Role.PROPOSE)
+CELL = Cell("deduction", Role.PROPOSE)
 
 
 def finished(tmp_path: Path) -> RunFolder:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from actors.buffer import TaskBuffer
+from actors.buffer import NewTask, TaskBuffer
 from actors.buffer_file import TaskBufferError
-from executor.tasks import Kind, Task
+from executor.tasks import Task
 from launch.config import Config
 from launch.run.folder import RunFolder
 from launch.run.task_buffer import SNAPSHOT, open_tasks, restore, set_aside
@@ -31,8 +31,8 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def put(store: TaskBuffer, number: int) -> int:
-    task = Task(Kind.DEDUCTION, f"def f(x): return {number}", ("1",), (str(number),))
-    task_id = store.add(task, normal=task.program, proposer_version=number, episode_id="e").task_id
+    task = Task("deduction", f"def f(x): return {number}", ("1",), (str(number),))
+    task_id = store.add(NewTask(task, normal=task.program, proposer_version=number, episode_id="e")).task_id
     assert task_id is not None
     return task_id
 
@@ -67,7 +67,7 @@ def test_a_resumed_run_has_its_checkpoints_tasks_and_the_rest_lies_aside(folder:
     put(store, 2)
     put(store, 3)
     draws = TaskBuffer(at / SNAPSHOT)
-    expected = draws.references(Kind.DEDUCTION, 2, "s")
+    expected = draws.references(("deduction",), 2, "s")
     draws.close()
     if killed:  # its log is still beside it
         shutil.copytree(folder.path, folder.path.with_name("copy"))
@@ -78,7 +78,7 @@ def test_a_resumed_run_has_its_checkpoints_tasks_and_the_rest_lies_aside(folder:
     store.close()
     again = open_tasks(CONFIG, folder, resume=True)
     assert again.sizes()["deduction"] == 2
-    assert again.references(Kind.DEDUCTION, 2, "s") == expected
+    assert again.references(("deduction",), 2, "s") == expected
     assert put(again, 2) == 4, "what lies aside is not known, and its number is free again"
     again.close()
     assert programs(folder.tasks) == ["1", "2"]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from executor.tasks import Kind
 from learner.settings import BatchSettings
 from learner.stream.client import StreamClient
 from learner.stream.server import StreamServer
@@ -16,7 +15,7 @@ from learner.stream.wire import pack
 from learner.trajectory import Cell, Role, Status, Trajectory, VersionSpan, encode
 
 DEADLINE_S = 20.0
-BATCH = BatchSettings(propose={Kind.DEDUCTION: 2}, solve={Kind.DEDUCTION: 2})
+BATCH = BatchSettings(propose={"deduction": 2}, solve={"deduction": 2})
 
 
 def make(slot: int, role: Role = Role.PROPOSE, **changes: Any) -> Trajectory:
@@ -27,7 +26,7 @@ def make(slot: int, role: Role = Role.PROPOSE, **changes: Any) -> Trajectory:
         "incarnation": 0,
         "slot": slot,
         "episode_id": "1",
-        "cell": Cell(Kind.DEDUCTION, role),
+        "cell": Cell("deduction", role),
         "prompt_ids": np.array([1, 2, 3], np.int32),
         "response_ids": np.array([4, 5], np.int32),
         "logprobs": np.array([-0.5, -1.5], np.float32),

@@ -11,7 +11,6 @@ from typing import Any
 import msgpack
 import zmq
 
-from executor.tasks import Kind
 from learner.ledger import conserved, totals
 from learner.settings import BatchSettings
 from learner.staleness import Gate
@@ -31,7 +30,7 @@ def test_a_thousand_actors_on_one_socket_all_get_their_share() -> None:
     num_actors = 1000 if min(20_000, hard) >= 12_000 else 200
     batches = 3
     # Every batch has two episodes (a proposal and its solution) for each actor.
-    quota = {Kind.DEDUCTION: 2 * num_actors}
+    quota = {"deduction": 2 * num_actors}
     gate = Gate(BatchSettings(propose=quota, solve=quota), 0, solutions=1)
     server = StreamServer(gate, "run")
     crowds = [Crowd(server.endpoint, range(k, num_actors, THREADS)) for k in range(THREADS)]

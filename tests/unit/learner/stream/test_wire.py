@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.tasks import Kind
 from learner.fields import Refusal, WireError
 from learner.staleness import Grant
 from learner.stream.wire import (
@@ -109,7 +108,7 @@ def test_a_strange_field_from_the_learner_raises_nothing_but_wire_errors(
 
 
 def test_a_grant_comes_back_as_it_went() -> None:
-    grant = Grant(3, Kind.INDUCTION, 7, (1, 2), (3,))
+    grant = Grant(3, "induction", 7, (1, 2), (3,))
     assert grant_from_message(grant_to_message(grant)) == grant
 
 
