@@ -162,8 +162,9 @@ class Measured:
 
 
 def test_an_actor_seeds_before_it_greets_the_learner_and_measures_beside_its_play(
-    environment: Environment, store: TaskBuffer, capsys: pytest.CaptureFixture[str]
+    environment: Environment, store: TaskBuffer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     log: list[str] = []
     replies = numbered()
 
@@ -182,6 +183,6 @@ def test_an_actor_seeds_before_it_greets_the_learner_and_measures_beside_its_pla
     numbers = client.stats()
     assert numbers["heldout/deduction"] == 0.2, "the last one that succeeded"
     assert (numbers["seeded"], numbers["heldout_failures"], numbers["tasks_too_long"]) == (ROUND, 1, 0)
-    said = capsys.readouterr().out
+    said = caplog.text
     assert "seeding: 5 of 5 triplets" in said
     assert "held-out measurement at version 4 failed: RuntimeError: engine gone" in said
