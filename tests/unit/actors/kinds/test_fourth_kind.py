@@ -13,6 +13,7 @@ import pytest
 from actors.buffer import TaskBuffer
 from actors.environment import Environment
 from actors.kinds.registry import KindError, kind_of, names, registered
+from actors.metrics import describe_batch
 from actors.parsing import answer_of
 from actors.seed_file import load_seeds, save
 from actors.settings import SelfPlaySettings
@@ -22,10 +23,10 @@ from launch.config import ConfigError, load
 from launch.sft.data import examples
 from learner.advantages import advantages
 from learner.ledger import conserved
-from learner.metrics import describe_batch
+from learner.places import Holder
 from learner.queue import BatchQueue
 from learner.settings import AdvantageSettings, BatchSettings
-from learner.staleness import Gate, Grant, Holder
+from learner.staleness import Gate, Grant
 from learner.stream.wire import grant_from_message, grant_to_message
 from learner.trajectory import Cell, Role, Trajectory, decode, encode
 from tests.unit.actors.kinds.differ import Differ
@@ -88,7 +89,7 @@ def test_it_is_played_from_grant_to_batch(environment: Environment, tmp_path: Pa
         (SOLVE, "wrong", -0.5),
     ]
     assert [t.reward_parts.get("replayed") for t in batch] == [None, 0.0, 0.0, 1.0, 1.0]
-    numbers = describe_batch(batch, 3, queue.gate.arrivals([t.slot for t in batch]))
+    numbers = describe_batch(batch)
     assert (numbers["valid_rate/differ"], numbers["solve_rate/differ"], numbers["replayed/differ"]) == (1.0, 0.5, 0.5)
     assert numbers["fact/other_lines/differ"] == 2.0
     assert np.allclose(advantages(batch, AdvantageSettings()), [0, 1, -1, 1, -1])
