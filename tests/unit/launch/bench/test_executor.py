@@ -138,8 +138,8 @@ def test_the_shipped_mix_holds_work_of_every_kind_and_says_where_it_is_from() ->
     assert found.verifications >= 4 * found.proposals
     assert not found.left_out
     for kind in KINDS:
-        assert any(isinstance(item, Proposal) and item.kind is kind for item in found.items)
-        assert any(isinstance(item, Verification) and item.task.kind is kind for item in found.items)
+        assert any(isinstance(item, Proposal) and item.kind == kind for item in found.items)
+        assert any(isinstance(item, Verification) and item.task.kind == kind for item in found.items)
 
 
 # ------------------------------------------------------------------------------------------------------- the reference
