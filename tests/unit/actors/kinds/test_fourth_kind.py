@@ -19,7 +19,8 @@ from actors.seed_file import load_seeds, save
 from actors.settings import SelfPlaySettings
 from executor.settings import ExecutorSettings
 from executor.tasks import Task
-from launch.config import ConfigError, load
+from launch.config import load
+from launch.recipe import ConfigError
 from launch.sft.data import examples
 from learner.advantages import advantages
 from learner.ledger import conserved
