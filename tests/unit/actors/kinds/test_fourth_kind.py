@@ -113,7 +113,7 @@ def test_it_is_played_from_grant_to_batch(environment: Environment, tmp_path: Pa
         (reply(("python", ONE), ("input", "3")), "no_program"),
         (reply(("python", ONE), ("python", OTHER)), "no_input"),
         (reply(("python", ONE), ("python", "def f(x): return hash('a')"), ("input", "3")), "nondeterministic"),
-        (reply(("python", ONE), ("python", "import os\ndef f(x): return 1"), ("input", "3")), "unsafe"),
+        (reply(("python", ONE), ("python", "def f(x): return eval('x')"), ("input", "3")), "unsafe"),
     ],
 )
 def test_what_is_no_task_is_named_and_not_kept(
