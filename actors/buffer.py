@@ -1,16 +1,18 @@
 """The task buffer: every valid task with where it came from, durable in SQLite, open to anybody's SQL
 (`runs/<name>/tasks.sqlite`).
 
-Used three ways, as in Absolute Zero: references for proposers, programs for proposers that write about one, and tasks to solve again
-where fresh proposals do not fill a batch. A task enters once, whatever its reward: tasks are the same where kind, normalised
-program and inputs are, and what else a kind tells its tasks apart by (`TaskKind.identity`).
+Used three ways, as in Absolute Zero: references for proposers, programs for proposers that write about one, and tasks
+to solve again where fresh proposals do not fill a batch. A task enters once, whatever its reward: tasks are the same
+where kind, normalised program and inputs are, and what else a kind tells its tasks apart by (`TaskKind.identity`).
 
-A request takes O(log n) steps at n tasks. What is drawn from is, for each kind, the ordered ids of its *active* tasks, in
-memory (`ordered_ids.py`, 8 bytes a task); all else is a look-up by integer key. What a request has changed is committed before
-it returns: it outlives the death of the process. (A machine that loses its power may forget the last moments, never the file's
-consistency: WAL with `synchronous=NORMAL`. A checkpoint's snapshot is on the disk before the checkpoint has its name.)
+A request takes O(log n) steps at n tasks. What is drawn from is, for each kind, the ordered ids of its *active* tasks,
+in memory (`ordered_ids.py`, 8 bytes a task); all else is a look-up by integer key. What a request has changed is
+committed before it returns: it outlives the death of the process. (A machine that loses its power may forget the last
+moments, never the file's consistency: WAL with `synchronous=NORMAL`. A checkpoint's snapshot is on the disk before the
+checkpoint has its name.)
 
-A task that leaves the draw (`BufferSettings.capacity`) stays in the file, is still known, and still counts its solutions.
+A task that leaves the draw (`BufferSettings.capacity`) stays in the file, is still known, and still counts its
+solutions.
 """
 
 from __future__ import annotations
@@ -83,7 +85,8 @@ class TaskBuffer:
     """The store itself, in the process that owns the file. Not for use by several threads, but for `snapshot`."""
 
     def __init__(self, path: Path, settings: BufferSettings | None = None) -> None:
-        """Open or create; a new buffer starts with the zero triplet. Raises TaskBufferError for a file of another form."""
+        """Open or create; a new buffer starts with the zero triplet. Raises TaskBufferError for a file of another
+        form."""
         self._path = path
         self._settings = settings or BufferSettings()
         self._database, new = open_database(path)
@@ -174,7 +177,8 @@ class TaskBuffer:
         return {kind: len(ids) for kind, ids in self._active.items()}
 
     def metrics(self) -> dict[str, float]:
-        """`buffer/<kind>`: active tasks; `buffer/evicted` and `buffer/duplicates`: how many there were, of all kinds."""
+        """`buffer/<kind>`: active tasks; `buffer/evicted` and `buffer/duplicates`: how many there were, of all
+        kinds."""
         return {f"buffer/{name}": float(count) for name, count in {**self.sizes(), **self._counters}.items()}
 
     def snapshot(self, path: Path) -> None:

@@ -13,15 +13,15 @@ from executor.user_error import UserError
 from learner.disk import sync
 
 SCHEMA_VERSION = 3
-"""`PRAGMA user_version` of a file of this form. 1, which had no number yet, knew no provenance; 2 knew no `texts`, and is
-brought to form 3 when it is opened."""
+"""`PRAGMA user_version` of a file of this form. 1, which had no number yet, knew no provenance; 2 knew no `texts`, and
+is brought to form 3 when it is opened."""
 READABLE_SCHEMAS = (2, SCHEMA_VERSION)
 BUSY_S = 60.0
 """How long a statement waits for somebody else's, such as a user's, that holds the file."""
 
 # Indices: `digest` finds what is known; `tasks_active` lists the draw without reading the tasks; `tasks_settled` gives
-# what leaves it first. The latter two hold no more than the rows that they are asked about (and the columns of their conditions,
-# without which SQLite would read the tasks themselves).
+# what leaves it first. The latter two hold no more than the rows that they are asked about (and the columns of their
+# conditions, without which SQLite would read the tasks themselves).
 _SCHEMA = """
 CREATE TABLE tasks (
     id INTEGER PRIMARY KEY,            -- in the order of entry

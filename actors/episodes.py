@@ -1,12 +1,12 @@
 """The self-play episode: propose -> validate -> solve n times -> verify -> reward.
 
-A grant holds the slots of one episode. Each proposal is sampled from the same prompt and goes its own way with its share
-of the solve slots: where it is valid they are spent on solving it, which also estimates its difficulty and so its reward;
-where it is not they are spent on a task from the buffer. Every rollout that fills a slot becomes one trajectory. What the
-environment could not judge raises, and is never a reward.
+A grant holds the slots of one episode. Each proposal is sampled from the same prompt and goes its own way with its
+share of the solve slots: where it is valid they are spent on solving it, which also estimates its difficulty and so its
+reward; where it is not they are spent on a task from the buffer. Every rollout that fills a slot becomes one
+trajectory. What the environment could not judge raises, and is never a reward.
 
-With `train_on_estimates` off, the estimates have no slots, and all solve slots go to the buffer's tasks. With `propose` off,
-proposals have no slots: they only make tasks.
+With `train_on_estimates` off, the estimates have no slots, and all solve slots go to the buffer's tasks. With `propose`
+off, proposals have no slots: they only make tasks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Held-out tasks: small and fixed, outside of the buffer and of every batch.
 
-A self-play run makes its own tasks, so its solve rate rises as well when its proposals become trivial. These tasks stay what
-they are. They are solved greedily, outside of slots, with the run's own prompts and limits. (A proposer may come upon one by
-itself: they are that small. What it trains on then is a task of its own.)
+A self-play run makes its own tasks, so its solve rate rises as well when its proposals become trivial. These tasks stay
+what they are. They are solved greedily, outside of slots, with the run's own prompts and limits. (A proposer may come
+upon one by itself: they are that small. What it trains on then is a task of its own.)
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Heldout:
         """Measure, if `selfplay.heldout_every` versions have passed since the last time; None if not.
 
         The first version is always measured: it is what the others are compared with. A call while another is busy is
-        None as well. See `run` for the numbers and the errors; a measurement that raised is not repeated before the next
-        is due.
+        None as well. See `run` for the numbers and the errors; a measurement that raised is not repeated before the
+        next is due.
         """
         every = self._settings.heldout_every
         if not every or self._busy or (self.measured >= 0 and version // every <= self.measured // every):
@@ -102,9 +102,10 @@ class Heldout:
     async def run(self, version: int) -> dict[str, float]:
         """Solve every task once, at temperature 0, with the policy that the engine runs: `version`, in name.
 
-        Returns `heldout/<kind>` (share solved), `heldout/mean` (over the kinds), `heldout/difficulty_<n>`, `heldout/tasks`,
-        `heldout/skipped` (tasks that do not fit into a prompt; they are in no rate), and `heldout/version`. Tokens that
-        were sampled while new weights came in are of a later version. Raises EngineAborted, InfrastructureError.
+        Returns `heldout/<kind>` (share solved), `heldout/mean` (over the kinds), `heldout/difficulty_<n>`,
+        `heldout/tasks`, `heldout/skipped` (tasks that do not fit into a prompt; they are in no rate), and
+        `heldout/version`. Tokens that were sampled while new weights came in are of a later version. Raises
+        EngineAborted, InfrastructureError.
         """
         if self._tasks is None:
             self._tasks = load_tasks()

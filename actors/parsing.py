@@ -1,9 +1,10 @@
 """Reading replies: fenced blocks out of model text, and what they say.
 
-Accepts what a person would accept without guessing: any fence length, any line ending, names in any case, `py` for `python`,
-`inputs` for `input`, a last block that the stop string or the model left open, and an input that is written as the call,
-`f(1, 2)`. A block says what its name says and nothing else: words before a value (`Output: 3`), several values, or a block
-without a name are refused, since one would have to choose what was meant, and a proposer could learn to live on that.
+Accepts what a person would accept without guessing: any fence length, any line ending, names in any case, `py` for
+`python`, `inputs` for `input`, a last block that the stop string or the model left open, and an input that is written
+as the call, `f(1, 2)`. A block says what its name says and nothing else: words before a value (`Output: 3`), several
+values, or a block without a name are refused, since one would have to choose what was meant, and a proposer could learn
+to live on that.
 
 Nothing of the content is evaluated here; that is the executor's business.
 """
@@ -45,7 +46,8 @@ class Block(NamedTuple):
 
 
 def blocks(text: str) -> list[Block]:
-    """Fenced blocks in order. A block ends at a fence at least as long as its opening one, or at the end of the text."""
+    """Fenced blocks in order. A block ends at a fence at least as long as its opening one, or at the end of the
+    text."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     found = []
     position = 0
@@ -92,7 +94,8 @@ def first(found: Sequence[Block], name: str) -> str | None:
 
 
 def last(text: str, name: str, missing: FormatError) -> str | FormatError:
-    """The last block called `name` of an answer's text: a solver may try aloud before. `missing`: where there is none."""
+    """The last block called `name` of an answer's text: a solver may try aloud before. `missing`: where there is
+    none."""
     answers = [block.text.strip() for block in blocks(text) if block.name == name]
     return (answers[-1] or FormatError.EMPTY) if answers else missing
 

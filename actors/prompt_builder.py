@@ -52,8 +52,8 @@ class PromptBuilder:
         self._num_inputs = num_inputs
 
     def propose(self, kind: str, references: Sequence[Task], definitions: str = "") -> Prompt:
-        """Ask for a task of `kind`, in view of `references`, oldest first. They are left out, oldest first, until the prompt
-        fits, but for the one that a kind writes about (`TaskKind.writes_program`); PromptTooLong if none helps.
+        """Ask for a task of `kind`, in view of `references`, oldest first. They are left out, oldest first, until the
+        prompt fits, but for the one that a kind writes about (`TaskKind.writes_program`); PromptTooLong if none helps.
 
         `definitions`: source of g_0, g_1, ..., for a new f to call (`actors.composite`).
         """

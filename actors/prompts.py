@@ -1,7 +1,7 @@
 """The words and pieces that prompts are made of, whatever their kind.
 
-A prompt is built from pieces that are tokenised one by one (`prompt_builder.py`), so that no text of a task can blur into the
-frame around it. What a kind asks is in its own module (`actors/kinds/`).
+A prompt is built from pieces that are tokenised one by one (`prompt_builder.py`), so that no text of a task can blur
+into the frame around it. What a kind asks is in its own module (`actors/kinds/`).
 
 `completion` continues numbered examples in fenced blocks: what small base models can do. `r1` instructs, and asks for
 reasoning in <think> and the answer in <answer>.

@@ -1,4 +1,5 @@
-"""The proposer's side of an episode: what to ask for, and what a reply is worth before anybody has tried to solve it."""
+"""The proposer's side of an episode: what to ask for, and what a reply is worth before anybody has tried to solve
+it."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ PATIENCE_S = 180.0
 class RemoteBuffer:
     """`Buffer` over a Ray actor that holds the store.
 
-    While that actor starts again, requests are made again, for `patience_s` seconds; then what failed them is raised, or
-    TimeoutError. One whose answer was lost with the actor may so be carried out twice: a draw is the same again, and a task
-    is added once; only an attempt may count twice.
+    While that actor starts again, requests are made again, for `patience_s` seconds; then what failed them is raised,
+    or TimeoutError. One whose answer was lost with the actor may so be carried out twice: a draw is the same again, and
+    a task is added once; only an attempt may count twice.
     """
 
     def __init__(self, handle: Any, patience_s: float = PATIENCE_S) -> None:

@@ -41,7 +41,8 @@ class Sampler:
         self._seed = seed
 
     async def generate(self, prompt: Prompt, max_tokens: int, name: str) -> Completion:
-        """Sample one response. `name`: unique among this actor's requests; the response is a function of it and the seed."""
+        """Sample one response. `name`: unique among this actor's requests; the response is a function of it and the
+        seed."""
         sampling = Sampling(
             max_tokens=max_tokens,
             temperature=self.settings.temperature,

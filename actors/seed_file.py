@@ -3,8 +3,8 @@
 A line is one task, as JSON: {"kind": "deduction", "program": ..., "inputs": [literal, ...], "outputs": [literal, ...],
 "message": ..., "texts": {name: ...}}. `outputs`, `message` and `texts` may be left out.
 
-A file is not trusted: when it is loaded, the executor validates each task as it does a proposal, and computes its outputs.
-A line that is no valid task, or that states other outputs, is rejected, by number and reason.
+A file is not trusted: when it is loaded, the executor validates each task as it does a proposal, and computes its
+outputs. A line that is no valid task, or that states other outputs, is rejected, by number and reason.
 """
 
 from __future__ import annotations

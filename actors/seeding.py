@@ -1,9 +1,9 @@
 """The seeding phase: before the first batch, the base model proposes until the buffer holds enough triplets.
 
-From the zero triplet on, each proposal sees what the buffer has by then, as in an episode. What is proposed are deduction tasks,
-which are plain triplets; a valid one enters for every kind that starts from triplets (`TaskKind.from_triplet`): deduction and
-abduction. Induction starts from the programs. Nothing is solved, nothing is trained on, no slot is used. Several
-actors seed together, each until the buffer has enough.
+From the zero triplet on, each proposal sees what the buffer has by then, as in an episode. What is proposed are
+deduction tasks, which are plain triplets; a valid one enters for every kind that starts from triplets
+(`TaskKind.from_triplet`): deduction and abduction. Induction starts from the programs. Nothing is solved, nothing is
+trained on, no slot is used. Several actors seed together, each until the buffer has enough.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ async def seed(
 ) -> int:
     """Propose until the buffer holds `settings.seed_tasks_target` triplets; returns how many proposals that took.
 
-    `seed`: as for `Player`. `progress` is called with (triplets so far, target) after every round. Raises SeedingFailed after
-    200 proposals for each triplet that is wanted.
+    `seed`: as for `Player`. `progress` is called with (triplets so far, target) after every round. Raises SeedingFailed
+    after 200 proposals for each triplet that is wanted.
     """
     target = settings.seed_tasks_target
     proposer = Proposer(Sampler(engine, settings, identity, seed), environment, buffer)

@@ -1,11 +1,12 @@
 """What a program finds when it runs: its globals, its builtins, and facades in place of modules.
 
-The runtime half of the policy; the gate (`safety.py`) looks at a program before it runs. What reaches attributes by a name that
-only the run knows, or evaluates text, is a guard (`guards.py`) or runs with guards (`library.py`).
+The runtime half of the policy; the gate (`safety.py`) looks at a program before it runs. What reaches attributes by a
+name that only the run knows, or evaluates text, is a guard (`guards.py`) or runs with guards (`library.py`).
 
-Inputs that share a child share the objects that no call makes anew: the builtins and, for a program that imports, the members
-of the facades. Their types can't be changed once they are sealed, and the facades refuse to be; a program that is set on it can
-still change what is mutable otherwise, such as `keyword.kwlist`, a registry, or the attributes of a function.
+Inputs that share a child share the objects that no call makes anew: the builtins and, for a program that imports, the
+members of the facades. Their types can't be changed once they are sealed, and the facades refuse to be; a program that
+is set on it can still change what is mutable otherwise, such as `keyword.kwlist`, a registry, or the attributes of a
+function.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Guards: attributes by names that only the run knows, and text that is evaluated, within the policy.
 
-The gate (`safety.py`) sees the names that a program's text writes out. Here are the functions that take a name or a text as a
-value: `getattr` and its like, `str.format`, positional class patterns, `eval` in the library. They let through what the gate
-would.
+The gate (`safety.py`) sees the names that a program's text writes out. Here are the functions that take a name or a
+text as a value: `getattr` and its like, `str.format`, positional class patterns, `eval` in the library. They let
+through what the gate would.
 
-What programs get of them are bound methods and functions: neither leads anywhere by an attribute that the policy permits.
+What programs get of them are bound methods and functions: neither leads anywhere by an attribute that the policy
+permits.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _HEAP_TYPE = 1 << 9
 
 
 class Refused(AttributeError):
-    """What a program that is not allowed something sees, and its outcome if it does not catch it. The text is the detail."""
+    """What a program that is not allowed something sees, and its outcome if it does not catch it. The text is the
+    detail."""
 
 
 def refuse(name: object) -> NoReturn:

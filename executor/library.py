@@ -1,9 +1,10 @@
-"""Modules of the standard library as programs get them: six in copies of their own, whose own `getattr`, `eval` and the like
-are the guards.
+"""Modules of the standard library as programs get them: six in copies of their own, whose own `getattr`, `eval` and the
+like are the guards.
 
-`functools.update_wrapper` reads the attributes that its caller names, `typing` evaluates text, `dataclasses` puts names into a
-text that it executes, and so on. In a copy, the same source runs with other builtins (`Guards.library_get`), so that all of
-these are within the policy, and whatever else the module does is as it was. The process's own modules stay as they are.
+`functools.update_wrapper` reads the attributes that its caller names, `typing` evaluates text, `dataclasses` puts names
+into a text that it executes, and so on. In a copy, the same source runs with other builtins (`Guards.library_get`), so
+that all of these are within the policy, and whatever else the module does is as it was. The process's own modules stay
+as they are.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _NAMES: dict[str, frozenset[str]] = {
         "contextlib": "stdout stderr",
     }.items()
 }
-"""The modules, and the special attributes that their source reads by `getattr`, besides those that programs may name."""
+"""The modules, and the special attributes that their source reads by `getattr`, besides those that programs may
+name."""
 
 
 def guarded_modules(guards: Guards) -> dict[str, types.ModuleType]:
@@ -116,7 +118,8 @@ def _mend_text_annotations(dataclasses: types.ModuleType) -> None:
 
 
 def _reconstructing(guards: Guards, deepcopy: Callable[..., Any]) -> Callable[..., Any]:
-    """`copy._reconstruct`, for a state that names attributes which a program may touch, and objects which it may change."""
+    """`copy._reconstruct`, for a state that names attributes which a program may touch, and objects which it may
+    change."""
 
     def check(state: object) -> None:
         for part in state if type(state) is tuple and len(state) == 2 else (state,):

@@ -27,7 +27,8 @@ class Task:
     texts: Mapping[str, str] = field(default_factory=dict, hash=False)
     """What else a kind needs, by name: a second program, say."""
     ignores_input: bool = field(default=False, compare=False)
-    """Whether validation found that the value is the same for other inputs. Known only to whoever validated, and then."""
+    """Whether validation found that the value is the same for other inputs. Known only to whoever validated, and
+    then."""
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.outputs) or not self.inputs:
@@ -74,7 +75,8 @@ class ValidationRules:
 
 
 class RejectionReason(StrEnum):
-    """Why a proposal is not a task. The members from ERROR to NONDETERMINISTIC are named like the sandbox's findings."""
+    """Why a proposal is not a task. The members from ERROR to NONDETERMINISTIC are named like the sandbox's
+    findings."""
 
     INPUT_COUNT = "input_count"
     """Another number of inputs than the kind of task needs."""

@@ -11,14 +11,15 @@ import tests.examples  # noqa: F401  (registers the profiles)
 
 settings.load_profile("fast")
 
-# Before torch is imported. Test models are tiny: more threads cost more than they give, and threads that spin at a barrier
-# take the core from the one that they wait for. What needs more sets its own number.
+# Before torch is imported. Test models are tiny: more threads cost more than they give, and threads that spin at a
+# barrier take the core from the one that they wait for. What needs more sets its own number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, the tests of one file share one, and with it the file's fixtures. Files with `slow` tests first."""
+    """With several workers, the tests of one file share one, and with it the file's fixtures. Files with `slow` tests
+    first."""
     for item in items:
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(str(item.path)))

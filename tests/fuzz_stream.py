@@ -2,8 +2,9 @@
 
     python -m tests.fuzz_stream --frames 1000000 --seed 0
 
-sends that many over a real socket while an honest actor plays on, and checks that all were refused for the reasons that were
-due, that nothing of the honest actor's was lost, and that the ledger is conserved. The same in small: `test_stream_fuzz.py`.
+sends that many over a real socket while an honest actor plays on, and checks that all were refused for the reasons that
+were due, that nothing of the honest actor's was lost, and that the ledger is conserved. The same in small:
+`test_stream_fuzz.py`.
 """
 
 from __future__ import annotations

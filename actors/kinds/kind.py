@@ -30,13 +30,14 @@ class TaskKind(ABC):
     """One kind of task. Stateless: one object serves all episodes of a process."""
 
     name: ClassVar[str]
-    """Its name in settings, metrics, files and on the wire: a lower-case letter, then at most 39 letters, digits, `_`, `-`."""
+    """Its name in settings, metrics, files and on the wire: a lower-case letter, then at most 39 letters, digits, `_`,
+    `-`."""
     position: ClassVar[int] = 100
     """Where it stands in lists of all kinds, lowest first; equal ones are in the order of their names."""
     writes_program: ClassVar[bool] = True
-    """Whether its proposer writes the task's program. It is then shown up to `selfplay.references` past tasks to differ from,
-    may be given earlier functions to call, and is paid what `selfplay.intrinsic` pays for a program. Otherwise it is given one
-    past task and writes about the program of that; where the buffer has none, it can't be asked."""
+    """Whether its proposer writes the task's program. It is then shown up to `selfplay.references` past tasks to differ
+    from, may be given earlier functions to call, and is paid what `selfplay.intrinsic` pays for a program. Otherwise it
+    is given one past task and writes about the program of that; where the buffer has none, it can't be asked."""
 
     @property
     def reference_kinds(self) -> tuple[str, ...]:
@@ -53,8 +54,8 @@ class TaskKind(ABC):
     def read_proposal(self, text: str, references: Sequence[Task], num_inputs: int) -> Proposal | FormatError:
         """The proposal in a reply, or what is missing from it.
 
-        `text`: the answer's part of the reply, with the start that the prompt gave; `references`, `num_inputs`: as in the
-        request. Nothing in it may be evaluated here.
+        `text`: the answer's part of the reply, with the start that the prompt gave; `references`, `num_inputs`: as in
+        the request. Nothing in it may be evaluated here.
         """
 
     # -- the solver --------------------------------------------------------------------------------------------------
@@ -88,12 +89,13 @@ class TaskKind(ABC):
         return {}
 
     def identity(self, task: Task) -> tuple[str, ...]:
-        """Texts that tell `task` from others of the same normalised program and inputs: the buffer takes each task once."""
+        """Texts that tell `task` from others of the same normalised program and inputs: the buffer takes each task
+        once."""
         return ()
 
     def from_triplet(self, triplet: Task) -> Task | None:
-        """The task of this kind that a bare triplet of program, input and output gives: how the zero triplet and what the
-        seeding phase finds enter the buffer. None: this kind starts without."""
+        """The task of this kind that a bare triplet of program, input and output gives: how the zero triplet and what
+        the seeding phase finds enter the buffer. None: this kind starts without."""
         return None
 
     # -- replies as data, for fine-tuning (`azr sft-data`) -----------------------------------------------------------

@@ -55,7 +55,8 @@ def examples(
 
 
 def _is_example(other: Task, task: Task) -> bool:
-    """Whether a proposer of `task` may be shown `other`: its own kind, or triplets where both kinds are made of them."""
+    """Whether a proposer of `task` may be shown `other`: its own kind, or triplets where both kinds are made of
+    them."""
     kinds = kind_of(other.kind), kind_of(task.kind)
     return other.kind in kinds[1].reference_kinds or all(kind.from_triplet(other) is not None for kind in kinds)
 
@@ -77,7 +78,8 @@ def _example(prompt: Prompt, thought: str, answer: str, prompt_format: PromptFor
 
 
 async def validated(lines: Sequence[tuple[int, str]]) -> tuple[list[Task], list[tuple[int, str]]]:
-    """The tasks of numbered lines, in order, and number and reason of each line that is none. Raises InfrastructureError."""
+    """The tasks of numbered lines, in order, and number and reason of each line that is none. Raises
+    InfrastructureError."""
     results = await validate_lines(lines, ExecutorSettings())
     tasks = [result[0] for _, result in results if not isinstance(result, str)]
     return tasks, [(number, result) for number, result in results if isinstance(result, str)]

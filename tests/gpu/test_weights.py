@@ -1,7 +1,7 @@
 """The weight broadcast over NCCL: real processes, CUDA memory, and one that is killed or stands still in the middle.
 
-With fewer GPUs than ranks they share one, which NCCL allows from 2.30 on with `NCCL_MULTI_RANK_GPU_ENABLE=1`. Outside `make test`:
-`make test-gpu`.
+With fewer GPUs than ranks they share one, which NCCL allows from 2.30 on with `NCCL_MULTI_RANK_GPU_ENABLE=1`. Outside
+`make test`: `make test-gpu`.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def test_a_receiver_that_does_not_come_is_named() -> None:
 @pytest.mark.parametrize("stroke", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 @pytest.mark.parametrize("when", ["joined", "ready", "began"])
 def test_only_the_process_that_dies_is_blamed_and_the_others_go_on(stroke: signal.Signals, when: str) -> None:
-    """Struck between the group's building and the first update, as its first bucket is due (which is where NCCL connects),
-    or in the middle of an update. Costs `timeout_s` at most."""
+    """Struck between the group's building and the first update, as its first bucket is due (which is where NCCL
+    connects), or in the middle of an update. Costs `timeout_s` at most."""
     manifest = manifest_of(tensors(0))
     sender = WeightSender(device(0), timeout_s=TIMEOUT_S, bucket_bytes=4 << 20)
     with receivers(2) as (victim, survivor):

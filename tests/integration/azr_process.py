@@ -31,7 +31,8 @@ def azr(*arguments: str, program: list[str] | None = None, timeout_s: float = 80
 
 
 def easy_tasks(path: Path, num_each: int = 4) -> str:
-    """The override that starts a run with `num_each` tasks of each kind, which even the untrained model solves now and then."""
+    """The override that starts a run with `num_each` tasks of each kind, which even the untrained model solves now and
+    then."""
     tasks = [
         {"kind": kind, "program": "def f(x):\n    return x", "inputs": [str(n), str(n + 1)][: 1 + (kind == "induction")],
          "message": "f gives back what it gets."}

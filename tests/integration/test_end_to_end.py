@@ -1,7 +1,7 @@
 """The whole run with the real parts: SmolLM2, Ray, vLLM, ZeroMQ under CURVE, Megatron, gloo, the sandbox.
 
-One run in a process of its own is started, asked for more rollout actors and for fewer, asked whether its engines run what it
-trains, stopped by Ctrl-C, looked through, and resumed.
+One run in a process of its own is started, asked for more rollout actors and for fewer, asked whether its engines run
+what it trains, stopped by Ctrl-C, looked through, and resumed.
 """
 
 from __future__ import annotations
@@ -194,7 +194,8 @@ def test_a_run_that_is_not_there_is_no_crash(tmp_path: Path) -> None:
 
 
 def test_a_run_seeds_itself_and_measures_held_out_tasks(tmp_path: Path) -> None:
-    """It starts from triplets that the model itself proposed before; `test_parity.py` has more of `max_staleness = 0`."""
+    """It starts from triplets that the model itself proposed before; `test_parity.py` has more of `max_staleness =
+    0`."""
     config = load(
         "smollm2-cpu",
         [

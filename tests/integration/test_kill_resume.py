@@ -1,7 +1,7 @@
 """A serial run that is killed again and again ends with the same bits as one that never was.
 
-The kills are real (SIGKILL), and come where they hurt. What runs is this file as a program: `azr` with one function wrapped, so
-that the process kills itself at a chosen point of a chosen version.
+The kills are real (SIGKILL), and come where they hurt. What runs is this file as a program: `azr` with one function
+wrapped, so that the process kills itself at a chosen point of a chosen version.
 """
 
 from __future__ import annotations

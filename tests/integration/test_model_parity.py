@@ -1,4 +1,5 @@
-"""A real model, SmolLM2-135M-Instruct, in the learner against transformers, token by token; exported folders in vLLM."""
+"""A real model, SmolLM2-135M-Instruct, in the learner against transformers, token by token; exported folders in
+vLLM."""
 
 from __future__ import annotations
 

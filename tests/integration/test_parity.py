@@ -1,8 +1,9 @@
-"""`max_staleness = 0` is serial mode: the same seeds give the same trajectories and the same weights, bit by bit. And within a
-mode, engine and learner agree on the log-probability of every token.
+"""`max_staleness = 0` is serial mode: the same seeds give the same trajectories and the same weights, bit by bit. And
+within a mode, engine and learner agree on the log-probability of every token.
 
-Two real runs of SmolLM2: one process and one thread here; Ray, sockets, a weight group and an engine of its own there. One request
-at a time, because the bits of a matrix product depend on how many rows it has, and so on who else is in the batch.
+Two real runs of SmolLM2: one process and one thread here; Ray, sockets, a weight group and an engine of its own there.
+One request at a time, because the bits of a matrix product depend on how many rows it has, and so on who else is in the
+batch.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_same_seeds_give_the_same_trajectories(runs: list[Path]) -> None:
-    """In the same order, with the same log-probabilities, versions, outcomes and rewards, before an update and after it."""
+    """In the same order, with the same log-probabilities, versions, outcomes and rewards, before an update and after
+    it."""
     serial, asynchronous = (trajectories(folder) for folder in runs)
     assert {one["step"] for one in serial} == {"step_00000001", "step_00000002"}
     assert len({one["reward"] for one in serial}) > 2, "nothing to tell apart"

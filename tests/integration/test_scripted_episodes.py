@@ -1,7 +1,8 @@
-"""Whole episodes against hand-computed trajectories: the model's words are given, all else is real (environment, sandbox, buffer).
+"""Whole episodes against hand-computed trajectories: the model's words are given, all else is real (environment,
+sandbox, buffer).
 
-Each test says what the model replies, and in full what has to come of it: every trajectory's slot, role, reward, outcome and
-origin, the slots that go back, and what the buffer knows afterwards.
+Each test says what the model replies, and in full what has to come of it: every trajectory's slot, role, reward,
+outcome and origin, the slots that go back, and what the buffer knows afterwards.
 """
 
 from __future__ import annotations
@@ -233,8 +234,8 @@ def test_an_invalid_proposal(
 
 
 def test_every_reason_is_played_here() -> None:
-    """But for no answer and ignored input (below), an input count that parsing never lets through, and a crash, which no
-    program is known to bring about; `no_output` is a solver's."""
+    """But for no answer and ignored input (below), an input count that parsing never lets through, and a crash, which
+    no program is known to bring about; `no_output` is a solver's."""
     seen = {outcome for _, _, outcome in INVALID}
     elsewhere = {
         FormatError.NO_ANSWER,

@@ -1,4 +1,5 @@
-"""`azr sft` from the command line with the real small model: two steps, and a folder that loads where self-play loads it."""
+"""`azr sft` from the command line with the real small model: two steps, and a folder that loads where self-play loads
+it."""
 
 from __future__ import annotations
 

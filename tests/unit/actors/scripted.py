@@ -1,4 +1,5 @@
-"""A scripted engine and a whole episode around it: the real environment, sandbox and buffer; only the model's words are given."""
+"""A scripted engine and a whole episode around it: the real environment, sandbox and buffer; only the model's words are
+given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Whole episodes with fixed texts: the real environment, the real sandbox, the real buffer; only the engine is scripted."""
+"""Whole episodes with fixed texts: the real environment, the real sandbox, the real buffer; only the engine is
+scripted."""
 
 from __future__ import annotations
 
@@ -278,7 +279,8 @@ def test_a_failing_sandbox_is_raised_never_rewarded(store: TaskBuffer) -> None:
 
 
 def test_a_task_too_long_for_a_solver_is_refused_by_name(environment: Environment, store: TaskBuffer) -> None:
-    """The output alone is longer than a prompt may be: valid for the environment, but nobody can be asked to solve it."""
+    """The output alone is longer than a prompt may be: valid for the environment, but nobody can be asked to solve
+    it."""
     grant = Grant(1, "abduction", 0, (0,), (1, 2))
 
     def answer(prompt: str, turn: int) -> str:

@@ -1,6 +1,8 @@
-"""Every prompt, word for word, as it was when the paper's experiments were run: a prompt that changes makes runs incomparable.
+"""Every prompt, word for word, as it was when the paper's experiments were run: a prompt that changes makes runs
+incomparable.
 
-`prompts_golden.json` holds them. After a wanted change of words: `python tests/unit/actors/test_prompts_golden.py` writes it anew.
+`prompts_golden.json` holds them. After a wanted change of words: `python tests/unit/actors/test_prompts_golden.py`
+writes it anew.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Characters:
 
 
 def prompts() -> Iterator[tuple[str, Prompt]]:
-    """Every kind and format, both roles, with and without references and earlier functions, with several N, and cut to fit."""
+    """Every kind and format, both roles, with and without references and earlier functions, with several N, and cut to
+    fit."""
     for prompt_format in FORMATS:
         for kind, task in TASKS.items():
             whole = PromptBuilder(Characters(), prompt_format, 1 << 20, 10)

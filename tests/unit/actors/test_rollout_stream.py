@@ -196,8 +196,9 @@ def malformed_now_and_then(prompt: str, turn: int) -> str:
 def test_broken_sandboxes_end_the_actor_and_not_the_learner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Answer
 ) -> None:
-    """Fork servers die and cannot be started again. The slots are dropped as failed, at a bearable rate, then the actor gives up;
-    its next life, which has sandboxes, plays them. Malformed proposals, which need no sandbox, do not hide it."""
+    """Fork servers die and cannot be started again. The slots are dropped as failed, at a bearable rate, then the actor
+    gives up; its next life, which has sandboxes, plays them. Malformed proposals, which need no sandbox, do not hide
+    it."""
     settings = SelfPlaySettings(prompt_format="completion", references=1, solutions=1, max_prompt_tokens=4000)
     places = 40
     server = StreamServer(Gate(BATCH, places // 4 - 1, solutions=1), "run")

@@ -1,4 +1,5 @@
-"""A verdict is a function of the task and the answer: not of the other answers, their order, or what was judged before."""
+"""A verdict is a function of the task and the answer: not of the other answers, their order, or what was judged
+before."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Honest programs as models write them: each gives in a sandbox what it gives in an ordinary interpreter.
 
-`honest.txt` holds them, each under a line `#: name | input`. They are the project's own, so that they may run here, too.
+`honest.txt` holds them, each under a line `#: name | input`. They are the project's own, so that they may run here,
+too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A child's memory holds nothing of other requests: no program, input, value or text of an error.
 
-The policy and every layer are off, so that a program can read all of its memory. Not exercised here: what the kernel may tell a
-program about others (the time, its process id), and the supervisor's memory, which no child is forked from.
+The policy and every layer are off, so that a program can read all of its memory. Not exercised here: what the kernel
+may tell a program about others (the time, its process id), and the supervisor's memory, which no child is forked from.
 """
 
 from __future__ import annotations

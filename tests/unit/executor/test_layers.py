@@ -1,7 +1,7 @@
 """Every layer of the wall by itself: with it alone an attempt fails that succeeds with none at all.
 
-The policy is off, and so is every other layer. These are the only sandboxes in the project that a program could leave; the
-programs are the tests' own and do no harm.
+The policy is off, and so is every other layer. These are the only sandboxes in the project that a program could leave;
+the programs are the tests' own and do no harm.
 """
 
 from __future__ import annotations

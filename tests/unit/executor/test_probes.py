@@ -1,4 +1,5 @@
-"""The project's own attacks, each as a proposal would be run: what they try must not happen, and nobody else may notice.
+"""The project's own attacks, each as a proposal would be run: what they try must not happen, and nobody else may
+notice.
 
 Attacks on the wall run with the policy off; the policy's own, with it on. Not exercised here: the attacks in random
 order, many times, and what they leave behind (`tests/integration/test_executor_stress.py`).

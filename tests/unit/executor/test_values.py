@@ -1,4 +1,5 @@
-"""The literal codec: what it reads, what it writes, and what it refuses. Its laws are in `test_values_properties.py`."""
+"""The literal codec: what it reads, what it writes, and what it refuses. Its laws are in
+`test_values_properties.py`."""
 
 from __future__ import annotations
 
@@ -139,7 +140,8 @@ _CHOSEN = {
 
 @pytest.mark.parametrize("name", _CHOSEN)
 def test_no_choice_of_values_makes_reading_them_slow(name: str) -> None:
-    """Whether a text is read or refused, with all that is done with a value after it. (The first took 15 s and more.)"""
+    """Whether a text is read or refused, with all that is done with a value after it. (The first took 15 s and
+    more.)"""
     text, limit = _CHOSEN[name], values.MAX_INPUT_BYTES
     before = time.process_time()
     with contextlib.suppress(BudgetError, LiteralError):

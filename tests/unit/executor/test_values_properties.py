@@ -64,7 +64,8 @@ _CLOSE = _values(st.sampled_from([0, 1, True, False, 1.0, 0.0, -0.0, "1", b"1", 
 
 
 def _exact(value: Any) -> Any:
-    """A stand-in that is `==` exactly for values that no program can tell apart: types, signs and the order of dicts."""
+    """A stand-in that is `==` exactly for values that no program can tell apart: types, signs and the order of
+    dicts."""
     kind = type(value)
     if kind is float:
         return (kind, "nan") if math.isnan(value) else (kind, value, math.copysign(1, value))

@@ -25,8 +25,8 @@ INTERNAL = {
     "LiteralError", "ProcessEnded", "ProcessRestarting", "PromptTooLong", "Refused", "RolloutBroken", "UnserialisableError",
     "WeightSyncError", "WeightSyncTimeout", "WeightUpdateFailed", "WireError",
 }  # fmt: skip
-"""Exceptions that this project catches itself: they become an outcome, or end a process that is started again, with their
-text in its log."""
+"""Exceptions that this project catches itself: they become an outcome, or end a process that is started again, with
+their text in its log."""
 
 
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:

@@ -165,7 +165,8 @@ class Killed(BaseException):
 def test_killed_at_any_moment_of_a_replacement_a_whole_one_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    """Of version 2 there is a checkpoint; another is named over it, and version 1 goes. Each change on the disk may be the last."""
+    """Of version 2 there is a checkpoint; another is named over it, and version 1 goes. Each change on the disk may be
+    the last."""
     checkpoints = Checkpoints(tmp_path, keep=1)
     save(checkpoints, 2, "old")
     save(Checkpoints(tmp_path, keep=2), 1, "older")

@@ -1,4 +1,5 @@
-"""The learner's main loop, over the real gate, queue and turns: two actors play, and what is trained is only counted."""
+"""The learner's main loop, over the real gate, queue and turns: two actors play, and what is trained is only
+counted."""
 
 from __future__ import annotations
 

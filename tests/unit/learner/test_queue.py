@@ -1,4 +1,5 @@
-"""Gate, queue and turns together, driven through any order of events: what a stream, serial mode and a simulator rely on."""
+"""Gate, queue and turns together, driven through any order of events: what a stream, serial mode and a simulator rely
+on."""
 
 from __future__ import annotations
 

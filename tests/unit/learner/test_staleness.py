@@ -124,8 +124,8 @@ def test_five_batches_complete_whatever_the_quotas_and_whoever_dies(
     mode: OnStale,
     behaviour: random.Random,
 ) -> None:
-    """Kinds with proposals only, solutions only or neither; more and fewer solutions than n a proposal; actors that give
-    solve slots back, fail, and die with slots in hand. Nobody who still plays its episodes ever waits for ever."""
+    """Kinds with proposals only, solutions only or neither; more and fewer solutions than n a proposal; actors that
+    give solve slots back, fail, and die with slots in hand. Nobody who still plays its episodes ever waits for ever."""
     quota = BatchSettings(propose=propose, solve=solve)
     gate = Gate(quota, staleness, n, group, on_stale=mode)
     held: dict[Holder, list[Grant]] = {Holder(f"actor{i}", 0): [] for i in range(len(rooms))}

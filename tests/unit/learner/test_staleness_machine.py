@@ -205,8 +205,8 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(seed=st.integers(0, 2**32), events=st.integers(10, 80), trouble=st.sampled_from([0.0, 0.05, 0.3]))
     def busy(self, seed: int, events: int, trouble: float) -> None:
-        """Many events as they are in a run, so that the rules meet gates that are deep in one: the slots of an actor come
-        in late or early, batch after batch is trained, now and then something goes wrong."""
+        """Many events as they are in a run, so that the rules meet gates that are deep in one: the slots of an actor
+        come in late or early, batch after batch is trained, now and then something goes wrong."""
         rng = random.Random(seed)
         # Some rollouts take very long.
         slow = set(range(rng.randrange(5), 10_000, rng.randint(4, 12)))

@@ -133,7 +133,8 @@ def assert_same(
 def test_the_step_is_that_of_the_formulas(
     folder: Path, batch: list[Trajectory], correction: str, aggregation: str
 ) -> None:
-    """Loss, gradient norm and diagnostics against transformers and formulas, every sequence run alone, on responses only."""
+    """Loss, gradient norm and diagnostics against transformers and formulas, every sequence run alone, on responses
+    only."""
     import transformers as tf
 
     model = tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).double()

@@ -1,4 +1,5 @@
-"""Tiny random models of every family as Hugging Face folders, a batch for them, and a loss that tells its tokens apart."""
+"""Tiny random models of every family as Hugging Face folders, a batch for them, and a loss that tells its tokens
+apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A fourth kind of task, which azr knows nothing of: two programs are given, and an input is asked for on which they differ."""
+"""A fourth kind of task, which azr knows nothing of: two programs are given, and an input is asked for on which they
+differ."""
 
 from __future__ import annotations
 

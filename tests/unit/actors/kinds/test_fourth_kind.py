@@ -1,4 +1,5 @@
-"""A kind of task that no line of azr knows (`differ.py`), from its registration to a batch; only the model's words are given."""
+"""A kind of task that no line of azr knows (`differ.py`), from its registration to a batch; only the model's words are
+given."""
 
 from __future__ import annotations
 

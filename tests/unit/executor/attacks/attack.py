@@ -24,7 +24,8 @@ Expected = Status | frozenset[Status] | str
 
 @dataclass(frozen=True)
 class Attack:
-    """One program, run on one input. `gate`: it is for the policy; otherwise the policy is off and the wall is alone."""
+    """One program, run on one input. `gate`: it is for the policy; otherwise the policy is off and the wall is
+    alone."""
 
     name: str
     aim: str

@@ -1,7 +1,7 @@
 """Programs that try to give another value in company than alone: they count, look at their place, or hold memory.
 
-The policy is off for some of them, so that they can look at all that their process holds. Not here: the time and the process
-id, which the kernel tells every process.
+The policy is off for some of them, so that they can look at all that their process holds. Not here: the time and the
+process id, which the kernel tells every process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Companion:
-    """The program of a task, or an answer to one, and the inputs that it is asked for. `gate`: it is to pass the policy."""
+    """The program of a task, or an answer to one, and the inputs that it is asked for. `gate`: it is to pass the
+    policy."""
 
     name: str
     program: str

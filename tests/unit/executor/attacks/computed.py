@@ -1,8 +1,8 @@
-"""Attempts to reach attributes by names that only the run knows, to have the library evaluate a text, and to write into what
-programs share.
+"""Attempts to reach attributes by names that only the run knows, to have the library evaluate a text, and to write into
+what programs share.
 
-Each kind of way is tried in several forms: by the language (patterns, `str.format`), by builtins, and by what a module of the
-library does with the names and texts that it is given.
+Each kind of way is tried in several forms: by the language (patterns, `str.format`), by builtins, and by what a module
+of the library does with the names and texts that it is given.
 """
 
 from __future__ import annotations

@@ -119,7 +119,8 @@ def _container(name: str, expression: str, expected: Expected) -> Attack:
     )
 
 
-# What the containers of `collections` are forms of. A subclass is a program's own, and so is what it would say of itself.
+# What the containers of `collections` are forms of. A subclass is a program's own, and so is what it would say of
+# itself.
 _CONTAINERS = (
     _container("a counter", "Counter('aab')", "{'a': 2, 'b': 1}"),
     _container("a default dict", "[d := defaultdict(list), d['k'].append(x)][0]", "{'k': [1]}"),

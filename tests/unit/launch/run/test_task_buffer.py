@@ -1,4 +1,5 @@
-"""The buffer at the start of a run: a resumed run has the tasks that its checkpoint knew, and loses none of the others."""
+"""The buffer at the start of a run: a resumed run has the tasks that its checkpoint knew, and loses none of the
+others."""
 
 from __future__ import annotations
 

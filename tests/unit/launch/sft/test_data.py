@@ -73,7 +73,8 @@ def test_replies_read_back_as_the_task(kind: str, prompt_format: PromptFormat) -
     ],
 )
 def test_what_the_completion_format_cannot_say_is_left_out(task: Task, sayable: list[bool]) -> None:
-    """Such a reply would not begin where the prompt ends, or a stop string would cut it. (A proposer opens its own fences.)"""
+    """Such a reply would not begin where the prompt ends, or a stop string would cut it. (A proposer opens its own
+    fences.)"""
     roles = ("solve", "propose")
     assert [bool(example) for example in examples([task], "completion", roles, 2, 0)] == sayable
     assert all(examples([task], "r1", roles, 2, 0))

@@ -1,4 +1,5 @@
-"""A policy's state goes from one parallel layout to another: the same bits in between, and the same training afterwards.
+"""A policy's state goes from one parallel layout to another: the same bits in between, and the same training
+afterwards.
 
 Tiny random models, on CPU.
 """

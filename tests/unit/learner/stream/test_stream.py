@@ -214,7 +214,8 @@ def test_a_lost_actors_slots_go_to_the_others() -> None:
         silent = StreamClient(server.endpoint, "silent", 0, capacity=4)
         steady = StreamClient(server.endpoint, "steady", 0, capacity=8)
         try:
-            # One after the other: who says first that it has loaded is granted first, and `steady` has room for everything.
+            # One after the other: who says first that it has loaded is granted first, and `steady` has room for
+            # everything.
             for client in (silent, steady):
                 await client.connect(DEADLINE_S)
                 await load(server, client)
@@ -356,7 +357,8 @@ def test_what_stays_unacknowledged_is_sent_again(server: StreamServer, monkeypat
 def test_what_could_not_leave_leaves_with_the_next_heartbeat(
     server: StreamServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While there is no connection nothing was sent, so nothing has to age before it is sent, and it is not a second time."""
+    """While there is no connection nothing was sent, so nothing has to age before it is sent, and it is not a second
+    time."""
     monkeypatch.setattr("learner.stream.wire.HEARTBEAT_S", 0.1)
     monkeypatch.setattr("learner.stream.wire.RESEND_AFTER_S", 3600.0)
 

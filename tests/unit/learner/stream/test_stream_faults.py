@@ -1,4 +1,5 @@
-"""The stream when something breaks: connections that are cut, messages that are lost, ends that restart or fall silent."""
+"""The stream when something breaks: connections that are cut, messages that are lost, ends that restart or fall
+silent."""
 
 from __future__ import annotations
 
@@ -160,7 +161,8 @@ def restarted(
 
 
 def test_a_learner_that_restarts_goes_on_with_what_its_actors_hold(server: StreamServer) -> None:
-    """The checkpoint is from before two of the grants: those are cancelled, what it knew comes in, and it all adds up."""
+    """The checkpoint is from before two of the grants: those are cancelled, what it knew comes in, and it all adds
+    up."""
     lives = [server]
 
     async def story(client: StreamClient) -> None:

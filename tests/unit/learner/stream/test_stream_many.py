@@ -1,4 +1,5 @@
-"""A thousand actors on one socket: everything arrives, nobody starves, and what one arrival costs does not grow with them."""
+"""A thousand actors on one socket: everything arrives, nobody starves, and what one arrival costs does not grow with
+them."""
 
 from __future__ import annotations
 
