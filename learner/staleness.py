@@ -105,8 +105,8 @@ class Gate:
         self.on_stale = on_stale
         self.life = life
         self.late = 0
-        """Number of trajectories that were refused: their slot ended, is queued already, was never granted, or is held by
-        another actor."""
+        """Number of trajectories that were refused: their slot ended, is queued already, was never granted, or is held
+        by another actor."""
         self._cells = batch.cells
         """Cells of the configuration and of the checkpoint that was restored."""
         self._quota = Counter({cell: batch.quota(cell) for cell in batch.cells})
@@ -156,7 +156,8 @@ class Gate:
         return self._next_to_grant() is None
 
     def _next_to_grant(self) -> int | None:
-        """The first batch with ungranted places that G1 allows. A checkpoint of a larger S may have further ones open."""
+        """The first batch with ungranted places that G1 allows. A checkpoint of a larger S may have further ones
+        open."""
         newest = self.version + self.max_staleness
         return next(
             (n for n, batch in self._places.batches.items() if n <= newest and any(batch.ungranted.values())), None
@@ -211,7 +212,8 @@ class Gate:
         return True
 
     def give_back(self, slot: int, holder: Holder) -> bool:
-        """Return a slot for which `holder` had no task: the batch goes on without it. False if `holder` does not hold it."""
+        """Return a slot for which `holder` had no task: the batch goes on without it. False if `holder` does not hold
+        it."""
         entry = self._places.find_in_flight(slot, holder)
         if entry is None:
             return False
@@ -221,8 +223,8 @@ class Gate:
         return True
 
     def fail(self, slot: int, holder: Holder) -> bool:
-        """Drop a slot that `holder` could not play: an engine or executor failure, never a verdict on the model. False if
-        `holder` does not hold it."""
+        """Drop a slot that `holder` could not play: an engine or executor failure, never a verdict on the model. False
+        if `holder` does not hold it."""
         if self._places.find_in_flight(slot, holder) is None:
             return False
         self._drop([slot], DropReason.ROLLOUT_FAILED)
@@ -235,8 +237,8 @@ class Gate:
         return self._drop(list(self._places.held(holder)), reason)
 
     def retire(self, holder: Holder) -> int:
-        """Grant `holder` nothing more. Returns the number of slots that it still has in flight; `lose` ends it once that
-        is 0, or a deadline is over."""
+        """Grant `holder` nothing more. Returns the number of slots that it still has in flight; `lose` ends it once
+        that is 0, or a deadline is over."""
         self._retired.add(holder)
         return self.in_flight(holder)
 
@@ -268,7 +270,8 @@ class Gate:
     # -- batches and versions ------------------------------------------------------------------------------------
 
     def ready(self) -> list[int] | None:
-        """Return the slots of the next batch in the order of grants; None until each of its places is queued or spent."""
+        """Return the slots of the next batch in the order of grants; None until each of its places is queued or
+        spent."""
         return sorted(self._places.batches[self._trained_batches].queued) if self.is_ready else None
 
     @property
@@ -278,7 +281,8 @@ class Gate:
         return batch is not None and batch.filled
 
     def arrivals(self, slots: Iterable[int]) -> dict[int, int]:
-        """Return, by queued slot, the version that the learner had made when it came in (`learner.metrics.describe_ages`)."""
+        """Return, by queued slot, the version that the learner had made when it came in
+        (`learner.metrics.describe_ages`)."""
         return {slot: arrived for slot in slots if (arrived := self._places.slots[slot].arrived) is not None}
 
     def trained(self, slots: Iterable[int]) -> None:

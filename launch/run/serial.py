@@ -65,7 +65,8 @@ class SerialStream:
         """The newest held-out numbers."""
 
     def next_batch(self, timeout_s: float, interrupt: Callable[[], bool]) -> list[Trajectory] | None:
-        """Play until the next batch is complete, and return it. An episode that fails raises here: nothing restarts it."""
+        """Play until the next batch is complete, and return it. An episode that fails raises here: nothing restarts
+        it."""
         return self.loop.run_until_complete(self._play_until_ready(interrupt))
 
     def queued(self) -> list[Trajectory]:
