@@ -3,8 +3,11 @@ given."""
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -231,3 +234,20 @@ def test_an_entry_point_that_cannot_be_used_is_named(tmp_path: Path, value: str,
     found = installed(tmp_path, value)
     assert found.returncode != 0
     assert "KindError" in found.stderr and why in found.stderr and value in found.stderr
+
+
+def statements(source: str) -> set[str]:
+    """Of classes and functions, whatever their indentation: each function, and each statement of a class."""
+    found = set()
+    for node in ast.parse(source).body:
+        inner = node.body if isinstance(node, ast.ClassDef) else [node]
+        found |= {ast.dump(one) for one in inner}
+    return found
+
+
+def test_the_documentation_shows_this_kind_as_it_is() -> None:
+    source = statements((Path(__file__).parent / "differ.py").read_text())
+    pieces = re.findall(r"```python\n(.*?)\n```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
+    shown = set[str]().union(*(statements(textwrap.dedent(piece)) for piece in pieces))
+    assert len(shown) >= 10
+    assert shown <= source
