@@ -156,6 +156,9 @@ class LearnerRanks:
         store = ray.call(self._handles[0], "rendezvous") if len(self._handles) > 1 else None
         self._runs = [ray.call(handle, "run", store, self.endpoint, resume, expected) for handle in self._handles]
         self._listening = ray.call(self._handles[0], "listening")
+        # What the former ranks said of their phase and members no longer holds.
+        former = self.status
+        self.status = RunStatus(last=former.last, live=former.live, ledger=former.ledger, stop=former.stop)
         self._asked, self._answered_at = {}, dict.fromkeys(self.handles, context.clock())
         if self._stopping:
             self.stop(self._stopping)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,16 @@ def test_a_learner_that_died_before_its_first_step_begins_anew(tmp_path: Path) -
     restart_learner(run)
     assert ("learner0.1", "run", None, HERE, True, 1) in run.ray.calls
     assert run.supervisor.restarts()["learner"] == 1
+
+
+def test_after_a_restart_nothing_is_believed_that_the_former_learner_said(tmp_path: Path) -> None:
+    run = Run(tmp_path).start(replace(playing(0), last={"step": 0.0}))
+    run.poll()
+    assert run.supervisor.whole()
+    restart_learner(run)
+    status = run.supervisor.status()
+    assert (status.phase, status.members, status.loaded) == (Phase.STARTING, (), ())
+    assert status.last == {"step": 0.0} and not run.supervisor.whole()
 
 
 def test_a_learner_that_always_dies_ends_the_run_and_names_its_log(tmp_path: Path) -> None:
