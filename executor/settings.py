@@ -17,9 +17,9 @@ class ExecutorSettings(Section):
     """`[executor]`: how model-written programs are run."""
 
     workers: int = Field(default=2, ge=2, le=512)
-    """Number of programs that each rollout actor runs in parallel, as far as there are cores. Each takes a sandbox. At
-    least 8 sandboxes start when they are needed, because determinism is checked under as many hash seeds; an idle one
-    takes about 10 MiB."""
+    """Number of programs that each rollout actor runs in parallel, as far as there are cores.
+    Each takes a sandbox. At least 8 sandboxes start when they are needed, because determinism is checked under as many
+    hash seeds; an idle one takes about 10 MiB."""
     timeout_s: float = Field(default=2.0, gt=0, le=600)
     """Maximum CPU seconds of one execution, however busy the machine is.
     Too short: slow programs are rejected as `timeout`. Too long: endless loops hold a sandbox for that time."""
