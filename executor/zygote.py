@@ -35,8 +35,9 @@ PATIENCE_S = 0.002
 """How long a child may run before it may move to another CPU."""
 
 WARM_UP_RUNS = 64
-SHUFFLED = 128
-"""How many objects of each size `shuffle_memory` makes."""
+SMALL, LARGE = 128, 12
+"""How many objects of each small and large size `shuffle_memory` makes. More are spread over more pages, which each
+child has to copy when it writes to them."""
 
 _NULL = 1  # standard output, which is the null device
 _CHILD_ENDS = {signal.SIGCHLD}
@@ -154,24 +155,24 @@ def shuffle_memory() -> list[object]:
     """Have the addresses of new objects differ from those in any other fork server, in their last digits too.
 
     The kernel moves whole pages only. Without this, `id(x)`, or a `repr` with an address in it, would end alike in all
-    runs of a program. Makes objects of every size, keeps a random number of each, and frees the others in random order:
+    runs of a program. Makes objects of many sizes, keeps a random number of each, and frees the others in random order:
     in the reverse order CPython gives their places out again. Returns the objects to be kept.
     """
     chance = random.SystemRandom()
     # CPython keeps lists of free objects of some of these types.
-    makers: list[Callable[[], object]] = [list, dict, set, object, functools.partial(float, "0.1")]
-    makers += [functools.partial(tuple, bytes(size)) for size in range(1, 8)]
-    # Every size class of CPython's allocator, by way of a type whose own part is 33 bytes; and some sizes of the C
-    # library's.
-    makers += [functools.partial(bytes, size) for size in [*range(15, 480, 16), *range(600, 6000, 450), 70_000]]
-    made = [[make() for _ in range(SHUFFLED)] for make in makers]
+    small: list[Callable[[], object]] = [list, dict, set, object, functools.partial(float, "0.1")]
+    small += [functools.partial(tuple, bytes(size)) for size in range(1, 8)]
+    # Size classes of CPython's allocator, by way of a type whose own part is 33 bytes; and sizes of the C library's.
+    small += [functools.partial(bytes, size) for size in range(15, 144, 16)]
+    large = [functools.partial(bytes, size) for size in [*range(159, 480, 32), *range(600, 6000, 900), 70_000]]
+    made = [[make() for _ in range(count)] for makers, count in ((small, SMALL), (large, LARGE)) for make in makers]
     kept: list[object] = []
     for objects in made:
         chance.shuffle(objects)
-        kept += objects[: chance.randrange(SHUFFLED // 2)]
-    rest = [one for objects in made for one in objects]
+        kept += objects[: chance.randrange(len(objects) // 2)]
+    freed = [one for objects in made for one in objects]
     made.clear()
-    chance.shuffle(rest)
+    chance.shuffle(freed)
     return kept
 
 
