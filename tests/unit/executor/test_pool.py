@@ -42,8 +42,8 @@ LOOP = "def f(x):\n while x: pass\n return x"
         ("def f(x): return 10 ** 5000", Status.OUTPUT_TOO_LARGE, ""),
         ("def f(x): return f", Status.UNSERIALISABLE, "function"),
         ("class S(str):\n def __repr__(s): return '1'\ndef f(x): return [S()]", Status.UNSERIALISABLE, "S"),
-        ("import os\ndef f(x): return 1", Status.UNSAFE, "import: os"),
-        ("def f(x): return getattr(f, '__' + 'globals__')", Status.ERROR, "AttributeError"),
+        ("import os\ndef f(x): return os.getpid()", Status.UNSAFE, "import: os"),
+        ("def f(x): return getattr(f, '__' + 'globals__')", Status.UNSAFE, "attribute: __globals__"),
     ],
 )
 def test_findings(run: Run, program: str, status: Status, detail: str) -> None:

@@ -49,7 +49,7 @@ COMPANIONS = (
     Companion(
         "reads its place from the frames by format",
         "def f(x):\n found = []\n try: 1 / 0\n except ZeroDivisionError as e:\n  for steps in range(1, 9):\n"
-        "   for name in ('place', 'batch', 'outcomes', 'inputs', 'kept', 'values', 'results'):\n"
+        "   for name in ('place', 'batch', 'outcomes', 'inputs', 'results'):\n"
         "    t = chr(123) + '0.__trace' + 'back__.tb_frame' + '.f_back' * steps + '.f_locals[' + name + ']' + chr(125)\n"
         "    try: found.append([name, t.format(e)[:40]])\n    except (AttributeError, KeyError): pass\n"
         " return [one for one in found if '0x' not in one[1]]",
