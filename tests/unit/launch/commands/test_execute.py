@@ -62,7 +62,11 @@ def test_json_of_several_inputs_one_of_which_fails(program: Path, capsys: pytest
 
 @pytest.mark.parametrize(
     ("text", "status"),
-    [("def f(x): return id(x)", "nondeterministic"), (LOOP, "timeout"), ("import os\ndef f(x): return os.getpid()", "unsafe")],
+    [
+        ("def f(x): return id(x)", "nondeterministic"),
+        (LOOP, "timeout"),
+        ("import os\ndef f(x): return os.getpid()", "unsafe"),
+    ],
 )
 def test_outcomes_from_stdin(
     text: str, status: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
