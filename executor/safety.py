@@ -91,24 +91,28 @@ def is_banned_attribute(name: str) -> bool:
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _HARMLESS_DUNDERS = ALLOWED_DUNDERS | ALLOWED_DUNDER_NAMES
+_GUARDED = re.compile("|".join(["case", *sorted(GUARDED_ATTRIBUTES)]))
 _SUSPICIOUS = BANNED_NAMES | BANNED_ATTRIBUTES | GUARDED_ATTRIBUTES | {"case", "import"}
 
 
 def compile_checked(program: str, mode: str = "exec", pruned: bool = True) -> types.CodeType | tuple[Unsafe, str]:
     """The compiled program, or with the mode `eval` an expression, with guards; or what `check` says of it.
 
-    What never runs is left out if it is `pruned`, which is for a text that is all of a program.
-
-    Raises what `compile` does: SyntaxError, ValueError, RecursionError, MemoryError.
+    Where the gate would refuse it, it is `pruned` first: what never runs is left out. That is for a text that is all of a
+    program. Raises what `compile` does: SyntaxError, ValueError, RecursionError, MemoryError.
     """
     compiled: Any = program
     if not _is_plain(program):
         tree = ast.parse(program, mode=mode)
-        changed = rewriting.prune(tree, ALLOWED_MODULES) if pruned and isinstance(tree, ast.Module) else False
-        if found := _check(tree):
+        found, changed = _check(tree), False
+        if found and pruned and isinstance(tree, ast.Module):
+            changed = rewriting.prune(tree, ALLOWED_MODULES)
+            found = _check(tree) if changed else found
+        if found:
             return found
+        guarded = _GUARDED.search(program) or not program.isascii()
         # Otherwise the text itself: a tree that comes from outside is looked at once more.
-        if rewriting.guard(tree) or changed:
+        if (guarded and rewriting.guard(tree)) or changed:
             compiled = tree
     code: types.CodeType = compile(compiled, "<program>", mode, dont_inherit=True)
     return code
@@ -136,9 +140,10 @@ def check(program: str, strict: bool = False) -> tuple[Unsafe, str] | None:
     Raises what `ast.parse` does for text that is no program: SyntaxError, ValueError, RecursionError, MemoryError.
     """
     tree = ast.parse(program)
-    if not strict:
-        rewriting.prune(tree, ALLOWED_MODULES)
-    return _check(tree, strict)
+    found = _check(tree, strict)
+    if found and not strict and rewriting.prune(tree, ALLOWED_MODULES):
+        found = _check(tree)
+    return found
 
 
 def _check(tree: ast.AST, strict: bool = False) -> tuple[Unsafe, str] | None:
