@@ -6,18 +6,13 @@
 The name is the kind's own (`TaskKind.name`), the object its class. azr registers deduction, abduction and induction in
 the same way. Every process of a run loads the kinds by itself, so a package with a kind has to be installed on every
 node.
-
-A checkout of azr that runs without being installed, or whose installation is older than its code, has its own entry
-points read from its `pyproject.toml`.
 """
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 
 from actors.kinds.kind import TaskKind
 from executor.user_error import UserError
@@ -32,10 +27,16 @@ class KindError(UserError):
 
 
 def kinds() -> tuple[TaskKind, ...]:
-    """All kinds, in the order of `TaskKind.position`. Raises KindError for an entry point that cannot be used."""
+    """All kinds, in the order of `TaskKind.position`. Raises KindError where there are none, or for an entry point that
+    cannot be used."""
     if not _registered:
-        for point in _entry_points():
+        for point in entry_points(group=GROUP):
             _add(_load(point))
+    if not _registered:
+        raise KindError(
+            f"no kind of task is registered: azr is not installed here, or its installation is older than its code and has "
+            f"no entry points of the group {GROUP}. Install it again (`make setup`, or `pip install -e .` in its folder)"
+        )
     return tuple(sorted(_registered.values(), key=lambda kind: (kind.position, kind.name)))
 
 
@@ -64,17 +65,6 @@ def registered(kind: TaskKind) -> Iterator[None]:
         yield
     finally:
         del _registered[kind.name]
-
-
-def _entry_points() -> list[EntryPoint]:
-    found = list(entry_points(group=GROUP))
-    checkout = Path(__file__).parents[2] / "pyproject.toml"
-    if checkout.is_file():
-        project = tomllib.loads(checkout.read_text()).get("project", {})
-        own = project.get("entry-points", {}).get(GROUP, {}) if project.get("name") == "azr" else {}
-        known = {point.name for point in found}
-        found += [EntryPoint(name, value, GROUP) for name, value in own.items() if name not in known]
-    return found
 
 
 def _load(point: EntryPoint) -> TaskKind:

@@ -16,6 +16,7 @@ import pytest
 
 from actors.buffer import TaskBuffer
 from actors.environment import Environment
+from actors.kinds import registry
 from actors.kinds.registry import KindError, kind_of, names, registered
 from actors.metrics import describe_batch
 from actors.parsing import answer_of
@@ -205,6 +206,13 @@ def test_a_name_is_taken_once_and_checked() -> None:
     assert names() == ("deduction", "abduction", "induction", "differ")
     with pytest.raises(KindError, match=r"'diffr' is no registered kind.* deduction, abduction, induction, differ"):
         kind_of("diffr")
+
+
+def test_an_installation_without_entry_points_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "entry_points", lambda group: [])
+    monkeypatch.setattr(registry, "_registered", {})
+    with pytest.raises(KindError, match=r"no kind of task is registered: azr is not installed here.*make setup"):
+        names()
 
 
 def installed(folder: Path, value: str) -> subprocess.CompletedProcess[str]:
