@@ -27,7 +27,7 @@ from actors.environment import Environment
 from actors.episodes import Player
 from actors.generation import Engine
 from actors.sampler import Identity
-from actors.seeding import seed
+from actors.seeding import seed_buffer
 from actors.settings import SelfPlaySettings
 from executor.pool import InfrastructureError
 from learner.staleness import Grant
@@ -155,7 +155,7 @@ class Rollout:
         """Play until the learner says shutdown. Raises RolloutBroken where nothing can be played, LearnerLost,
         SeedingFailed."""
         who = Identity("", self._client.actor_id, self._client.incarnation)
-        self.stats.seeded = await seed(
+        self.stats.seeded = await seed_buffer(
             self._engine, self._environment, self._buffer, self._settings, who, self._seed, _say_seeding
         )
         self.stats.idle_since = time.monotonic()

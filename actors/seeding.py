@@ -22,7 +22,7 @@ from executor.tasks import Task
 from executor.user_error import UserError
 
 SEED_KIND = Deduction.name
-"""Proposed in this phase."""
+"""The kind of the tasks that are proposed in this phase."""
 ROUND = 64
 """Proposals that one actor samples at once; they do not see each other."""
 PATIENCE = 200
@@ -37,7 +37,7 @@ class SeedingFailed(UserError):
     exit_code = 1
 
 
-async def seed(
+async def seed_buffer(
     engine: Engine,
     environment: Environment,
     buffer: Buffer,
@@ -74,7 +74,7 @@ async def seed(
 
 
 async def _holds(buffer: Buffer, target: int) -> int:
-    """How many deduction tasks the buffer has, as far as `target`."""
+    """Number of tasks of `SEED_KIND` in the buffer, counted up to `target`."""
     return len(await buffer.references((SEED_KIND,), target, "seeding")) if target else 0
 
 

@@ -155,9 +155,8 @@ def decide(life: ActorLife, situation: Situation, now: float) -> Decision:
         return Kill(Reason.SURPLUS) if life.state is State.STARTING else Retire()
     status = situation.status
     if status.phase is not Phase.WAITING_FOR_BATCH and life.name in status.members:
-        return (
-            Wait()
-        )  # connected; the learner gives weights between steps only, so a missing load is not the actor's fault
+        # Connected. The learner gives weights between steps only, so a missing load is not the actor's fault.
+        return Wait()
     silent_s = now - life.seen_at
     longest_s = situation.watchdog_s + (situation.start_timeout_s if life.state is State.STARTING else 0.0)
     return Kill(Reason.SILENT, silent_s) if silent_s > longest_s else Wait()

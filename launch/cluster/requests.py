@@ -15,7 +15,7 @@ from launch.cluster.control import ControlServer
 from launch.cluster.placement import place
 from launch.cluster.ray_port import RayPort
 from launch.cluster.supervisor import Supervisor
-from launch.cluster.verify import Verification
+from launch.cluster.verify import WeightComparison
 from launch.config import Config
 
 
@@ -26,7 +26,7 @@ class Requests:
         self._config = config
         self._ray = ray
         self._todo: queue.SimpleQueue[Callable[[Supervisor], None]] = queue.SimpleQueue()
-        self._verifications: dict[int, Verification] = {}
+        self._verifications: dict[int, WeightComparison] = {}
         """The verifications that go on, by number."""
         self._reports: dict[int, dict[str, Any]] = {}
         """The newest report of every verification, by number."""

@@ -23,13 +23,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from actors.seeding import SEED_KIND
 from launch.cluster.buffer_process import BufferProcess
 from launch.cluster.context import RunContext, RunFailed
 from launch.cluster.learner_ranks import LearnerRanks
 from launch.cluster.placement import PlacementError, place
 from launch.cluster.ray_port import Handle, RayPort
 from launch.cluster.rollouts import Rollouts
-from launch.cluster.verify import Verification
+from launch.cluster.verify import WeightComparison
 from launch.config import Config
 from launch.run.console import REFRESH_S
 from launch.run.folder import RunFolder
@@ -91,7 +92,7 @@ class Supervisor:
         if not self._learner.is_up:
             return replace(status, phase=Phase.RESTARTING, step=None)
         wanted = self._context.config.selfplay.seed_tasks_target
-        have = int(self._buffer.metrics.get("buffer/deduction", wanted))
+        have = int(self._buffer.metrics.get(f"buffer/{SEED_KIND}", wanted))
         if status.phase is Phase.WAITING_FOR_ACTORS and have < wanted:
             return replace(status, seeding=(have, wanted))
         return status
@@ -124,11 +125,11 @@ class Supervisor:
         self._context.event("scaled", actors=num_actors)
         self._context.say(f"scaling to {num_actors} rollout actors")
 
-    def verify(self) -> Verification:
+    def verify(self) -> WeightComparison:
         """Begin to compare the weights of every actor that has joined with the learner's."""
         context = self._context
         timeout_s = context.config.supervision.watchdog_s
-        return Verification(context.ray, self._learner.handles[0], self._rollouts.joined, timeout_s, context.clock)
+        return WeightComparison(context.ray, self._learner.handles[0], self._rollouts.joined, timeout_s, context.clock)
 
     # -- for drills ----------------------------------------------------------------------------------------------
 

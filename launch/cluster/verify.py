@@ -19,7 +19,7 @@ def differences(learned: Mapping[str, str], running: Mapping[str, str]) -> list[
     return [name for name, digest in learned.items() if running.get(name) != digest]
 
 
-class Verification:
+class WeightComparison:
     """One comparison of all actors with the learner. `poll` drives it and never waits. Belongs to one thread."""
 
     def __init__(

@@ -19,7 +19,7 @@ from actors.episodes import Player
 from actors.generation import Engine
 from actors.heldout import Heldout
 from actors.sampler import Identity
-from actors.seeding import seed
+from actors.seeding import seed_buffer
 from actors.serial_engine import SerialEngine
 from executor.judge import Judge
 from executor.pool import SerialPool
@@ -230,7 +230,7 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
     environment = Environment(Judge(pool, config.executor, rules=config.selfplay.rules), record)
     identity = Identity(config.run.name, HOLDER.actor_id, HOLDER.incarnation)
     loop.run_until_complete(
-        seed(
+        seed_buffer(
             engine,
             environment,
             LocalBuffer(store),

@@ -14,7 +14,7 @@ from actors.environment import Environment
 from actors.kinds.registry import kind_of
 from actors.rollout import Rollout
 from actors.sampler import Identity
-from actors.seeding import ROUND, SeedingFailed, seed
+from actors.seeding import ROUND, SeedingFailed, seed_buffer
 from actors.settings import SelfPlaySettings
 from tests.unit.actors.scripted import Answer, Script, judging, new_store, reply
 
@@ -41,7 +41,7 @@ def run(
     engine, said = Script(answer), []
     settings = SETTINGS.model_copy(update={"seed_tasks_target": target})
     count = asyncio.run(
-        seed(engine, environment, LocalBuffer(store), settings, WHO, 1, lambda *numbers: said.append(numbers))  # type: ignore[arg-type]
+        seed_buffer(engine, environment, LocalBuffer(store), settings, WHO, 1, lambda *numbers: said.append(numbers))  # type: ignore[arg-type]
     )
     return count, engine, said
 

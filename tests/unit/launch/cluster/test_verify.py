@@ -19,7 +19,7 @@ class Compared:
         self.ray = FakeRay()
         self.clock = Clock()
         handles = {f"rollout{i}": f"rollout{i}" for i in range(actors)}
-        self.verification = verify.Verification(self.ray, "learner", handles, 60.0, self.clock)
+        self.verification = verify.WeightComparison(self.ray, "learner", handles, 60.0, self.clock)
 
     def answer(self, who: str, answer: Any) -> None:
         """Answer what `who` was asked last, and look at it."""
