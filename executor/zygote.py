@@ -67,22 +67,22 @@ class Zygote:
         while (numbers := frames.read_exactly(REQUESTS, frames.NUMBERS.size)) is not None:
             timeout_s, memory_mb = frames.NUMBERS.unpack(numbers)
             self._limit_memory(memory_mb)
-            self._stay()
+            self._pin()
             late, code = self._wait_for(self._fork(timeout_s), timeout_s)
-            self._roam()
+            self._unpin()
             if any(event & select.POLLIN for _, event in self.unread.poll(0)):
                 os._exit(1)  # the child did not read its request, so this pipe can't be trusted any more
             frames.write_all(REPLIES, frames.pack(frames.ENDING.pack(late, code)))
         os._exit(0)
 
-    def _stay(self) -> None:
+    def _pin(self) -> None:
         """Keep to the CPU that the scheduler has chosen, for a moment: server and child take turns on the same memory,
         and moved to another CPU, each would fill its caches anew."""
         if self.pin:
             self.pinned = True
             jail.bind(0, {jail.current_cpu()})
 
-    def _roam(self, child: int = 0) -> None:
+    def _unpin(self, child: int = 0) -> None:
         """Give the scheduler its choice back, as soon as a run turns out to be no short one."""
         if self.pinned:
             self.pinned = False
@@ -100,7 +100,7 @@ class Zygote:
         """Reap a child, at its deadline by force. Returns whether that was needed, and the exit code."""
         deadline = Deadline(child, timeout_s)
         if not signal.sigtimedwait(_CHILD_ENDS, min(timeout_s, PATIENCE_S)):
-            self._roam(child)
+            self._unpin(child)
         while True:
             pid, status = os.waitpid(child, os.WNOHANG)
             if pid:

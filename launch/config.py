@@ -139,7 +139,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = (), root: Any = Config) 
     `root`: `Config`, or `SftConfig` for a recipe of `azr sft`.
     """
     data, sources = read_recipe(find_recipe(recipe))
-    if kind_of(data) is not root:
+    if root_of(data) is not root:
         command, has = ("azr sft", "a") if root is Config else ("azr train", "no")
         raise ConfigError(f"{recipe} is a recipe of `{command}`: it has {has} table [sft]")
     for override in overrides:
@@ -149,7 +149,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = (), root: Any = Config) 
     return build(data, sources, root)
 
 
-def kind_of(data: Mapping[str, Any]) -> type[Config] | type[SftConfig]:
+def root_of(data: Mapping[str, Any]) -> type[Config] | type[SftConfig]:
     """Return the configuration class of a recipe's plain data: a table `[sft]` makes it one of fine-tuning."""
     return SftConfig if "sft" in data else Config
 

@@ -62,7 +62,7 @@ class Hooks:
     save: Callable[[int], None]
     """Write a checkpoint of this version. On every rank."""
     describe: Callable[[Sequence[Trajectory]], dict[str, float]] = lambda batch: {}
-    """Returns further metrics of a batch, those of the game that made it."""
+    """Returns further metrics of a batch: those of its tasks, of which the learner knows nothing."""
     on_phase: Callable[[Phase, int | None], None] = lambda phase, step: None
     """The phase that the loop enters, and the step it works on, where it works on one."""
     drain: Callable[[], object] = lambda: None
@@ -82,15 +82,6 @@ class Decision(StrEnum):
     """End the run."""
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One turn of the loop, the same on every rank."""
-
-    decision: Decision
-    batch: Sequence[Trajectory]
-    """Trajectories to train on, in the order of grants; empty unless `decision` is `TRAIN`."""
-
-
 def learn(
     trainer: Trainer, stream: Stream | None, publisher: Publisher, settings: LearnerSettings, hooks: Hooks
 ) -> None:
@@ -102,17 +93,16 @@ def learn(
         hooks.published(trainer.version)
         waiting_since = time.monotonic()
         hooks.on_phase(Phase.WAITING_FOR_BATCH, None)
-        turn = _next_turn(ranks, stream, settings, hooks)
+        decision, batch = _decide(ranks, stream, settings, hooks)
         wait_for_batch_s = time.monotonic() - waiting_since
-        if turn.decision is Decision.STOP:
+        if decision is Decision.STOP:
             if saved != trainer.version:
                 hooks.on_phase(Phase.DRAINING, None)
                 hooks.drain()
             break
-        if turn.decision is Decision.PUBLISH:
+        if decision is Decision.PUBLISH:
             publisher.publish(trainer.version)
             continue
-        batch = turn.batch
         trained_at = trainer.version
         hooks.on_phase(Phase.TRAINING, trained_at + 1)
         numbers = trainer.train(batch, lambda: stream.queued() if stream else [])
@@ -138,8 +128,13 @@ def learn(
         hooks.save(trainer.version)
 
 
-def _next_turn(ranks: Ranks, stream: Stream | None, settings: LearnerSettings, hooks: Hooks) -> Turn:
-    """Wait for the next batch, on rank 0, and tell every rank what to do. Collective."""
+def _decide(
+    ranks: Ranks, stream: Stream | None, settings: LearnerSettings, hooks: Hooks
+) -> tuple[Decision, Sequence[Trajectory]]:
+    """Wait for the next batch, on rank 0, and tell every rank what to do. Collective.
+
+    Returns the decision and the trajectories to train on, in the order of grants; none unless it is `TRAIN`.
+    """
     batch: Sequence[Trajectory] = ()
 
     def decide() -> str:
@@ -157,7 +152,7 @@ def _next_turn(ranks: Ranks, stream: Stream | None, settings: LearnerSettings, h
         return Decision.TRAIN
 
     decision = Decision(ranks.share(decide))
-    return Turn(decision, ranks.share_batch(lambda: batch) if decision is Decision.TRAIN else ())
+    return decision, ranks.share_batch(lambda: batch) if decision is Decision.TRAIN else ()
 
 
 def _stream_numbers(stream: Stream) -> dict[str, float]:

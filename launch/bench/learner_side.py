@@ -117,7 +117,7 @@ class Ours:
         policy = self._policy
         # Whole micro-batches of the right budget; the fullest comes closest.
         micro = max(pack(self._batch, rows), key=lambda micro: (micro.num_tokens <= rows, micro.num_tokens))
-        plan = plan_attention(micro, policy._inv_freq, policy.dtype, cpu_kernels=policy.device.type == "cpu")
+        plan = plan_attention(micro, policy.inverse_frequencies, policy.dtype, cpu_kernels=policy.device.type == "cpu")
         hidden = torch.randn(
             micro.num_tokens, 1, policy.architecture.hidden_size, dtype=policy.dtype, requires_grad=True
         )

@@ -61,11 +61,11 @@ def _root(arguments: argparse.Namespace) -> type[Config] | type[SftConfig]:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from launch.config import kind_of, load, to_toml
+    from launch.config import load, root_of, to_toml
     from launch.recipe import find_recipe, read_recipe
 
     data, _ = read_recipe(find_recipe(arguments.recipe))
-    print(to_toml(load(arguments.recipe, overrides_of(arguments), kind_of(data))), end="")
+    print(to_toml(load(arguments.recipe, overrides_of(arguments), root_of(data))), end="")
     return 0
 
 

@@ -18,14 +18,14 @@ from rich.table import Table
 
 from actors.kinds.registry import names
 from launch.config import Config
-from launch.run.status import RunStatus, Status, describe
+from launch.run.status import RunStatus, TrainingStatus, describe
 
 _LOG = logging.getLogger(__name__)
 
 REFRESH_S = 0.5
 """Seconds between two looks at a run."""
 
-StatusT = TypeVar("StatusT", bound=Status)
+StatusT = TypeVar("StatusT", bound=TrainingStatus)
 
 
 class View(ABC, Generic[StatusT]):
@@ -35,7 +35,7 @@ class View(ABC, Generic[StatusT]):
         self._terminal = Terminal(highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._printed_step = 0
-        self._printed_phase = describe(Status())
+        self._printed_phase = describe(TrainingStatus())
         self._started = time.monotonic()
 
     def say(self, text: str) -> None:

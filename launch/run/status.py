@@ -36,7 +36,7 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
+class TrainingStatus:
     """The state of a training process at one moment; plain data that Ray carries to the driver."""
 
     phase: Phase = Phase.STARTING
@@ -51,7 +51,7 @@ class Status:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunStatus(Status):
+class RunStatus(TrainingStatus):
     """The state of a self-play run."""
 
     live: Mapping[str, float] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class RunStatus(Status):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftStatus(Status):
+class SftStatus(TrainingStatus):
     """The state of a fine-tuning run."""
 
     num_steps: int = 0
@@ -80,7 +80,7 @@ class SftStatus(Status):
     """The metrics of the newest step that measured the validation loss; empty before the first."""
 
 
-def describe(status: Status) -> str:
+def describe(status: TrainingStatus) -> str:
     """The phase in words that follow "the learner has been"."""
     words = _WORDS[status.phase]
     if status.step is not None:

@@ -121,7 +121,8 @@ class PolicyModel:
                 # One pass over the parameters in place of a dozen.
                 group.update(fused=True, foreach=False)
         self.state = ModelState(self.gpt, self._ddp, self._optimizer)
-        self._inv_freq = self.architecture.inverse_frequencies(self.device)
+        self.inverse_frequencies = self.architecture.inverse_frequencies(self.device)
+        """Of the rotary embedding."""
         self._exports = self._list_exports()
 
     @property
@@ -221,7 +222,7 @@ class PolicyModel:
             _, micro = filled[place]
             plan = plan_attention(
                 micro,
-                self._inv_freq,
+                self.inverse_frequencies,
                 self.dtype,
                 cpu_kernels=self.device.type == "cpu",
                 context=context if context.size() > 1 else None,

@@ -146,7 +146,7 @@ class ServerSocket:
     def _serve(self) -> None:
         try:
             self._run()
-        except BaseException as error:  # whatever it is, the learner's thread must not wait for ever
+        except BaseException as error:  # whatever it is: the learner's thread must not wait without end
             self.failure = error
         finally:
             self._socket.disable_monitor()
