@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Everything runs in .venv, on a CPU, at the versions of requirements-cpu.lock.
 .DEFAULT_GOAL := help
 BIN := .venv/bin
-ROOMS := executor actors learner launch
+PACKAGES := executor actors learner launch
 READY := .venv/.azr-setup
 
 .PHONY: help setup train test test-gpu check lint fmt docs lock clean clean-venv
@@ -47,7 +47,7 @@ everything: $(READY)
 lint: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy $(ROOMS)
+	@$(BIN)/mypy $(PACKAGES)
 	@$(BIN)/lint-imports
 
 fmt: $(READY)  ## format, and fix what ruff can
@@ -73,7 +73,7 @@ lock:  ## write the versions now in .venv to requirements-cpu.lock, for the pack
 
 clean:  ## remove caches and build products; runs/ and .venv stay
 	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find $(ROOMS) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-venv:  ## remove .venv
 	rm -rf .venv

@@ -18,8 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, the tests of one file share one, and with it the file's fixtures. Files with `slow` tests
-    first."""
+    """With several workers, the tests of one file share one, and with it the file's fixtures."""
     for item in items:
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(str(item.path)))

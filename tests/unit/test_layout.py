@@ -10,19 +10,19 @@ import pytest
 from setuptools import find_packages
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("executor", "actors", "learner", "launch")
+PACKAGES = ("executor", "actors", "learner", "launch")
 ONLY_IN_A_CHECKOUT = [Path("launch/setup_cpu.sh")]
 """`make setup` runs it before there is a package."""
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 
 
-def files_of(room: str) -> list[Path]:
-    """The room's files, by their path from the root; caches left out."""
-    found = (path for path in (ROOT / room).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+def files_of(package: str) -> list[Path]:
+    """The package's files, by their path from the root; caches left out."""
+    found = (path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return sorted(path.relative_to(ROOT) for path in found)
 
 
-SOURCES = [path for room in ROOMS for path in files_of(room) if path.suffix == ".py"]
+SOURCES = [path for package in PACKAGES for path in files_of(package) if path.suffix == ".py"]
 
 
 def test_every_folder_with_source_is_a_package_that_setuptools_finds() -> None:
@@ -30,11 +30,11 @@ def test_every_folder_with_source_is_a_package_that_setuptools_finds() -> None:
     assert set(found) == {".".join(path.parent.parts) for path in SOURCES}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_data_file_is_package_data(room: str) -> None:
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_data_file_is_package_data(package: str) -> None:
     """What is no Python source is named in `tool.setuptools.package-data`, or a built wheel lacks it."""
     patterns = SETUPTOOLS["package-data"]
-    data = [path for path in files_of(room) if path.suffix != ".py" and path not in ONLY_IN_A_CHECKOUT]
+    data = [path for path in files_of(package) if path.suffix != ".py" and path not in ONLY_IN_A_CHECKOUT]
     missing = [
         str(path)
         for path in data

@@ -53,15 +53,19 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @of_today
 def test_paths_that_are_named_exist(page: Path) -> None:
-    named = set(re.findall(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|toml|jsonl|gz|sh|md|lock))\b", page.read_text()))
-    tree = {path.relative_to(ROOT).as_posix() for room in _rooms() for path in room.rglob("*")}
+    named = _paths(page)
+    tree = {path.relative_to(ROOT).as_posix() for folder in _folders() for path in folder.rglob("*")}
     tree |= {path.name for path in ROOT.iterdir()} | {f".ci/{path.name}" for path in (ROOT / ".ci").iterdir()}
     named = {name for name in named if not _PLACEHOLDERS & set(re.split(r"[/._]", name))} - _RUN
     missing = [name for name in named if not any(path == name or path.endswith(f"/{name}") for path in tree)]
     assert missing == []
 
 
-def _rooms() -> list[Path]:
+def _paths(page: Path) -> set[str]:
+    return set(re.findall(r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|toml|jsonl|gz|sh|md|lock))\b", page.read_text()))
+
+
+def _folders() -> list[Path]:
     return [ROOT / name for name in ("executor", "actors", "learner", "launch", "tests", "docs")]
 
 
@@ -73,11 +77,9 @@ _PLACEHOLDERS = {"N", "NAME", "RUN", "ACTOR", "PROCESS", "ATTEMPT"}
 
 @of_today
 def test_settings_that_are_named_exist(page: Path) -> None:
-    keys = {key for root in (Config, SftConfig) for key, _ in documented(root)}
-    tables = {key.rsplit(".", 1)[0] for key in keys}
-    tables |= {table.split(".", maxsplit=1)[0] for table in tables}
-    named = set(re.findall(rf"(?<![\w./])((?:{'|'.join(sorted(tables, key=len))})(?:\.[a-z_]+)+)\b", page.read_text()))
-    # A module's dotted name begins with a room, too.
+    keys, tables = _keys_and_tables()
+    named = _settings(page)
+    # A module's dotted name begins with a package, too.
     modules = {name for name in named if (ROOT / name.split(".")[0]).is_dir() and _is_module(name)}
     files = {name for name in named if name.rsplit(".", 1)[-1] in ("py", "md", "toml", "jsonl")}
     keys |= {
@@ -86,6 +88,17 @@ def test_settings_that_are_named_exist(page: Path) -> None:
         for kind in ("deduction", "abduction", "induction")
     }
     assert named - keys - tables - modules - files == set()
+
+
+def _keys_and_tables() -> tuple[set[str], set[str]]:
+    keys = {key for root in (Config, SftConfig) for key, _ in documented(root)}
+    tables = {key.rsplit(".", 1)[0] for key in keys}
+    return keys, tables | {table.split(".", maxsplit=1)[0] for table in tables}
+
+
+def _settings(page: Path) -> set[str]:
+    _, tables = _keys_and_tables()
+    return set(re.findall(rf"(?<![\w./])((?:{'|'.join(sorted(tables, key=len))})(?:\.[a-z_]+)+)\b", page.read_text()))
 
 
 def _is_module(name: str) -> bool:
@@ -97,11 +110,20 @@ def _is_module(name: str) -> bool:
 def test_commands_and_recipes_that_are_named_exist(page: Path) -> None:
     text = "\n".join(_code(page))
     commands = set(_subcommands())
-    named = set(re.findall(r"^(?:\$ )?azr ([a-z]+(?:-[a-z]+)*)", text, re.MULTILINE))
-    assert {name for name in named if name not in commands} == set()
+    assert _commands(page) - commands == set()
     recipes = {path.stem for path in RECIPES.glob("*.toml")}
     used = set(re.findall(r"azr (?:train|sft|drill|config show) ([a-z][a-z0-9-]*)(?=\s|$)", text, re.MULTILINE))
     assert used - recipes == set()
+
+
+def _commands(page: Path) -> set[str]:
+    return set(re.findall(r"^(?:\$ )?azr ([a-z]+(?:-[a-z]+)*)", "\n".join(_code(page)), re.MULTILINE))
+
+
+def test_the_pages_name_what_is_looked_for() -> None:
+    """Otherwise the tests of names would pass because they find none."""
+    settings, paths, commands = (set().union(*map(find, OF_TODAY)) for find in (_settings, _paths, _commands))
+    assert (len(settings) > 100, len(paths) > 60, commands) == (True, True, set(_subcommands()))
 
 
 def _code(page: Path) -> Iterator[str]:
@@ -152,4 +174,4 @@ def test_names_in_the_glossary_are_in_the_source() -> None:
 
 
 def _source() -> str:
-    return "\n".join(path.read_text() for room in _rooms()[:4] for path in room.rglob("*.py"))
+    return "\n".join(path.read_text() for folder in _folders()[:4] for path in folder.rglob("*.py"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from learner.stream.answers import NEVER, Answers, Kept
+from tests.examples import examples
 
 
 def test_a_slot_is_held_until_its_answer_is_acknowledged() -> None:
@@ -111,4 +111,4 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 def test_nothing_is_forgotten_and_nothing_kept_for_longer_in_any_order() -> None:
-    run_state_machine_as_test(AnyOrder, settings=settings(max_examples=60, stateful_step_count=40))
+    run_state_machine_as_test(AnyOrder, settings=examples(60, steps=40))
