@@ -98,7 +98,7 @@ async def played(rollout: Rollout, client: StreamClient, server: StreamServer) -
 
 def test_what_the_learner_cancels_is_not_played_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actors.rollout, "Player", Player)
-    monkeypatch.setattr(actors.rollout, "seed", no_seeding)
+    monkeypatch.setattr(actors.rollout, "seed_buffer", no_seeding)
     server = StreamServer(Gate(BATCH, 1, solutions=1), "run")
 
     async def main() -> None:
@@ -128,7 +128,7 @@ def test_what_the_learner_cancels_is_not_played_on(monkeypatch: pytest.MonkeyPat
 def test_a_seeded_actor_measures_first_and_plays_then(monkeypatch: pytest.MonkeyPatch, seed: int | None) -> None:
     """As serial mode does; without a seed the measurement goes on beside the episodes."""
     monkeypatch.setattr(actors.rollout, "Player", Player)
-    monkeypatch.setattr(actors.rollout, "seed", no_seeding)
+    monkeypatch.setattr(actors.rollout, "seed_buffer", no_seeding)
     server = StreamServer(Gate(BATCH, 0, solutions=1), "run")
 
     async def main() -> None:
