@@ -75,7 +75,7 @@ class Buffer(Protocol):
         """Store a valid task."""
 
     async def record(self, task_id: int, version: int, attempts: int, solved: int) -> None:
-        """Add to a task's history: of `attempts` solutions by policy `version`, so many `solved` it."""
+        """Add to a task's history: policy `version` made `attempts` solutions, of which `solved` were correct."""
 
     async def rewarded(self, task_id: int, reward: float) -> None:
         """What the proposer of a task was paid, once its solutions are judged."""

@@ -64,7 +64,7 @@ def load_tasks(path: Path = TASKS) -> list[HeldoutTask]:
 
 
 class Heldout:
-    """Measures one engine's policy on the held-out tasks, every so many versions."""
+    """Measures one engine's policy on the held-out tasks, every `selfplay.heldout_every` versions."""
 
     def __init__(
         self,

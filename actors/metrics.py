@@ -1,4 +1,4 @@
-"""What a batch says about self-play: rates, rewards and diversity, as one flat map of numbers.
+"""What a batch says about self-play: rates, rewards and diversity, as one flat map of metrics.
 
 Names are `<what>/<kind>` or `<what>/<kind>/<role>`. A number whose cell, or whose occasion, is empty is absent, never
 0. The glossary is in docs/selfplay.md. Ages and advantages, which any kind of training has, are in
@@ -35,22 +35,22 @@ _FACTS = {
 
 
 def describe_batch(batch: Sequence[Trajectory]) -> dict[str, float]:
-    """Return the numbers of a batch of self-play: every metric of `docs/selfplay.md` but advantages and ages."""
+    """Return the metrics of a batch of self-play: every metric of `docs/selfplay.md` but advantages and ages."""
     by_cell: dict[Cell, list[Trajectory]] = defaultdict(list)
     for trajectory in batch:
         by_cell[trajectory.cell].append(trajectory)
-    numbers: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for cell, members in sorted(by_cell.items()):
-        numbers |= _describe_cell(cell, members)
-        numbers |= (_describe_proposals if cell.role is Role.PROPOSE else _describe_solutions)(cell.kind, members)
-    return numbers | {"batch_size": len(batch), "reward_mean": _mean([t.reward for t in batch])}
+        metrics |= _describe_cell(cell, members)
+        metrics |= (_describe_proposals if cell.role is Role.PROPOSE else _describe_solutions)(cell.kind, members)
+    return metrics | {"batch_size": len(batch), "reward_mean": _mean([t.reward for t in batch])}
 
 
 def _describe_cell(cell: Cell, members: Sequence[Trajectory]) -> dict[str, float]:
     """The metrics that both roles have."""
     outcomes = Counter(t.outcome for t in members if t.outcome)
     terms = sorted({key for t in members for key in t.reward_parts if key.startswith("reward/")})
-    numbers = {
+    metrics = {
         f"trajectories/{cell.name}": float(len(members)),
         f"reward/{cell.name}": _mean([t.reward for t in members]),
         f"response_tokens/{cell.name}": _mean([len(t.response_ids) for t in members]),
@@ -59,27 +59,27 @@ def _describe_cell(cell: Cell, members: Sequence[Trajectory]) -> dict[str, float
     }
     if outcomes:
         format_errors = sum(count for outcome, count in outcomes.items() if outcome in _FORMAT_ERRORS)
-        numbers[f"format_errors/{cell.name}"] = format_errors / len(members)
-    numbers |= {f"outcome/{cell.name}/{name}": count / len(members) for name, count in sorted(outcomes.items())}
+        metrics[f"format_errors/{cell.name}"] = format_errors / len(members)
+    metrics |= {f"outcome/{cell.name}/{name}": count / len(members) for name, count in sorted(outcomes.items())}
     for term in terms:  # a term that a trajectory lacks paid it nothing: so the terms' means add up to the reward's
         paid = [t.reward_parts.get(term, 0.0) for t in members]
-        numbers[f"reward/{cell.name}/{term.removeprefix('reward/')}"] = _mean(paid)
-    return numbers
+        metrics[f"reward/{cell.name}/{term.removeprefix('reward/')}"] = _mean(paid)
+    return metrics
 
 
 def _describe_proposals(kind: str, members: Sequence[Trajectory]) -> dict[str, float]:
-    numbers = {f"valid_rate/{kind}": _mean([t.reward_parts.get("valid", 0.0) for t in members])}
+    metrics = {f"valid_rate/{kind}": _mean([t.reward_parts.get("valid", 0.0) for t in members])}
     for part, name in _FACTS.items():
         known = [t.reward_parts[part] for t in members if part in t.reward_parts]
         if known:
-            numbers[f"{name}/{kind}"] = _mean(known)
+            metrics[f"{name}/{kind}"] = _mean(known)
     for part in sorted({part for t in members for part in t.reward_parts if part.startswith("fact/")}):
-        numbers[f"{part}/{kind}"] = _mean([t.reward_parts[part] for t in members if part in t.reward_parts])
+        metrics[f"{part}/{kind}"] = _mean([t.reward_parts[part] for t in members if part in t.reward_parts])
     rates = [t.reward_parts["solve_rate"] for t in members if "solve_rate" in t.reward_parts]
     if rates:
         counts = Counter(solve_rate_bin(rate) for rate in rates)
-        numbers |= {f"learnability/{kind}/{name}": counts[name] / len(rates) for name in SOLVE_RATE_BINS}
-    return numbers
+        metrics |= {f"learnability/{kind}/{name}": counts[name] / len(rates) for name in SOLVE_RATE_BINS}
+    return metrics
 
 
 def _describe_solutions(kind: str, members: Sequence[Trajectory]) -> dict[str, float]:
@@ -88,22 +88,22 @@ def _describe_solutions(kind: str, members: Sequence[Trajectory]) -> dict[str, f
     for t in members:
         solved[bool(t.reward_parts.get("replayed"))].append(t.reward_parts.get("correct", 0.0))
         answers[t.prompt_ids.tobytes()].append(t.response_ids.tobytes())
-    numbers = {
+    metrics = {
         f"solve_rate/{kind}": _mean(solved[False] + solved[True]),
         f"replayed/{kind}": len(solved[True]) / len(members),
     }
     if solved[False]:
-        numbers[f"solve_rate_fresh/{kind}"] = _mean(solved[False])
+        metrics[f"solve_rate_fresh/{kind}"] = _mean(solved[False])
     if solved[True]:
-        numbers[f"solve_rate_replayed/{kind}"] = _mean(solved[True])
+        metrics[f"solve_rate_replayed/{kind}"] = _mean(solved[True])
     # Over tasks that were tried more than once: from 0 (all answers are the same) to 1 (all differ).
     variety = [(len(set(given)) - 1) / (len(given) - 1) for given in answers.values() if len(given) > 1]
     if variety:
-        numbers[f"answer_diversity/{kind}"] = _mean(variety)
+        metrics[f"answer_diversity/{kind}"] = _mean(variety)
     estimates = [t.reward_parts["estimate"] for t in members if "estimate" in t.reward_parts]
     if estimates:
-        numbers[f"estimates/{kind}"] = _mean(estimates)
-    return numbers
+        metrics[f"estimates/{kind}"] = _mean(estimates)
+    return metrics
 
 
 def solve_rate_bin(rate: float) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 BLOCK = 512
-"""Ids of one block: removal moves at most so many."""
+"""Maximum number of ids in a block, and so of ids that a removal moves."""
 
 
 class OrderedIds:

@@ -88,7 +88,7 @@ async def further_runs(
     same: Same,
     limits: Limits | None = None,
 ) -> Outcome | None:
-    """What runs under each of `seeds` say against the outcomes `first`, all ok, of the first inputs of `inputs`.
+    """Run `inputs` under each of `seeds`, and compare with `first`, the outcomes (all ok) of the first of them.
 
     Each takes all inputs in one child. There may be more inputs than outcomes: for those the runs must agree with each
     other. None, or NONDETERMINISTIC. A run that does not get to an input, or has no memory left for it, says nothing.

@@ -296,7 +296,7 @@ def _built_child_filter() -> _Filter:
 
 @functools.cache
 def _child_filter() -> int:
-    """The address of the inner filter, which the cache keeps: a child has to do as little as possible."""
+    """The address of a child's filter. Both are cached, so that a child has less to do."""
     return ctypes.addressof(_built_child_filter())
 
 

@@ -25,8 +25,10 @@ GUARDED_ATTRIBUTES = frozenset({"format", "format_map", "__setattr__", "__delatt
 
 
 def prune(tree: ast.Module, offered: Collection[str]) -> bool:
-    """Leave out of `tree` what never runs, and unused imports of modules that are not among `offered`; whether there
-    was any."""
+    """Remove from `tree` what never runs, and unused imports of modules that are not among `offered`.
+
+    Returns whether it removed anything.
+    """
     changed = False
     while _prune_once(tree, offered):
         changed = True
@@ -34,7 +36,7 @@ def prune(tree: ast.Module, offered: Collection[str]) -> bool:
 
 
 def _prune_once(tree: ast.Module, offered: Collection[str]) -> bool:
-    """One round: what it leaves out may have been the only use of something else."""
+    """Remove once. What is removed may have been the only use of something else, so the caller repeats it."""
     bound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
     changed = False
     if "__name__" not in bound and any(_is_main_block(node) for node in tree.body):
@@ -125,8 +127,10 @@ def _without_unused(node: ast.stmt, used: set[str], offered: Collection[str]) ->
 
 
 def guard(tree: ast.AST) -> bool:
-    """Put calls of guards into `tree` where an attribute could be reached by a name that its text does not show;
-    whether there was any such place."""
+    """Put calls of guards into `tree` where an attribute could be reached by a name that its text does not show.
+
+    Returns whether there was any such place.
+    """
     guarding = _Guarding()
     guarding.visit(tree)
     ast.fix_missing_locations(tree)

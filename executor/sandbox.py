@@ -98,7 +98,7 @@ class Sandbox:
             raise
 
     def _launch(self) -> dict[Layer, str]:
-        """Start the processes and wait until the wall stands. Returns what is missing of it."""
+        """Start the processes and wait until the wall is built. Returns the layers that it lacks, with the reasons."""
         self._values, values_end = os.pipe()
         config = {
             "gate": self._gate,

@@ -1,4 +1,4 @@
-"""Train: the algorithm, readable from top to bottom, and its five wings.
+"""Train: the algorithm, readable from top to bottom, and its five subpackages.
 
 Open `loop.py` first (the main loop), then `trainer.py` (one step), `advantages.py`, `losses.py`, `staleness.py` (what
 may start) and `ledger.py` (where it is).

@@ -58,7 +58,7 @@ class Hooks:
     interrupted: Callable[[], bool]
     """Whether to stop before the next batch."""
     on_step: Callable[[dict[str, float], Sequence[Trajectory]], None]
-    """The numbers of a step and its batch."""
+    """The metrics of a step and its batch."""
     save: Callable[[int], None]
     """Write a checkpoint of this version. On every rank."""
     describe: Callable[[Sequence[Trajectory]], dict[str, float]] = lambda batch: {}
@@ -105,20 +105,20 @@ def learn(
             continue
         trained_at = trainer.version
         hooks.on_phase(Phase.TRAINING, trained_at + 1)
-        numbers = trainer.train(batch, lambda: stream.queued() if stream else [])
+        metrics = trainer.train(batch, lambda: stream.queued() if stream else [])
         if stream:
             slots = [trajectory.slot for trajectory in batch]
-            numbers |= hooks.describe(batch) | describe_ages(batch, trained_at, stream.gate.arrivals(slots))
+            metrics |= hooks.describe(batch) | describe_ages(batch, trained_at, stream.gate.arrivals(slots))
             stream.mark_trained(slots)
         hooks.on_phase(Phase.PUBLISHING, None)
         phases = publisher.publish(trainer.version)
         if stream:
             stream.mark_published(trainer.version)
-            numbers |= {"step": trainer.version, "version": trainer.version, "wait_for_batch_s": wait_for_batch_s}
-            numbers |= {f"weights/{phase}": seconds for phase, seconds in phases.items()}
-            numbers |= _stream_numbers(stream)
+            metrics |= {"step": trainer.version, "version": trainer.version, "wait_for_batch_s": wait_for_batch_s}
+            metrics |= {f"weights/{phase}": seconds for phase, seconds in phases.items()}
+            metrics |= _stream_metrics(stream)
             hooks.on_phase(Phase.RECORDING, None)
-            hooks.on_step(numbers, batch)
+            hooks.on_step(metrics, batch)
         if settings.checkpoint_every and trainer.version % settings.checkpoint_every == 0:
             hooks.on_phase(Phase.SAVING, None)
             hooks.save(trainer.version)
@@ -155,7 +155,7 @@ def _decide(
     return decision, ranks.share_batch(lambda: batch) if decision is Decision.TRAIN else ()
 
 
-def _stream_numbers(stream: Stream) -> dict[str, float]:
+def _stream_metrics(stream: Stream) -> dict[str, float]:
     with stream.frozen():
         ledger = stream.gate.ledger()
     return stream.stats() | describe_ledger(ledger)

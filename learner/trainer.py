@@ -1,4 +1,4 @@
-"""One batch, one version: trajectories in, new weights and numbers out. The same for every mode of running.
+"""One batch, one version: trajectories in, new weights and metrics out. The same for every mode of running.
 
 trajectories -> advantages (per cell) -> parts (one, or PPO's mini-batches), and for each of them, one optimizer step:
 micro-batches (prompts shared) -> loss, with the off-policy correction -> gradients -> step

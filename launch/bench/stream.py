@@ -298,7 +298,7 @@ def fill(target: Any, tokens: int, count: int, gap_s: float) -> None:
 
 
 def fill_as_told(orders: Any, target: Any) -> None:
-    """A process that fills a queue as another one says; None ends it."""
+    """Fill `target` for each order that comes from `orders`, until it is None; runs in a process of its own."""
     while (order := orders.get()) is not None:
         fill(target, *order)
 

@@ -86,7 +86,7 @@ class View(ABC, Generic[StatusT]):
 
     @abstractmethod
     def _line(self, last: Mapping[str, float]) -> str:
-        """A step's numbers on one line."""
+        """A step's metrics on one line."""
 
     @abstractmethod
     def _render(self, status: StatusT) -> RenderableType:
@@ -153,19 +153,19 @@ class Console(View[RunStatus]):
         return Panel(table, title=f"azr: {self._config.run.name}", subtitle="Ctrl-C stops and saves", expand=False)
 
 
-def step_line(numbers: Mapping[str, float], steps: int) -> str:
+def step_line(metrics: Mapping[str, float], steps: int) -> str:
     """One step on one line."""
-    valid = " ".join(f"{kind[:3]} {_percent(numbers.get(f'valid_rate/{kind}'))}" for kind in names())
-    solved = " ".join(f"{kind[:3]} {_percent(numbers.get(f'solve_rate/{kind}'))}" for kind in names())
-    constant = [numbers[f"ignores_input/{kind}"] for kind in names() if f"ignores_input/{kind}" in numbers]
+    valid = " ".join(f"{kind[:3]} {_percent(metrics.get(f'valid_rate/{kind}'))}" for kind in names())
+    solved = " ".join(f"{kind[:3]} {_percent(metrics.get(f'solve_rate/{kind}'))}" for kind in names())
+    constant = [metrics[f"ignores_input/{kind}"] for kind in names() if f"ignores_input/{kind}" in metrics]
     more = f" | ignore input: {_percent(sum(constant) / len(constant))}" if constant else ""
-    if "heldout/mean" in numbers:
-        more += f" | held-out (version {numbers['heldout/version']:.0f}): {_percent(numbers['heldout/mean'])}"
+    if "heldout/mean" in metrics:
+        more += f" | held-out (version {metrics['heldout/version']:.0f}): {_percent(metrics['heldout/mean'])}"
     return (
-        f"step {int(numbers['step'])}/{steps} | valid: {valid} | solved: {solved}{more} | age {numbers['age_mean']:.2f} (max "
-        f"{numbers['age_max']:.0f}) | tokens/s: generate {numbers.get('generate_tokens_per_s', 0):.0f}, train "
-        f"{numbers['learner_tokens_per_s']:.0f} | waits: batch {numbers['wait_for_batch_s']:.1f} s, policy "
-        f"{numbers.get('wait_for_policy_s', 0):.1f} s | queued {numbers.get('ledger/queued', 0):.0f}"
+        f"step {int(metrics['step'])}/{steps} | valid: {valid} | solved: {solved}{more} | age {metrics['age_mean']:.2f} (max "
+        f"{metrics['age_max']:.0f}) | tokens/s: generate {metrics.get('generate_tokens_per_s', 0):.0f}, train "
+        f"{metrics['learner_tokens_per_s']:.0f} | waits: batch {metrics['wait_for_batch_s']:.1f} s, policy "
+        f"{metrics.get('wait_for_policy_s', 0):.1f} s | queued {metrics.get('ledger/queued', 0):.0f}"
     )
 
 

@@ -37,25 +37,25 @@ def make_hooks(
 ) -> Hooks:
     """Hooks that record steps, stop the run where `progress.stop` says so, and end it when its time is up.
 
-    `more`: further numbers of a step, such as the task buffer's. `counted`: tokens generated up to the newest
+    `more`: further metrics of a step, such as the task buffer's. `counted`: tokens generated up to the newest
     recorded step, where actors go on counting from there.
     """
     totals = {"tokens_generated": counted}
     mark = time.monotonic()
 
-    def on_step(numbers: dict[str, float], batch: Any) -> None:
+    def on_step(metrics: dict[str, float], batch: Any) -> None:
         nonlocal mark
         assert recorder is not None
         # Actors count from their start; a step's share is the difference (a restarted actor counts from 0 again).
         for name in ("tokens_generated", "wait_for_policy_s"):
-            total = numbers.get(name, 0.0)
-            numbers[f"{name}_step" if name == "tokens_generated" else name] = max(0.0, total - totals.get(name, 0.0))
+            total = metrics.get(name, 0.0)
+            metrics[f"{name}_step" if name == "tokens_generated" else name] = max(0.0, total - totals.get(name, 0.0))
             totals[name] = total
         now = time.monotonic()
-        numbers["generate_tokens_per_s"] = numbers["tokens_generated_step"] / (now - mark)
+        metrics["generate_tokens_per_s"] = metrics["tokens_generated_step"] / (now - mark)
         mark = now
-        numbers.update(more())
-        recorder.step(numbers, batch)
+        metrics.update(more())
+        recorder.step(metrics, batch)
         progress.last = recorder.last
 
     return Hooks(

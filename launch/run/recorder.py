@@ -44,19 +44,19 @@ class Recorder:
         measured = [row["heldout/version"] for row in kept if "heldout/version" in row]
         self._heldout_version: float | None = measured[-1] if measured else None
 
-    def step(self, numbers: dict[str, float], batch: Sequence[Trajectory]) -> None:
-        """One optimizer step. Of the held-out numbers, which actors report again and again, each version's come
+    def step(self, metrics: dict[str, float], batch: Sequence[Trajectory]) -> None:
+        """One optimizer step. Of the held-out metrics, which actors report again and again, each version's come
         once."""
-        if numbers.get("heldout/version", self._heldout_version) == self._heldout_version:
-            numbers = {name: value for name, value in numbers.items() if not name.startswith("heldout/")}
+        if metrics.get("heldout/version", self._heldout_version) == self._heldout_version:
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("heldout/")}
         else:
-            self._heldout_version = numbers["heldout/version"]
+            self._heldout_version = metrics["heldout/version"]
         row = {
-            "step": int(numbers["step"]),
-            "version": int(numbers["version"]),
+            "step": int(metrics["step"]),
+            "version": int(metrics["version"]),
             "time_s": time.monotonic() - self._started,
         }
-        row |= {key: value for key, value in numbers.items() if key not in row}
+        row |= {key: value for key, value in metrics.items() if key not in row}
         with self._lock, self._folder.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in row.items():

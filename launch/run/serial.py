@@ -62,7 +62,7 @@ class SerialStream:
         self._playing: set[asyncio.Task[None]] = set()
         self.generated = 0
         self.measured: dict[str, float] = {}
-        """The newest held-out numbers."""
+        """The newest held-out metrics."""
 
     def next_batch(self, timeout_s: float, interrupt: Callable[[], bool]) -> list[Trajectory] | None:
         """Play until the next batch is complete, and return it. An episode that fails raises here: nothing restarts

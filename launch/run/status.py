@@ -97,7 +97,7 @@ _WORDS = {
     Phase.WAITING_FOR_BATCH: "waiting for a batch",
     Phase.TRAINING: "training step",
     Phase.PUBLISHING: "publishing weights",
-    Phase.RECORDING: "recording the step, with the task buffer's numbers",
+    Phase.RECORDING: "recording the step, with the task buffer's metrics",
     Phase.VALIDATING: "measuring the validation loss",
     Phase.SAVING: "saving",
     Phase.DRAINING: "waiting for what is in flight",

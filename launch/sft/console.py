@@ -45,11 +45,11 @@ class SftConsole(View[SftStatus]):
         return Panel(table, title=f"azr sft: {self._name}", subtitle="Ctrl-C stops and saves", expand=False)
 
 
-def step_line(numbers: Mapping[str, float], num_steps: int) -> str:
+def step_line(metrics: Mapping[str, float], num_steps: int) -> str:
     """One step on one line."""
-    measured = f" | validation {numbers['validation_loss']:.4f}" if "validation_loss" in numbers else ""
+    measured = f" | validation {metrics['validation_loss']:.4f}" if "validation_loss" in metrics else ""
     return (
-        f"step {int(numbers['step'])}/{num_steps} | loss {numbers['loss']:.4f} (perplexity {numbers['perplexity']:.2f}){measured} | "
-        f"lr {numbers['lr']:.2e} | gradient norm {numbers['grad_norm']:.2f} | tokens/s {numbers['tokens_per_s']:.0f} | "
-        f"epoch {numbers['epoch']:.2f}"
+        f"step {int(metrics['step'])}/{num_steps} | loss {metrics['loss']:.4f} (perplexity {metrics['perplexity']:.2f}){measured} | "
+        f"lr {metrics['lr']:.2e} | gradient norm {metrics['grad_norm']:.2f} | tokens/s {metrics['tokens_per_s']:.0f} | "
+        f"epoch {metrics['epoch']:.2f}"
     )

@@ -103,13 +103,13 @@ class SftRank:
             policy.load_checkpoint(latest / "model")
         recorder = Recorder(self._folder, None, False, trainer.step) if ranks.is_main else None
 
-        def on_step(step: int, numbers: dict[str, float]) -> None:
+        def on_step(step: int, metrics: dict[str, float]) -> None:
             if recorder is None:
                 return
-            recorder.step({"step": step, "version": step, **numbers}, [])
+            recorder.step({"step": step, "version": step, **metrics}, [])
             if step:
                 progress.last = recorder.last
-            if "validation_loss" in numbers:
+            if "validation_loss" in metrics:
                 self._validation = recorder.last
 
         def write(folder: Path) -> None:

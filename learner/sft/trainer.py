@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: examples in, new weights and numbers out, through the packing and the model of self-play.
+"""Supervised fine-tuning: examples in, new weights and metrics out, through the packing and the model of self-play.
 
 The loss of a step is the mean negative log-likelihood of the response tokens of its whole batch, over all ranks, each
 token weighted with its example's weight.
@@ -140,7 +140,7 @@ class SftHooks:
     interrupted: Callable[[], bool]
     """Whether to stop before the next step; asked on rank 0."""
     on_step: Callable[[int, Metrics], None]
-    """The numbers after so many steps; on every rank."""
+    """The number of steps taken, and the metrics of the last one; on every rank."""
     save: Callable[[], None]
     """Write a checkpoint; on every rank."""
     on_phase: Callable[[Phase, int | None], None] = lambda phase, step: None
@@ -156,12 +156,12 @@ def fine_tune(trainer: SftTrainer, validate_every: int, checkpoint_every: int, h
     saved = trainer.step
     while trainer.step < trainer.num_steps and not trainer.ranks.share(hooks.interrupted):
         hooks.on_phase(Phase.TRAINING, trainer.step + 1)
-        numbers = trainer.train()
+        metrics = trainer.train()
         last = trainer.step == trainer.num_steps
         if last or (validate_every and trainer.step % validate_every == 0):
             hooks.on_phase(Phase.VALIDATING, None)
-            numbers |= trainer.validate()
-        hooks.on_step(trainer.step, numbers)
+            metrics |= trainer.validate()
+        hooks.on_step(trainer.step, metrics)
         if checkpoint_every and trainer.step % checkpoint_every == 0 and not last:
             hooks.on_phase(Phase.SAVING, None)
             hooks.save()

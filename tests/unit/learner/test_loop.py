@@ -151,10 +151,10 @@ class Run:
         )
         learn(self, self.actors, self, settings, hooks)  # type: ignore[arg-type]
 
-    def on_step(self, numbers: dict[str, float], batch: Sequence[Trajectory]) -> None:
+    def on_step(self, metrics: dict[str, float], batch: Sequence[Trajectory]) -> None:
         assert list(batch) == self.batches[-1]
         self.log.append(("step", self.version))
-        self.rows.append(numbers)
+        self.rows.append(metrics)
 
     def of(self, *names: str) -> list[tuple[str, int]]:
         assert set(names) <= set(EVENTS)

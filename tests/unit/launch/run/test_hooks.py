@@ -1,4 +1,4 @@
-"""What the loop's hooks add to a step's numbers: the task buffer's, and the step's share of what actors count."""
+"""What the loop's hooks add to a step's metrics: the task buffer's, and the step's share of what actors count."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launch.run.status import Progress
 
 def test_the_buffers_numbers_are_recorded_with_each_step() -> None:
     rows: list[dict[str, float]] = []
-    recorder: Any = SimpleNamespace(step=lambda numbers, batch: rows.append(dict(numbers)), last={})
+    recorder: Any = SimpleNamespace(step=lambda metrics, batch: rows.append(dict(metrics)), last={})
     hooks = make_hooks(Config(), recorder, lambda version: None, Progress(), lambda: {"buffer/deduction": 4.0})
     hooks.on_step({"step": 1, "tokens_generated": 10.0}, [])
     assert rows[0]["buffer/deduction"] == 4.0
@@ -20,7 +20,7 @@ def test_the_buffers_numbers_are_recorded_with_each_step() -> None:
 
 def test_a_run_that_goes_on_counts_its_tokens_from_the_newest_recorded_step() -> None:
     rows: list[dict[str, float]] = []
-    recorder: Any = SimpleNamespace(step=lambda numbers, batch: rows.append(dict(numbers)), last={})
+    recorder: Any = SimpleNamespace(step=lambda metrics, batch: rows.append(dict(metrics)), last={})
     hooks = make_hooks(Config(), recorder, lambda version: None, Progress(), dict, counted=30.0)
     for total in (50.0, 55.0):
         hooks.on_step({"step": 4, "tokens_generated": total}, [])
