@@ -53,4 +53,5 @@ def _about(subject: Proposal | Task) -> dict[str, Any]:
         "program": subject.program,
         "inputs": list(subject.inputs),
         "message": subject.message,
+        **({"texts": dict(subject.texts)} if subject.texts else {}),
     }

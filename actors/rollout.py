@@ -29,7 +29,7 @@ from actors.generation import Engine
 from actors.sampler import Identity
 from actors.seeding import seed_buffer
 from actors.settings import SelfPlaySettings
-from executor.pool import InfrastructureError
+from executor.outcomes import InfrastructureError
 from learner.staleness import Grant
 from learner.stream.client import StreamClient
 from learner.stream.wire import grant_from_message

@@ -15,7 +15,8 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 
-from executor.pool import Limits, Outcome, Pool, Status
+from executor.outcomes import Limits, Outcome, Status
+from executor.pool import Pool
 
 MAX_OTHERS = 8
 """How many other inputs the runs beyond the second try."""

@@ -31,7 +31,8 @@ from executor.determinism import MAX_OTHERS, further_runs, may_vary, second_run,
 from executor.inspection import Facts
 from executor.literals import parse_args, parse_literal
 from executor.memo import MEMO_BYTES, Memo, Recent
-from executor.pool import Limits, Outcome, Pool, Status
+from executor.outcomes import Limits, Outcome, Status
+from executor.pool import Pool
 from executor.settings import ExecutorSettings
 from executor.tasks import Rejection, RejectionReason, Validated, ValidationRules, Verdict, VerdictReason
 from executor.values import CodecError, Equality, canonical, canonical_args, equal

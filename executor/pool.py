@@ -22,8 +22,6 @@ from executor.request import Request, facts_of
 from executor.sandbox import Sandbox, failed_twice
 from executor.settings import ExecutorSettings
 
-__all__ = ["InfrastructureError", "Limits", "Outcome", "Pool", "PoolStats", "SandboxPool", "SerialPool", "Status"]
-
 SEEDS = 8
 """How many hash seeds a pool has at least. A program that draws one of two values by its seed gives the same one under
 all of them with a chance of 1 in 2 ** (SEEDS - 1), which is below 1%."""

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from executor.pool import SandboxPool, Status
+from executor.outcomes import Status
+from executor.pool import SandboxPool
 from executor.settings import ExecutorSettings
 from launch.bench.executor_paths import CALLERS_PER_WORKER, ERROR_PROGRAM, PROGRAM, new_program
 from launch.bench.report import Goal, Report, progress

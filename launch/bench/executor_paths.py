@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from executor.pool import Outcome, SandboxPool, Status
+from executor.outcomes import Outcome, Status
+from executor.pool import SandboxPool
 from executor.sandbox import Sandbox
 from executor.settings import ExecutorSettings
 from launch.bench.peers import Fork, PeerError, Reference, bubblewrap, fresh_python

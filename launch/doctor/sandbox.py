@@ -6,7 +6,8 @@ import asyncio
 from pathlib import Path
 
 from executor.layers import NAMESPACES, PURPOSE, TIER_MEANING, Layer, Tier
-from executor.pool import InfrastructureError, SerialPool, Status
+from executor.outcomes import InfrastructureError, Status
+from executor.pool import SerialPool
 from executor.settings import ExecutorSettings
 from launch.config import Config
 from launch.doctor.report import Check, Section, State

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from executor.judge import Judge
-from executor.pool import InfrastructureError, Outcome, SandboxPool, Status
+from executor.outcomes import InfrastructureError, Outcome, Status
+from executor.pool import SandboxPool
 from executor.settings import ExecutorSettings
 from executor.values import CodecError
 from launch.exec.lines import ExecError, Line, read_lines, shortened

@@ -24,7 +24,8 @@ import pytest
 from actors.environment import Environment
 from executor import request, sandbox
 from executor.judge import Judge
-from executor.pool import InfrastructureError, Limits, Outcome, SandboxPool, Status
+from executor.outcomes import InfrastructureError, Limits, Outcome, Status
+from executor.pool import SandboxPool
 from executor.settings import ExecutorSettings
 from executor.tasks import Proposal
 from launch.bench import mix

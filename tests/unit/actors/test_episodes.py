@@ -19,7 +19,7 @@ from actors.propose import RecentOutputs
 from actors.sampler import Identity
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
-from executor.pool import InfrastructureError
+from executor.outcomes import InfrastructureError
 from executor.settings import ExecutorSettings
 from executor.tasks import Task, Verdict
 from learner.staleness import Grant

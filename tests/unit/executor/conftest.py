@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from executor.judge import Judge
-from executor.pool import Outcome, SerialPool
+from executor.outcomes import Outcome
+from executor.pool import SerialPool
 from executor.settings import ExecutorSettings
 
 Run = Callable[..., list[Outcome]]

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from executor.judge import Judge
-from executor.pool import Outcome, SerialPool
+from executor.outcomes import Outcome
+from executor.pool import SerialPool
 from executor.settings import ExecutorSettings
 from executor.tasks import Validated, Verdict
 from tests.unit.executor.attacks.company import COMPANIONS, Companion

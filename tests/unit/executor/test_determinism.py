@@ -9,7 +9,8 @@ import pytest
 
 from executor.determinism import may_vary, seeds_for
 from executor.judge import Judge
-from executor.pool import SEEDS, Outcome, SandboxPool, SerialPool, Status
+from executor.outcomes import Outcome, Status
+from executor.pool import SEEDS, SandboxPool, SerialPool
 from executor.settings import ExecutorSettings
 from executor.tasks import Rejection, RejectionReason, Validated
 

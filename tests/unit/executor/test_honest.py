@@ -20,7 +20,8 @@ import pytest
 from executor.codec import decode, encode
 from executor.judge import Judge
 from executor.literals import parse_literal
-from executor.pool import SerialPool, Status
+from executor.outcomes import Status
+from executor.pool import SerialPool
 from executor.settings import ExecutorSettings
 from executor.values import equal
 

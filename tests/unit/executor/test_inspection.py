@@ -10,8 +10,9 @@ import pytest
 
 from executor.inspection import MAX_SHAPE, Facts, inspect, strip
 from executor.literals import parse_args, parse_literal
-from executor.pool import Outcome, SandboxPool, SerialPool, Status
-from executor.pool import Outcome as Found
+from executor.outcomes import Outcome, Status
+from executor.outcomes import Outcome as Found
+from executor.pool import SandboxPool, SerialPool
 from executor.request import facts_of
 from executor.settings import ExecutorSettings
 from executor.values import canonical

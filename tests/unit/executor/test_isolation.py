@@ -14,7 +14,8 @@ import pytest
 
 from executor.judge import Judge
 from executor.literals import parse_literal
-from executor.pool import SandboxPool, SerialPool, Status
+from executor.outcomes import Status
+from executor.pool import SandboxPool, SerialPool
 from executor.settings import ExecutorSettings
 from executor.tasks import Validated
 

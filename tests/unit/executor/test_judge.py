@@ -12,7 +12,8 @@ import pytest
 from executor.inspection import Facts
 from executor.judge import Judge
 from executor.memo import Memo
-from executor.pool import InfrastructureError, Outcome, SerialPool, Status
+from executor.outcomes import InfrastructureError, Outcome, Status
+from executor.pool import SerialPool
 from executor.settings import ExecutorSettings
 from executor.tasks import (
     Rejection,

@@ -18,7 +18,8 @@ import pytest
 
 from executor.layers import ALL, NAMESPACES, Layer, Tier, tier_of
 from executor.literals import parse_literal
-from executor.pool import InfrastructureError, Limits, Outcome, SandboxPool, Status
+from executor.outcomes import InfrastructureError, Limits, Outcome, Status
+from executor.pool import SandboxPool
 from executor.sandbox import Sandbox
 from executor.settings import ExecutorSettings
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from executor import request, sandbox
-from executor.pool import InfrastructureError, Outcome, SandboxPool, SerialPool, Status
+from executor.outcomes import InfrastructureError, Outcome, Status
+from executor.pool import SandboxPool, SerialPool
 from executor.settings import ExecutorSettings
 
 Run = Callable[..., list[Outcome]]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 
 from executor.literals import parse_literal
-from executor.pool import SerialPool, Status
+from executor.outcomes import Status
+from executor.pool import SerialPool
 
 
 def test_a_lie_is_about_the_liars_own_value_only(wall_pool: SerialPool) -> None:

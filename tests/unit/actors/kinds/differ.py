@@ -10,7 +10,7 @@ from actors.kinds.kind import ProposalRequest, TaskKind
 from actors.parsing import FormatError, arguments, blocks, inputs_of, last
 from actors.prompts import FENCE, FUNCTION_START, Piece, PromptFormat, PromptText, block, block_piece, frame, r1
 from executor.judge import UNPARSEABLE, Judge
-from executor.pool import Status
+from executor.outcomes import Status
 from executor.tasks import Proposal, Rejection, RejectionReason, Task, Verdict, VerdictReason
 
 

@@ -4,12 +4,14 @@ given."""
 from __future__ import annotations
 
 import ast
+import asyncio
 import re
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +24,10 @@ from actors.metrics import describe_batch
 from actors.parsing import answer_of
 from actors.seed_file import load_seeds, save
 from actors.settings import SelfPlaySettings
+from executor.judge import Judge
+from executor.pool import SerialPool
 from executor.settings import ExecutorSettings
-from executor.tasks import Task
+from executor.tasks import Proposal, Rejection, Task
 from launch.config import load
 from launch.recipe import ConfigError
 from launch.sft.data import examples
@@ -185,6 +189,15 @@ def test_fine_tuning_data_reads_back(prompt_format: str) -> None:
     assert kind_of("differ").read_answer(answer) == "3"
     read = kind_of("differ").read_proposal(proposal, [], 2)
     assert (read.program, read.inputs, read.texts) == (ONE, ("3",), {"other": OTHER})  # type: ignore[union-attr]
+
+
+def test_recorded_work_has_the_texts_that_it_adds() -> None:
+    recorded: list[dict[str, Any]] = []
+    environment = Environment(Judge(SerialPool(ExecutorSettings()), ExecutorSettings()), recorded.append)
+    proposal = Proposal("differ", ONE, (), texts={"other": OTHER})  # without an input, so nothing runs
+    assert isinstance(asyncio.run(environment.validate(proposal)), Rejection)
+    assert asyncio.run(environment.verify_all(TASK, [])) == []
+    assert [line["texts"] for line in recorded] == [{"other": OTHER}] * 2
 
 
 def test_a_recipe_may_name_it_once_it_is_registered() -> None:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 
 from executor.judge import Judge
-from executor.pool import Limits, Outcome, Status
+from executor.outcomes import Limits, Outcome, Status
 
 MARK = "azr-attack"
 """In the name of every file that an attack tries to leave behind."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from executor.pool import Status
+from executor.outcomes import Status
 from tests.unit.executor.attacks.attack import MARK, NOT_OK, SYSV_KEY, Attack, Expected, libc, number, syscall
 
 UNSAFE, ERROR, CRASHED = Status.UNSAFE, Status.ERROR, Status.CRASHED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from executor.pool import Status
+from executor.outcomes import Status
 from tests.unit.executor.attacks.attack import NOT_OK, SURVIVE, Attack, Expected
 
 CRASHED, ERROR, OTHER_TYPE = Status.CRASHED, Status.ERROR, Status.UNSERIALISABLE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from executor.pool import Status
+from executor.outcomes import Status
 from tests.unit.executor.attacks.attack import NOT_OK, Attack, Expected, libc
 
 TIMEOUT, MEMORY, TOO_LARGE, ERROR, UNSAFE = (

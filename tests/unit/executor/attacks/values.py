@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from executor.pool import Status
+from executor.outcomes import Status
 from tests.unit.executor.attacks.attack import Attack, Expected
 
 DIFFERS, OTHER_TYPE = Status.NONDETERMINISTIC, Status.UNSERIALISABLE
