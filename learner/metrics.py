@@ -26,8 +26,8 @@ def describe_ages(batch: Sequence[Trajectory], version: int, arrivals: Mapping[i
     In versions, a trajectory's age = version - oldest = generation + queue + publish:
 
         age/generation   newest - oldest    the weights that changed while it was sampled
-        age/queue        arrival - newest   from its last token to the learner: versions that the engine had not loaded, and
-                                            the judging (a proposal waits for its solutions)
+        age/queue        arrival - newest   from its last token to the learner: versions that the engine had not loaded,
+                                            and the judging (a proposal waits for its solutions)
         age/publish      version - arrival  the wait for the rest of its batch, and for the batches before
 
     with oldest and newest of its tokens. `age_mean`, `age_max` and the three means are over trajectories.

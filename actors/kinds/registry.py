@@ -34,8 +34,9 @@ def kinds() -> tuple[TaskKind, ...]:
             _add(_load(point))
     if not _registered:
         raise KindError(
-            f"no kind of task is registered: azr is not installed here, or its installation is older than its code and has "
-            f"no entry points of the group {GROUP}. Install it again (`make setup`, or `pip install -e .` in its folder)"
+            f"no kind of task is registered: azr is not installed here, or its installation is older than its code and "
+            f"has no entry points of the group {GROUP}. Install it again (`make setup`, or `pip install -e .` in its "
+            "folder)"
         )
     return tuple(sorted(_registered.values(), key=lambda kind: (kind.position, kind.name)))
 
@@ -72,7 +73,8 @@ def _load(point: EntryPoint) -> TaskKind:
         kind = point.load()()
     except Exception as error:
         raise KindError(
-            f"the kind of task {point.name!r} ({GROUP}: {point.value}) cannot be loaded: {type(error).__name__}: {error}"
+            f"the kind of task {point.name!r} ({GROUP}: {point.value}) cannot be loaded: "
+            f"{type(error).__name__}: {error}"
         ) from error
     if not isinstance(kind, TaskKind) or kind.name != point.name:
         raise KindError(f"{point.value} ({GROUP}) is not the class of a TaskKind called {point.name!r}")
@@ -82,7 +84,8 @@ def _load(point: EntryPoint) -> TaskKind:
 def _add(kind: TaskKind) -> None:
     if not KIND_NAME.fullmatch(kind.name):
         raise KindError(
-            f"{kind.name[:80]!r} cannot name a kind of task: a lower-case letter, then at most 39 letters, digits, _ or -"
+            f"{kind.name[:80]!r} cannot name a kind of task: a lower-case letter, then at most 39 letters, digits, "
+            "_ or -"
         )
     if kind.name in _registered:
         raise KindError(f"two kinds of task are called {kind.name!r}: uninstall one of their packages, or rename one")
