@@ -23,11 +23,13 @@ MAX_OTHERS = 8
 
 Same = Callable[[str, str], bool]
 
-# Words without which a program has no set, hash or address, and no text that shows one. A mistake in the direction of
-# too many costs runs; a word that is missing here makes the second run the only check.
+# Words without which a program has no set, hash or address, no text that shows one, and does not go on when memory has
+# run out, which is sooner in one sandbox than in another. A mistake in the direction of too many costs runs; a word
+# that is missing here makes the second run the only check.
 _WORDS = re.compile(
-    r"\b(?:import|set|frozenset|keys|items|hash|id|object|repr|ascii|str|format|print|getattr|__\w+__)\b"
-    r"|\.args\b|%[sra]|!r|(?<!\w)(?:[fF][rR]?|[rR][fF])['\"]"
+    r"\b(?:import|set|frozenset|keys|items|hash|id|object|repr|ascii|str|type|format|format_map|print|getattr"
+    r"|MemoryError|Exception|BaseException|finally|__\w+__)\b"
+    r"|except\s*:|\.args\b|%(?:\(\w*\))?[-#0+\d.*]*[sra]|!r|(?<!\w)(?:[fF][rR]?|[rR][fF])['\"]"
 )
 _BRACE = re.compile(r"\{")
 _DICTIONARY = re.compile(r"\{\s*(?:\}|(?:'[^'\\\n]*'|\"[^\"\\\n]*\"|(?!lambda\b)[\w.+-]+)\s*:(?!=))")

@@ -168,12 +168,15 @@ class Guards:
         """`getattr` for a module of the library, whose source writes out `names`; others may come from programs."""
 
         def get(target: Any, name: str, *default: object) -> Any:
+            _text(name)  # a subclass of str could be equal to any name
+            if name == "__dict__" and not default and isinstance(target, types.ModuleType):
+                refuse(name)  # it is to be written to
             if name == "__dict__" and not isinstance(target, type) and id(target) not in self.shared:
                 # With a default it is to be read, as by `update_wrapper`, and may hold what the library has put there.
                 if default and not self._is_open(target):
                     return default[0]
                 return getattr(target, name, *default)
-            if type(name) is str and name in names:
+            if name in names:
                 return getattr(target, name, *default)
             if isinstance(target, types.ModuleType):
                 refuse(name)
@@ -245,7 +248,8 @@ def check_fields(text: str) -> None:
 
 def checked_code(text: str, filename: str = "", mode: str = "exec", *_: object, **__: object) -> types.CodeType:
     """`compile` for the library. Raises AttributeError for text that the gate refuses, or what `compile` does."""
-    found = compile_checked(text, mode, pruned=False)
+    # Of exact type: a subclass of str could tell the gate that it is of ASCII.
+    found = compile_checked(str.__str__(text), mode, pruned=False)
     if isinstance(found, tuple):
         raise Refused(f"{found[0]}: {found[1]}")
     return found

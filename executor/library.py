@@ -1,4 +1,4 @@
-"""Modules of the standard library as programs get them: six in copies of their own, whose own `getattr`, `eval` and the
+"""Modules of the standard library as programs get them: some in copies of their own, whose own `getattr`, `eval` and the
 like are the guards.
 
 `functools.update_wrapper` reads the attributes that its caller names, `typing` evaluates text, `dataclasses` puts names
@@ -12,6 +12,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import importlib.util
+import itertools
 import sys
 import types
 from collections import ChainMap
@@ -31,6 +32,7 @@ _NAMES: dict[str, frozenset[str]] = {
         "string": "",
         "pprint": "",
         "contextlib": "stdout stderr",
+        "queue": "",
     }.items()
 }
 """The modules, and the special attributes that their source reads by `getattr`, besides those that programs may
@@ -46,9 +48,14 @@ def guarded_modules(guards: Guards) -> dict[str, types.ModuleType]:
     for name in _NAMES:
         modules[name] = _copy(name, guards, modules, system)
     _mend_cached_property(modules["functools"])
+    _mend_partialmethod(modules["functools"])
+    _mend_namespaces(modules["pprint"])
     _mend_copies_of_methods(modules["copy"], guards)
     modules["copy"].__dict__["_reconstruct"] = _reconstructing(guards, modules["copy"].deepcopy)
     _mend_text_annotations(modules["dataclasses"])
+    # What a queue waits for never comes: the first look at the clock after its beginning is late.
+    ages = itertools.count(step=1 << 40)
+    vars(modules["queue"])["time"] = ages.__next__
     return modules
 
 
@@ -96,6 +103,30 @@ def _mend_cached_property(functools: types.ModuleType) -> None:
     kind.__get__ = get
 
 
+def _mend_partialmethod(functools: types.ModuleType) -> None:
+    """It notes what a method is bound to, of a builtin one a module, among the attributes of its partial."""
+    kind = functools.partialmethod
+
+    def get(self: Any, instance: Any, owner: Any = None) -> Any:
+        bind = getattr(type(self.func), "__get__", None)
+        if bind is None or isinstance(self.func, functools.partial):
+            return self._make_unbound_method().__get__(instance, owner)
+        bound = bind(self.func, instance, owner)
+        if bound is self.func:
+            return self._make_unbound_method().__get__(instance, owner)
+        return functools.partial(bound, *self.args, **self.keywords)
+
+    kind.__get__ = get
+
+
+def _mend_namespaces(pprint: types.ModuleType) -> None:
+    """It formats the `__dict__` of what it is given, by a method that a subclass may define. Programs have no
+    namespace objects."""
+    printer = pprint.PrettyPrinter
+    del printer._pprint_simplenamespace
+    del printer._dispatch[types.SimpleNamespace.__repr__]
+
+
 def _mend_copies_of_methods(copy: types.ModuleType, guards: Guards) -> None:
     """A deep copy of a method copies what it is bound to, and keeps the copy where the caller can find it."""
 
@@ -123,7 +154,7 @@ def _reconstructing(guards: Guards, deepcopy: Callable[..., Any]) -> Callable[..
 
     def check(state: object) -> None:
         for part in state if type(state) is tuple and len(state) == 2 else (state,):
-            for name in part if isinstance(part, dict) else ():
+            for name in dict.keys(part) if isinstance(part, dict) else ():
                 permitted(name)
 
     def reconstruct(
@@ -153,9 +184,12 @@ def _reconstructing(guards: Guards, deepcopy: Callable[..., Any]) -> Callable[..
                 state, slots = state if type(state) is tuple and len(state) == 2 else (state, None)
                 if isinstance(y, (type, types.ModuleType)) or id(y) in guards.shared:
                     raise TypeError("can't be copied")
-                if state is not None:
+                # As a dict of exact type, whose names are all that will be written.
+                state = dict(state or {})
+                check(state)
+                if state:
                     y.__dict__.update(state)
-                for name, value in (slots or {}).items():
+                for name, value in dict(slots or {}).items():
                     guards.set(y, name, value)
         for item in listiter or ():
             y.append(deep(item))

@@ -142,12 +142,24 @@ class _Guarding(ast.NodeTransformer):
 
     `X.format`, and the other guarded attributes, become `<attribute>(X, "format")`. A class pattern with positions,
     which reads the attributes that the class's `__match_args__` names, gets a stand-in for the class that has been
-    checked: `case C(a)` becomes `case M.c0(a)`, with `M = <classes>(lambda: C)` before the `match`.
+    checked: `case C(a)` becomes `case M.c0(a)`, with `M = <classes>(lambda: C)` before the `match`. In the body of a
+    class `M` is global: the names of the body are kept by whatever its metaclass has prepared.
     """
 
     def __init__(self) -> None:
         self.changed = False
         self._matches = 0
+        self._in_class = False
+
+    def visit(self, node: ast.AST) -> Any:
+        """The changed node."""
+        outer = self._in_class
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            self._in_class = isinstance(node, ast.ClassDef)
+        try:
+            return super().visit(node)
+        finally:
+            self._in_class = outer
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         self.generic_visit(node)
@@ -175,4 +187,5 @@ class _Guarding(ast.NodeTransformer):
         for place, pattern in enumerate(patterns):
             pattern.cls = ast.Attribute(ast.Name(name, ast.Load()), f"c{place}", ast.Load())
         call = ast.Call(ast.Name(CLASSES, ast.Load()), classes, [])
-        return [ast.copy_location(ast.Assign([ast.Name(name, ast.Store())], call), node), node]
+        assign = ast.copy_location(ast.Assign([ast.Name(name, ast.Store())], call), node)
+        return [*([ast.copy_location(ast.Global([name]), node)] if self._in_class else []), assign, node]

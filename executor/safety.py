@@ -66,6 +66,10 @@ ALLOWED_DUNDER_NAMES = frozenset({"__class__", "__debug__", "__doc__", "__name__
 """The same for names that stand alone."""
 
 
+_ELSEWHERE = frozenset({"input", "queue", "sys"})
+"""Names and modules that programs have here, in a harmless form, and that wait, or change the process, elsewhere."""
+
+
 class Unsafe(StrEnum):
     """What the gate objects to."""
 
@@ -136,7 +140,8 @@ def _is_plain(program: str) -> bool:
 def check(program: str, strict: bool = False) -> tuple[Unsafe, str] | None:
     """The first thing in `program` that the policy refuses, with the name concerned; None for an acceptable program.
 
-    `strict`: what never runs here counts, too, and so do imports that may fail: for a program that is to run elsewhere.
+    `strict`: what never runs here counts, too, and so do imports that may fail, standard input, and what waits: for a
+    program that is to run elsewhere.
     Raises what `ast.parse` does for text that is no program: SyntaxError, ValueError, RecursionError, MemoryError.
     """
     tree = ast.parse(program)
@@ -186,6 +191,10 @@ class _Names:
         self.suspects: list[str] = []
         self.changed: list[str] = []
 
+    def offers(self, module: str | None) -> bool:
+        """Whether a program may import it."""
+        return module in ALLOWED_MODULES and not (self.strict and module in _ELSEWHERE)
+
     def verdict(self) -> tuple[Unsafe, str] | None:
         for name in self.suspects:
             # A program may call its own variable `input`, and write `__radd__ = __add__`.
@@ -234,14 +243,14 @@ def _look_at_change(node: ast.Attribute | ast.Subscript, names: _Names) -> _Foun
 def _look_at_name(node: ast.Name, names: _Names) -> _Found:
     if type(node.ctx) is not ast.Load:
         names.bound.add(node.id)
-    elif node.id in BANNED_NAMES or _is_dunder(node.id):
+    elif node.id in BANNED_NAMES or _is_dunder(node.id) or (names.strict and node.id in _ELSEWHERE):
         names.suspects.append(node.id)
     return None
 
 
 def _look_at_import(node: ast.Import, names: _Names) -> _Found:
     for alias in node.names:
-        if alias.name in ALLOWED_MODULES:
+        if names.offers(alias.name):
             names.imported[alias.asname or alias.name.partition(".")[0]] = alias.name
         elif id(node) not in names.optional:
             return Unsafe.IMPORT, alias.name
@@ -249,12 +258,12 @@ def _look_at_import(node: ast.Import, names: _Names) -> _Found:
 
 
 def _look_at_import_from(node: ast.ImportFrom, names: _Names) -> _Found:
-    if node.level or node.module not in ALLOWED_MODULES:
+    if node.level or not names.offers(node.module):
         if id(node) in names.optional:
             return None
         return Unsafe.IMPORT, "." * node.level + (node.module or "")
     for alias in node.names:
-        if alias.name not in OFFERED.get(node.module, {alias.name, "*"}) | {"*"}:
+        if alias.name not in OFFERED.get(node.module or "", {alias.name, "*"}) | {"*"}:
             return Unsafe.IMPORT, f"{node.module}.{alias.name}"
         names.imported[alias.asname or alias.name] = ""
     return None

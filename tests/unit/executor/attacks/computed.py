@@ -705,4 +705,140 @@ ATTACKS = (
         ERROR,
         "IndexError",
     ),
+    # Names and texts that only seem to be what they are checked for.
+    policy(
+        "a name that equals every name, as a stream's",
+        "import contextlib\n"
+        "class S(str):\n"
+        "    def __eq__(s, o): return True\n"
+        "    __hash__ = str.__hash__\n"
+        "def f(x):\n"
+        "    r = contextlib.redirect_stdout(None); r._stream = S('mod' + 'ules')\n"
+        "    try: r.__enter__()\n"
+        "    except Exception: pass\n"
+        "    return len(r._old_targets[0])",
+        ERROR,
+        "IndexError",
+    ),
+    policy(
+        "a name that equals every name, as a field's",
+        "import dataclasses\n"
+        "class S(str):\n"
+        "    def __eq__(s, o): return True\n"
+        "    __hash__ = str.__hash__\n"
+        "@dataclasses.dataclass\n"
+        "class D(Exception): x: int = 0\n"
+        "def f(x):\n"
+        "    dataclasses.fields(D)[0].name = S('__trace' + 'back__')\n"
+        "    try: raise D()\n"
+        "    except D as e: return str(dataclasses.astuple(e))[:20]",
+        ERROR,
+        "TypeError",
+    ),
+    policy(
+        "a text that says it is of ASCII",
+        "from typing import ForwardRef\n"
+        "class S(str):\n"
+        "    def isascii(s): return True\n"
+        "def g(): yield 1\n"
+        "def f(x): return str(ForwardRef(S('g().gi_\\uff46rame'))._evaluate({'g': g}, {}, frozenset()))",
+        UNSAFE,
+    ),
+    policy(
+        "a state that hides its names",
+        "import copy, textwrap\n"
+        "class Hiding(dict):\n"
+        "    def __iter__(s): return iter(())\n"
+        "class A:\n"
+        "    def __reduce_ex__(s, p): return (lambda: g, (), Hiding({'__wrap' + 'ped2__': 3}))\n"
+        "def g(): pass\n"
+        "def f(x):\n"
+        "    copy.copy(A()); return hasattr(g, 'a')",
+        UNSAFE,
+    ),
+    policy(
+        "a state that is no dict",
+        "import copy\n"
+        "class Names:\n"
+        "    def keys(s): return ['__wrap' + 'ped2__']\n"
+        "    def __getitem__(s, k): return 3\n"
+        "class A:\n"
+        "    def __reduce_ex__(s, p): return (lambda: g, (), Names())\n"
+        "def g(): pass\n"
+        "def f(x):\n"
+        "    copy.copy(A()); return 1",
+        UNSAFE,
+    ),
+    policy(
+        "a match in a class, whose names a metaclass keeps",
+        "class Any(type):\n"
+        "    def __instancecheck__(c, o): return True\n"
+        "C = Any('C', (), {'__match_args__': ('__glo' + 'bals__',)})\n"
+        "class O: c0 = C\n"
+        "class Names(dict):\n"
+        "    def __getitem__(s, k): return O if k.startswith('<match') else dict.__getitem__(s, k)\n"
+        "class Meta(type):\n"
+        "    def __prepare__(n, b): return Names()\n"
+        "def f(x):\n"
+        "    g = f\n"
+        "    class B(metaclass=Meta):\n"
+        "        match g:\n"
+        "            case C(v): got = v\n"
+        "    return sorted(B.got)[:4]",
+        UNSAFE,
+    ),
+    # What the library reads of an object, and hands to a method that a program has defined.
+    policy(
+        "the dict of a type, from a printer",
+        "import pprint\n"
+        "class P(pprint.PrettyPrinter):\n"
+        "    def _format_namespace_items(self, items, *a): got.extend(items)\n"
+        "got = []\n"
+        "def f(x):\n"
+        "    P()._pprint_simplenamespace(type(f), None, 0, 0, set(), 1)\n"
+        "    return sorted(dict(got)['__glo' + 'bals__'].__get__(pprint.pprint))[:4]",
+        ERROR,
+        "AttributeError",
+    ),
+    policy(
+        "what a method is bound to, from a partial",
+        "import copy, functools\n"
+        "class D:\n"
+        "    def __get__(s, o, c): return dict.fromkeys\n"
+        "    def __call__(s): pass\n"
+        "class A:\n"
+        "    p = functools.partialmethod(D())\n"
+        "def f(x):\n"
+        "    memo = {}\n"
+        "    copy.deepcopy(A().p, memo)\n"
+        "    return [v for v in memo.values() if type(v) is dict and v]",
+        "[]",
+    ),
+    policy(
+        "the names of a module, by an update",
+        "import functools, math\n"
+        "class W: pass\n"
+        "def f(x):\n"
+        "    w = W(); w.pi = 3\n"
+        "    try: functools.update_wrapper(math, w, assigned=())\n"
+        "    except AttributeError: pass\n"
+        "    return math.pi",
+        "3.141592653589793",
+    ),
+    policy(
+        "the clock, by a queue",
+        "import queue\n"
+        "class Q(queue.Queue):\n"
+        "    def _qsize(s): return 0\n"
+        "class Wait:\n"
+        "    def __enter__(s): return s\n"
+        "    def __exit__(s, *a): return False\n"
+        "    def wait(s, left): raise ValueError(left)\n"
+        "def f(x):\n"
+        "    q = Q(); q.not_empty = Wait()\n"
+        "    try: q.get(timeout=5)\n"
+        "    except ValueError as e: return e.args[0]",
+        ERROR,
+        "Empty",
+    ),
 )
