@@ -164,7 +164,8 @@ def shuffle_memory() -> list[object]:
     small += [functools.partial(tuple, bytes(size)) for size in range(1, 8)]
     # Size classes of CPython's allocator, by way of a type whose own part is 33 bytes; and sizes of the C library's.
     small += [functools.partial(bytes, size) for size in range(15, 144, 16)]
-    of_a_class = type.__basicsize__ + type.__itemsize__ + 16  # the last for the garbage collector
+    kind: type = type
+    of_a_class = kind.__basicsize__ + kind.__itemsize__ + 16  # the last for the garbage collector
     sizes = [*range(159, 480, 32), *range(600, 6000, 900), of_a_class - 33, 70_000]
     large = [functools.partial(bytes, size) for size in sizes]
     made = [[make() for _ in range(count)] for makers, count in ((small, SMALL), (large, LARGE)) for make in makers]

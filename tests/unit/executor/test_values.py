@@ -292,3 +292,21 @@ def test_equality(one: object, other: object, type_aware: bool, python: bool) ->
         assert equal(left, right) is type_aware
         assert equal(left, right, "type_aware") is type_aware
         assert equal(left, right, "python") is python
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        frozenset(range(6000)),
+        [frozenset({number}) for number in range(4900)],
+        frozenset(number * (2**61 - 1) for number in range(1, 1500)),
+        frozenset(float("nan") for _ in range(9000)),
+        frozenset({frozenset({number, -1}) for number in range(3000)}),
+    ],
+    ids=["elements", "many", "collisions", "nan", "nested"],
+)
+def test_a_frozenset_that_a_program_may_return_can_be_read_back(value: object) -> None:
+    """Its canonical text takes no more of the budgets than the value did."""
+    text = canonical(decode(encode(value)))
+    assert canonical(parse_literal(text, 16 * values.MAX_BYTES)) == text
+    assert canonical_args(parse_args(text, 16 * values.MAX_BYTES)) == text
