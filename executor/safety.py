@@ -55,7 +55,7 @@ _SPECIAL_METHODS = """
 abs add and annotations bool bytes call cause ceil class complex contains context copy deepcopy delattr delitem dir divmod
 doc enter eq exit float floor floordiv format ge get getattr getitem gt hash iadd iand ifloordiv ilshift imatmul imod imul
 index init init_subclass int invert ior ipow irshift isub iter itruediv ixor le len length_hint lshift lt match_args matmul
-members missing mod mul name ne neg new next or pos post_init pow qualname radd rand rdivmod repr reversed rfloordiv
+members missing mod mul name ne neg new next notes or pos post_init pow qualname radd rand rdivmod repr reversed rfloordiv
 rlshift rmatmul rmod rmul ror round rpow rrshift rshift rsub rtruediv rxor set set_name setattr setitem slots str sub
 truediv trunc wrapped xor
 """

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from executor.determinism import seeds_for
 from executor.inspection import Facts
 from executor.judge import Judge
 from executor.memo import Memo
@@ -326,6 +327,15 @@ def test_an_answer_runs_twice_where_the_program_may_vary(sharing: Judge, watched
     assert reasons(sharing, Input(program, "3", "1"), "4") == ["nondeterministic"], "it is not remembered"
     sound = "def f(x): return sorted({*x, 1})"
     assert reasons(sharing, Input(sound, "[1]", "[1, 2]"), "[2]", "[3]") == ["correct", "wrong"]
+
+
+def test_an_answers_program_is_not_correct_by_luck(judge: Judge, serial_pool: SerialPool) -> None:
+    program = "def f(x): return hash('a')"
+    lucky = seeds_for(program, ("1",), serial_pool.workers, serial_pool.seeds)[0]
+    (first,) = asyncio.run(serial_pool.execute(program, ["1"], lucky))
+    for _ in range(2):
+        (verdict,) = asyncio.run(judge.check_programs([("1", first.value)], [program]))
+        assert verdict.reason is VerdictReason.NONDETERMINISTIC
 
 
 def test_what_an_answer_returned_is_not_taken_for_a_tasks_value(sharing: Judge, watched: Watched) -> None:
