@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors.buffer import Added, TaskBuffer
+from actors.buffer import Added, NewTask, TaskBuffer
 from actors.remote_buffer import RemoteBuffer
 from executor.tasks import Task
 from launch.cluster.buffer_actor import BufferActor, options
@@ -53,17 +53,18 @@ def make(number: int) -> Task:
     return Task("deduction", f"def f(x): return {number}", ("1",), (str(number),))
 
 
-def fields(task: Task) -> dict[str, Any]:
-    return {"normal": task.program, "proposer_version": 0, "episode_id": "e", "references": [1]}
+def new(number: int) -> NewTask:
+    task = make(number)
+    return NewTask(task, normal=task.program, proposer_version=0, episode_id="e", references=(1,))
 
 
 def test_many_callers_get_what_the_store_gives(actor: Any, folder: RunFolder, tmp_path: Path) -> None:
     remote = RemoteBuffer(actor)
 
     async def story() -> float:
-        added = await asyncio.gather(*(remote.add(make(n), **fields(make(n))) for n in range(400)))
+        added = await asyncio.gather(*(remote.add(new(n)) for n in range(400)))
         assert sorted(one.task_id for one in added if one.task_id) == list(range(3, 403))
-        assert await remote.add(make(7), **fields(make(7))) == Added(None, True)
+        assert await remote.add(new(7)) == Added(None, True)
         started = time.monotonic()
         await asyncio.gather(*(remote.record(task_id, 1, 8, 3) for task_id in range(3, 403)))
         seconds = time.monotonic() - started
@@ -93,13 +94,13 @@ def test_a_request_that_the_file_fails_is_no_secret(actor: Any, folder: RunFolde
         database.commit()
     assert ray.get(actor.metrics.remote())["buffer/deduction"] == 1
     with pytest.raises(sqlite3.Error, match="disk full"):
-        ray.get(actor.add.remote(make(1), **fields(make(1))))
+        ray.get(actor.add.remote(new(1)))
     with pytest.raises(sqlite3.Error, match="disk full"):
         ray.get(actor.metrics.remote())
 
 
 def test_a_killed_actor_has_lost_nothing_that_it_acknowledged(actor: Any, folder: RunFolder) -> None:
-    ids = [ray.get(actor.add.remote(make(n), **fields(make(n)))).task_id for n in range(20)]
+    ids = [ray.get(actor.add.remote(new(n))).task_id for n in range(20)]
     ray.kill(actor)
     time.sleep(1)
     store = TaskBuffer(folder.tasks)
