@@ -204,6 +204,7 @@ def _bench(*arguments: str) -> int:
     return main(["bench", "executor", *arguments])
 
 
+@pytest.mark.slow
 def test_every_path_and_ratio_is_there_once_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = _file(tmp_path, PROPOSAL, {"op": "verify", **TASK, "answers": ["1", "2"]})
     target = tmp_path / "found.json"

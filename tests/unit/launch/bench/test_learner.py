@@ -41,6 +41,7 @@ def write_batch(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_every_ratio_is_measured_and_both_sides_have_one_loss(folder: Path, tmp_path: Path) -> None:
     options = learner.Options(
         runs=1,

@@ -1,8 +1,11 @@
 """`azr bench stream` over real sockets and processes, for a moment; without Ray."""
 
+import pytest
+
 from launch.bench import stream
 
 
+@pytest.mark.slow
 def test_the_stream_is_measured_beside_bare_sockets_and_a_queue() -> None:
     options = stream.Options(runs=1, seconds=0.05, tokens=(200, 8000), peers=("multiprocessing",))
     report = stream.run(options).to_json()

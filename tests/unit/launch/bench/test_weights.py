@@ -18,6 +18,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_transport_is_measured_beside_its_limits(folder: Path) -> None:
     report = weights.run(weights.Options(str(folder), runs=2, receivers=2, repeats=1, engine=False)).to_json()
     assert [row["path"] for row in report["rows"]] == ["update", "raw broadcast", "file, saved and loaded"]

@@ -49,11 +49,11 @@ FAMILIES = {
     "qwen3-moe": ("qwen3_moe", MOE | {"norm_topk_prob": True, "mlp_only_layers": [0]}),
     "qwen3-moe-raw": ("qwen3_moe", MOE | {"norm_topk_prob": False, "tie_word_embeddings": True}),
 }
-# All of one spawn of four ranks; data-parallel ranks compute the same batch, and each half of its loss.
+# On four ranks; data-parallel ranks compute the same batch, and each half of its loss.
 LAYOUTS = {
+    "TP2xPP2": ParallelSettings(tensor=2, pipeline=2),
     "TP2xDP2": ParallelSettings(tensor=2, data=2),
     "PP2xDP2": ParallelSettings(pipeline=2, data=2),
-    "TP2xPP2": ParallelSettings(tensor=2, pipeline=2),
 }
 Values = list[tuple[Tensor, Tensor]]
 """Log-probabilities and entropies of each sequence's response."""
@@ -142,13 +142,11 @@ def run_layout(folder: Path, parallel: ParallelSettings, out: Path) -> None:
         torch.save((loaded, norm, trained), out / f"rank-{torch.distributed.get_rank()}.pt")
 
 
-def run_rank(rank: int, folders: dict[str, Path], out: Path) -> None:
+def run_rank(rank: int, parallel: ParallelSettings, folders: dict[str, Path], out: Path) -> None:
     torch.set_num_threads(1)
-    store = torch.distributed.FileStore(str(out / "store"), 4)
-    for layout, parallel in LAYOUTS.items():
-        init_parallel(parallel, rank, 4, store, timeout=60.0)
-        for family, folder in folders.items():
-            run_layout(folder, parallel, out / f"{family}-{layout}")
+    init_parallel(parallel, rank, 4, torch.distributed.FileStore(str(out / "store"), 4), timeout=60.0)
+    for family, folder in folders.items():
+        run_layout(folder, parallel, out / family)
 
 
 @pytest.fixture(scope="module")
@@ -192,32 +190,63 @@ def expected(folders: dict[str, Path]) -> dict[str, tuple[Values, float, Values]
     return found
 
 
-@pytest.fixture(scope="module")
-def ranks(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Findings of one rank, and of four spawned ones."""
-    out = tmp_path_factory.mktemp("ranks")
-    torch.set_num_threads(1)
-    init_parallel(ParallelSettings(), 0, 1)
-    for family, folder in folders.items():
-        run_layout(folder, ParallelSettings(), out / f"{family}-one")
-    run_ranks(run_rank, (folders, out), 4)
+def findings(layout: str, folders: dict[str, Path], out: Path) -> Path:
+    """The folder with what the ranks of a layout found, by family."""
+    run_ranks(run_rank, (LAYOUTS[layout], folders, out), 4)
     return out
 
 
-@pytest.mark.parametrize("layout", ["one", *LAYOUTS])
+@pytest.fixture(scope="module")
+def one(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("one")
+    torch.set_num_threads(1)
+    init_parallel(ParallelSettings(), 0, 1)
+    for family, folder in folders.items():
+        run_layout(folder, ParallelSettings(), out / family)
+    return out
+
+
+@pytest.fixture(scope="module")
+def tp2_pp2(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return findings("TP2xPP2", folders, tmp_path_factory.mktemp("tp2_pp2"))
+
+
+@pytest.fixture(scope="module")
+def tp2_dp2(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return findings("TP2xDP2", folders, tmp_path_factory.mktemp("tp2_dp2"))
+
+
+@pytest.fixture(scope="module")
+def pp2_dp2(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return findings("PP2xDP2", folders, tmp_path_factory.mktemp("pp2_dp2"))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "logit_ranks"),
+    [
+        pytest.param("one", 1, id="one"),
+        pytest.param("tp2_pp2", 2, id="TP2xPP2"),
+        pytest.param("tp2_dp2", 4, id="TP2xDP2", marks=pytest.mark.slow),
+        pytest.param("pp2_dp2", 2, id="PP2xDP2", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_that_of_transformers(
-    ranks: Path, expected: dict[str, tuple[Values, float, Values]], family: str, layout: str
+    request: pytest.FixtureRequest,
+    expected: dict[str, tuple[Values, float, Values]],
+    family: str,
+    ranks: str,
+    logit_ranks: int,
 ) -> None:
     import transformers as tf
 
+    out: Path = request.getfixturevalue(ranks)
     loaded, norm, trained = expected[family]
-    out = ranks / f"{family}-{layout}"
-    exported = tf.AutoModelForCausalLM.from_pretrained(out / "trained", dtype=torch.float32)
+    exported = tf.AutoModelForCausalLM.from_pretrained(out / family / "trained", dtype=torch.float32)
     with torch.no_grad():
         from_export = transformers_values(exported)
-    found = sorted(out.glob("rank-*.pt"))
-    assert len(found) == {"one": 1, "TP2xDP2": 4, "PP2xDP2": 2, "TP2xPP2": 2}[layout]
+    found = sorted((out / family).glob("rank-*.pt"))
+    assert len(found) == logit_ranks
     for path in found:
         ours, our_norm, ours_trained = torch.load(path)
         assert largest_difference(ours, loaded) < 2e-5

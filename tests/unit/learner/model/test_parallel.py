@@ -222,12 +222,20 @@ def vocabulary(chunked: bool) -> list[Tensor]:
     return [values.detach(), entropy, hidden.grad, shard.grad]
 
 
-@pytest.fixture(scope="module")
-def worlds(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("ranks")
-    for size in (2, 4):
-        run_ranks(run_rank, (size, folders, out), size)
+def findings(size: int, folders: dict[str, Path], out: Path) -> Path:
+    """The folder with the findings of all layouts of `size` ranks."""
+    run_ranks(run_rank, (size, folders, out), size)
     return out
+
+
+@pytest.fixture(scope="module")
+def two(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return findings(2, folders, tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture(scope="module")
+def four(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return findings(4, folders, tmp_path_factory.mktemp("four"))
 
 
 @pytest.fixture(scope="module")
@@ -244,12 +252,22 @@ def largest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((tensor - other[name]).float().abs().max()) for name, tensor in one.items())
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(case) for case in CASES])
-def test_a_layout_equals_one_rank(worlds: Path, alone: dict[tuple[str, str], Found], number: int) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "number"),
+    [
+        pytest.param(ranks, number, id="-".join(case), marks=[pytest.mark.slow] if ranks == "four" else [])
+        for number, case in enumerate(CASES)
+        for ranks in [{2: "two", 4: "four"}[case.parallel.world_size]]
+    ],
+)
+def test_a_layout_equals_one_rank(
+    request: pytest.FixtureRequest, alone: dict[tuple[str, str], Found], ranks: str, number: int
+) -> None:
+    out: Path = request.getfixturevalue(ranks)
     case = CASES[number]
     one = alone[case.model, case.dtype]
     for rank in range(case.parallel.world_size):
-        found = Found(**torch.load(worlds / f"{number}-{rank}.pt"))
+        found = Found(**torch.load(out / f"{number}-{rank}.pt"))
         differences = (
             abs(found.loss - one.loss) / abs(one.loss),
             largest(one.gradients, found.gradients),
@@ -273,7 +291,7 @@ def test_a_layout_equals_one_rank(worlds: Path, alone: dict[tuple[str, str], Fou
                 assert (tensor - found.weights[name]).float().abs().mean() < 0.2 * LR, name
 
 
-def test_sharded_logprobs_are_a_softmax_in_float64(worlds: Path) -> None:
+def test_sharded_logprobs_are_a_softmax_in_float64(two: Path) -> None:
     """Vocabulary over two ranks, in one chunk and in several: values and gradients."""
     hidden, weight, targets, scale = logits_inputs()
     exact, matrix = hidden.double().requires_grad_(), weight.double().requires_grad_()
@@ -281,7 +299,7 @@ def test_sharded_logprobs_are_a_softmax_in_float64(worlds: Path) -> None:
     values = table.gather(1, targets[:, None])[:, 0]
     (values * scale).sum().backward()
     entropy = -(table.exp() * table).sum(1).detach()
-    ranks = [torch.load(worlds / f"vocabulary-{rank}.pt") for rank in range(2)]
+    ranks = [torch.load(two / f"vocabulary-{rank}.pt") for rank in range(2)]
     for start in (0, 4):
         for found in ranks:
             for ours, theirs in zip(found[start : start + 3], (values.detach(), entropy, exact.grad), strict=True):
