@@ -17,7 +17,8 @@ $(READY): requirements-cpu.lock pyproject.toml launch/setup_cpu.sh
 train: $(READY)  ## the default run: self-play with a 135M model on this machine's CPU
 	$(BIN)/azr train launch/recipes/smollm2-cpu.toml
 
-# Lint and tests at once; -k: both report, whichever fails.
+# Lint and tests at once; --keep-going: both report, whichever fails. The + before a recipe of tests shows their progress
+# as it comes.
 TOGETHER := @$(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=line
 # Two workers, each with whole files of tests, in the order that tests/conftest.py gives.
 PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
@@ -36,13 +37,13 @@ test-gpu: $(READY)  ## what only GPUs can show, on a machine that has one: the w
 	$(BIN)/python -m pytest -q tests/gpu
 
 unit: $(READY)
-	@$(PYTEST) -m "not slow and not deep" tests/unit
+	+@$(PYTEST) -m "not slow and not deep" tests/unit
 
 unit-and-integration: $(READY)
-	@$(PYTEST) -m "not deep" --hypothesis-profile full tests/unit tests/integration
+	+@$(PYTEST) -m "not deep" --hypothesis-profile full tests/unit tests/integration
 
 everything: $(READY)
-	@$(PYTEST) --hypothesis-profile deep --timeout 7200 tests/unit tests/integration
+	+@$(PYTEST) --hypothesis-profile deep --timeout 7200 tests/unit tests/integration
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
-from actors.buffer import Buffer, NewTask
+from actors.buffer.task_buffer import Buffer, NewTask
+from actors.engine.generation import Completion, Engine
 from actors.environment import Environment
-from actors.generation import Completion, Engine
 from actors.prompt_builder import Prompt, PromptTooLong
 from actors.propose import REDRAWS, Brief, Draft, ProposalOutcome, Proposer
 from actors.rewards import Proposed, Solved, reward_terms

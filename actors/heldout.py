@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.engine.generation import Engine, Sampling
 from actors.environment import Environment
-from actors.generation import Engine, Sampling
 from actors.kinds.registry import kind_of, names
 from actors.parsing import FormatError, answer_of
 from actors.prompt_builder import Prompt, PromptBuilder, PromptTooLong

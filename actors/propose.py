@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from actors.buffer import Buffer
+from actors.buffer.task_buffer import Buffer
 from actors.composite import composite, definitions, fit
+from actors.engine.generation import Completion
 from actors.environment import Environment
-from actors.generation import Completion
 from actors.kinds.registry import kind_of, names
 from actors.parsing import FormatError, answer_of
 from actors.prompt_builder import Prompt, PromptTooLong

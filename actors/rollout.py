@@ -21,11 +21,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from actors.buffer import Buffer
+from actors.buffer.task_buffer import Buffer
 from actors.concurrency import ConcurrencyController, Load
+from actors.engine.generation import Engine
 from actors.environment import Environment
 from actors.episodes import Player
-from actors.generation import Engine
 from actors.sampler import Identity
 from actors.seeding import seed_buffer
 from actors.settings import SelfPlaySettings

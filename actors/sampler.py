@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from actors.generation import Completion, Engine, Sampling
+from actors.engine.generation import Completion, Engine, Sampling
 from actors.prompt_builder import Prompt, PromptBuilder
 from actors.settings import SelfPlaySettings
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from actors.buffer import GIVEN, NewTask, TaskBuffer
-from actors.buffer_file import READABLE_SCHEMAS, SCHEMA_VERSION
+from actors.buffer.file import READABLE_SCHEMAS, SCHEMA_VERSION
+from actors.buffer.task_buffer import GIVEN, NewTask, TaskBuffer
 from actors.environment import Environment
 from actors.kinds.registry import names
 from executor.judge import Judge

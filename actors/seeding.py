@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from actors.buffer import Buffer, NewTask
+from actors.buffer.task_buffer import Buffer, NewTask
+from actors.engine.generation import Engine
 from actors.environment import Environment
-from actors.generation import Engine
 from actors.kinds.deduction import Deduction
 from actors.kinds.registry import kinds
 from actors.propose import Draft, Proposer

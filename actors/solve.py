@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from actors.engine.generation import Completion
 from actors.environment import Environment
-from actors.generation import Completion
 from actors.kinds.registry import kind_of
 from actors.parsing import FormatError, answer_of
 from actors.prompt_builder import Prompt

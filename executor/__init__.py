@@ -6,7 +6,8 @@ an answer right (`Judge.check_values`, `check_inputs`, `check_programs`)? What a
 `actors/kinds/`.
 
 Open `judge.py` first: it is the whole environment in terms of the other files. Then `tasks.py` (the nouns), `pool.py`
-(many sandboxes), `sandbox.py` (one sandbox, seen from outside), `zygote.py` (its fork server), `child.py` (what runs a
-program), `jail.py` (the wall: seccomp, Landlock, limits), `safety.py` (the gate), `facades.py` (what programs find),
-`values.py` (what a value is), `literals.py` (reading one) and `codec.py` (sending one).
+(many sandboxes), `values.py` (what a value is), `literals.py` (reading one) and `codec.py` (sending one).
+
+- `sandbox/`: one sandbox: its processes, and the wall around them (seccomp, Landlock, namespaces, limits)
+- `policy/`: what a program may use, and what it finds when it runs
 """

@@ -18,8 +18,8 @@ from typing import Protocol
 from executor.inspection import Facts
 from executor.layers import ALL, Layer, Tier
 from executor.outcomes import DeadError, InfrastructureError, Limits, Outcome, Status
-from executor.request import Request, facts_of
-from executor.sandbox import Sandbox, failed_twice
+from executor.sandbox.request import Request, facts_of
+from executor.sandbox.sandbox import Sandbox, failed_twice
 from executor.settings import ExecutorSettings
 
 SEEDS = 8

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, overload
 import tomli_w
 from pydantic import BaseModel, ValidationError, model_validator
 
-from actors.buffer_settings import BufferSettings
+from actors.buffer.settings import BufferSettings
 from actors.kinds.registry import GROUP, names
 from actors.settings import EngineSettings, SelfPlaySettings
 from executor.settings import ExecutorSettings, Section

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 FEWEST = 10
 """Examples that `fast` draws at least, if the test names as many."""
 
-settings.register_profile("fast", max_examples=25, stateful_step_count=30, deadline=None)
-settings.register_profile("full", max_examples=100, stateful_step_count=50, deadline=None)
-settings.register_profile("deep", max_examples=500, stateful_step_count=100, deadline=None)
+_ON_BUSY_MACHINES: Any = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+
+settings.register_profile("fast", max_examples=25, stateful_step_count=30, **_ON_BUSY_MACHINES)
+settings.register_profile("full", max_examples=100, stateful_step_count=50, **_ON_BUSY_MACHINES)
+settings.register_profile("deep", max_examples=500, stateful_step_count=100, **_ON_BUSY_MACHINES)
 
 
 def is_deep() -> bool:
@@ -26,7 +28,7 @@ def is_deep() -> bool:
 def examples(number: int, steps: int | None = None, **others: Any) -> settings:
     """Settings of a test that draws `number` examples in `full`; `steps` are those of a state machine.
 
-    No profile has a deadline: an example that is slow on a busy machine is no failure.
+    No profile has a deadline or a check of speed: an example that is slow on a busy machine is no failure.
     """
     profile = settings()
     if settings.get_current_profile_name() == "fast":

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.buffer import NewTask, TaskBuffer
-from actors.buffer_file import row_of
+from actors.buffer.file import row_of
+from actors.buffer.task_buffer import NewTask, TaskBuffer
 from executor.tasks import Task
 from launch.bench.options import add_seconds, between, check_folder
 from launch.bench.peers import PeerError

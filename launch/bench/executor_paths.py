@@ -15,7 +15,7 @@ from typing import Any
 
 from executor.outcomes import Outcome, Status
 from executor.pool import SandboxPool
-from executor.sandbox import Sandbox
+from executor.sandbox.sandbox import Sandbox
 from executor.settings import ExecutorSettings
 from launch.bench.peers import Fork, PeerError, Reference, bubblewrap, fresh_python
 from launch.bench.report import Report, Samples, Slice, take_turns

@@ -12,7 +12,7 @@ shipped file. Elsewhere the lines of one task, up to eight, are taken together, 
 `executor.record_work` writes this format without a header, so any run can be benched: `azr bench executor --mix FILE`.
 
 The benchmark also runs the work *without isolation*, for comparison. So `fit` leaves out whatever should not run in an
-ordinary process: programs that the policy of the sandbox refuses (`executor/safety.py`: files, processes, `eval`, doors
+ordinary process: programs that the policy of the sandbox refuses (`executor/policy/safety.py`: files, processes, `eval`, doors
 to the interpreter, modules other than `math`, `re` and the like), inputs and answers that are code which the policy
 refuses, and loops without an end, each for both sides alike. That is a policy and no wall: bench only work that you
 recorded yourself.
@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from executor import safety
+from executor.policy import safety
 from executor.tasks import Proposal, Task
 from executor.user_error import UserError
 

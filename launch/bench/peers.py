@@ -37,7 +37,9 @@ ROOT = str(Path(__file__).resolve().parents[2])
 _FORK = """
 import sys
 sys.path.append(sys.argv[1])
-from executor import facades, keeper, zygote
+from executor.policy import facades
+from executor.sandbox import keeper
+from executor.sandbox import zygote
 sys.path.pop()
 import gc, json, os, time
 facades.load_codecs()

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.kinds.induction import hidden
-from executor import safety
+from executor.policy import safety
 from executor.tasks import Proposal
 from launch.bench import mix
 

@@ -209,8 +209,8 @@ async def _engine(
     options: Options, export: Export, manifest: Manifest, step: Callable[[str], None]
 ) -> list[dict[str, float]]:
     """Seconds by phase of each update of an engine that generates."""
-    from actors.async_engine import AsyncEngine
-    from actors.generation import Sampling
+    from actors.engine.async_engine import AsyncEngine
+    from actors.engine.generation import Sampling
     from actors.settings import EngineSettings
     from launch.models import prepare
 

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import ray
 
-from actors.buffer import Added, NewTask, TaskBuffer
-from actors.buffer_file import TaskBufferError
-from actors.remote_buffer import RemoteBuffer
+from actors.buffer.file import TaskBufferError
+from actors.buffer.remote import RemoteBuffer
+from actors.buffer.task_buffer import Added, NewTask, TaskBuffer
 from executor.tasks import Task
 from launch.config import Config
 from launch.run.folder import RunFolder, log_to

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from actors.remote_buffer import RemoteBuffer
+from actors.buffer.remote import RemoteBuffer
 from launch.config import Config
 from launch.models import prepare
 from launch.run.folder import RunFolder, log_to, work_log
@@ -58,8 +58,8 @@ class RolloutActor:
 
         Returns digests of the engine's weights if `run.verify_weights` is set.
         """
-        from actors.async_engine import AsyncEngine
         from actors.concurrency import ConcurrencyController
+        from actors.engine.async_engine import AsyncEngine
         from actors.environment import Environment
         from actors.heldout import Heldout
         from actors.rollout import Rollout

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from actors.buffer import LocalBuffer
+from actors.buffer.task_buffer import LocalBuffer
+from actors.engine.generation import Engine
+from actors.engine.serial_engine import SerialEngine
 from actors.environment import Environment
 from actors.episodes import Player
-from actors.generation import Engine
 from actors.heldout import Heldout
 from actors.sampler import Identity
 from actors.seeding import seed_buffer
-from actors.serial_engine import SerialEngine
 from executor.judge import Judge
 from executor.pool import SerialPool
 from launch.config import Config

@@ -11,8 +11,8 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from actors.buffer import TaskBuffer
-from actors.buffer_file import TaskBufferError, copy_database
+from actors.buffer.file import TaskBufferError, copy_database
+from actors.buffer.task_buffer import TaskBuffer
 from actors.seed_file import load_seeds
 from launch.config import Config
 from launch.run.folder import RunFolder, append_event

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import ray
 
-from actors.buffer import Added, NewTask, TaskBuffer
-from actors.remote_buffer import RemoteBuffer
+from actors.buffer.remote import RemoteBuffer
+from actors.buffer.task_buffer import Added, NewTask, TaskBuffer
 from executor.tasks import Task
 from launch.cluster.buffer_actor import BufferActor, options
 from launch.cluster.placement import Assignment, Needs, Part

@@ -13,9 +13,9 @@ import pytest
 import pytest_asyncio
 import torch
 
-from actors.async_engine import AsyncEngine
-from actors.generation import Completion, EngineAborted, Sampling, WeightUpdateFailed
-from actors.serial_engine import SerialEngine
+from actors.engine.async_engine import AsyncEngine
+from actors.engine.generation import Completion, EngineAborted, Sampling, WeightUpdateFailed
+from actors.engine.serial_engine import SerialEngine
 from actors.settings import EngineSettings
 from launch.models import prepare
 from learner.trajectory import Status

@@ -22,10 +22,10 @@ from pathlib import Path
 import pytest
 
 from actors.environment import Environment
-from executor import request, sandbox
 from executor.judge import Judge
 from executor.outcomes import InfrastructureError, Limits, Outcome, Status
 from executor.pool import SandboxPool
+from executor.sandbox import request, sandbox
 from executor.settings import ExecutorSettings
 from executor.tasks import Proposal
 from launch.bench import mix
@@ -33,7 +33,7 @@ from tests.unit.executor.attacks import ATTACKS, MARK, SYSV_KEY, attempt
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
-ROOT = Path(sandbox.__file__).parent.parent
+ROOT = Path(sandbox.__file__).parents[2]
 TIMES = 3
 SEED = 20261124
 PR_SET_CHILD_SUBREAPER = 36

@@ -143,7 +143,7 @@ def die() -> None:
 def arm(where: str, version: int) -> None:
     """Wrap what the process is to die in. Of the held-out tasks a few will do."""
     from actors import heldout
-    from actors.serial_engine import SerialEngine
+    from actors.engine.serial_engine import SerialEngine
     from learner.checkpoint import Checkpoints
     from learner.model.convert import HfWriter
     from learner.model.policy import PolicyModel

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from actors.buffer import TaskBuffer
+from actors.buffer.task_buffer import TaskBuffer
 from actors.environment import Environment
 from actors.parsing import FormatError
 from actors.propose import ProposalOutcome

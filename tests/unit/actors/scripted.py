@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from actors.buffer import LocalBuffer, NewTask, TaskBuffer
+from actors.buffer.task_buffer import LocalBuffer, NewTask, TaskBuffer
+from actors.engine.generation import Completion, Sampling
 from actors.environment import Environment
 from actors.episodes import Player
-from actors.generation import Completion, Sampling
 from actors.sampler import Identity
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge

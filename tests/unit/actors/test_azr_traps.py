@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from actors import episodes
-from actors.buffer import TaskBuffer
-from actors.buffer_settings import BufferSettings
+from actors.buffer.settings import BufferSettings
+from actors.buffer.task_buffer import TaskBuffer
 from actors.environment import Environment
 from actors.kinds.registry import kind_of
 from actors.prompt_builder import PromptBuilder
@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> Iterator[TaskBuffer]:
 
 
 def test_trap_3_no_file_of_an_actor_reads_model_text_as_code() -> None:
-    for path in Path(episodes.__file__).parent.glob("*.py"):
+    for path in Path(episodes.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text())
         calls = {
             node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)

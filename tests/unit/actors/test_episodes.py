@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from actors.buffer import LocalBuffer, TaskBuffer
+from actors.buffer.task_buffer import LocalBuffer, TaskBuffer
+from actors.engine.generation import EngineAborted
 from actors.environment import Environment
 from actors.episodes import Player
-from actors.generation import EngineAborted
 from actors.propose import RecentOutputs
 from actors.sampler import Identity
 from actors.settings import SelfPlaySettings

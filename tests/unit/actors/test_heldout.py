@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from actors.engine.generation import Completion, Sampling
 from actors.environment import Environment
-from actors.generation import Completion, Sampling
 from actors.heldout import Heldout, HeldoutTask, load_tasks
 from actors.kinds.induction import hidden, num_shown
 from actors.settings import SelfPlaySettings

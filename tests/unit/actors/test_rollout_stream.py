@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import actors.rollout
-from actors.buffer import LocalBuffer
+from actors.buffer.task_buffer import LocalBuffer
 from actors.environment import Environment
 from actors.rollout import Patience, Rollout, RolloutBroken
 from actors.settings import SelfPlaySettings

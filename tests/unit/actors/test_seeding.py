@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from actors.buffer import LocalBuffer, TaskBuffer
+from actors.buffer.task_buffer import LocalBuffer, TaskBuffer
 from actors.environment import Environment
 from actors.kinds.registry import kind_of
 from actors.rollout import Rollout

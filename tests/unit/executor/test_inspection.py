@@ -13,7 +13,7 @@ from executor.literals import parse_args, parse_literal
 from executor.outcomes import Outcome, Status
 from executor.outcomes import Outcome as Found
 from executor.pool import SandboxPool, SerialPool
-from executor.request import facts_of
+from executor.sandbox.request import facts_of
 from executor.settings import ExecutorSettings
 from executor.values import canonical
 from executor.variants import MAX_VARIANTS, variants

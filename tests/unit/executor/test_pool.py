@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from executor import request, sandbox
 from executor.outcomes import InfrastructureError, Outcome, Status
 from executor.pool import SandboxPool, SerialPool
+from executor.sandbox import request, sandbox
 from executor.settings import ExecutorSettings
 
 Run = Callable[..., list[Outcome]]
-ROOT = Path(sandbox.__file__).parent.parent
+ROOT = Path(sandbox.__file__).parents[2]
 LOOP = "def f(x):\n while x: pass\n return x"
 
 
@@ -219,7 +219,7 @@ def test_sandboxes_die_with_their_process(pool: str) -> None:
 
 _WITHOUT_SECCOMP = """
 import asyncio, struct
-from executor import jail
+from executor.sandbox import jail
 from executor.pool import SerialPool
 from executor.settings import ExecutorSettings
 column = jail._machine()[0]

@@ -6,7 +6,7 @@ import re
 import sqlite3
 from pathlib import Path
 
-from actors.buffer import TaskBuffer
+from actors.buffer.task_buffer import TaskBuffer
 from actors.metrics import describe_batch
 from actors.settings import IntrinsicSettings
 from launch.config import documented

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.buffer import TaskBuffer
+from actors.buffer.task_buffer import TaskBuffer
 from actors.environment import Environment
 from actors.kinds import registry
 from actors.kinds.registry import KindError, kind_of, names, registered

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.buffer import NewTask, TaskBuffer
+from actors.buffer.task_buffer import NewTask, TaskBuffer
 from actors.kinds.registry import kind_of
 from launch.bench import buffer
 from launch.cli import main

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors.remote_buffer import RemoteBuffer
+from actors.buffer.remote import RemoteBuffer
 from launch.cluster.buffer_actor import ask_buffer
 from launch.cluster.buffer_process import SILENT_S, BufferProcess
 from launch.cluster.context import RunContext, RunFailed

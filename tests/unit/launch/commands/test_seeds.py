@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from actors.buffer import NewTask, TaskBuffer
+from actors.buffer.task_buffer import NewTask, TaskBuffer
 from actors.seed_file import SeedError, SeedReport, load_seeds, save
 from executor.settings import ExecutorSettings
 from executor.tasks import Task, ValidationRules

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from actors.buffer import NewTask, TaskBuffer
-from actors.buffer_file import TaskBufferError
+from actors.buffer.file import TaskBufferError
+from actors.buffer.task_buffer import NewTask, TaskBuffer
 from executor.tasks import Task
 from launch.config import Config
 from launch.run.folder import RunFolder

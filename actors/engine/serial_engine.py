@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from actors.engine import VllmEngine, only, split_transfer
-from actors.generation import Completion, EngineAborted, Sampling, WeightUpdateFailed
+from actors.engine.base import VllmEngine, only, split_transfer
+from actors.engine.generation import Completion, EngineAborted, Sampling, WeightUpdateFailed
 from actors.settings import EngineSettings
 from learner.stopwatch import Stopwatch
 from learner.weights.manifest import TensorSpec, manifest_to_json

@@ -22,10 +22,10 @@ import types
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from executor import rewriting
-from executor.guards import Classes, Guards
-from executor.library import Stream, guarded_modules, no_input
-from executor.safety import ALLOWED_MODULES, BANNED_NAMES, OFFERED
+from executor.policy import rewriting
+from executor.policy.guards import Classes, Guards
+from executor.policy.library import Stream, guarded_modules, no_input
+from executor.policy.safety import ALLOWED_MODULES, BANNED_NAMES, OFFERED
 
 # What would be a way round the policy, and has no guard.
 _LEFT_OUT = {

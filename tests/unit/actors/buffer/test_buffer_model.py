@@ -11,8 +11,8 @@ from pathlib import Path
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from actors.buffer import NewTask, TaskBuffer
-from actors.buffer_settings import BufferSettings
+from actors.buffer.settings import BufferSettings
+from actors.buffer.task_buffer import NewTask, TaskBuffer
 from actors.kinds.registry import kind_of
 from executor.tasks import Task
 from learner.settings import BatchSettings

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-from actors.buffer import Added, NewTask
+from actors.buffer.task_buffer import Added, NewTask
 from executor.tasks import Task
 
 RETRY_S = 0.2

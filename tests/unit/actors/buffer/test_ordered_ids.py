@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors import ordered_ids
-from actors.ordered_ids import OrderedIds
+from actors.buffer import ordered_ids
+from actors.buffer.ordered_ids import OrderedIds
 from tests.examples import examples
 
 

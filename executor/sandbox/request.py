@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from executor import codec, frames, literals, values
-from executor.deadline import MAX_STRETCH
+from executor import codec, literals, values
 from executor.inspection import FACTS_BYTES, Facts
 from executor.outcomes import DeadError, Limits, Outcome, Status
+from executor.sandbox import frames
+from executor.sandbox.deadline import MAX_STRETCH
 
 GRACE_S = 10.0
 """What the fork server may take beyond its child's deadline, in seconds, before it counts as wedged."""

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor import facades, safety
-from executor.safety import Unsafe, check, compile_checked
+from executor.policy import facades, safety
+from executor.policy.safety import Unsafe, check, compile_checked
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-from executor import frames, jail, namespaces, zygote
-from executor.frames import REPLIES, REQUESTS, VALUES
 from executor.layers import Layer
+from executor.sandbox import frames, jail, namespaces, zygote
+from executor.sandbox.frames import REPLIES, REQUESTS, VALUES
 
 
 def main(supervisor: int, config: dict[str, Any]) -> NoReturn:

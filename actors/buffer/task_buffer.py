@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from actors.buffer_file import TaskBufferError, Transaction, copy_database, open_database, row_of
-from actors.buffer_settings import BufferSettings
+from actors.buffer.file import TaskBufferError, Transaction, copy_database, open_database, row_of
+from actors.buffer.ordered_ids import OrderedIds
+from actors.buffer.settings import BufferSettings
 from actors.kinds.registry import kind_of, kinds, names
-from actors.ordered_ids import OrderedIds
 from actors.prompts import ZERO_NORMAL, ZERO_TASK
 from executor.tasks import Task
 

@@ -17,8 +17,9 @@ import sys
 from types import CodeType
 from typing import Any
 
-from executor import codec, facades, guards, inspection, safety, values
-from executor.frames import (
+from executor import codec, inspection, values
+from executor.policy import facades, guards, safety
+from executor.sandbox.frames import (
     ERROR,
     MEMORY,
     NONCE_BYTES,

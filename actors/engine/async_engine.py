@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.engine import VllmEngine, split_transfer
-from actors.generation import Completion, EngineAborted, Sampling, WeightUpdateFailed
+from actors.engine.base import VllmEngine, split_transfer
+from actors.engine.generation import Completion, EngineAborted, Sampling, WeightUpdateFailed
 from actors.settings import EngineSettings
 from learner.stopwatch import Stopwatch
 from learner.weights.manifest import TensorSpec, manifest_to_json

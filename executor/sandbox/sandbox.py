@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from executor.cgroup import Cgroup
 from executor.layers import ALL, Layer, Tier, tier_of
 from executor.outcomes import DeadError, InfrastructureError, Limits, Outcome, Status
-from executor.pipes import Pipes
-from executor.request import Exchange, Operation, Request
+from executor.sandbox.cgroup import Cgroup
+from executor.sandbox.pipes import Pipes
+from executor.sandbox.request import Exchange, Operation, Request
 from executor.settings import ExecutorSettings
 
 START_TIMEOUT_S = 60.0
@@ -28,7 +28,7 @@ _STOP_TIMEOUT_S = 5.0
 _SERVER_BYTES = 128 << 20
 """What a fork server and its keeper may take of a control group, beyond two executions' memory."""
 # -P -s -S: nothing but the standard library on the path. Not -I, which would ignore the hash seed.
-_BOOT = "import sys, json; sys.path.append(sys.argv[1]); from executor import keeper; sys.path.pop(); \
+_BOOT = "import sys, json; sys.path.append(sys.argv[1]); from executor.sandbox import keeper; sys.path.pop(); \
 keeper.main(int(sys.argv[2]), json.loads(sys.argv[3]))"
 
 
@@ -107,7 +107,7 @@ class Sandbox:
             "values": values_end,
             "cgroup": [str(folder) for folder in self._cgroup.folders] if self._cgroup else [],
         }
-        root = str(Path(__file__).resolve().parent.parent)
+        root = str(Path(__file__).resolve().parents[2])
         command = [sys.executable, "-P", "-s", "-S", "-B", "-c", _BOOT, root, str(os.getpid()), json.dumps(config)]
         try:
             self._process = subprocess.Popen(

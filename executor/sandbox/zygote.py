@@ -25,11 +25,12 @@ import warnings
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
-from executor import facades, frames, jail, namespaces
-from executor.child import Child, warm_up
-from executor.deadline import Deadline
-from executor.frames import REPLIES, REQUESTS, VALUES
 from executor.layers import Layer
+from executor.policy import facades
+from executor.sandbox import frames, jail, namespaces
+from executor.sandbox.child import Child, warm_up
+from executor.sandbox.deadline import Deadline
+from executor.sandbox.frames import REPLIES, REQUESTS, VALUES
 
 PATIENCE_S = 0.002
 """How long a child may run before it may move to another CPU."""

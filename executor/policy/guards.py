@@ -18,8 +18,8 @@ import types
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
-from executor.rewriting import GUARDED_ATTRIBUTES
-from executor.safety import Unsafe, compile_checked, is_banned_attribute
+from executor.policy.rewriting import GUARDED_ATTRIBUTES
+from executor.policy.safety import Unsafe, compile_checked, is_banned_attribute
 
 _BUILTIN_METHODS = (
     types.BuiltinMethodType,

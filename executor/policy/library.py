@@ -19,7 +19,7 @@ from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
-from executor.guards import Guards, checked_code, permitted
+from executor.policy.guards import Guards, checked_code, permitted
 
 _NAMES: dict[str, frozenset[str]] = {
     name: frozenset(names.split())

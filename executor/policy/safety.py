@@ -17,8 +17,8 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
-from executor import rewriting
-from executor.rewriting import GUARDED_ATTRIBUTES
+from executor.policy import rewriting
+from executor.policy.rewriting import GUARDED_ATTRIBUTES
 
 ALLOWED_MODULES = (
     "__future__", "abc", "array", "base64", "binascii", "bisect", "cmath", "codecs", "collections", "collections.abc", "contextlib",

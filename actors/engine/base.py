@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from actors.generation import Completion, EngineAborted, Sampling
+from actors.engine.generation import Completion, EngineAborted, Sampling
 from actors.settings import EngineSettings
 from learner.trajectory import Status, VersionSpan
 from learner.weights.group import GroupSpec

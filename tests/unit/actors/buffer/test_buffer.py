@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from actors.buffer import Added, LocalBuffer, NewTask, TaskBuffer
-from actors.buffer_file import SCHEMA_VERSION, TaskBufferError
-from actors.buffer_settings import BufferSettings
+from actors.buffer.file import SCHEMA_VERSION, TaskBufferError
+from actors.buffer.settings import BufferSettings
+from actors.buffer.task_buffer import Added, LocalBuffer, NewTask, TaskBuffer
 from actors.kinds.registry import kind_of
 from actors.prompts import ZERO_TASK
 from actors.seed_file import save
@@ -464,7 +464,7 @@ def test_snapshots_are_whole_while_requests_go_on(store: TaskBuffer, tmp_path: P
 
 
 def test_the_documented_sql_runs(store: TaskBuffer, path: Path) -> None:
-    text = (Path(__file__).parents[3] / "docs" / "selfplay.md").read_text()
+    text = (Path(__file__).parents[4] / "docs" / "selfplay.md").read_text()
     blocks = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
     put(store, make(1), references=[1])
     store.record(1, 0, 8, 1)
@@ -478,7 +478,7 @@ def test_the_documented_sql_runs(store: TaskBuffer, path: Path) -> None:
 _ADDER = """
 import sys
 from pathlib import Path
-from actors.buffer import NewTask, TaskBuffer
+from actors.buffer.task_buffer import NewTask, TaskBuffer
 from executor.tasks import Task
 store = TaskBuffer(Path(sys.argv[1]))
 for number in range(10**9):

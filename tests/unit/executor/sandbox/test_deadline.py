@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from executor import deadline as module
-from executor.deadline import MAX_STRETCH, Deadline
+from executor.sandbox import deadline as module
+from executor.sandbox.deadline import MAX_STRETCH, Deadline
 
 LIMIT_S = 0.1
 

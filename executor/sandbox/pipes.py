@@ -14,9 +14,9 @@ import select
 import time
 from typing import Any
 
-from executor import frames
 from executor.outcomes import DeadError
-from executor.request import Exchange
+from executor.sandbox import frames
+from executor.sandbox.request import Exchange
 
 PATIENCE_S = 0.002
 """How long statements stay in their pipe, in seconds."""

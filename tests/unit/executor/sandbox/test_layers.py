@@ -20,10 +20,10 @@ from executor.layers import ALL, NAMESPACES, Layer, Tier, tier_of
 from executor.literals import parse_literal
 from executor.outcomes import InfrastructureError, Limits, Outcome, Status
 from executor.pool import SandboxPool
-from executor.sandbox import Sandbox
+from executor.sandbox.sandbox import Sandbox
 from executor.settings import ExecutorSettings
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 BY_THE_MACHINE = NAMESPACES | {Layer.LANDLOCK, Layer.CGROUP}
 """What a kernel or a container may not permit; nothing that could be installed helps."""
 UNSAFE = ExecutorSettings(allow_unsafe=True, timeout_s=5, memory_mb=64)
@@ -193,7 +193,7 @@ import ctypes, struct
 libc = ctypes.CDLL(None)
 if libc.prctl(28, 3, 0, 0, 0) == 0:  # SECBIT_NOROOT, locked; refused to whoever is an ordinary user already
     assert libc.capset(struct.pack("=Ii", 0x20080522, 0), bytes(24)) == 0
-from executor.sandbox import Sandbox
+from executor.sandbox.sandbox import Sandbox
 from executor.settings import ExecutorSettings
 sandbox = Sandbox(ExecutorSettings(), 1)
 sandbox.start()
