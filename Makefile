@@ -21,7 +21,7 @@ train: $(READY)  ## the default run: self-play with a 135M model on this machine
 # as it comes.
 TOGETHER := @$(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=line
 # Two workers, each with whole files of tests, in the order that tests/conftest.py gives.
-PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## lint, types, layering, unit tests: under two minutes on two cores
 	$(TOGETHER) unit lint

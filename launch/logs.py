@@ -51,18 +51,34 @@ def log_to_stderr(process: str, level: str) -> None:
 
 def log_to_file(file: Path, process: str, level: str) -> None:
     """Append this process's log records to `file`; its standard error, where a person looks, stays free of them."""
-    _install(logging.FileHandler(file, encoding="utf-8", errors="backslashreplace"), process, level)
+    _install(_File(file, encoding="utf-8", errors="backslashreplace"), process, level)
+
+
+def close_log() -> None:
+    """Remove the handler of `log_to_stderr` or `log_to_file`: what this process logs from now on is of no run."""
+    root = logging.getLogger()
+    for handler in [one for one in root.handlers if one.get_name() == _OWN]:
+        root.removeHandler(handler)
+        handler.close()
+
+
+class _File(logging.FileHandler):
+    """A log file. Libraries may close all handlers; this one then opens its file again, and a run goes on without a log
+    where that fails."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
 
 
 def _install(handler: logging.Handler, process: str, level: str) -> None:
     """Replace the handler of an earlier call. Levels: `level` for this project's modules, WARNING for other
     libraries."""
+    close_log()
     handler.set_name(_OWN)
     handler.setFormatter(Formatter(process))
-    root = logging.getLogger()
-    for former in [one for one in root.handlers if one.get_name() == _OWN]:
-        root.removeHandler(former)
-        former.close()
-    root.addHandler(handler)
+    logging.getLogger().addHandler(handler)
     for package in PACKAGES:
         logging.getLogger(package).setLevel(level.upper())

@@ -1,4 +1,4 @@
-"""What holds for every test: few threads, hypothesis without deadlines, one worker for all tests of a file."""
+"""What holds for every test: few threads, hypothesis without deadlines, the longest files first."""
 
 from __future__ import annotations
 
@@ -18,15 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin of the workers reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, the tests of one file share one, and with it the file's fixtures. The longest files come first."""
+    """The longest files come first: with several workers, each of which takes whole files, none is left for the end."""
 
     def cost(path: Path) -> int:
         """0 for the files that take longest: whole runs, then ranks of Megatron, then all others, each in their order."""
         return 0 if path.parent.name == "integration" else 1 if path.parent.name == "model" else 2
 
     items.sort(key=lambda item: cost(item.path))
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))

@@ -47,6 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def train(config: Config, resume: bool = False) -> int:
     """Run to the end; returns the exit code."""
+    from launch.logs import close_log
     from launch.run.console import Console
 
     console = Console(config)
@@ -63,6 +64,8 @@ def train(config: Config, resume: bool = False) -> int:
     except Exception:
         _LOG.exception("the run failed")
         raise
+    finally:
+        close_log()
 
 
 def begin(config: Config, console: Console, resume: bool = False) -> RunFolder:

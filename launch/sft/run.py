@@ -14,7 +14,7 @@ from typing import Any
 
 from executor.user_error import UserError
 from launch.config import SftConfig, to_toml
-from launch.logs import log_to_file
+from launch.logs import close_log, log_to_file
 from launch.models import prepare
 from launch.recipe import RECIPES, ConfigError
 from launch.run.console import REFRESH_S
@@ -50,17 +50,19 @@ def run(config: SftConfig, resume: bool = False) -> int:
             _resumed_step(latest, _identity(config, data))
     folder.create()
     log_to_file(folder.logs / "sft.0.log", "sft.0", config.run.log_level)
-    folder.config.write_text(to_toml(config))
-    console.say(f"run folder: {folder.path}")
     try:
+        folder.config.write_text(to_toml(config))
+        console.say(f"run folder: {folder.path}")
         if config.learner.parallel.world_size == 1:
             why = _here(config, folder, data, resume, console)
         else:
             why = _on_ray(config, folder, resume, console)
+        return _summarise(config, folder, why, console)
     except RankFailed as error:
         console.say(f"FAILED: {error}")
         return 1
-    return _summarise(config, folder, why, console)
+    finally:
+        close_log()
 
 
 class SftRank:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -125,3 +127,23 @@ def test_an_actors_log_has_its_records_and_all_output_of_it_and_its_children(tmp
         assert first[2:5] == ("rollout0.2", first[3], "INFO") and first[-1].startswith("the process starts: azr ")
         assert second[2:] == ("rollout0.2", first[3], "INFO", "actors.rollout", "seeding")
         assert lines[start + 2 : start + 4] == ["printed by a library", "of a child"]
+
+
+def test_a_log_that_cannot_be_written_stops_nothing_and_a_closed_one_is_left_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "logs" / "driver.0.log"
+    file.parent.mkdir()
+    logs.log_to_file(file, "driver.0", "info")
+    logging.getLogger("actors.rollout").info("one")
+    # As libraries do that configure logging for themselves.
+    logging.shutdown([weakref.ref(handler) for handler in logging.getLogger().handlers if handler.get_name() == "azr"])
+    shutil.rmtree(file.parent)
+    logging.getLogger("actors.rollout").info("two")
+    assert "FileNotFoundError" in capfd.readouterr().err, "it is said, and the caller goes on"
+    file.parent.mkdir()
+    logging.getLogger("actors.rollout").info("three")
+    assert [line.split(": ")[-1] for line in file.read_text().splitlines()] == ["three"]
+    logs.close_log()
+    logging.getLogger("actors.rollout").info("four")
+    assert "four" not in file.read_text()

@@ -90,7 +90,8 @@ def test_nothing_lasts_longer_than_the_end(child: Callable[[], int]) -> None:
     pid = child()
     os.kill(pid, signal.SIGSTOP)
     os.waitpid(pid, os.WUNTRACED)
-    assert MAX_STRETCH * 0.01 <= wait(Deadline(pid, 0.01)) < module.IDLE_S
+    # A poll may end a fraction of a millisecond early.
+    assert MAX_STRETCH * 0.01 - 0.002 <= wait(Deadline(pid, 0.01)) < module.IDLE_S
 
 
 def test_one_that_has_ended_is_not_waited_for_without_end() -> None:
