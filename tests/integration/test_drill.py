@@ -19,6 +19,7 @@ OVERRIDES = [
 ]
 
 
+@pytest.mark.deep
 def test_a_run_survives_five_kills(tmp_path: Path) -> None:
     options = ["--times", "5", "--seed", "3", f"run.dir={tmp_path}", "run.name=drill"]
     held = azr("drill", "smollm2-cpu-small", *OVERRIDES, *options)

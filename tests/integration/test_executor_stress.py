@@ -122,6 +122,7 @@ async def each(work: list[Callable[[], object]], width: int) -> list[object]:
     return results
 
 
+@pytest.mark.deep
 def test_attacks_many_times_in_random_order() -> None:
     settings = ExecutorSettings(timeout_s=0.4, memory_mb=64)
 
@@ -212,6 +213,7 @@ def hogs(count: int) -> Iterator[None]:
             process.wait()
 
 
+@pytest.mark.deep
 def test_verdicts_beside_busy_processes_are_those_of_a_quiet_machine() -> None:
     """Recorded work, and programs that use up to half of their CPU time, or much more than all of it.
 

@@ -81,6 +81,7 @@ def play(**settings: Any) -> SelfPlaySettings:
 # -- the tasks that ship ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_file_is_what_the_generator_and_the_sandbox_make(
     environment: Environment, loop: asyncio.AbstractEventLoop
 ) -> None:

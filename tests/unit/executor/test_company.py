@@ -61,6 +61,7 @@ def test_an_answer_that_is_an_input_is_judged_as_alone(
 @companions
 @given(data=st.data())
 @few
+@pytest.mark.slow
 def test_an_answer_that_is_a_program_is_judged_as_alone(
     companion: Companion, data: st.DataObject, serial_pool: SerialPool, wall_pool: SerialPool
 ) -> None:
@@ -79,6 +80,7 @@ def test_an_answer_that_is_a_program_is_judged_as_alone(
 
 
 @companions
+@pytest.mark.slow
 def test_outputs_are_those_of_each_input_alone(
     companion: Companion, serial_pool: SerialPool, wall_pool: SerialPool
 ) -> None:

@@ -167,6 +167,7 @@ def test_a_dead_sandbox_is_replaced_and_its_request_repeated(serial_pool: Serial
     assert serial_pool.pids[0] not in (None, dead)
 
 
+@pytest.mark.slow
 def test_a_wedged_sandbox_is_replaced(serial_pool: SerialPool, monkeypatch: pytest.MonkeyPatch) -> None:
     wedged = serial_pool.pids[0]
     assert wedged is not None

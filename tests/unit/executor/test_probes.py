@@ -20,6 +20,7 @@ from tests.unit.executor.attacks import ATTACKS, MARK, Attack, attempt
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+@pytest.mark.slow
 def test_attack(attack: Attack, wall_pool: SerialPool, serial_pool: SerialPool, settings: ExecutorSettings) -> None:
     pool = serial_pool if attack.gate else wall_pool
     before = pool.stats.replaced

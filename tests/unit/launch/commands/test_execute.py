@@ -170,6 +170,7 @@ def test_results_stream_while_the_input_is_still_open(streaming: subprocess.Pope
     assert streaming.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_no_more_of_a_file_is_read_than_the_window(streaming: subprocess.Popen[str]) -> None:
     """While the first program runs, the writer is made to wait, however much it has."""
     assert streaming.stdin

@@ -225,7 +225,7 @@ def pp2_dp2(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     ("ranks", "logit_ranks"),
     [
         pytest.param("one", 1, id="one"),
-        pytest.param("tp2_pp2", 2, id="TP2xPP2"),
+        pytest.param("tp2_pp2", 2, id="TP2xPP2", marks=pytest.mark.slow),
         pytest.param("tp2_dp2", 4, id="TP2xDP2", marks=pytest.mark.slow),
         pytest.param("pp2_dp2", 2, id="PP2xDP2", marks=pytest.mark.slow),
     ],

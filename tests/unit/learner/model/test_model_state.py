@@ -162,6 +162,7 @@ def contents(directory: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.slow
 def test_another_layout_has_the_same_masters_and_moments(out: Path, model: str, name: str) -> None:
     alone()
     before = ["one", *LAYOUTS][list(LAYOUTS).index(name)]
@@ -176,6 +177,7 @@ def test_another_layout_has_the_same_masters_and_moments(out: Path, model: str, 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.slow
 def test_another_layout_exports_the_same_weights(out: Path, model: str, name: str) -> None:
     before = ["one", *LAYOUTS][list(LAYOUTS).index(name)]
     saved = torch.load(out / f"one-{model}.pt") if before == "one" else torch.load(out / f"{before}-{model}-0.pt")[1]

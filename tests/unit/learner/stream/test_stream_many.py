@@ -24,6 +24,7 @@ THREADS = 2
 DEADLINE_S = 120.0
 
 
+@pytest.mark.slow
 def test_a_thousand_actors_on_one_socket_all_get_their_share() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 20_000:

@@ -220,6 +220,7 @@ sys.stdin.readline()
 
 
 @pytest.mark.parametrize("stroke", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+@pytest.mark.slow
 def test_only_the_process_that_dies_in_the_middle_is_blamed_and_the_others_go_on(
     threads: ThreadPoolExecutor, stroke: signal.Signals
 ) -> None:
