@@ -18,11 +18,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+LONGEST = ("integration", "model", "weights", "commands", "executor", "stream")
+"""Folders whose files take longest: whole runs, ranks of Megatron, dying processes, sandboxes, sockets."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files come first: with several workers, each of which takes whole files, none is left for the end."""
 
-    def cost(path: Path) -> int:
-        """0 for the files that take longest: whole runs, then ranks of Megatron, then all others, each in their order."""
-        return 0 if path.parent.name == "integration" else 1 if path.parent.name == "model" else 2
+    def place(path: Path) -> int:
+        return LONGEST.index(path.parent.name) if path.parent.name in LONGEST else len(LONGEST)
 
-    items.sort(key=lambda item: cost(item.path))
+    items.sort(key=lambda item: place(item.path))

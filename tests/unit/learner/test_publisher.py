@@ -162,6 +162,7 @@ def test_an_actor_that_joins_is_brought_to_the_present_version_in_a_new_group(wo
     assert here.sender._spec is not None and here.sender._spec.world_size == 3
 
 
+@pytest.mark.slow
 def test_an_actor_that_cannot_load_is_lost_with_its_reason_and_the_others_go_on(world: Callable[..., World]) -> None:
     here, sound, full = world(), Actor("sound"), Actor("full", loads=False)
     here.add(sound, full)
@@ -172,6 +173,7 @@ def test_an_actor_that_cannot_load_is_lost_with_its_reason_and_the_others_go_on(
     assert_runs(sound, 2)
 
 
+@pytest.mark.slow
 def test_an_actor_that_dies_before_it_joins_is_counted_out_by_name_and_the_broadcast_goes_on(
     world: Callable[..., World],
 ) -> None:

@@ -188,6 +188,7 @@ def test_another_layout_exports_the_same_weights(out: Path, model: str, name: st
 
 
 @pytest.mark.parametrize("model", ["untied", "experts"])
+@pytest.mark.slow
 def test_training_goes_on_as_on_one_rank(out: Path, folders: dict[str, Path], model: str) -> None:
     alone()
     policy = build(folders[model], "float32", ParallelSettings())
@@ -200,6 +201,7 @@ def test_training_goes_on_as_on_one_rank(out: Path, folders: dict[str, Path], mo
 
 
 @pytest.mark.parametrize("model", MODELS)
+@pytest.mark.slow
 def test_one_rank_goes_on_from_two(out: Path, folders: dict[str, Path], model: str) -> None:
     alone()
     last = list(LAYOUTS)[-1]
@@ -209,6 +211,7 @@ def test_one_rank_goes_on_from_two(out: Path, folders: dict[str, Path], model: s
     assert all(torch.equal(tensor, saved[key]) for key, tensor in weights(policy).items())
 
 
+@pytest.mark.slow
 def test_another_dtype_reads_the_masters(out: Path, folders: dict[str, Path]) -> None:
     alone()
     policy = build(folders["untied"], "bfloat16", ParallelSettings())
@@ -232,6 +235,7 @@ def test_a_copy_is_of_its_moment(folders: dict[str, Path], tmp_path: Path) -> No
     assert all(torch.equal(tensor, trained[key]) for key, tensor in weights(policy).items())
 
 
+@pytest.mark.slow
 def test_two_ranks_write_one_checkpoint_in_the_background(out: Path) -> None:
     """Of what goes on in the ranks, see `save_together`."""
     alone()

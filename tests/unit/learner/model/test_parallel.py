@@ -255,7 +255,7 @@ def largest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize(
     ("ranks", "number"),
     [
-        pytest.param(ranks, number, id="-".join(case), marks=[pytest.mark.slow] if ranks == "four" else [])
+        pytest.param(ranks, number, id="-".join(case), marks=pytest.mark.slow)
         for number, case in enumerate(CASES)
         for ranks in [{2: "two", 4: "four"}[case.parallel.world_size]]
     ],
@@ -291,6 +291,7 @@ def test_a_layout_equals_one_rank(
                 assert (tensor - found.weights[name]).float().abs().mean() < 0.2 * LR, name
 
 
+@pytest.mark.slow
 def test_sharded_logprobs_are_a_softmax_in_float64(two: Path) -> None:
     """Vocabulary over two ranks, in one chunk and in several: values and gradients."""
     hidden, weight, targets, scale = logits_inputs()

@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Any
 
 import msgpack
+import pytest
 import zmq
 
 from learner.ledger import conserved, totals
