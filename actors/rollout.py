@@ -34,9 +34,13 @@ from learner.staleness import Grant
 from learner.stream.client import StreamClient
 from learner.stream.wire import grant_from_message
 from learner.weights.group import GroupSpec
-from learner.weights.manifest import manifest_from_json
+from learner.weights.manifest import Manifest, manifest_from_json
 
 _LOG = logging.getLogger(__name__)
+
+
+MAX_LOAD_FAILURES = 5
+"""Weight groups and updates that fail in a row before an actor ends: its next life starts with a new engine."""
 
 
 class Measure(Protocol):
@@ -192,7 +196,7 @@ class Rollout:
             match message["type"]:
                 case "grant":
                     self._start(player, grant_from_message(message))
-                case "join" | "weights":
+                case "manifest" | "join" | "weights":
                     self._updates.put_nowait(message)
                 case "cancel":
                     self._cancel(set(message["slots"]))
@@ -285,20 +289,36 @@ class Rollout:
 
     async def _update_weights(self) -> None:
         """Join groups and load weights, one message after the other, while episodes go on."""
+        manifest: Manifest = []
+        group, failures = 0, 0
         while True:
             message = await self._updates.get()
-            version = int(message.get("version", -1))
             try:
-                if message["type"] == "join":
-                    await self._engine.join(GroupSpec.from_json(message["spec"]), int(message["rank"]))
-                    continue
-                timings = await self._engine.update_weights(manifest_from_json(message["manifest"]), version)
-                self._measure(version)  # before the learner hears of it, and grants
-                await self._client.send_loaded(version, timings)
-                _LOG.debug("version %d is loaded", version)
+                match message["type"]:
+                    case "manifest":
+                        manifest = manifest_from_json(message["manifest"])
+                    case "join":
+                        spec = GroupSpec.from_json(message["spec"])
+                        group = spec.group_id
+                        await self._engine.join(spec, int(message["rank"]))
+                    case _:
+                        version = int(message["version"])
+                        timings = await self._engine.update_weights(manifest, version)
+                        self._measure(version)  # before the learner hears of it, and grants
+                        await self._client.send_loaded(version, timings)
+                        _LOG.debug("version %d is loaded", version)
+                        failures = 0
             except Exception as error:  # the learner decides what a failed update means
-                _LOG.warning("%s at version %d failed: %s: %s", message["type"], version, type(error).__name__, error)
-                await self._client.send_load_failed(version, f"{type(error).__name__}: {error}")
+                why = f"{type(error).__name__}: {error}"
+                _LOG.warning("%s in weight group %d failed: %s", message["type"], group, why)
+                # A group that does not come together names the missing ranks at the learner's end.
+                interrupted = message["type"] == "join" or getattr(error, "interrupted", False)
+                await self._client.send_load_failed(group, why, interrupted)
+                failures += 1
+                if failures == MAX_LOAD_FAILURES:
+                    raise RolloutBroken(
+                        f"the last {failures} weight updates have failed, the last with {why}"
+                    ) from error
 
 
 def _say_seeding(have: int, target: int) -> None:

@@ -58,6 +58,13 @@ def whole(value: object) -> int:
     return value
 
 
+def flag(value: object) -> bool:
+    """Return `value` if it is true or false."""
+    if type(value) is not bool:
+        raise WireError(Refusal.FIELD, f"{value!r:.40} where true or false was due")
+    return value
+
+
 def number(value: object) -> float:
     """Return `value` as a float if it is a number, finite or not."""
     if type(value) is not float and type(value) is not int:

@@ -1,11 +1,14 @@
 """Publishing weights: every connected engine is brought to the learner's version, under its running requests.
 
-Membership decides the group: when an actor joins or is lost, the next publication opens a new group. An actor that
-fails or misses a deadline is counted out (its supervisor restarts it), and the others go on.
+Membership decides the group: when an actor joins, leaves or is lost, the next publication opens a new group. No actor
+is told to leave while a publication runs. An actor that fails or misses a deadline is counted out (its supervisor
+restarts it), and the version is sent again to the others: a broadcast that breaks says nothing against an actor that
+survived it.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,6 +23,11 @@ from learner.stream.server import StreamServer
 from learner.weights.group import WeightSyncError
 from learner.weights.manifest import Manifest, manifest_of, manifest_to_json
 from learner.weights.transfer import WeightSender
+
+_LOG = logging.getLogger(__name__)
+
+MAX_REPEATS = 2
+"""Times that a version is sent again after a broadcast that broke although every actor lives."""
 
 
 class Publisher(Protocol):
@@ -47,13 +55,19 @@ class GroupPublisher:
         self._workers = workers
         self._joined: list[Member] = []
         self._manifest: Manifest = manifest_of(policy.export())
+        self._repeats = 0
 
     def publish(self, version: int) -> dict[str, float]:
         """See `Publisher`. Returns when each engine has loaded the version or is counted out."""
         timings: dict[str, float] = {}
-        while self._ranks.share(lambda: self._prepare(timings)):
-            if self._agreed(self._transfer(version, timings)):
-                break
+        self._repeats = 0
+        try:
+            while self._ranks.share(lambda: self._prepare(timings)):
+                if self._agreed(self._transfer(version, timings)):
+                    break
+        finally:
+            if self._stream is not None:
+                self._stream.release_departures()
         return timings
 
     def close(self) -> None:
@@ -69,10 +83,12 @@ class GroupPublisher:
         """On rank 0, build the group of the present members if it is not there. False if no actor is connected."""
         assert self._stream is not None and self._sender is not None
         started = time.monotonic()
-        while members := self._stream.members():
+        while members := self._stream.hold_departures():
             if self._joined == members:
                 break
+            self._joined = []
             spec = self._sender.open(1 + len(members) * self._workers)
+            self._stream.begin_group(spec.group_id, members, manifest_to_json(self._manifest))
             for index, member in enumerate(members):
                 message = {"type": "join", "spec": spec.to_json(), "rank": 1 + index * self._workers}
                 self._stream.send(member, message)
@@ -93,9 +109,8 @@ class GroupPublisher:
         assert self._stream is not None and self._sender is not None
         members = self._joined
         self._stream.expect_load(members)
-        message = {"type": "weights", "version": version, "manifest": manifest_to_json(self._manifest)}
         for member in members:
-            self._stream.send(member, message)
+            self._stream.send(member, {"type": "weights", "version": version})
         started = time.monotonic()
         try:
             self._sender.send(tensors, self._manifest)
@@ -106,21 +121,27 @@ class GroupPublisher:
             return False
         sent = time.monotonic()
         for member in self._stream.wait_until_loaded(members, version, self._sender.timeout_s):
-            why = self._stream.load_failures().get(member.holder.actor_id, "did not load the weights in time")
-            self._stream.lose(member, why)
+            reasons = self._stream.interrupted() | self._stream.load_failures()
+            self._stream.lose(member, reasons.get(member.holder.actor_id, "did not load the weights in time"))
         self._stream.mark_loaded()
         timings |= {**self._sender.timings, "send_s": sent - started, "wait_loaded_s": time.monotonic() - sent}
         return True
 
     def _count_out(self, members: list[Member], error: WeightSyncError) -> None:
-        """Lose the actors whose ranks were missing; if the error names none, those that reported a failure, or else
-        all."""
+        """Lose the actors whose ranks were missing and those whose own engine failed. If there are none, the version is
+        sent again, `MAX_REPEATS` times; after that, all are lost."""
         assert self._stream is not None
         missing = {(rank - 1) // self._workers for rank in error.missing if rank > 0}
         failed = self._stream.load_failures()
         culprits = [m for i, m in enumerate(members) if i in missing or m.holder.actor_id in failed]
+        if not culprits:
+            self._repeats += 1
+            _LOG.warning("%s; every actor lives, so the version is sent again (%d)", error, self._repeats)
+            if self._repeats <= MAX_REPEATS:
+                return
+        reasons = self._stream.interrupted() | failed
         for member in culprits or members:
-            self._stream.lose(member, failed.get(member.holder.actor_id, str(error)))
+            self._stream.lose(member, reasons.get(member.holder.actor_id, str(error)))
 
 
 def _drain(tensors: Iterator[tuple[str, torch.Tensor]]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from learner.advantages import advantages
 from learner.batching.minibatches import split_batch
-from learner.batching.packing import MicroBatch, pack_ranks
+from learner.batching.packing import MicroBatch, pack_rank
 from learner.losses import DIAGNOSTICS, diagnostics, policy_loss, token_weights
 from learner.metrics import describe_advantages
 from learner.model.policy import PolicyModel
@@ -131,7 +131,7 @@ class Trainer:
         lengths = [len(t.response_ids) for t in batch]
         offsets = _offsets(lengths)
         found = torch.zeros(sum(lengths), device=self.policy.device)
-        for micro, logprobs, _ in self.policy.logprobs(self._pack(batch)[self._data_rank]):
+        for micro, logprobs, _ in self.policy.logprobs(self._pack(batch)[0]):
             index = torch.from_numpy(offsets[micro.sequence_index] + micro.token_index)
             found[index.to(found.device)] = logprobs.float()
         # Each token is with one data and one context rank of the last stage, and with every tensor rank of these.
@@ -139,7 +139,7 @@ class Trainer:
         return np.split(whole, offsets[1:])
 
     def _part(self, batch: Sequence[Trajectory], advantage: np.ndarray) -> _Part:
-        by_rank = self._pack(batch)
+        micros, num_rows = self._pack(batch)
         lengths = [len(t.response_ids) for t in batch]
         versions = [np.repeat([s.version for s in t.versions], [s.end - s.start for s in t.versions]) for t in batch]
 
@@ -147,8 +147,8 @@ class Trainer:
             return torch.from_numpy(values.astype(np.float32)).to(self.policy.device)
 
         return _Part(
-            micros=by_rank[self._data_rank],
-            num_rows=sum(micro.num_tokens for micros in by_rank for micro in micros),
+            micros=micros,
+            num_rows=num_rows,
             offsets=_offsets(lengths),
             behave=on_device(np.concatenate([t.logprobs for t in batch])),
             advantages=on_device(np.repeat(advantage, lengths)),
@@ -156,9 +156,11 @@ class Trainer:
             compared=on_device(np.concatenate(versions) == self.version),
         )
 
-    def _pack(self, batch: Sequence[Trajectory]) -> list[list[MicroBatch]]:
+    def _pack(self, batch: Sequence[Trajectory]) -> tuple[list[MicroBatch], int]:
+        """This rank's micro-batches, and the rows of all ranks."""
         sequences = [(t.prompt_ids, t.response_ids) for t in batch]
-        return pack_ranks(sequences, self.settings.micro_batch_tokens, self.settings.parallel.data, self.policy.cost)
+        budget, num_ranks = self.settings.micro_batch_tokens, self.settings.parallel.data
+        return pack_rank(sequences, budget, num_ranks, self._data_rank, self.policy.cost)
 
     def _forward_backward(self, part: _Part, sums: Tensor, max_ratio: Tensor, compare: bool) -> None:
         """Accumulate the part's gradient, and its numbers into `sums` (the diagnostics, the loss and, with `compare`,

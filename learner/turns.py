@@ -70,8 +70,8 @@ class Turns(Generic[S]):
 
     @property
     def newcomers(self) -> bool:
-        """Whether an actor waits for its first weights."""
-        return any(seat.loaded_version < 0 for seat in self._seats)
+        """Whether an actor waits for its first weights. One that is about to leave does not."""
+        return any(seat.loaded_version < 0 and not self.may_leave(seat) for seat in self._seats)
 
     def grants(self, with_room: Iterable[S] = ()) -> Iterator[tuple[S, Grant]]:
         """Grant episodes in turn, each when it is asked for, as long as anybody may be granted one.

@@ -41,7 +41,7 @@ SOUND: dict[str, dict[str, Any]] = {
     "returned": {"type": "returned", "seq": 1, "slots": [1, 2]},
     "failed": {"type": "failed", "seq": 1, "slots": [3], "why": "x"},
     "loaded": {"type": "loaded", "seq": 1, "version": 0, "timings": {"load_s": 0.5}},
-    "load_failed": {"type": "load_failed", "seq": 1, "version": 0, "why": "x"},
+    "load_failed": {"type": "load_failed", "seq": 1, "group": 1, "interrupted": False, "why": "x"},
 }
 WRONG: list[Any] = [
     None,
@@ -98,6 +98,11 @@ def _unknown(rng: random.Random) -> Sent:
     return STRANGER, [pack({"type": name, "seq": 1})], Refusal.TYPE
 
 
+def wrong_values(sound: object) -> list[Any]:
+    """Values of `WRONG` that a field with the sound value `sound` does not take either."""
+    return [value for value in WRONG if not (isinstance(sound, bool) and isinstance(value, bool))]
+
+
 def _frames(rng: random.Random) -> Sent:
     name = rng.choice(list(SOUND))
     count = rng.choice([n for n in (2, 3, 4, 5, 6, 50, 500) if (n, name) != (5, "trajectory")])
@@ -114,7 +119,7 @@ def _fields(rng: random.Random) -> Sent:
         case 1:
             message["more"] = 1
         case _:
-            message[field] = rng.choice(WRONG)
+            message[field] = rng.choice(wrong_values(message[field]))
     return STRANGER, _whole(name, message), Refusal.FIELD
 
 
@@ -299,7 +304,7 @@ class Fuzz:
         version = 0
         while True:
             server.expect_load(honest)
-            server.send(honest[0], {"type": "weights", "version": version, "manifest": []})
+            server.send(honest[0], {"type": "weights", "version": version})
             assert server.wait_until_loaded(honest, version, 60) == []
             if version:
                 server.mark_published(version)

@@ -49,25 +49,38 @@ def run(
                         supervisor.stop("interrupted")
                     console.show(supervisor.status())
                 console.show(supervisor.status())
-            ledger, why, learned = supervisor.result()
+            ledger, why, version, learned = supervisor.result()
             running = supervisor.wait_for_actors()
         except RunFailed as error:
             console.say(f"FAILED: {error}")
             return 1
         finally:
             supervisor.kill()
-    equal = not config.run.verify_weights or report_weights(learned, running, console)
+    equal = not config.run.verify_weights or report_weights(version, learned, running, console)
     return summarise(folder, ledger, why) or int(not equal)
 
 
-def report_weights(learned: dict[str, str], running: dict[str, dict[str, str]], console: Console) -> bool:
-    """Say whether every engine runs the learner's weights, by their digests; False where one does not, or none ran."""
-    for actor, weights in running.items():
+def report_weights(
+    version: int, learned: dict[str, str], running: dict[str, tuple[int, dict[str, str]]], console: Console
+) -> bool:
+    """Say whether every engine runs the learner's weights, by their digests. False where one differs, or none was
+    compared.
+
+    `version`: the learner's last; only engines that were sent it are compared. An actor that joined while the run
+    stopped has an older one. `running`: by actor, its version and digests.
+    """
+    equal = compared = 0
+    for actor, (loaded, weights) in sorted(running.items()):
+        if loaded != version:
+            console.say(f"weights: {actor} was not compared: it has version {loaded}, the learner ended at {version}")
+            continue
+        compared += 1
         if different := differences(learned, weights):
             counts = f"{len(different)} of {len(learned)} tensors"
             console.say(f"weights: {actor} DIFFERS from the learner in {counts}: {different[:3]}")
-            return False
-        console.say(f"weights: {actor} equals the learner in all {len(learned)} tensors, bit by bit")
-    if not running:
+        else:
+            equal += 1
+            console.say(f"weights: {actor} equals the learner in all {len(learned)} tensors, bit by bit")
+    if not compared:
         console.say("weights: no engine was left to compare with")
-    return bool(running)
+    return 0 < compared == equal

@@ -220,9 +220,10 @@ class LearnerActor:
         if self._stream is not None:
             self._stream.poke()
 
-    def result(self) -> tuple[Any, str, dict[str, str]]:
-        """(final ledger, reason for an early stop or "", digests of the final weights with `run.verify_weights`)."""
-        return self._stream.gate.ledger(), self._progress.stop, self._checksums
+    def result(self) -> tuple[Any, str, int, dict[str, str]]:
+        """(final ledger, reason for an early stop or "", final version, digests of its weights with
+        `run.verify_weights`)."""
+        return self._stream.gate.ledger(), self._progress.stop, self._stream.gate.version, self._checksums
 
 
 def meeting_point(config: Config) -> str:

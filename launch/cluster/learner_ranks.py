@@ -118,16 +118,16 @@ class LearnerRanks:
         """Tell rank 0 that this actor's process ended, so that it need not wait for missing heartbeats."""
         self._context.ray.call(self._handles[0], "lost", actor_id, incarnation)
 
-    def result(self) -> tuple[Any, str, dict[str, str]]:
+    def result(self) -> tuple[Any, str, int, dict[str, str]]:
         """See `LearnerActor.result`; call it after the end. Raises RunFailed."""
         try:
-            ledger, why, digests = self._context.ray.result(self._context.ray.call(self._handles[0], "result"))
+            ledger, why, version, digests = self._context.ray.result(self._context.ray.call(self._handles[0], "result"))
         except CallFailed as error:
             raise RunFailed(
                 f"the learner finished, and its process ended before it gave its result: {error}\n"
                 f"Its log: {self._log(0)}"
             ) from None
-        return ledger, why, digests
+        return ledger, why, version, digests
 
     def kill(self) -> None:
         """End every process."""

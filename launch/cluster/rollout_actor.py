@@ -53,10 +53,10 @@ class RolloutActor:
         answer: tuple[int, dict[str, str]] = await self._engine.versioned_checksums()
         return answer
 
-    async def run(self) -> dict[str, str]:
+    async def run(self) -> tuple[int, dict[str, str]]:
         """Play until the learner sends `shutdown`.
 
-        Returns digests of the engine's weights if `run.verify_weights` is set.
+        Returns the version that the engine runs and, if `run.verify_weights` is set, digests of its weights.
         """
         from actors.concurrency import ConcurrencyController
         from actors.engine.async_engine import AsyncEngine
@@ -98,7 +98,7 @@ class RolloutActor:
                     self._engine, environment, buffer, client, config.selfplay, heldout, concurrency, sampled_by
                 )
                 await rollout.run()
-                return await self._engine.checksums() if config.run.verify_weights else {}
+                return await self.checksums() if config.run.verify_weights else (-1, {})
             finally:
                 client.close()
         finally:

@@ -29,7 +29,7 @@ class Rollouts:
         self._buffer: Handle = None
         self._keys: ActorKeys | None = None
         self.wanted = context.config.actors.num_actors
-        self.results: dict[str, dict[str, str]] = {}
+        self.results: dict[str, tuple[int, dict[str, str]]] = {}
         """Name -> result of `RolloutActor.run`, of actors that ended well."""
 
     def start(self, buffer: Handle, keys: ActorKeys | None, assignments: tuple[Assignment, ...], resume: bool) -> None:

@@ -97,11 +97,11 @@ class Supervisor:
             return replace(status, seeding=(have, wanted))
         return status
 
-    def result(self) -> tuple[Any, str, dict[str, str]]:
+    def result(self) -> tuple[Any, str, int, dict[str, str]]:
         """See `LearnerActor.result`; call it after `poll` has returned True. Raises RunFailed."""
         return self._learner.result()
 
-    def wait_for_actors(self, timeout_s: float = 60.0) -> dict[str, dict[str, str]]:
+    def wait_for_actors(self, timeout_s: float = 60.0) -> dict[str, tuple[int, dict[str, str]]]:
         """Wait for the actors to end after the learner; returns name -> result of `RolloutActor.run`."""
         self._rollouts.wait(timeout_s)
         return self._rollouts.results

@@ -100,13 +100,20 @@ def pack_ranks(
     All ranks get the same number of micro-batches, if need be empty ones. Ranks, and the micro-batches of a rank, have
     even `cost` (by default the rows). See `pack` and `split_ranks`.
     """
-    model = cost or CostModel()
-    parts = [_parts(sequences, share, token_budget, model) for share in split_ranks(sequences, num_ranks, model)]
-    count = max(balance.fewest_bins(groups, token_budget) for groups in parts)
-    return [
-        [_build(sequences, groups) if groups else empty_micro_batch() for groups in bins]
-        for bins in (balance.fill(groups, count, token_budget) for groups in parts)
-    ]
+    parts, count = _rank_parts(sequences, token_budget, num_ranks, cost or CostModel())
+    return [_pack_rank(sequences, groups, count, token_budget) for groups in parts]
+
+
+def pack_rank(
+    sequences: Sequence[TokenSequence], token_budget: int, num_ranks: int, rank: int, cost: CostModel | None = None
+) -> tuple[list[MicroBatch], int]:
+    """Return the micro-batches of one `rank` as `pack_ranks` does, and the rows of all ranks together.
+
+    Builds the arrays of that rank alone: with 64 ranks, all of them cost 64 times what a rank needs.
+    """
+    parts, count = _rank_parts(sequences, token_budget, num_ranks, cost or CostModel())
+    num_rows = sum(group.rows for groups in parts for group in groups)
+    return _pack_rank(sequences, parts[rank], count, token_budget), num_rows
 
 
 def split_ranks(sequences: Sequence[TokenSequence], num_ranks: int, cost: CostModel | None = None) -> list[list[int]]:
@@ -181,6 +188,21 @@ def _parts(
             room -= rows
         parts.append(group.part(places))
     return parts
+
+
+def _rank_parts(
+    sequences: Sequence[TokenSequence], token_budget: int, num_ranks: int, cost: CostModel
+) -> tuple[list[list[PromptGroup]], int]:
+    """The groups of each data-parallel rank, and the number of micro-batches that all ranks get."""
+    parts = [_parts(sequences, share, token_budget, cost) for share in split_ranks(sequences, num_ranks, cost)]
+    return parts, max(balance.fewest_bins(groups, token_budget) for groups in parts)
+
+
+def _pack_rank(
+    sequences: Sequence[TokenSequence], groups: list[PromptGroup], count: int, token_budget: int
+) -> list[MicroBatch]:
+    bins = balance.fill(groups, count, token_budget)
+    return [_build(sequences, chosen) if chosen else empty_micro_batch() for chosen in bins]
 
 
 def _build(sequences: Sequence[TokenSequence], groups: Sequence[PromptGroup]) -> MicroBatch:

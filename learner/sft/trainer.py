@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from learner.batching.packing import MicroBatch, pack_ranks
+from learner.batching.packing import MicroBatch, pack_rank
 from learner.model.policy import PolicyModel
 from learner.phase import Phase
 from learner.ranks import Ranks
@@ -76,7 +76,7 @@ class SftTrainer:
         """Take the next step; collective over the learner's ranks."""
         started = time.monotonic()
         batch = [self._data.train[index] for index in self.order.batch(self.step)]
-        by_rank = self._pack(batch)
+        micros, num_rows = self._pack(batch)
         weights = token_weights(batch)
         loss = torch.zeros(1, dtype=torch.float64)
 
@@ -86,13 +86,12 @@ class SftTrainer:
             return part
 
         self.policy.zero_grad()
-        self.policy.forward_backward(by_rank[self._data_rank], token_loss)
+        self.policy.forward_backward(micros, token_loss)
         mean = self._total(loss)
         lr = learning_rate(self.step, self.num_steps, self._sft, self._learner.optimizer)
         grad_norm, updated = self.policy.step(lr)
         self.step += 1
         seconds = time.monotonic() - started
-        num_tokens = sum(micro.num_tokens for micros in by_rank for micro in micros)
         return {
             "loss": mean,
             "perplexity": _perplexity(mean),
@@ -102,9 +101,9 @@ class SftTrainer:
             "epoch": self.order.epochs_done(self.step),
             "examples": len(batch),
             "tokens_trained": sum(len(example.response_ids) for example in batch),
-            "tokens_computed": num_tokens,
+            "tokens_computed": num_rows,
             "train_s": seconds,
-            "tokens_per_s": num_tokens / seconds,
+            "tokens_per_s": num_rows / seconds,
         }
 
     def validate(self) -> Metrics:
@@ -114,7 +113,7 @@ class SftTrainer:
         started = time.monotonic()
         weights = token_weights(self._data.validation)
         loss = torch.zeros(1, dtype=torch.float64)
-        for micro, logprobs, _ in self.policy.logprobs(self._pack(self._data.validation)[self._data_rank]):
+        for micro, logprobs, _ in self.policy.logprobs(self._pack(self._data.validation)[0]):
             at = torch.from_numpy(weights[micro.sequence_index])
             loss -= (logprobs.double().cpu() * at.double()).sum()
         mean = self._total(loss)
@@ -124,9 +123,11 @@ class SftTrainer:
             "validation_s": time.monotonic() - started,
         }
 
-    def _pack(self, examples: Sequence[Example]) -> list[list[MicroBatch]]:
+    def _pack(self, examples: Sequence[Example]) -> tuple[list[MicroBatch], int]:
+        """This rank's micro-batches, and the rows of all ranks."""
         sequences = [(example.prompt_ids, example.response_ids) for example in examples]
-        return pack_ranks(sequences, self._learner.micro_batch_tokens, self._learner.parallel.data, self.policy.cost)
+        budget, num_ranks = self._learner.micro_batch_tokens, self._learner.parallel.data
+        return pack_rank(sequences, budget, num_ranks, self._data_rank, self.policy.cost)
 
     def _total(self, value: torch.Tensor) -> float:
         """Over all ranks; tensor-parallel ranks hold the same numbers, so they count `tensor` times."""

@@ -4,7 +4,8 @@ The learner is the server (ROUTER, `learner/stream/server.py`); an actor is a cl
 `learner/stream/client.py`). Every message and its fields: `learner/stream/wire.py`. Nothing is pickled.
 
     actor -> learner   hello   beat   trajectory   returned   failed   loaded   load_failed
-    learner -> actor   welcome   who   ack   refused   beat   grant   cancel   join   weights   pause   resume   shutdown
+    learner -> actor   welcome   who   ack   refused   beat   grant   cancel   manifest   join   weights
+                       pause   resume   shutdown
 
 Nothing is lost, and nothing counts twice:
 

@@ -132,8 +132,8 @@ class StreamClient:
         """Yield the learner's control messages, each once and in order. Acknowledgements and greetings are handled
         here.
 
-        `grant`: play these slots. `cancel`: stop playing these `slots`, the learner does not count on them. `join` and
-        `weights`: see `learner/weights/__init__.py`. `pause` and `resume`: start no rollout in between. `shutdown`:
+        `grant`: play these slots. `cancel`: stop playing these `slots`, the learner does not count on them. `manifest`,
+        `join` and `weights`: see `learner/weights/__init__.py`. `pause` and `resume`: start no rollout in between. `shutdown`:
         end. Raises `LearnerLost`; ConnectionError where the endpoint belongs to another run by now.
         """
         while True:
@@ -192,9 +192,13 @@ class StreamClient:
         """Report that the engine runs the weights of `version`. `timings`: seconds by phase."""
         self._send({"type": "loaded", "version": version, "timings": dict(timings)})
 
-    async def send_load_failed(self, version: int, why: str) -> None:
-        """Report that the engine could not load the weights of `version`. The learner decides what follows."""
-        self._send({"type": "load_failed", "version": version, "why": why[:512]})
+    async def send_load_failed(self, group: int, why: str, interrupted: bool) -> None:
+        """Report that the engine could not join the weight group of this id, or not load what was sent there.
+
+        `interrupted`: the group or its broadcast broke, and the engine can take part in the next one. Otherwise the
+        failure is the engine's own, and the learner counts the actor out.
+        """
+        self._send({"type": "load_failed", "group": group, "interrupted": interrupted, "why": why[:512]})
 
     @property
     def unacknowledged(self) -> int:

@@ -124,7 +124,7 @@ class Inbox:
                 member.loaded_version = message["version"]
                 member.weights = {f"weights/{phase}": seconds for phase, seconds in message["timings"].items()}
             case "load_failed":
-                self._members.load_failures[member.holder] = message["why"]
+                self._members.load_failed(member, message["group"], message["interrupted"], message["why"])
             case other:
                 raise AssertionError(other)
 

@@ -44,6 +44,8 @@ class Member(Seat):
     resent_at: float = 0.0
     reachable: bool = True
     """Whether ZeroMQ had a connection to it when something was last sent."""
+    knows_manifest: bool = False
+    """Whether it was told which tensors a weight update has."""
     dismissed: bool = False
     """Whether it was told to stop, after it retired and played what it held."""
     seen: Seen = field(init=False)

@@ -50,7 +50,12 @@ class Membership:
         self.on_event = on_event
         self.dead_after_s = dead_after_s
         self.load_failures: dict[Holder, str] = {}
-        """Actor -> why it could not load the last broadcast."""
+        """Actor -> why its engine could not load the last broadcast."""
+        self.interrupted: dict[Holder, str] = {}
+        """Actor -> how the last group or broadcast broke, as seen from there."""
+        self.departures_held = False
+        """While true, no retired actor is told to stop: a weight update counts on each actor that it began with."""
+        self._group_id = 0
         self._run_id = run_id
         self._outbox = outbox
         self._changed = changed
@@ -139,7 +144,7 @@ class Membership:
                 self.gate.lose(member.holder)
                 self.on_event("actor_left", actor=member.holder.actor_id)
             else:
-                if not member.dismissed and self.turns.may_leave(member):
+                if not member.dismissed and not self.departures_held and self.turns.may_leave(member):
                     member.dismissed = True
                     self.send(member, {"type": "shutdown"})
                 self.post(member, pack({"type": "beat"}))
@@ -188,16 +193,32 @@ class Membership:
         """Send a frame that nobody misses if it is lost."""
         self._outbox.post(member.identity, frame)
 
+    def staying(self) -> list[Member]:
+        """Connected actors that were not told to stop, in the order of their identities."""
+        return [member for member in self.all() if not member.dismissed]
+
+    def begin_group(self, group_id: int) -> None:
+        """From now on only failures in this weight group count."""
+        self._group_id = group_id
+        self.load_failures.clear()
+        self.interrupted.clear()
+
     def expect_load(self, members: Sequence[Member]) -> None:
         """Before a broadcast: none of `members` has loaded it or failed to, and none is granted anything until it
         has."""
         self.load_failures.clear()
+        self.interrupted.clear()
         for member in members:
             member.loaded_version = -1
 
+    def load_failed(self, member: Member, group_id: int, interrupted: bool, why: str) -> None:
+        """Note that an actor did not load a broadcast. What it says of an earlier group is out of date."""
+        if group_id == self._group_id:
+            (self.interrupted if interrupted else self.load_failures)[member.holder] = why
+
     def is_loading(self, member: Member, version: int) -> bool:
         """Whether the member may still load `version`: it has neither loaded it nor failed to, and is connected."""
-        failed = member.holder in self.load_failures
+        failed = member.holder in self.load_failures or member.holder in self.interrupted
         return member.loaded_version != version and member.identity in self._members and not failed
 
     def describe(self) -> str:

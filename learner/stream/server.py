@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -199,6 +199,28 @@ class StreamServer:
         with self._lock:
             self._members.send(member, message)
 
+    def hold_departures(self) -> list[Member]:
+        """Tell no retired actor to stop until `release_departures`. Returns the connected actors that were not told
+        before."""
+        with self._lock:
+            self._members.departures_held = True
+            return self._members.staying()
+
+    def release_departures(self) -> None:
+        """Retired actors that hold nothing may be told to stop again."""
+        with self._lock:
+            self._members.departures_held = False
+
+    def begin_group(self, group_id: int, members: Sequence[Member], manifest: Sequence[Mapping[str, Any]]) -> None:
+        """From now on only failures in this weight group count. Tells `members` the manifest, where they do not know
+        it."""
+        with self._lock:
+            self._members.begin_group(group_id)
+            for member in members:
+                if not member.knows_manifest:
+                    member.knows_manifest = True
+                    self._members.send(member, {"type": "manifest", "manifest": list(manifest)})
+
     def expect_load(self, members: Sequence[Member]) -> None:
         """Before a broadcast: mark `members` as having loaded nothing, so that they are granted nothing until they
         have."""
@@ -219,9 +241,15 @@ class StreamServer:
             return [m for m in members if m.loaded_version != version]
 
     def load_failures(self) -> dict[str, str]:
-        """Return, by actor, why it could not load the last broadcast."""
+        """Return, by actor, why its engine could not load the last broadcast. A broadcast that broke is not among
+        them."""
         with self._lock:
             return {holder.actor_id: why for holder, why in self._members.load_failures.items()}
+
+    def interrupted(self) -> dict[str, str]:
+        """Return, by actor, how the last broadcast broke there."""
+        with self._lock:
+            return {holder.actor_id: why for holder, why in self._members.interrupted.items()}
 
     def lose(self, member: Member, why: str) -> None:
         """Remove an actor: what it had in flight is dropped and granted again."""

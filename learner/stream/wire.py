@@ -18,7 +18,7 @@ from typing import Any
 
 import msgpack
 
-from learner.fields import MAX_HEADER_BYTES, Refusal, WireError, number_map, text, unpack_header, whole
+from learner.fields import MAX_HEADER_BYTES, Refusal, WireError, flag, number_map, text, unpack_header, whole
 from learner.staleness import Grant
 from learner.trajectory import KIND_NAME, MAX_TOKENS
 
@@ -113,7 +113,7 @@ FROM_ACTOR: Mapping[str, Fields] = {
     "returned": {"seq": whole, "slots": _wholes},
     "failed": {"seq": whole, "slots": _wholes, "why": text},
     "loaded": {"seq": whole, "version": whole, "timings": _finite},
-    "load_failed": {"seq": whole, "version": whole, "why": text},
+    "load_failed": {"seq": whole, "group": whole, "interrupted": flag, "why": text},
 }
 _NUMBERED: Fields = {"session": whole, "number": whole}
 FROM_LEARNER: Mapping[str, Fields] = {
@@ -124,8 +124,9 @@ FROM_LEARNER: Mapping[str, Fields] = {
     "beat": {},
     "grant": {"episode": whole, "kind": _kind, "batch": whole, "propose": _wholes, "solve": _wholes, **_NUMBERED},
     "cancel": {"slots": _wholes, **_NUMBERED},
+    "manifest": {"manifest": _maps, **_NUMBERED},
     "join": {"spec": _map, "rank": whole, **_NUMBERED},
-    "weights": {"version": whole, "manifest": _maps, **_NUMBERED},
+    "weights": {"version": whole, **_NUMBERED},
     "pause": _NUMBERED,
     "resume": _NUMBERED,
     "shutdown": _NUMBERED,

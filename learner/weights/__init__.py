@@ -12,6 +12,9 @@ are copied into one flat buffer, so neither end holds a second copy of the model
 and is not copied. Buckets travel while the next are gathered (sender) and the last is loaded (receiver). Both ends cut
 the same manifest.
 
+Over the stream an engine is told the `manifest` once after it has connected, `join` for each group, and `weights` for
+each version; it answers `loaded` or `load_failed` (`learner/publisher.py`).
+
 Every wait has a deadline, and its error says which rank waited for which. A group that failed is never used again.
 
 Needs torch alone, not Megatron, vLLM or a GPU.

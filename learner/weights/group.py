@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 DEFAULT_BUCKET_BYTES = 16 << 20
 # A receiver's deadlines for word from the sender end this much later than the sender's own, so that the word arrives.
-_GRACE_S = 2.0
+_GRACE_S = 5.0
 
 # By default torch ends a process whose NCCL peer dies, after a minute for a dump. Here the wait raises, and the process
 # goes on.
@@ -167,11 +167,9 @@ class Group:
             self._announce("alive")
 
     def without_survivors(self, error: WeightSyncError) -> WeightSyncError:
-        """Return the sender's `error`, naming only the ranks that died or hang. Call it once the group is closed: live
-        receivers notice that and announce themselves. If all do, `error` is returned unchanged."""
+        """Return the sender's `error`, naming only the ranks that died or hang; none if a connection broke between
+        ranks that all live. Call it once the group is closed: live receivers notice that and announce themselves."""
         silent = self._await([self._key("alive", rank) for rank in error.missing], self._grace_s)
-        if not silent:
-            return error
         if isinstance(error, WeightSyncTimeout):
             return self._timeout(error.phase, silent)
         return self._error(error.what, error.phase, silent)

@@ -17,7 +17,7 @@ import pytest
 import actors.rollout
 from actors.buffer.task_buffer import LocalBuffer
 from actors.environment import Environment
-from actors.rollout import Patience, Rollout, RolloutBroken
+from actors.rollout import MAX_LOAD_FAILURES, Patience, Rollout, RolloutBroken
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
 from executor.pool import SandboxPool
@@ -78,7 +78,7 @@ async def no_seeding(*args: Any) -> int:
 async def publish(server: StreamServer) -> None:
     await until(lambda: bool(server.members()))
     members = server.members()
-    server.send(members[0], {"type": "weights", "version": 0, "manifest": []})
+    server.send(members[0], {"type": "weights", "version": 0})
     assert await asyncio.to_thread(server.wait_until_loaded, members, 0, DEADLINE_S) == []
     server.mark_loaded()
 
@@ -252,3 +252,46 @@ def test_broken_sandboxes_end_the_actor_and_not_the_learner(
     assert totals(server.gate.ledger())["queued"] == places
     assert any(t.outcome == "valid" for t in server.queued())
     assert conserved(server.gate.ledger())
+
+
+class GroupsBreak(Engine):
+    """An engine in whose groups something always fails: in a join it is the others, in an update it is itself."""
+
+    async def join(self, spec: Any, rank: int) -> None:
+        raise TimeoutError("waited for ranks [2]")
+
+    async def update_weights(self, manifest: Any, version: int) -> dict[str, float]:
+        raise MemoryError("no room")
+
+
+def test_a_broken_group_is_not_blamed_on_an_actor_but_too_many_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors.rollout, "seed_buffer", no_seeding)
+    server = StreamServer(Gate(BATCH, 1, solutions=1), "run")
+
+    async def main() -> None:
+        client = StreamClient(server.endpoint, "a", 0, capacity=100)
+        rollout = Rollout(GroupsBreak(), None, None, client, SimpleNamespace())  # type: ignore[arg-type]
+        running = asyncio.create_task(rollout.run(DEADLINE_S))
+        try:
+            await until(lambda: bool(server.members()))
+            (member,) = members = server.members()
+            spec = dict(group_id=7, host="h", port=1, world_size=3, backend="gloo", timeout_s=1.0, bucket_bytes=1)
+            server.begin_group(7, members, [])
+            server.send(member, {"type": "join", "spec": spec, "rank": 1})
+            await until(lambda: bool(server.interrupted()))
+            assert server.load_failures() == {}
+            for version in range(1, MAX_LOAD_FAILURES):
+                server.expect_load(members)
+                server.send(member, {"type": "weights", "version": version})
+                assert await asyncio.to_thread(server.wait_until_loaded, members, version, DEADLINE_S) == members
+                assert server.load_failures() == {"a": "MemoryError: no room"}
+            with pytest.raises(RolloutBroken, match="the last 5 weight updates have failed, the last with MemoryError"):
+                await asyncio.wait_for(running, DEADLINE_S)
+        finally:
+            running.cancel()
+            client.close()
+
+    try:
+        asyncio.run(main())
+    finally:
+        server.close()

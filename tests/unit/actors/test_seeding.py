@@ -172,7 +172,7 @@ def test_an_actor_seeds_before_it_greets_the_learner_and_measures_beside_its_pla
         log.append("proposal")
         return replies(prompt, turn)
 
-    weights = [{"type": "weights", "version": version, "manifest": []} for version in (0, 1, 2, 3, 4)]
+    weights = [{"type": "weights", "version": version} for version in (0, 1, 2, 3, 4)]
     client = Client(log, "rollout0", [*weights, {"type": "shutdown"}])
     settings = SETTINGS.model_copy(update={"seed_tasks_target": 5})
     rollout = Rollout(Engine(answer), environment, LocalBuffer(store), client, settings, heldout=Measured(log))  # type: ignore[arg-type]

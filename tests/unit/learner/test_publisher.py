@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from learner.ranks import Ranks
 from learner.staleness import Gate
 from learner.stream.client import StreamClient
 from learner.stream.server import StreamServer
-from learner.weights.group import GroupSpec
+from learner.weights.group import GroupSpec, WeightSyncError
 from learner.weights.manifest import manifest_from_json
 from learner.weights.transfer import WeightReceiver, WeightSender
 from tests.unit.learner.stream.streaming import BATCH, DEADLINE_S
@@ -26,12 +27,16 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass
 class Policy:
-    """The part of a policy that is published: two tensors that say which version they are of."""
+    """The part of a policy that is published: tensors that say which version they are of."""
 
     version: int = 0
+    layers: int = 0
+    """Further tensors of a megabyte each: more than what travels without the receiver."""
 
     def export(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield "embedding", torch.arange(6.0).reshape(2, 3) + 100 * self.version
+        for index in range(self.layers):
+            yield f"layer{index}", torch.full((1 << 18,), float(self.version))
         yield "head", torch.full((3,), float(self.version))
 
 
@@ -44,33 +49,45 @@ class Actor:
     """Otherwise it ends when it is asked to join a group."""
     loads: bool = True
     """Otherwise it fails after it has received the weights."""
+    dies_at: int = -1
+    """The version in whose broadcast it ends, after the first tensors."""
     said: list[str] = field(default_factory=list)
     weights: dict[int, Weights] = field(default_factory=dict)
 
     async def live(self, endpoint: str) -> None:
         client = StreamClient(endpoint, self.actor_id, 0, capacity=4, learner_silent_s=1.0, learner_timeout_s=4.0)
         receiver = WeightReceiver()
+        manifest: list[Any] = []
+        group = 0
         try:
             await client.connect(DEADLINE_S)
             async for message in client.messages():
                 self.said.append(message["type"])
                 if message["type"] == "join" and not self.joins:
                     return  # as a process that dies
+                if message["type"] == "weights" and message["version"] == self.dies_at:
+                    await asyncio.to_thread(lambda: next(receiver.receive(manifest)))
+                    return
+                if message["type"] == "manifest":
+                    manifest = manifest_from_json(message["manifest"])
+                if message["type"] == "join":
+                    group = message["spec"]["group_id"]
                 try:
-                    await self.obey(message, client, receiver)
+                    await self.obey(message, client, receiver, manifest)
                 except Exception as error:
-                    await client.send_load_failed(int(message.get("version", -1)), str(error))
+                    await client.send_load_failed(group, str(error), isinstance(error, WeightSyncError))
                 if message["type"] == "shutdown":
                     return
         finally:
             receiver.close()
             client.close()
 
-    async def obey(self, message: dict[str, Any], client: StreamClient, receiver: WeightReceiver) -> None:
+    async def obey(
+        self, message: dict[str, Any], client: StreamClient, receiver: WeightReceiver, manifest: list[Any]
+    ) -> None:
         if message["type"] == "join":
             await asyncio.to_thread(receiver.connect, GroupSpec.from_json(message["spec"]), message["rank"])
         elif message["type"] == "weights":
-            manifest = manifest_from_json(message["manifest"])
             found = await asyncio.to_thread(lambda: {name: t.clone() for name, t in receiver.receive(manifest)})
             if not self.loads:
                 raise MemoryError("no room for the new weights")
@@ -81,15 +98,15 @@ class Actor:
 class World:
     """One learner and its actors, each with a loop of its own."""
 
-    def __init__(self, pool: ThreadPoolExecutor, timeout_s: float) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, timeout_s: float, layers: int) -> None:
         self.events: list[dict[str, Any]] = []
         self.server = StreamServer(
             Gate(BATCH, 1, solutions=1),
             "run",
             on_event=lambda name, **details: self.events.append(details | {"name": name}),
         )
-        self.policy = Policy()
-        self.sender = WeightSender(timeout_s=timeout_s)
+        self.policy = Policy(layers=layers)
+        self.sender = WeightSender(timeout_s=timeout_s, bucket_bytes=1 << 20)
         self.publisher = GroupPublisher(self.policy, Ranks(), self.server, self.sender, workers=1)  # type: ignore[arg-type]
         self._pool = pool
         self._lives: list[Any] = []
@@ -116,8 +133,8 @@ def world() -> Iterator[Callable[..., World]]:
     worlds: list[World] = []
     with ThreadPoolExecutor(8) as pool:
 
-        def make(timeout_s: float = DEADLINE_S) -> World:
-            worlds.append(World(pool, timeout_s))
+        def make(timeout_s: float = DEADLINE_S, layers: int = 0) -> World:
+            worlds.append(World(pool, timeout_s, layers))
             return worlds[-1]
 
         yield make
@@ -125,10 +142,17 @@ def world() -> Iterator[Callable[..., World]]:
             each.close()
 
 
-def assert_runs(actor: Actor, version: int) -> None:
-    expected = dict(Policy(version).export())
+def assert_runs(actor: Actor, version: int, layers: int = 0) -> None:
+    expected = dict(Policy(version, layers).export())
     assert actor.weights[version].keys() == expected.keys()
     assert all(torch.equal(actor.weights[version][name], tensor) for name, tensor in expected.items())
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def lost(world: World) -> dict[str, str]:
@@ -145,6 +169,7 @@ def test_every_actor_gets_each_version_through_one_group(world: Callable[..., Wo
     for actor in actors:
         assert_runs(actor, 2)
         assert actor.said.count("join") == 1, "membership did not change"
+        assert actor.said.count("manifest") == 1, "it is long: 20,000 tensors are a megabyte"
     assert not lost(here)
 
 
@@ -159,6 +184,7 @@ def test_an_actor_that_joins_is_brought_to_the_present_version_in_a_new_group(wo
     assert not here.server.newcomers()
     assert_runs(second, 4)
     assert (first.said.count("join"), second.said.count("join")) == (2, 1)
+    assert (first.said.count("manifest"), second.said.count("manifest")) == (1, 1)
     assert here.sender._spec is not None and here.sender._spec.world_size == 3
 
 
@@ -183,6 +209,58 @@ def test_an_actor_that_dies_before_it_joins_is_counted_out_by_name_and_the_broad
     assert set(lost(here)) == {"absent"}
     assert "waited 3.0 s for ranks [1]" in lost(here)["absent"]
     assert_runs(sound, 1)
+
+
+def test_who_survives_a_broken_broadcast_is_not_blamed_for_it(world: Callable[..., World]) -> None:
+    here, sound, dying = world(layers=32), Actor("sound"), Actor("dying", dies_at=2)
+    here.add(dying, sound)
+    here.publish(1)
+    here.publish(2)
+    assert set(lost(here)) == {"dying"}
+    assert [m.loaded_version for m in here.server.members()] == [2]
+    assert sound.said.count("join") == 2
+    assert_runs(sound, 2, layers=32)
+
+
+def test_an_actor_that_is_to_leave_stays_until_the_weights_are_out(world: Callable[..., World]) -> None:
+    here, staying, leaving = world(), Actor("staying"), Actor("leaving")
+    here.add(staying, leaving)
+    here.publish(1)
+    here.server.hold_departures()
+    here.server.retire("leaving")
+    with here.server.frozen():
+        here.server._members.tick(time.monotonic())
+        assert not any(member.dismissed for member in here.server.members())
+    here.publish(2)
+    assert_runs(leaving, 2)
+    wait_until(lambda: "leaving" in {e["actor"] for e in here.events if e["name"] == "actor_left"})
+    here.publish(3)
+    assert_runs(staying, 3)
+    assert 3 not in leaving.weights and not lost(here)
+
+
+def test_an_actor_that_was_told_to_stop_is_sent_no_more_weights(world: Callable[..., World]) -> None:
+    here, staying, leaving = world(), Actor("staying"), Actor("leaving")
+    here.add(staying, leaving)
+    here.publish(1)
+    here.server.retire("leaving")
+    for version in range(2, 6):  # whichever of these it is told in between
+        here.publish(version)
+        assert_runs(staying, version)
+    wait_until(lambda: any(e["name"] == "actor_left" for e in here.events))
+    assert not lost(here)
+
+
+def test_a_failure_in_an_earlier_group_counts_no_more(world: Callable[..., World]) -> None:
+    here, actor = world(), Actor("a")
+    here.add(actor)
+    here.publish(1)
+    (member,) = here.server.members()
+    with here.server.frozen():
+        here.server._members.load_failed(member, here.sender._group_id - 1, False, "long ago")
+    assert here.server.load_failures() == {}
+    here.publish(2)
+    assert_runs(actor, 2)
 
 
 def test_with_nobody_there_nothing_is_sent(world: Callable[..., World]) -> None:

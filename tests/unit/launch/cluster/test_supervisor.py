@@ -135,8 +135,8 @@ def test_the_run_is_over_when_every_rank_has_ended_well(tmp_path: Path) -> None:
     run.poll()
     run.end("learner1.0", None)
     assert run.supervisor.poll()
-    run.ray.always["learner0.0.result"] = ({}, "interrupted", {"a": "1"})
-    assert run.supervisor.result() == ({}, "interrupted", {"a": "1"})
+    run.ray.always["learner0.0.result"] = ({}, "interrupted", 3, {"a": "1"})
+    assert run.supervisor.result() == ({}, "interrupted", 3, {"a": "1"})
     run.end("rollout0.0", {"a": "2"})
     assert run.supervisor.wait_for_actors() == {"rollout0": {"a": "2"}}
 

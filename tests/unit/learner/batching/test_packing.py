@@ -18,6 +18,7 @@ from learner.batching.packing import (
     idle_share,
     micro_batch_cost,
     pack,
+    pack_rank,
     pack_ranks,
     split_ranks,
 )
@@ -130,6 +131,21 @@ def test_ranks_share_the_batch_evenly(batch: list[TokenSequence], num_ranks: int
     for micros, others in zip(by_rank, again, strict=True):
         assert [micro.segments for micro in micros] == [other.segments for other in others]
         assert [micro.sequence_index.tolist() for micro in micros] == [o.sequence_index.tolist() for o in others]
+
+
+@given(batches(), st.integers(1, 5), st.integers(4, 40), COSTS)
+def test_a_rank_packs_its_own_share_alone(
+    batch: list[TokenSequence], num_ranks: int, budget: int, cost: CostModel
+) -> None:
+    by_rank = pack_ranks(batch, budget, num_ranks, cost)
+    all_rows = sum(micro.num_tokens for micros in by_rank for micro in micros)
+    for rank, expected in enumerate(by_rank):
+        micros, num_rows = pack_rank(batch, budget, num_ranks, rank, cost)
+        assert num_rows == all_rows
+        for micro, other in zip(micros, expected, strict=True):
+            assert micro.segments == other.segments
+            for name in ("input_ids", "position_ids", "logit_rows", "targets", "sequence_index", "token_index"):
+                assert np.array_equal(getattr(micro, name), getattr(other, name))
 
 
 @given(batches(), st.integers(1, 5), COSTS)

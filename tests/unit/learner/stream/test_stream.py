@@ -266,7 +266,7 @@ def test_who_could_not_load_is_named_and_gets_nothing(server: StreamServer) -> N
     async def story(client: StreamClient) -> None:
         members = server.members()
         server.expect_load(members)
-        await client.send_load_failed(0, "no memory")
+        await client.send_load_failed(0, "no memory", interrupted=False)
         assert await asyncio.to_thread(server.wait_until_loaded, members, 0, DEADLINE_S) == members
         assert server.load_failures() == {"a": "no memory"}
         server.mark_loaded()

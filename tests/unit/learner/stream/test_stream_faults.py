@@ -91,7 +91,7 @@ async def bring_to(server: StreamServer, version: int) -> list[Member]:
     members = server.members()
     server.expect_load(members)
     for member in members:
-        server.send(member, {"type": "weights", "version": version, "manifest": []})
+        server.send(member, {"type": "weights", "version": version})
     return await asyncio.to_thread(server.wait_until_loaded, members, version, DEADLINE_S)
 
 
@@ -133,9 +133,9 @@ def test_control_messages_that_are_lost_are_sent_again_in_order(server: StreamSe
         grants = await take(client, "grant", 4)
         (member,) = server.members()
         lost, server._socket.post = server._socket.post, lambda identity, frame: None  # type: ignore[method-assign]
-        server.send(member, {"type": "weights", "version": 1, "manifest": []})
+        server.send(member, {"type": "weights", "version": 1})
         server._socket.post = lost  # type: ignore[method-assign]
-        server.send(member, {"type": "weights", "version": 2, "manifest": []})
+        server.send(member, {"type": "weights", "version": 2})
         await answer(client, grants)
         assert [m["version"] for m in await take(client, "weights", 2)] == [1, 2]
         assert client.counts["gaps"] >= 1
@@ -298,7 +298,7 @@ def test_control_messages_that_pile_up_end_a_member(server: StreamServer, monkey
     async def story(client: StreamClient) -> None:
         (member,) = server.members()
         for version in range(6):
-            server.send(member, {"type": "weights", "version": version, "manifest": []})
+            server.send(member, {"type": "weights", "version": version})
         assert server.counts["lost"] == 1
 
     run(server, story)

@@ -47,7 +47,7 @@ def test_a_thousand_actors_on_one_socket_all_get_their_share() -> None:
             assert len(members) == num_actors
             server.expect_load(members)
             for member in members:
-                server.send(member, {"type": "weights", "version": version, "manifest": []})
+                server.send(member, {"type": "weights", "version": version})
             assert server.wait_until_loaded(members, version, DEADLINE_S) == []
             if version:
                 server.mark_published(version)

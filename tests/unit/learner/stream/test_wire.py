@@ -24,7 +24,7 @@ from learner.stream.wire import (
     pack_slots,
 )
 from tests.examples import examples
-from tests.fuzz_stream import ARRAYS, SOUND, WRONG
+from tests.fuzz_stream import ARRAYS, SOUND, wrong_values
 
 NUMBERED = {"session": 1, "number": 1}
 FROM_THE_LEARNER: dict[str, dict[str, Any]] = {
@@ -36,7 +36,8 @@ FROM_THE_LEARNER: dict[str, dict[str, Any]] = {
     "grant": {"episode": 1, "kind": "deduction", "batch": 0, "propose": [1], "solve": [2], **NUMBERED},
     "cancel": {"slots": [1], **NUMBERED},
     "join": {"spec": {"port": 1}, "rank": 1, **NUMBERED},
-    "weights": {"version": 1, "manifest": [{"name": "x"}], **NUMBERED},
+    "manifest": {"manifest": [{"name": "x"}], **NUMBERED},
+    "weights": {"version": 1, **NUMBERED},
     "pause": NUMBERED,
     "resume": NUMBERED,
     "shutdown": NUMBERED,
@@ -63,7 +64,7 @@ def test_every_field_is_needed_and_checked_and_no_other_is_taken(name: str) -> N
     broken = [sound | {"more": 1}]
     for field in FROM_ACTOR[name]:
         broken.append({key: value for key, value in sound.items() if key != field})
-        broken += [sound | {field: value} for value in WRONG]
+        broken += [sound | {field: value} for value in wrong_values(sound[field])]
     for message in broken:
         with pytest.raises(WireError) as caught:
             from_actor(frames_of(message))
