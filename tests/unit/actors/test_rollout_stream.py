@@ -265,6 +265,7 @@ class GroupsBreak(Engine):
 
 
 def test_a_broken_group_is_not_blamed_on_an_actor_but_too_many_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors.rollout, "Player", Player)
     monkeypatch.setattr(actors.rollout, "seed_buffer", no_seeding)
     server = StreamServer(Gate(BATCH, 1, solutions=1), "run")
 
@@ -275,7 +276,15 @@ def test_a_broken_group_is_not_blamed_on_an_actor_but_too_many_end_it(monkeypatc
         try:
             await until(lambda: bool(server.members()))
             (member,) = members = server.members()
-            spec = dict(group_id=7, host="h", port=1, world_size=3, backend="gloo", timeout_s=1.0, bucket_bytes=1)
+            spec = {
+                "group_id": 7,
+                "host": "h",
+                "port": 1,
+                "world_size": 3,
+                "backend": "gloo",
+                "timeout_s": 1.0,
+                "bucket_bytes": 1,
+            }
             server.begin_group(7, members, [])
             server.send(member, {"type": "join", "spec": spec, "rank": 1})
             await until(lambda: bool(server.interrupted()))
