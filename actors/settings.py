@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from executor.settings import Section
+from executor.settings_table import SettingsTable
 from executor.tasks import ValidationRules
 
 
-class IntrinsicSettings(Section):
+class IntrinsicSettings(SettingsTable):
     """`[selfplay.intrinsic]`: weights of additional reward terms for valid proposals.
     Each measure lies in 0..1 and is multiplied by its weight; 0 turns a term off. The paper has all of them off."""
 
@@ -29,7 +29,7 @@ class IntrinsicSettings(Section):
     own, and a restarted one begins without."""
 
 
-class SelfPlaySettings(Section):
+class SelfPlaySettings(SettingsTable):
     """`[selfplay]`: prompts, lengths, rewards and seeding of the Absolute Zero episode."""
 
     prompt_format: Literal["completion", "r1"] = "r1"
@@ -112,7 +112,7 @@ class SelfPlaySettings(Section):
         return ValidationRules(dependence, self.strip_comments, self.strip_docstrings)
 
 
-class EngineSettings(Section):
+class EngineSettings(SettingsTable):
     """`[engine]`: vLLM. Each rollout actor has one engine."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -146,7 +146,7 @@ class EngineSettings(Section):
     Slower: each request has its own random generator."""
 
 
-class ConcurrencySettings(Section):
+class ConcurrencySettings(SettingsTable):
     """`[actors.adapt]`: adapts an actor's slot limit to its engine's key/value cache.
     The limit rises by a constant and falls by a factor, between `minimum` and `actors.concurrency`, once a heartbeat
     (a second)."""

@@ -1,19 +1,14 @@
-"""Settings of the executor, and `Section`, the base class of every settings table in the project."""
+"""Settings of the executor."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from executor.layers import Layer
+from executor.settings_table import SettingsTable
 
 
-class Section(BaseModel):
-    """One table of the configuration: immutable, no unknown keys, defaults checked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
-
-
-class ExecutorSettings(Section):
+class ExecutorSettings(SettingsTable):
     """`[executor]`: how model-written programs are run."""
 
     workers: int = Field(default=2, ge=2, le=512)

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ValidationError, model_validator
 from actors.buffer.settings import BufferSettings
 from actors.kinds.registry import GROUP, names
 from actors.settings import EngineSettings, SelfPlaySettings
-from executor.settings import ExecutorSettings, Section
+from executor.settings import ExecutorSettings
+from executor.settings_table import SettingsTable
 from launch.addresses import AUTO_HOST, LOOPBACK
 from launch.recipe import ConfigError, assign, find_recipe, parse_override, read_recipe
 from launch.settings import ActorsSettings, RaySettings, RunBasics, RunSettings, SupervisionSettings
@@ -35,7 +36,7 @@ RENAMED = {
 """Former key -> its present name: old recipes and run folders are refused with it."""
 
 
-class Config(Section):
+class Config(SettingsTable):
     """All tables of a run."""
 
     run: RunSettings = RunSettings()
@@ -102,7 +103,7 @@ class Config(Section):
         return needs_keys(self.stream.curve, self.stream_host)
 
 
-class SftConfig(Section):
+class SftConfig(SettingsTable):
     """All tables of a fine-tuning run (`azr sft`)."""
 
     run: RunBasics = RunBasics()
@@ -183,7 +184,7 @@ def executor_config(overrides: Sequence[tuple[str, str]], command: str) -> Confi
     return build({"executor": table}, sources)
 
 
-def to_toml(config: Section) -> str:
+def to_toml(config: SettingsTable) -> str:
     """Write the resolved configuration as TOML, which loads back to an equal one. Unset settings are left out."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 

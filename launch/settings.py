@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from actors.settings import ConcurrencySettings
-from executor.settings import Section
+from executor.settings_table import SettingsTable
 
 
-class RunBasics(Section):
+class RunBasics(SettingsTable):
     """`[run]`, the settings that every kind of run has."""
 
     name: str = Field(default="azr", pattern=r"^[A-Za-z0-9._-]+$")
@@ -48,7 +48,7 @@ class RunSettings(RunBasics):
     false saves the disk space."""
 
 
-class ActorsSettings(Section):
+class ActorsSettings(SettingsTable):
     """`[actors]`: the number of rollout actors and their load."""
 
     num_actors: int = Field(default=1, ge=1)
@@ -65,7 +65,7 @@ class ActorsSettings(Section):
     adapt: ConcurrencySettings = ConcurrencySettings()
 
 
-class SupervisionSettings(Section):
+class SupervisionSettings(SettingsTable):
     """`[supervision]`: how often a process of a distributed run is restarted, and how long a standstill may last."""
 
     max_actor_restarts: int = Field(default=3, ge=0)
@@ -86,7 +86,7 @@ class SupervisionSettings(Section):
     reported, and a part that is only busy is restarted. Too long: a hang goes unnoticed."""
 
 
-class RaySettings(Section):
+class RaySettings(SettingsTable):
     """`[ray]`: the Ray cluster that a distributed run uses."""
 
     address: str | None = None

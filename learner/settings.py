@@ -7,14 +7,14 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from executor.settings import Section
+from executor.settings_table import SettingsTable
 from learner.trajectory import Cell, Role
 
 OnStale = Literal["wait", "drop", "train"]
 """What becomes of a straggler (`learner.staleness`)."""
 
 
-class ModelSettings(Section):
+class ModelSettings(SettingsTable):
     """`[model]`: the language model, which is both proposer and solver."""
 
     path: str = "smollm2-135m-instruct"
@@ -31,7 +31,7 @@ class ModelSettings(Section):
     whole process."""
 
 
-class ParallelSettings(Section):
+class ParallelSettings(SettingsTable):
     """`[learner.parallel]`: the learner's ranks. Their number is tensor x pipeline x context x data."""
 
     tensor: int = Field(default=1, ge=1)
@@ -58,7 +58,7 @@ class ParallelSettings(Section):
         return self.tensor * self.pipeline * self.context * self.data
 
 
-class OptimizerSettings(Section):
+class OptimizerSettings(SettingsTable):
     """`[learner.optimizer]`: AdamW with a constant learning rate after a linear warm-up."""
 
     lr: float = Field(default=1e-6, gt=0)
@@ -81,7 +81,7 @@ class OptimizerSettings(Section):
     0 turns clipping off. `grad_norm` in the metrics is the norm before clipping."""
 
 
-class LossSettings(Section):
+class LossSettings(SettingsTable):
     """`[learner.loss]`: the correction for off-policy data, and how tokens are averaged. Formulas: docs/learner.md."""
 
     correction: Literal["clip", "decoupled", "tis", "none"] = "clip"
@@ -121,7 +121,7 @@ class LossSettings(Section):
         return self
 
 
-class AdvantageSettings(Section):
+class AdvantageSettings(SettingsTable):
     """`[learner.advantage]`: how rewards become advantages."""
 
     estimator: Literal["trr++", "reinforce++", "reinforce", "group"] = "trr++"
@@ -138,7 +138,7 @@ class AdvantageSettings(Section):
     True is GRPO. False subtracts the mean only (Dr. GRPO), so that groups of nearly equal rewards are not inflated."""
 
 
-class BatchSettings(Section):
+class BatchSettings(SettingsTable):
     """`[learner.batch]`: how many trajectories of each (kind, role) cell make a batch, and so a version.
 
     A batch has these quotas in every cell, however unevenly episodes finish; no slot of one cell is ever filled by
@@ -170,7 +170,7 @@ class BatchSettings(Section):
         return (self.propose if cell.role is Role.PROPOSE else self.solve).get(cell.kind, 0)
 
 
-class LearnerSettings(Section):
+class LearnerSettings(SettingsTable):
     """`[learner]`: steps, staleness, memory, checkpoints and deadlines."""
 
     steps: int = Field(default=500, ge=1)
@@ -216,7 +216,7 @@ class LearnerSettings(Section):
     parallel: ParallelSettings = ParallelSettings()
 
 
-class StreamSettings(Section):
+class StreamSettings(SettingsTable):
     """`[stream]`: the learner's socket, its encryption, and the deadlines of a silent connection."""
 
     host: str = "auto"

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from executor.settings import Section
+from executor.settings_table import SettingsTable
 
 
-class BufferSettings(Section):
+class BufferSettings(SettingsTable):
     """`[buffer]`: which past tasks are drawn, and how many stay in the draw."""
 
     sampling: Literal["uniform", "recency"] = "uniform"

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from executor.settings import Section
+from executor.settings_table import SettingsTable
 from learner.settings import OptimizerSettings, ParallelSettings
 
 
-class SftSettings(Section):
+class SftSettings(SettingsTable):
     """`[sft]`: the examples, their order and the learning rate schedule."""
 
     data: str = Field(min_length=1)
@@ -47,7 +47,7 @@ class SftSettings(Section):
     It is always measured before the first and after the last step; 0: only then."""
 
 
-class SftLearnerSettings(Section):
+class SftLearnerSettings(SettingsTable):
     """`[learner]` of a fine-tuning recipe: optimizer, parallel layout, checkpoints."""
 
     micro_batch_tokens: int = Field(default=4096, ge=64)

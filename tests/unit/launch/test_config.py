@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.settings import Section
+from executor.settings_table import SettingsTable
 from launch import cli
 from launch.config import RENAMED, Config, SftConfig, build, documented, load, schema, to_toml
 from launch.recipe import RECIPES, ConfigError, parse_override
@@ -89,7 +89,7 @@ def test_schema_and_documentation_cover_every_setting() -> None:
 
 
 @pytest.mark.parametrize("root", [Config, SftConfig])
-def test_a_settings_first_line_is_a_sentence(root: type[Section]) -> None:
+def test_a_settings_first_line_is_a_sentence(root: type[SettingsTable]) -> None:
     """An error message shows that line alone."""
     cut = [key for key, text in documented(root) if not text.splitlines()[0].endswith(".")]
     assert cut == []

@@ -1,0 +1,11 @@
+"""The base class of every settings table in the project. It lives in the lowest package, which all others may import."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class SettingsTable(BaseModel):
+    """One table of the configuration: immutable, no unknown keys, defaults checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
