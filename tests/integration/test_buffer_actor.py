@@ -61,17 +61,14 @@ def new(number: int) -> NewTask:
 def test_many_callers_get_what_the_store_gives(actor: Any, folder: RunFolder, tmp_path: Path) -> None:
     remote = RemoteBuffer(actor)
 
-    async def story() -> float:
+    async def story() -> None:
         added = await asyncio.gather(*(remote.add(new(n)) for n in range(400)))
         assert sorted(one.task_id for one in added if one.task_id) == list(range(3, 403))
         assert await remote.add(new(7)) == Added(None, True)
-        started = time.monotonic()
         await asyncio.gather(*(remote.record(task_id, 1, 8, 3) for task_id in range(3, 403)))
-        seconds = time.monotonic() - started
         await remote.rewarded(3, 0.5)
-        return seconds
 
-    assert asyncio.run(story()) < 20
+    asyncio.run(story())
     snapshot = tmp_path / "copy.sqlite"
     ray.get(actor.snapshot.remote(snapshot))
     copy = TaskBuffer(snapshot)

@@ -127,7 +127,7 @@ def test_actors_come_and_go_and_run_what_the_learner_has(run: Run) -> None:
     after = run.steps()
     run.wait_for("a step without it", lambda: run.steps() > after)
     run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(timeout=180) == 0, run.printed.read_text()
+    assert run.process.wait(timeout=400) == 0, run.printed.read_text()
 
     printed = run.printed.read_text()
     assert "rollout1 has left" in printed

@@ -165,8 +165,9 @@ async def test_weights_change_under_running_requests(engine: AsyncEngine, sender
     assert len(prompt) > 96, "several blocks of the prefix cache"
     old = await engine.generate(prompt, Sampling(max_tokens=16, temperature=0.0), "before")
     before = engine.stats()["tokens_generated"]
-    sampling = Sampling(max_tokens=120)
-    running = [asyncio.create_task(engine.generate(prompt, sampling, f"fly-{i}")) for i in range(6)]
+    running = [
+        asyncio.create_task(engine.generate(prompt, Sampling(max_tokens=300, seed=i), f"fly-{i}")) for i in range(6)
+    ]
     await until(lambda: engine.stats()["tokens_generated"] >= before + 20)
     assert engine.stats()["running"] > 0
 
@@ -176,7 +177,8 @@ async def test_weights_change_under_running_requests(engine: AsyncEngine, sender
     assert all(seconds >= 0 for seconds in timings.values())
 
     completions = await asyncio.gather(*running)
-    assert sum([span.version for span in completion.versions] == [0, 1] for completion in completions) >= 3
+    spanning = [completion for completion in completions if [s.version for s in completion.versions] == [0, 1]]
+    assert spanning, "all had ended before the weights came"
     for completion in completions:
         assert len(completion.logprobs) == len(completion.token_ids)
         ends = [span.end for span in completion.versions]

@@ -55,7 +55,7 @@ class Actor:
     weights: dict[int, Weights] = field(default_factory=dict)
 
     async def live(self, endpoint: str) -> None:
-        client = StreamClient(endpoint, self.actor_id, 0, capacity=4, learner_silent_s=1.0, learner_timeout_s=4.0)
+        client = StreamClient(endpoint, self.actor_id, 0, capacity=4, learner_silent_s=1.0, learner_timeout_s=8.0)
         receiver = WeightReceiver()
         manifest: list[Any] = []
         group = 0

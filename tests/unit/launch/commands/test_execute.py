@@ -23,7 +23,7 @@ from launch.exec import programs
 from launch.exec.lines import MAX_LINE_BYTES
 
 ROOT = Path(programs.__file__).parents[2]
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 
 LOOP = "def f(x):\n while True: pass"
 
@@ -167,7 +167,7 @@ def test_results_stream_while_the_input_is_still_open(streaming: subprocess.Pope
         streaming.stdin.flush()
         assert json.loads(streaming.stdout.readline())["name"] == name
     streaming.stdin.close()
-    assert streaming.wait(30) == 0
+    assert streaming.wait(120) == 0
 
 
 @pytest.mark.slow

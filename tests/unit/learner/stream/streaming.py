@@ -14,7 +14,7 @@ from learner.stream.server import StreamServer
 from learner.stream.wire import pack
 from learner.trajectory import Cell, Role, Status, Trajectory, VersionSpan, encode
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 BATCH = BatchSettings(propose={"deduction": 2}, solve={"deduction": 2})
 
 

@@ -153,7 +153,7 @@ def test_a_missing_receiver_is_named_to_everybody(threads: ThreadPoolExecutor) -
         with pytest.raises(WeightSyncTimeout) as told:
             future.result()
         assert told.value.missing == [2]
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10, "the others waited for a deadline of their own"
     with pytest.raises(WeightSyncError, match="no group"):
         sender.send(tensors(), manifest_of(tensors()))
     sender.close()
