@@ -55,9 +55,10 @@ fmt: $(READY)  ## format, and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## write the pages that come from the code: docs/configuration.md and docs/configuration-sft.md
+docs: $(READY)  ## write the pages that come from the code: docs/configuration.md, configuration-sft.md and metrics.md
 	$(BIN)/azr config docs --format markdown > docs/configuration.md
 	$(BIN)/azr config docs --sft --format markdown > docs/configuration-sft.md
+	$(BIN)/python -m launch.metric_reference > docs/metrics.md
 
 define SYNC_LOCK
 import pathlib, re

@@ -1,7 +1,7 @@
 """The rollout actor's main loop.
 
     consumes     grants from the learner's stream, tasks from the buffer
-    gated by     grants: nothing is sampled without a slot (time without one is reported as wait_for_policy_s)
+    gated by     grants: nothing is sampled without a slot (time without one is reported as wait_for_policy_actor_s)
     unblocks     the learner: every finished rollout goes out at once; new weights come in under running requests
 
 Episodes run concurrently, as many as were granted; the engine batches their requests. Before it greets the learner, the
@@ -86,7 +86,7 @@ class Patience:
 
 @dataclass
 class RolloutStats:
-    """The numbers of a heartbeat; counters since the actor started."""
+    """The numbers of a heartbeat (`learner.stream.reports.ACTORS`); counters since the actor started."""
 
     rollouts: int = 0
     episodes: int = 0
@@ -95,20 +95,25 @@ class RolloutStats:
     """Proposals of the seeding phase."""
     heldout_failures: int = 0
     wait_for_policy_s: float = 0.0
+    """Seconds of spells without anything to play that have ended."""
+    ready_since: float = field(default_factory=time.monotonic)
+    """When the actor was ready to play, on the monotonic clock in seconds."""
     idle_since: float | None = field(default_factory=time.monotonic)
     paused: bool = False
     """The learner starts no new rollouts for now."""
 
     def numbers(self) -> dict[str, float]:
         """As a flat map, the present idle spell included."""
-        idle = time.monotonic() - self.idle_since if self.idle_since is not None else 0.0
+        now = time.monotonic()
+        idle = now - self.idle_since if self.idle_since is not None else 0.0
         return {
             "rollouts": self.rollouts,
             "episodes": self.episodes,
             "failures": self.failures,
             "seeded": self.seeded,
             "heldout_failures": self.heldout_failures,
-            "wait_for_policy_s": self.wait_for_policy_s + idle,
+            "wait_for_policy_actor_s": self.wait_for_policy_s + idle,
+            "connected_actor_s": now - self.ready_since,
             "paused": float(self.paused),
         }
 
@@ -162,7 +167,7 @@ class Rollout:
         self.stats.seeded = await seed_buffer(
             self._engine, self._environment, self._buffer, self._settings, who, self._seed, _say_seeding
         )
-        self.stats.idle_since = time.monotonic()
+        self.stats.idle_since = self.stats.ready_since = time.monotonic()
         version = await self._client.connect(connect_timeout_s, self._heartbeat)
         await self._engine.set_version(version)
         identity = Identity(self._client.run_id, self._client.actor_id, self._client.incarnation)

@@ -10,6 +10,7 @@ Every learner rank runs this same loop. Rank 0 has the stream and decides; `rank
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Stream(Protocol):
         """Nothing arrives and nothing is granted while held."""
 
     def stats(self) -> dict[str, float]:
-        """Sums over the actors of what they last reported."""
+        """What the actors reported, combined over them (`learner.stream.reports`)."""
 
 
 @dataclass(frozen=True)
@@ -87,21 +88,23 @@ def learn(
 ) -> None:
     """Train until `settings.steps` or interrupted. `stream` is None on every rank but 0."""
     ranks = trainer.ranks
-    publisher.publish(trainer.version)
+    # Seconds since the last recorded step: of a step also what was spent on publishing to newcomers before it.
+    spent: dict[str, float] = defaultdict(float)
+    _publish(publisher, trainer.version, spent)
     saved = trainer.version
     while trainer.version < settings.steps:
         hooks.published(trainer.version)
         waiting_since = time.monotonic()
         hooks.on_phase(Phase.WAITING_FOR_BATCH, None)
         decision, batch = _decide(ranks, stream, settings, hooks)
-        wait_for_batch_s = time.monotonic() - waiting_since
+        spent["wait_for_batch_s"] += time.monotonic() - waiting_since
         if decision is Decision.STOP:
             if saved != trainer.version:
                 hooks.on_phase(Phase.DRAINING, None)
                 hooks.drain()
             break
         if decision is Decision.PUBLISH:
-            publisher.publish(trainer.version)
+            _publish(publisher, trainer.version, spent)
             continue
         trained_at = trainer.version
         hooks.on_phase(Phase.TRAINING, trained_at + 1)
@@ -111,14 +114,13 @@ def learn(
             metrics |= hooks.describe(batch) | describe_ages(batch, trained_at, stream.gate.arrivals(slots))
             stream.mark_trained(slots)
         hooks.on_phase(Phase.PUBLISHING, None)
-        phases = publisher.publish(trainer.version)
+        _publish(publisher, trainer.version, spent)
         if stream:
             stream.mark_published(trainer.version)
-            metrics |= {"step": trainer.version, "version": trainer.version, "wait_for_batch_s": wait_for_batch_s}
-            metrics |= {f"weights/{phase}": seconds for phase, seconds in phases.items()}
-            metrics |= _stream_metrics(stream)
+            metrics |= {"step": trainer.version, "version": trainer.version} | spent | _stream_metrics(stream)
             hooks.on_phase(Phase.RECORDING, None)
             hooks.on_step(metrics, batch)
+        spent.clear()
         if settings.checkpoint_every and trainer.version % settings.checkpoint_every == 0:
             hooks.on_phase(Phase.SAVING, None)
             hooks.save(trainer.version)
@@ -126,6 +128,12 @@ def learn(
     if saved != trainer.version:
         hooks.on_phase(Phase.SAVING, None)
         hooks.save(trainer.version)
+
+
+def _publish(publisher: Publisher, version: int, spent: dict[str, float]) -> None:
+    """Publish, and add its seconds by phase to `spent`."""
+    for phase, seconds in publisher.publish(version).items():
+        spent[f"weights/{phase}"] += seconds
 
 
 def _decide(

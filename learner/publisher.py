@@ -124,7 +124,8 @@ class GroupPublisher:
             reasons = self._stream.interrupted() | self._stream.load_failures()
             self._stream.lose(member, reasons.get(member.holder.actor_id, "did not load the weights in time"))
         self._stream.mark_loaded()
-        timings |= {**self._sender.timings, "send_s": sent - started, "wait_loaded_s": time.monotonic() - sent}
+        timings |= {phase: seconds for phase, seconds in self._sender.timings.items() if phase != "connect_s"}
+        timings |= {"send_s": sent - started, "wait_loaded_s": time.monotonic() - sent}
         return True
 
     def _count_out(self, members: list[Member], error: WeightSyncError) -> None:

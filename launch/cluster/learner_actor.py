@@ -112,8 +112,13 @@ class LearnerActor:
         recorder = sender = None
         if stream is not None:
             recorder = Recorder(
-                self._folder, AutoTokenizer.from_pretrained(str(model_dir)), config.run.record_trajectories, step
+                self._folder,
+                AutoTokenizer.from_pretrained(str(model_dir)),
+                config.run.record_trajectories,
+                step,
+                went_on=self._attempt > 0,
             )
+            stream.restore_reports(recorder.totals.reports, recorder.totals.actors_live)
             stream.open(recorder.event)
             host = host_of(stream.endpoint)  # reachable for every actor, as the stream is
             sender = WeightSender(trainer.policy.device, host=host, timeout_s=config.learner.sync_timeout_s)
@@ -124,6 +129,7 @@ class LearnerActor:
             lambda version: saved.save(version, stream),
             self._progress,
             lambda: dict(ask_buffer(self._buffer, "metrics")),
+            reports=lambda: stream.reports_state() if stream is not None else {},
             drain=lambda: stream.drain(config.stream.drain_s) if stream is not None else None,
         )
         hooks = replace(hooks, published=lambda version: self._published(version, trainer))

@@ -142,8 +142,9 @@ class Console(View[RunStatus]):
         )
         table.add_row(
             "waits, last step",
-            f"learner for a batch {last.get('wait_for_batch_s', 0):.1f} s",
-            f"actors for the policy {last.get('wait_for_policy_s', 0):.1f} s",
+            f"learner for a batch {last.get('wait_for_batch_s', 0):.1f} s "
+            f"({last.get('wait_for_batch_share', 0):.0%} of the step)",
+            f"actors for grants {last.get('wait_for_policy_share', 0):.0%} of their time",
         )
         table.add_row(
             "engines",
@@ -164,8 +165,8 @@ def step_line(metrics: Mapping[str, float], steps: int) -> str:
     return (
         f"step {int(metrics['step'])}/{steps} | valid: {valid} | solved: {solved}{more} | age {metrics['age_mean']:.2f} (max "
         f"{metrics['age_max']:.0f}) | tokens/s: generate {metrics.get('generate_tokens_per_s', 0):.0f}, train "
-        f"{metrics['learner_tokens_per_s']:.0f} | waits: batch {metrics['wait_for_batch_s']:.1f} s, policy "
-        f"{metrics.get('wait_for_policy_s', 0):.1f} s | queued {metrics.get('ledger/queued', 0):.0f}"
+        f"{metrics['learner_tokens_per_s']:.0f} | waits: learner {metrics.get('wait_for_batch_share', 0):.0%}, actors "
+        f"{metrics.get('wait_for_policy_share', 0):.0%} | queued {metrics.get('ledger/queued', 0):.0f}"
     )
 
 

@@ -26,6 +26,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.toml"
         self.metrics = path / "metrics.jsonl"
+        self.totals = path / "totals.json"
         self.events = path / "events.jsonl"
         self.trajectories = path / "trajectories"
         self.tasks = path / "tasks.sqlite"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from actors.metrics import describe_batch
 from launch.config import Config
 from launch.run.recorder import Recorder
 from launch.run.status import Progress
+from launch.run.totals import NOTHING
 from launch.settings import RunBasics
 from learner.loop import Hooks
 
@@ -32,30 +33,19 @@ def make_hooks(
     save: Callable[[int], None],
     progress: Progress,
     more: Callable[[], dict[str, float]] = dict,
-    counted: float = 0.0,
+    reports: Callable[[], Mapping[str, Any]] = lambda: NOTHING,
     drain: Callable[[], object] = lambda: None,
 ) -> Hooks:
     """Hooks that record steps, stop the run where `progress.stop` says so, and end it when its time is up.
 
-    `more`: further metrics of a step, such as the task buffer's. `counted`: tokens generated up to the newest
-    recorded step, where actors go on counting from there.
+    `more`: further metrics of a step, such as the task buffer's. `reports`: the counters of everyone, which the run's
+    totals keep.
     """
-    totals = {"tokens_generated": counted}
-    mark = time.monotonic()
 
     def on_step(metrics: dict[str, float], batch: Any) -> None:
-        nonlocal mark
         assert recorder is not None
-        # Actors count from their start; a step's share is the difference (a restarted actor counts from 0 again).
-        for name in ("tokens_generated", "wait_for_policy_s"):
-            total = metrics.get(name, 0.0)
-            metrics[f"{name}_step" if name == "tokens_generated" else name] = max(0.0, total - totals.get(name, 0.0))
-            totals[name] = total
-        now = time.monotonic()
-        metrics["generate_tokens_per_s"] = metrics["tokens_generated_step"] / (now - mark)
-        mark = now
-        metrics.update(more())
-        recorder.step(metrics, batch)
+        metrics.update(recorder.totals.of_step(metrics) | more())
+        recorder.step(metrics, batch, reports())
         progress.last = recorder.last
 
     return Hooks(

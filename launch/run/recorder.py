@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from launch.metric_catalogue import METRICS
 from launch.run.folder import RunFolder, append_event
+from launch.run.totals import NOTHING, RunTotals
+from learner.catalogue import Catalogue
 from learner.trajectory import Trajectory
 
 _LOG = logging.getLogger(__name__)
@@ -21,8 +23,17 @@ _LOG = logging.getLogger(__name__)
 class Recorder:
     """Writes steps and events as they happen."""
 
-    def __init__(self, folder: RunFolder, tokenizer: Any, record_trajectories: bool, resumed_step: int = 0) -> None:
-        """`resumed_step`: steps after it are forgotten, for they will be taken again."""
+    def __init__(
+        self,
+        folder: RunFolder,
+        tokenizer: Any,
+        record_trajectories: bool,
+        resumed_step: int = 0,
+        went_on: bool = False,
+        catalogue: Catalogue = METRICS,
+    ) -> None:
+        """`resumed_step`: steps after it are forgotten, for they will be taken again. `went_on`: as for `RunTotals`.
+        `catalogue`: where the names of metrics are looked up."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder.create()
@@ -37,16 +48,19 @@ class Recorder:
         for path in folder.trajectories.glob("step_*.jsonl"):
             if int(path.stem.removeprefix("step_")) > resumed_step:
                 path.unlink()
-        # Time goes on where the run stopped, so that curves over time have no gap and no overlap.
-        self._started = time.monotonic() - (kept[-1]["time_s"] if kept else 0.0)
+        self._catalogue = catalogue
+        resumed = resumed_step > 0 or went_on
+        self.totals = RunTotals(folder.totals, resumed, went_on, kept[-1] if kept else {})
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1)
         self.last: dict[str, float] = kept[-1] if kept else {}
         measured = [row["heldout/version"] for row in kept if "heldout/version" in row]
         self._heldout_version: float | None = measured[-1] if measured else None
 
-    def step(self, metrics: dict[str, float], batch: Sequence[Trajectory]) -> None:
+    def step(
+        self, metrics: dict[str, float], batch: Sequence[Trajectory], reports: Mapping[str, Any] = NOTHING
+    ) -> None:
         """One optimizer step. Of the held-out metrics, which actors report again and again, each version's come
-        once."""
+        once. `reports`: the counters to keep in the run's totals (`Reports.state_dict`)."""
         if metrics.get("heldout/version", self._heldout_version) == self._heldout_version:
             metrics = {name: value for name, value in metrics.items() if not name.startswith("heldout/")}
         else:
@@ -54,11 +68,13 @@ class Recorder:
         row = {
             "step": int(metrics["step"]),
             "version": int(metrics["version"]),
-            "time_s": time.monotonic() - self._started,
+            "time_s": metrics.get("time_s", self.totals.time_s),
         }
         row |= {key: value for key, value in metrics.items() if key not in row}
+        self._catalogue.check(row)
         with self._lock, self._folder.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        self.totals.write(row["time_s"], reports)
         for name, value in row.items():
             self._board.add_scalar(name, value, row["step"])
         self._board.flush()

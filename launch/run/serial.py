@@ -40,6 +40,8 @@ from learner.model.policy import PolicyModel
 from learner.places import Holder
 from learner.queue import BatchQueue
 from learner.staleness import Gate, Grant
+from learner.stopwatch import Stopwatch
+from learner.stream.reports import Reports
 from learner.trajectory import Trajectory, check
 from learner.turns import Seat, Turns
 from learner.weights.local import LocalChannel
@@ -60,7 +62,8 @@ class SerialStream:
         self._turns.enter(self._seat)
         self._queue: BatchQueue[Trajectory] = BatchQueue(gate)
         self._playing: set[asyncio.Task[None]] = set()
-        self.generated = 0
+        self._generated = 0
+        self.reports = Reports()
         self.measured: dict[str, float] = {}
         """The newest held-out metrics."""
 
@@ -90,8 +93,9 @@ class SerialStream:
         self.gate.published(version)
 
     def stats(self) -> dict[str, float]:
-        """Return the counters of the only actor."""
-        return {"tokens_generated": self.generated, "actors": 1} | self.measured
+        """Return the numbers of the only actor."""
+        self.reports.report(HOLDER, {"tokens_generated": self._generated} | self.measured)
+        return self.reports.combined() | {"actors": 1}
 
     def frozen(self) -> AbstractContextManager[object]:
         """Return a context that does nothing: in one thread nothing arrives while a checkpoint is written."""
@@ -128,7 +132,7 @@ class SerialStream:
         async def emit(trajectory: Trajectory) -> None:
             check(trajectory)
             self._queue.arrive(trajectory, HOLDER)
-            self.generated += len(trajectory.response_ids)
+            self._generated += len(trajectory.response_ids)
 
         async def give_back(slots: Sequence[int]) -> None:
             for slot in slots:
@@ -159,12 +163,16 @@ class SerialPublisher:
 
     def publish(self, version: int) -> dict[str, float]:
         """See `learner.publisher.Publisher`."""
+        watch = Stopwatch()
         self._channel.send(self._policy.export(), self._manifest)
+        watch.lap("send_s")
         timings = self._loop.run_until_complete(self._engine.update_weights(self._manifest, version))
+        watch.lap("wait_loaded_s")
+        self._stream.reports.report(HOLDER, {f"engine_weights/{phase}": s for phase, s in timings.items()})
         self._stream.mark_loaded(version)
         if (measured := self._loop.run_until_complete(self._heldout.maybe_run(version))) is not None:
             self._stream.measured = measured
-        return timings
+        return watch.seconds
 
     def close(self) -> None:
         """Forget the channel."""
@@ -195,7 +203,6 @@ class SerialState:
     def state_dict(self) -> dict[str, Any]:
         """See `launch.run.checkpoints.Exact`."""
         return {
-            "generated": self._stream.generated,
             "measured": self._stream.measured,
             "heldout_version": self._heldout.measured,
             "recent": {kind: recent.state() for kind, recent in self._player.proposer.recent.items()},
@@ -204,7 +211,6 @@ class SerialState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `launch.run.checkpoints.Exact`."""
-        self._stream.generated = state["generated"]
         self._stream.measured = state["measured"]
         self._heldout.measured = state["heldout_version"]
         for kind, recent in self._player.proposer.recent.items():
@@ -264,8 +270,8 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
     def status() -> RunStatus:
         return RunStatus(phase=progress.phase, step=progress.step, phase_s=progress.phase_s, last=progress.last)
 
-    counted = recorder.last.get("tokens_generated", 0.0)
-    hooks = make_hooks(config, recorder, save, progress, store.metrics, counted)
+    stream.reports.load_state_dict(recorder.totals.reports, actors_live=False)
+    hooks = make_hooks(config, recorder, save, progress, store.metrics, stream.reports.state_dict)
     try:
         with view.following(status):
             learn(trainer, stream, publisher, config.learner, hooks)

@@ -74,7 +74,7 @@ def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     for prefix, words in (("ignores_input", "ignore their input"), ("duplicates", "are in the buffer already")):
         for kind in names():
-            known = [row[f"{prefix}/{kind}"] for row in rows if f"{prefix}/{kind}" in row][-3:]
+            known = _known(rows, f"{prefix}/{kind}")[-3:]
             if known and _average(known) >= COLLAPSED:
                 found.append(
                     f"collapse?     {_average(known):.0%} of the last {kind} proposals that ran {words}: their solve rate says "
@@ -93,21 +93,42 @@ def _average(values: Sequence[float]) -> float:
 
 
 def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
-    seconds = rows[-1]["time_s"]
-    trained = sum(row["tokens_in_batch"] for row in rows)
-    busy = sum(row["train_s"] for row in rows)
-    mismatch = [row["logprob_mismatch"] for row in rows if "logprob_mismatch" in row]
-    generated = sum(row.get("tokens_generated_step", 0) for row in rows)
-    return (
-        f"speed         generated {generated / seconds:.0f} tokens/s over the run; trained {trained / seconds:.0f} tokens/s over the run, "
-        f"{trained / busy:.0f} tokens/s while training (prompts shared)\n"
-        f"ages          mean {sum(r['age_mean'] for r in rows) / len(rows):.2f}, max {max(r['age_max'] for r in rows):.0f} versions\n"
-        f"waits         learner for batches {sum(r['wait_for_batch_s'] for r in rows):.0f} s, actors for the policy "
-        f"{sum(r.get('wait_for_policy_s', 0) for r in rows):.0f} s\n"
-        f"engine = learner?  mean |difference| of log-probabilities at equal version: "
-        + (
-            f"{sum(mismatch) / len(mismatch):.4f} ({len(mismatch)} of {len(rows)} steps measured)"
-            if mismatch
-            else "not measured"
-        )
-    )
+    """The closing lines on speed, ages, waits and the mismatch.
+
+    Seconds, and what actors counted, are those of the whole run (`totals.json`); the rest is of the steps that remain.
+    """
+    last = rows[-1]
+    seconds = last["time_s"]
+    trained = _total(rows, "tokens_in_batch")
+    busy = _total(rows, "train_s")
+    waited = _total(rows, "wait_for_batch_s")
+    waited_share = waited / (_total(rows, "step_s") or seconds)
+    ages = _known(rows, "age_mean")
+    mismatch = _known(rows, "logprob_mismatch")
+    lines = [
+        f"speed         generated {last.get('tokens_generated', 0) / seconds:.0f} tokens/s over the run; trained "
+        f"{trained / seconds:.0f} tokens/s over the run, {trained / busy:.0f} tokens/s while training (shared prompts "
+        "count each time)",
+        f"ages          mean {_average(ages):.2f}, max {max(_known(rows, 'age_max')):.0f} versions",
+        f"waits         learner for batches: {waited:.0f} s, {waited_share:.0%} of its time{_actors_waited(last)}",
+    ]
+    of_steps = f"({len(mismatch)} of {len(rows)} steps measured)"
+    words = f"{_average(mismatch):.4f} {of_steps}" if mismatch else "not measured"
+    lines.append(f"engine = learner?  mean |difference| of log-probabilities at equal version: {words}")
+    return "\n".join(lines)
+
+
+def _actors_waited(last: Mapping[str, Any]) -> str:
+    waited, connected = last.get("wait_for_policy_actor_s"), last.get("connected_actor_s")
+    if waited is None or not connected:
+        return ""  # serial mode: the only actor waits for nobody
+    return f"; actors for grants: {waited:.0f} of {connected:.0f} actor-seconds, {waited / connected:.0%} of their time"
+
+
+def _known(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """The values of a metric, in the rows that have one; `null` is one that was not finite."""
+    return [row[name] for row in rows if row.get(name) is not None]
+
+
+def _total(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    return sum(_known(rows, name))

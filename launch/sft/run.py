@@ -15,6 +15,7 @@ from typing import Any
 from executor.user_error import UserError
 from launch.config import SftConfig, to_toml
 from launch.logs import close_log, log_to_file
+from launch.metric_catalogue import SFT_METRICS
 from launch.models import prepare
 from launch.recipe import RECIPES, ConfigError
 from launch.run.console import REFRESH_S
@@ -103,7 +104,9 @@ class SftRank:
         if latest is not None:
             trainer.step = _resumed_step(latest, identity)
             policy.load_checkpoint(latest / "model")
-        recorder = Recorder(self._folder, None, False, trainer.step) if ranks.is_main else None
+        recorder = None
+        if ranks.is_main:
+            recorder = Recorder(self._folder, None, False, trainer.step, catalogue=SFT_METRICS)
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
             if recorder is None:

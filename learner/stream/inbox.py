@@ -122,7 +122,8 @@ class Inbox:
                 self._members.on_event("rollout_failed", actor=member.holder.actor_id, why=message["why"])
             case "loaded":
                 member.loaded_version = message["version"]
-                member.weights = {f"weights/{phase}": seconds for phase, seconds in message["timings"].items()}
+                phases = {f"engine_weights/{phase}": seconds for phase, seconds in message["timings"].items()}
+                self._members.reports.report(member.holder, phases)
             case "load_failed":
                 self._members.load_failed(member, message["group"], message["interrupted"], message["why"])
             case other:
@@ -138,7 +139,7 @@ class Inbox:
         self._queue.arrive(trajectory, member.holder)
 
     def _on_beat(self, member: Member, message: dict[str, Any]) -> None:
-        member.stats = message["stats"]
+        self._members.reports.report(member.holder, message["stats"])
         grown = message["capacity"] > member.capacity
         member.capacity = message["capacity"]
         if grown:

@@ -35,10 +35,6 @@ class Member(Seat):
     """The lowest number of a message that it may still send."""
     session: int = field(default_factory=lambda: secrets.randbits(48))
     """Random id of this connection's control messages, which are numbered from 1."""
-    stats: dict[str, float] = field(default_factory=dict)
-    """Numbers of its last heartbeat."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Seconds by phase of its last weight update."""
     pending: deque[Pending] = field(default_factory=deque)
     """Control messages that it has not taken yet, the oldest first."""
     resent_at: float = 0.0

@@ -20,6 +20,7 @@ from learner.fields import Refusal, WireError
 from learner.places import Holder
 from learner.staleness import Gate
 from learner.stream.member import Member
+from learner.stream.reports import Reports
 from learner.stream.wire import grant_to_message, pack
 from learner.turns import Turns
 
@@ -47,6 +48,7 @@ class Membership:
         """`dead_after_s`: silence, or consuming no message, after which an actor is lost."""
         self.gate = gate
         self.turns: Turns[Member] = Turns(gate)
+        self.reports = Reports()
         self.on_event = on_event
         self.dead_after_s = dead_after_s
         self.load_failures: dict[Holder, str] = {}
@@ -252,6 +254,7 @@ class Membership:
     def _remove(self, member: Member) -> None:
         del self._members[member.identity]
         self.turns.leave(member)
+        self.reports.leave(member.holder)
 
     def _welcome(self, member: Member) -> bytes:
         return pack(

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from learner.events import OnEvent, ignore_event
+from learner.places import Holder
 from learner.queue import BatchQueue
 from learner.staleness import Gate
 from learner.stream.inbox import Inbox
@@ -29,6 +30,8 @@ from learner.trajectory import Trajectory
 
 DEAD_AFTER_S = 60.0
 """Seconds of silence, or of taking no message, after which an actor is lost."""
+_SELF = ""
+"""The name under which the learner's own counters are reported; no actor's, which has at least one character."""
 CLOSE_S = 2.0
 """Seconds that `close` waits for the actors to take their shutdown."""
 
@@ -262,17 +265,30 @@ class StreamServer:
             self._members.retire(actor_id)
 
     def stats(self) -> dict[str, float]:
-        """Return the sums over actors of what they reported last, and the stream's own numbers as `stream/...`."""
+        """Return what actors reported, combined (`learner.stream.reports`), and the stream's own numbers."""
         with self._lock:
-            sums: dict[str, float] = defaultdict(float)
-            for member in self._members.all():
-                for name, value in (member.stats | member.weights).items():
-                    sums[name] += value
-            own = {name: self.counts[name] for name in ("messages", "bytes", "trajectories", "duplicates", "resent")}
-            own |= {name: self.counts[name] for name in ("reconnects", "lost")} | self._socket.denied
-            own |= {f"refused_{reason}": count for reason, count in self.refused.items()}
-            own |= {"refused": self.refused.total(), "late": self.gate.late, "queued": len(self._queue)}
-            return {**sums, **{f"stream/{name}": float(n) for name, n in own.items()}, "actors": len(self._members)}
+            reports = self._members.reports
+            reports.report(Holder(_SELF, self.gate.life), {f"stream/{name}": n for name, n in self._counted().items()})
+            now = {"stream/late": self.gate.late, "stream/queued": len(self._queue), "actors": len(self._members)}
+            return reports.combined() | now
+
+    def reports_state(self) -> dict[str, Any]:
+        """Return the counters of everyone, for `restore_reports` in the learner's next life; plain data."""
+        with self._lock:
+            return self._members.reports.state_dict()
+
+    def restore_reports(self, state: Mapping[str, Any], actors_live: bool) -> None:
+        """Go on counting where an earlier life of the learner stopped; see `Reports.load_state_dict`."""
+        with self._lock:
+            self._members.reports.load_state_dict(state, actors_live)
+
+    def _counted(self) -> dict[str, float]:
+        """What this life of the learner has counted."""
+        own = {name: self.counts[name] for name in ("messages", "bytes", "trajectories", "duplicates", "resent")}
+        own |= {name: self.counts[name] for name in ("reconnects", "lost")} | self._socket.denied
+        own |= {f"refused_{reason}": count for reason, count in self.refused.items()}
+        own["refused"] = self.refused.total()
+        return {name: float(count) for name, count in own.items()}
 
     def poke(self) -> None:
         """Make a waiting `next_batch` look at its `interrupt` again."""

@@ -45,7 +45,7 @@ OVERRIDES = [
     "actors.concurrency=9",
     "executor.timeout_s=10",
 ]
-TIMES = ("_s", "_per_s")
+TIMES = ("_s", "_per_s", "_share", "_s/mean", "_s/max", "tokens_generated", "tokens_generated_step")
 
 
 def azr(arguments: list[str], kill: tuple[str, int] | None = None) -> subprocess.CompletedProcess[str]:
@@ -120,6 +120,11 @@ def trajectories(run: Path) -> dict[str, list[dict[str, Any]]]:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         found[path.name] = [{key: value for key, value in line.items() if key != "timings"} for line in lines]
     return found
+
+
+def test_what_a_killed_run_did_in_vain_is_in_its_totals(runs: tuple[Path, Path]) -> None:
+    whole, killed = (json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) for run in runs)
+    assert killed["tokens_generated"] >= whole["tokens_generated"]
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

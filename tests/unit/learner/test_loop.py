@@ -19,6 +19,7 @@ from learner.queue import BatchQueue
 from learner.ranks import Ranks
 from learner.settings import BatchSettings, LearnerSettings
 from learner.staleness import Gate, Grant
+from learner.stream.reports import Reports
 from learner.trajectory import Cell, Role, Trajectory, VersionSpan
 from learner.turns import Seat, Turns
 
@@ -36,7 +37,8 @@ class Actors:
         self.seats = [Seat(Holder(name, 0), capacity) for name in ("one", "two")]
         for seat in self.seats:
             self.turns.enter(seat)
-        self.generated: Counter[str] = Counter()
+        self.generated: Counter[Holder] = Counter()
+        self.reports = Reports()
         self.returns = False
         """Whether they give everything back."""
 
@@ -62,7 +64,7 @@ class Actors:
                 assert self.gate.give_back(slot, seat.holder)
             else:
                 assert self.queue.arrive(sampled(slot, cell, seat), seat.holder)
-                self.generated[seat.holder.actor_id] += 2
+                self.generated[seat.holder] += 2
 
     def queued(self) -> list[Trajectory]:
         return self.queue.waiting()
@@ -82,7 +84,23 @@ class Actors:
         return self._frozen()
 
     def stats(self) -> dict[str, float]:
-        return {"tokens_generated": float(self.generated.total()), "actors": float(len(self.seats))}
+        for seat in self.seats:
+            self.reports.report(seat.holder, {"tokens_generated": float(self.generated[seat.holder])})
+        return self.reports.combined() | {"actors": float(len(self.seats))}
+
+    def join(self, actor_id: str, incarnation: int, loaded_version: int = -1) -> None:
+        """A new life of an actor, which gets its weights before it plays."""
+        self.seats.append(Seat(Holder(actor_id, incarnation), 100, loaded_version=loaded_version))
+        self.turns.enter(self.seats[-1])
+
+    def leave(self, actor_id: str) -> None:
+        """The actor dies, or leaves; the learner has heard its last report."""
+        self.stats()
+        (seat,) = (seat for seat in self.seats if seat.holder.actor_id == actor_id)
+        self.seats.remove(seat)
+        self.turns.leave(seat)
+        self.gate.lose(seat.holder)
+        self.reports.leave(seat.holder)
 
 
 def sampled(slot: int, cell: Cell, seat: Seat) -> Trajectory:
@@ -185,11 +203,14 @@ def test_a_step_is_recorded_with_the_numbers_of_all_who_had_a_part_in_it() -> No
     run.learn()
     assert [(row["step"], row["version"]) for row in run.rows] == [(1, 1), (2, 2)]
     first, second = run.rows
-    assert (first["loss"], first["described"], first["weights/transfer_s"], first["actors"]) == (0.25, 8.0, 0.5, 2.0)
+    assert (first["loss"], first["described"], first["actors"]) == (0.25, 8.0, 2.0)
     assert (first["tokens_generated"], second["tokens_generated"]) == (48.0, 64.0), "of both actors, so far"
     assert (first["age_mean"], second["age_mean"]) == (0.0, 1.0), "the batch after the first was sampled beside it"
     assert (first["ledger/trained"], second["ledger/trained"]) == (8.0, 16.0)
     assert first["ledger/queued"] == 16.0
+    assert (first["weights/transfer_s"], second["weights/transfer_s"]) == (1.0, 0.5), (
+        "the first publication is in step 1"
+    )
     assert first["wait_for_batch_s"] >= 0
     assert run.fresh == [16, 16], "what waits, the batch included, is there to be probed"
 
@@ -205,8 +226,7 @@ def test_an_actor_that_joins_gets_the_present_weights_and_nothing_is_trained_for
     run.learn()
     run.log.clear()
     run.steps = 2
-    run.actors.seats.append(Seat(Holder("three", 0), 100))
-    run.actors.turns.enter(run.actors.seats[-1])
+    run.actors.join("three", 0)
     publish, seen = run.publish, []
 
     def late(version: int) -> dict[str, float]:

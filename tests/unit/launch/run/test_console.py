@@ -19,7 +19,8 @@ NUMBERS = {
     "learner_tokens_per_s": 321.0,
     "generate_tokens_per_s": 123.0,
     "wait_for_batch_s": 1.5,
-    "wait_for_policy_s": 2.5,
+    "wait_for_batch_share": 0.25,
+    "wait_for_policy_share": 0.125,
     "ledger/queued": 7.0,
 }
 STATUS = RunStatus(
@@ -38,7 +39,8 @@ def test_the_live_view_shows_what_a_run_is_watched_for() -> None:
     shown = terminal.export_text()
     for words in (
         "3 of 16", "waiting for a batch", "for 12 s", "valid  25%", "solved  50%", "7 queued, 9 in flight", "30 trained",
-        "generating 123", "training 321", "learner for a batch 1.5 s", "actors for the policy 2.5 s", "2 actors, 5 running",
+        "generating 123", "training 321", "learner for a batch 1.5 s (25% of the step)",
+        "actors for grants 12% of their time", "2 actors, 5 running",
     ):  # fmt: skip
         assert words in shown, words
 

@@ -1,27 +1,31 @@
-"""What the loop's hooks add to a step's metrics: the task buffer's, and the step's share of what actors count."""
+"""What the loop's hooks add to a step's metrics."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
 
 from launch.config import Config
+from launch.run.folder import RunFolder
 from launch.run.hooks import make_hooks
+from launch.run.recorder import Recorder
 from launch.run.status import Progress
 
 
-def test_the_buffers_numbers_are_recorded_with_each_step() -> None:
-    rows: list[dict[str, float]] = []
-    recorder: Any = SimpleNamespace(step=lambda metrics, batch: rows.append(dict(metrics)), last={})
+def test_the_buffers_numbers_are_recorded_with_each_step(tmp_path: Path) -> None:
+    recorder = Recorder(RunFolder(tmp_path), None, False)
     hooks = make_hooks(Config(), recorder, lambda version: None, Progress(), lambda: {"buffer/deduction": 4.0})
-    hooks.on_step({"step": 1, "tokens_generated": 10.0}, [])
-    assert rows[0]["buffer/deduction"] == 4.0
+    hooks.on_step({"step": 1, "version": 1, "tokens_generated": 10.0}, [])
+    recorder.close()
+    assert RunFolder(tmp_path).read_metrics()[0]["buffer/deduction"] == 4.0
 
 
-def test_a_run_that_goes_on_counts_its_tokens_from_the_newest_recorded_step() -> None:
-    rows: list[dict[str, float]] = []
-    recorder: Any = SimpleNamespace(step=lambda metrics, batch: rows.append(dict(metrics)), last={})
-    hooks = make_hooks(Config(), recorder, lambda version: None, Progress(), dict, counted=30.0)
-    for total in (50.0, 55.0):
-        hooks.on_step({"step": 4, "tokens_generated": total}, [])
-    assert [row["tokens_generated_step"] for row in rows] == [20.0, 5.0]
+def test_who_waits_for_whom_is_said_in_shares_of_their_own_time(tmp_path: Path) -> None:
+    recorder = Recorder(RunFolder(tmp_path), None, False)
+    hooks = make_hooks(Config(), recorder, lambda version: None, Progress())
+    for step, (waited, connected) in enumerate([(3.0, 10.0), (4.0, 30.0)], 1):
+        row = {"wait_for_policy_actor_s": waited, "connected_actor_s": connected, "wait_for_batch_s": 0.0}
+        hooks.on_step({"step": step, "version": step, **row}, [])
+    recorder.close()
+    rows = RunFolder(tmp_path).read_metrics()
+    assert [row["wait_for_policy_share"] for row in rows] == [0.3, 0.05]
+    assert [row["wait_for_batch_share"] for row in rows] == [0.0, 0.0]

@@ -257,7 +257,7 @@ def test_publishing_opens_the_next_batch_to_those_who_have_loaded_it(server: Str
         assert totals(server.gate.ledger())["granted"] == 8, "granted before the version was published"
         server.mark_published(1)
         assert {grant["batch"] for grant in await take(client, "grant", 2)} == {2}
-        await until(lambda: server.stats().get("weights/transfer_s") == 0.5)
+        await until(lambda: server.stats().get("engine_weights/transfer_s/max") == 0.5)
 
     run(server, story)
 

@@ -1,0 +1,223 @@
+"""The metrics that actors report, and how those of many actors become one row. Pure: no clocks, no I/O, no threads.
+
+  M1  A counter's total is the sum, over every life of every actor that ever reported, of the last value it reported.
+      It never falls: not when an actor leaves, dies, comes back, or is replaced by its next incarnation.
+  M2  What is no counter is combined over the connected actors only, in the ways of its entry below.
+
+The learner's own counters of the stream begin at 0 with each of its lives. They come in here as well, under the name of
+a holder of their own (`Reports.report`), so M1 holds for them too.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from learner.catalogue import ACTOR_SECONDS, SECONDS, Catalogue, Combine, Kind, Metric, Section, Whose
+from learner.metric_catalogue import STREAM
+from learner.places import Holder
+
+_SUM = (Combine.SUM,)
+
+
+def _count(name: str, meaning: str, unit: str = "", healthy: str = "") -> Metric:
+    return Metric(
+        name=name,
+        kind=Kind.COUNTER,
+        unit=unit,
+        whose=Whose.ACTORS,
+        meaning=meaning,
+        combined=_SUM,
+        healthy=healthy,
+    )
+
+
+def _gauge(name: str, meaning: str, unit: str = "", healthy: str = "") -> Metric:
+    return Metric(
+        name=name, kind=Kind.GAUGE, unit=unit, whose=Whose.ACTORS, meaning=meaning, combined=_SUM, healthy=healthy
+    )
+
+
+def _phase(name: str, meaning: str) -> Metric:
+    return Metric(
+        name=f"engine_weights/{name}",
+        kind=Kind.DURATION,
+        unit=SECONDS,
+        whose=Whose.ACTORS,
+        meaning=meaning,
+        combined=(Combine.MEAN, Combine.MAX),
+    )
+
+
+def _heldout(name: str, kind: Kind, meaning: str, unit: str = "") -> Metric:
+    return Metric(
+        name=f"heldout/{name}",
+        kind=kind,
+        unit=unit,
+        whose=Whose.ACTORS,
+        meaning=meaning,
+        combined=(Combine.NEWEST,),
+    )
+
+
+ACTORS = Section(
+    "Rollout actors",
+    "Reported with every heartbeat. Counters are those of all actors that ever took part, in all attempts of the run; "
+    "the rest is of the actors that are connected.",
+    (
+        _count("tokens_generated", "tokens that the engines generated", "tokens"),
+        _count("tokens_prompt", "prompt tokens of finished requests", "tokens"),
+        _count("tokens_cached", "those of them that were in the engine's prefix cache", "tokens"),
+        _count("preempted", "sequences thrown out of the key/value cache and computed again", "sequences", "few"),
+        _count("rollouts", "rollouts that were sent to the learner", "rollouts"),
+        _count("episodes", "episodes that were played to their end", "episodes"),
+        _count("failures", "episodes that failed: engine, sandbox or buffer, never the model", "episodes", "0"),
+        _count("seeded", "valid proposals of the seeding phase", "proposals"),
+        _count("heldout_failures", "held-out measurements that failed", healthy="0"),
+        _count("prompts_too_long", "prompts that did not fit `selfplay.max_prompt_tokens`", "prompts"),
+        _count("references_left_out", "references left out of a prompt because they did not fit", "references"),
+        _count("tasks_too_long", "tasks that no prompt has room for", "tasks"),
+        Metric(
+            name="wait_for_policy_actor_s",
+            kind=Kind.COUNTER,
+            unit=ACTOR_SECONDS,
+            whose=Whose.ACTORS,
+            meaning="time in which an actor had nothing granted to play",
+            combined=_SUM,
+            healthy="a small part of `connected_actor_s`: else the learner is slow",
+        ),
+        Metric(
+            name="connected_actor_s",
+            kind=Kind.COUNTER,
+            unit=ACTOR_SECONDS,
+            whose=Whose.ACTORS,
+            meaning="time since actors were ready to play",
+            combined=_SUM,
+        ),
+        _gauge("running", "requests that the engines decode now", "requests"),
+        _gauge("waiting", "requests that the engines have not begun", "requests", "0, or the engine is the limit"),
+        Metric(
+            name="kv_usage",
+            kind=Kind.SHARE,
+            whose=Whose.ACTORS,
+            meaning="key/value cache in use",
+            combined=(Combine.MEAN, Combine.MAX),
+            healthy="below 0.95",
+        ),
+        _gauge("capacity", "present limit on slots in flight (`actors.adapt`)", "slots"),
+        _gauge("paused", "actors that are told to start no rollout", "actors", "0"),
+        _gauge("stream/actors_unacknowledged", "messages sent and not acknowledged yet", "messages"),
+        _count("stream/actors_{event}", "what the actors' ends of the stream counted", "messages", "few"),
+        _phase("pause_s", "the last update's pause: waiting until the engine holds still"),
+        _phase("start_s", "getting ready to load"),
+        _phase("transfer_s", "waiting for bytes"),
+        _phase("load_s", "putting weights in place"),
+        _phase("finish_s", "finishing the last layers"),
+        _phase("resume_s", "going on"),
+        _heldout("version", Kind.GAUGE, "the version that was measured", "versions"),
+        _heldout("mean", Kind.SHARE, "held-out tasks solved at temperature 0, mean over the kinds"),
+        _heldout("tasks", Kind.GAUGE, "number of held-out tasks", "tasks"),
+        _heldout("skipped", Kind.GAUGE, "those of them that do not fit a prompt; in no rate", "tasks"),
+        _heldout("difficulty_{n}", Kind.SHARE, "solved, of one difficulty"),
+        _heldout("{kind}", Kind.SHARE, "solved, of one kind; recorded once for each measurement"),
+    ),
+)
+
+
+class Reports:
+    """The numbers that actors reported, of every life of every actor."""
+
+    def __init__(self) -> None:
+        self._counters: dict[Holder, dict[str, float]] = {}
+        """The newest life of each actor that reported -> its counters."""
+        self._ended: dict[str, float] = {}
+        """Counters of all earlier lives, added up."""
+        self._values: dict[Holder, dict[str, float]] = {}
+        """Connected actor -> what it reported that is no counter."""
+        self._newest: dict[str, dict[str, float]] = {}
+        """Group of names -> the numbers of the highest `<group>/version`."""
+
+    def report(self, holder: Holder, numbers: Mapping[str, float]) -> None:
+        """Take in what `holder` reports now; what it does not name stays as it was.
+
+        Names that are not listed are left out, since nothing says how they are combined (`UnlistedMetric`).
+        """
+        newest = self._newest_life(holder.actor_id)
+        if newest is not None and newest > holder:
+            return
+        if newest is not None and newest != holder:
+            self._end(newest)
+        counters = self._counters.setdefault(holder, {})
+        values = self._values.setdefault(holder, {})
+        groups: dict[str, dict[str, float]] = defaultdict(dict)
+        _REPORTED.check(numbers)
+        for name, value in numbers.items():
+            metric = _REPORTED.find(name)
+            if metric is None:
+                continue
+            if metric.kind is Kind.COUNTER:
+                counters[name] = max(value, counters.get(name, 0.0))
+            elif Combine.NEWEST in metric.combined:
+                groups[name.split("/")[0]][name] = value
+            else:
+                values[name] = value
+        for group, found in groups.items():
+            version = f"{group}/version"
+            if found.get(version, -1.0) >= self._newest.get(group, {}).get(version, -1.0):
+                self._newest[group] = found
+
+    def leave(self, holder: Holder) -> None:
+        """`holder` is no longer connected; its counters stay."""
+        self._values.pop(holder, None)
+
+    def combined(self) -> dict[str, float]:
+        """All numbers, by the name under which they are recorded."""
+        row = dict(self._ended)
+        for counters in self._counters.values():
+            for name, value in counters.items():
+                row[name] = row.get(name, 0.0) + value
+        by_name: dict[str, list[float]] = defaultdict(list)
+        for values in self._values.values():
+            for name, value in values.items():
+                by_name[name].append(value)
+        for name, found in by_name.items():
+            metric = _REPORTED.find(name)
+            assert metric is not None  # `report` left out what is not listed
+            for way in metric.combined:
+                match way:
+                    case Combine.MEAN:
+                        row[f"{name}/{way}"] = sum(found) / len(found)
+                    case Combine.MAX:
+                        row[f"{name}/{way}"] = max(found)
+                    case _:
+                        row[name] = sum(found)
+        for numbers in self._newest.values():
+            row |= numbers
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data that `load_state_dict` restores: the counters, by life."""
+        lives = [[*holder, dict(counters)] for holder, counters in self._counters.items()]
+        return {"ended": dict(self._ended), "lives": lives}
+
+    def load_state_dict(self, state: Mapping[str, Any], actors_live: bool) -> None:
+        """Restore the counters. `actors_live`: the actors may be those that were, as after a restart of the learner
+        alone; else all of them have ended, and their names begin anew."""
+        self._ended = dict(state["ended"])
+        self._counters = {Holder(actor, life): dict(counters) for actor, life, counters in state["lives"]}
+        if not actors_live:
+            for holder in list(self._counters):
+                self._end(holder)
+
+    def _newest_life(self, actor_id: str) -> Holder | None:
+        return max((holder for holder in self._counters if holder.actor_id == actor_id), default=None)
+
+    def _end(self, holder: Holder) -> None:
+        """A life that cannot come back: its counters are kept as a sum only."""
+        self.leave(holder)
+        for name, value in self._counters.pop(holder).items():
+            self._ended[name] = self._ended.get(name, 0.0) + value
+
+
+_REPORTED = Catalogue([ACTORS, STREAM], by_reported_name=True)
