@@ -84,7 +84,8 @@ def save(
         json.dumps(
             {"kind": kind, "program": program, "inputs": json.loads(inputs), "outputs": json.loads(outputs)}
             | ({"message": message} if message else {})
-            | ({"texts": json.loads(texts)} if texts != "{}" else {})
+            | ({"texts": json.loads(texts)} if texts != "{}" else {}),
+            allow_nan=False,
         )
         for _, kind, program, inputs, outputs, message, texts in sorted(rows)
     ]

@@ -196,7 +196,7 @@ def schema(root: type[BaseModel] = Config) -> str:
         "type": "string",
         "description": "Another recipe, which this one is put on top of.",
     }
-    return json.dumps(document, indent=2)
+    return json.dumps(document, indent=2, allow_nan=False)
 
 
 def documented(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str]]:

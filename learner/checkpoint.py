@@ -173,7 +173,7 @@ def seal(folder: Path, version: int) -> None:
     """Write `complete.json` into `folder`: all its files with their sizes. That makes the checkpoint complete."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    (folder / MARKER).write_text(json.dumps({"format": FORMAT, "version": version, "files": sizes}))
+    (folder / MARKER).write_text(json.dumps({"format": FORMAT, "version": version, "files": sizes}, allow_nan=False))
 
 
 def defect(folder: Path) -> str | None:
@@ -201,7 +201,7 @@ def defect(folder: Path) -> str | None:
 
 def write_stream_state(directory: Path, gate_state: dict[str, Any], queued: Sequence[Trajectory]) -> None:
     """Write the gate's state (`gate.json`) and the queued trajectories (`queue.msgpack`) into `directory`."""
-    (directory / "gate.json").write_text(json.dumps(gate_state))
+    (directory / "gate.json").write_text(json.dumps(gate_state, allow_nan=False))
     (directory / "queue.msgpack").write_bytes(dumps(queued))
 
 

@@ -133,15 +133,15 @@ def row_of(task: Task, normal: str, identity: Sequence[str]) -> tuple[str, bytes
     """The columns of `tasks` from `kind` to `texts`. `identity`: see `TaskKind.identity`."""
     parts = [task.kind, normal.strip(), *task.inputs, *identity]
     # As JSON, so that no text of a program can pass for the border between two parts.
-    digest = hashlib.sha256(json.dumps(parts).encode()).digest()[:16]
-    program_digest = hashlib.sha256(json.dumps(normal.strip()).encode()).digest()[:16]
+    digest = hashlib.sha256(json.dumps(parts, allow_nan=False).encode()).digest()[:16]
+    program_digest = hashlib.sha256(json.dumps(normal.strip(), allow_nan=False).encode()).digest()[:16]
     return (
         task.kind,
         digest,
         program_digest,
         task.program,
-        json.dumps(task.inputs),
-        json.dumps(task.outputs),
+        json.dumps(task.inputs, allow_nan=False),
+        json.dumps(task.outputs, allow_nan=False),
         task.message,
-        json.dumps(dict(task.texts)),
+        json.dumps(dict(task.texts), allow_nan=False),
     )

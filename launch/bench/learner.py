@@ -100,7 +100,9 @@ class Side(LineProcess):
         """Raises PeerError where it does not start or load."""
         # As in a run: threads that spin at a barrier would take the cores from the side whose turn it is.
         environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
-        super().__init__(name, [sys.executable, "-W", "ignore", "-c", _CHILD, json.dumps(sys.path)], environment)
+        super().__init__(
+            name, [sys.executable, "-W", "ignore", "-c", _CHILD, json.dumps(sys.path, allow_nan=False)], environment
+        )
         budget = PEER_BUDGET if name == "transformers" else options.token_budget
         try:
             loaded = self.request(

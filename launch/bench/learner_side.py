@@ -264,4 +264,4 @@ def main() -> None:
                 answer = {"mib": peak_memory_mib()}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer, allow_nan=False), flush=True)

@@ -223,7 +223,7 @@ def write(path: Path, items: Sequence[Item], header: dict[str, Any]) -> None:
         else:
             task = {**_fields(item.task), "outputs": list(item.task.outputs)}
             lines.append({"op": "verify", **task, "answers": list(item.answers)})
-    data = "".join(json.dumps(line) + "\n" for line in lines).encode("ascii")
+    data = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode("ascii")
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 

@@ -60,7 +60,7 @@ for line in sys.stdin:
         done = time.perf_counter()
         latencies.append(done - now)
         now = done
-    print(json.dumps({"seconds": now - started, "latencies_s": latencies}), flush=True)
+    print(json.dumps({"seconds": now - started, "latencies_s": latencies}, allow_nan=False), flush=True)
 """
 
 _ONCE = """
@@ -113,7 +113,7 @@ class LineProcess:
         """Send a message; `answer` is due next. Raises PeerError."""
         assert self._process.stdin
         try:
-            self._process.stdin.write(json.dumps(message).encode("ascii") + b"\n")
+            self._process.stdin.write(json.dumps(message, allow_nan=False).encode("ascii") + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise PeerError(f"{self._name} died") from None
@@ -182,7 +182,9 @@ class Reference(LineProcess):
     def __init__(self, workers: int, timeout_s: float, memory_mb: int) -> None:
         if importlib.util.find_spec("pebble") is None:
             raise PeerError("pebble is not installed; pip install 'azr[bench]'")
-        super().__init__("the reference's way", [sys.executable, "-P", "-c", _REFERENCE, json.dumps(sys.path)])
+        super().__init__(
+            "the reference's way", [sys.executable, "-P", "-c", _REFERENCE, json.dumps(sys.path, allow_nan=False)]
+        )
         try:
             self.ask({"op": "start", "workers": workers, "timeout_s": timeout_s, "memory_mb": memory_mb})
         except BaseException:

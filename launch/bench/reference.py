@@ -231,6 +231,6 @@ def main() -> None:
                 answer = getattr(driver, operation)(**message)
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(answer, allow_nan=False), file=answers, flush=True)
     if driver:
         driver.close()

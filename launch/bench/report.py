@@ -19,7 +19,6 @@ null where a call is not one thing (many callers at once). `runs` is how many ru
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -35,6 +34,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+
+from launch.json_lines import to_json
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write the JSON to `path`. Raises OSError."""
-        path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        path.write_text(to_json(self.to_json(), indent=1) + "\n")
 
     def show(self, console: Console) -> None:
         """Print the tables and the notes."""

@@ -50,7 +50,7 @@ def main() -> None:
     print("{}", flush=True)  # ready
     for line in sys.stdin:
         command = json.loads(line)
-        print(json.dumps(getattr(receiver, command.pop("do"))(**command)), flush=True)
+        print(json.dumps(getattr(receiver, command.pop("do"))(**command), allow_nan=False), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 import zmq
 
 from executor.user_error import UserError
+from launch.json_lines import to_json
 
 ANSWER_S = 10.0
 """Seconds that `ask` waits for the driver's answer."""
@@ -60,7 +61,7 @@ class ControlServer:
     def _serve(self) -> None:
         while not self._stop.is_set():
             if self._socket.poll(200):
-                self._socket.send(json.dumps(self._answer(self._socket.recv())).encode())
+                self._socket.send(to_json(self._answer(self._socket.recv())).encode())
 
     def _answer(self, data: bytes) -> dict[str, Any]:
         try:
@@ -83,7 +84,7 @@ def ask(run: Path, do: str, **details: Any) -> dict[str, Any]:
         if path.exists():
             _check_private(path.parent)
             socket.connect(f"ipc://{path}")
-            socket.send(json.dumps({"do": do, **details}).encode())
+            socket.send(to_json({"do": do, **details}).encode())
         if not path.exists() or not socket.poll(int(1000 * ANSWER_S)):
             raise ControlError(
                 f"nobody answers for the run {run}: is it running, on this machine and as this user? "

@@ -4,10 +4,10 @@ it."""
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from launch.arguments import add_overrides, new_command, overrides_of
+from launch.json_lines import to_json
 
 OK, NOT_OK = 0, 1
 
@@ -51,5 +51,5 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         config = executor_config([(text, f"override {text!r}") for text in overrides], "azr doctor without a recipe")
     sections = [machine(config), sandbox(config)]
-    print(json.dumps(as_json(sections), indent=2) if arguments.json else as_text(sections))
+    print(to_json(as_json(sections), indent=2) if arguments.json else as_text(sections))
     return NOT_OK if any(section.failed for section in sections) else OK

@@ -67,7 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
     found = [example for example in made if example is not None]
     try:
         with arguments.file.open("x") as target:
-            target.writelines(f"{json.dumps(example, ensure_ascii=False)}\n" for example in found)
+            target.writelines(f"{json.dumps(example, ensure_ascii=False, allow_nan=False)}\n" for example in found)
     except FileExistsError:
         raise SeedError(f"{arguments.file} exists already: give another name, or remove it") from None
     except OSError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import sys
 import time
@@ -18,6 +17,7 @@ from executor.pool import SandboxPool
 from executor.settings import ExecutorSettings
 from executor.values import CodecError
 from launch.exec.lines import ExecError, Line, read_lines, shortened
+from launch.json_lines import to_json
 
 OK, NOT_OK = 0, 1
 LINES_PER_WORKER = 32
@@ -70,7 +70,7 @@ async def run_program(settings: ExecutorSettings, program: str, inputs: Sequence
             outcome = await judge.determine(program, given)
             found = {"input": given, **_described(outcome), "ms": round((time.perf_counter() - start) * 1000, 2)}
             if as_json:
-                print(json.dumps(found), flush=True)
+                print(to_json(found), flush=True)
             else:
                 shown = {key: value for key, value in found.items() if value not in ("", None)}
                 if len(inputs) == 1:
@@ -108,7 +108,7 @@ async def run_file(settings: ExecutorSettings, fd: int) -> int:
                 line, task = item
                 outcome = await task
                 tasks.discard(task)
-                print(json.dumps({"name": line.name, **_described(outcome)}), flush=True)
+                print(to_json({"name": line.name, **_described(outcome)}), flush=True)
                 progress.add(outcome)
         finally:
             progress.end()

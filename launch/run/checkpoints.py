@@ -83,7 +83,7 @@ class Saved:
                 # beyond these are tasks of rollouts that were in flight, and that a resumed run drops.
                 self.snapshot(folder / SNAPSHOT)
             if self.exact is not None:
-                (folder / _EXACT).write_text(json.dumps(self.exact.state_dict()))
+                (folder / _EXACT).write_text(json.dumps(self.exact.state_dict(), allow_nan=False))
 
             def finish(group: dist.ProcessGroup | None) -> None:
                 (folder / "model").mkdir(exist_ok=True)

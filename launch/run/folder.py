@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from launch.json_lines import to_json
 from launch.logs import log_to_stderr
 
 _LOG = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ class RunFolder:
 
 def append_event(folder: RunFolder, name: str, **details: Any) -> None:
     """One line in `events.jsonl`; any process may write there, since a line goes out in one piece."""
-    line = json.dumps({"time": time.time(), "event": name, **details})
-    _LOG.info("event %s %s", name, json.dumps(details))
+    line = to_json({"time": time.time(), "event": name, **details})
+    _LOG.info("event %s %s", name, to_json(details))
     with folder.events.open("a") as file:
         file.write(line + "\n")
 
@@ -65,7 +66,7 @@ def work_log(folder: RunFolder, actor_id: str, wanted: bool) -> Callable[[dict[s
     stream = (folder.path / f"executor_work.{actor_id}.jsonl").open("a", buffering=1)
 
     def record(entry: dict[str, Any]) -> None:
-        stream.write(json.dumps(entry) + "\n")
+        stream.write(to_json(entry) + "\n")
 
     return record
 

@@ -5,12 +5,12 @@ There is one recorder a run: in the learner's rank 0, or in the only process of 
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from launch.json_lines import to_json
 from launch.metric_catalogue import METRICS
 from launch.run.folder import RunFolder, append_event
 from launch.run.totals import NOTHING, RunTotals
@@ -43,7 +43,7 @@ class Recorder:
         self._lock = threading.Lock()
         kept = [row for row in folder.read_metrics() if row["step"] <= resumed_step]
         fresh = folder.metrics.with_suffix(".partial")
-        fresh.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        fresh.write_text("".join(to_json(row) + "\n" for row in kept))
         fresh.rename(folder.metrics)
         for path in folder.trajectories.glob("step_*.jsonl"):
             if int(path.stem.removeprefix("step_")) > resumed_step:
@@ -73,14 +73,14 @@ class Recorder:
         row |= {key: value for key, value in metrics.items() if key not in row}
         self._catalogue.check(row)
         with self._lock, self._folder.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(to_json(row) + "\n")
         self.totals.write(row["time_s"], reports)
         for name, value in row.items():
             self._board.add_scalar(name, value, row["step"])
         self._board.flush()
         if self._record_trajectories:
             path = self._folder.trajectories / f"step_{row['step']:08d}.jsonl"
-            path.write_text("".join(json.dumps(self._readable(t)) + "\n" for t in batch))
+            path.write_text("".join(to_json(self._readable(t)) + "\n" for t in batch))
         self.last = row
         _LOG.info("step %d is done: version %d, %d trajectories", row["step"], row["version"], len(batch))
 

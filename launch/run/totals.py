@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from launch.json_lines import to_json
 from launch.metric_catalogue import METRICS
 from learner.catalogue import Combine, Kind
 
@@ -73,7 +74,7 @@ class RunTotals:
         """Keep the totals, in one step. `time_s`: those of the row that was written; `reports`: `Reports.state_dict`."""
         fresh = self._path.with_suffix(".partial")
         saved = {"time_s": time_s, "written": time.time(), "reports": reports}
-        fresh.write_text(json.dumps(saved, allow_nan=False))
+        fresh.write_text(to_json(saved))
         fresh.rename(self._path)
 
 

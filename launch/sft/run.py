@@ -121,7 +121,7 @@ class SftRank:
             policy.save_checkpoint(folder / "model")
             policy.save_hf(folder / "hf")
             if ranks.is_main:
-                (folder / _STATE).write_text(json.dumps({"step": trainer.step, **identity}))
+                (folder / _STATE).write_text(json.dumps({"step": trainer.step, **identity}, allow_nan=False))
 
         def save() -> None:
             checkpoints.save(trainer.step, ranks, write)

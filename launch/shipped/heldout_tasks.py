@@ -139,7 +139,7 @@ async def _main() -> None:
         made = await make(Environment(Judge(pool, settings)))
     finally:
         await pool.close()
-    TASKS.write_text("".join(json.dumps(task.to_json()) + "\n" for task in made))
+    TASKS.write_text("".join(json.dumps(task.to_json(), allow_nan=False) + "\n" for task in made))
     print(f"{len(made)} tasks in {TASKS}")
 
 

@@ -77,12 +77,14 @@ def write(file: Path) -> int:
             ("abduction", source.inputs[1:], ""),
             ("induction", source.inputs, source.message),
         ):
-            lines.append(json.dumps({"kind": kind, "program": program, "inputs": inputs, "message": message}))
+            lines.append(
+                json.dumps({"kind": kind, "program": program, "inputs": inputs, "message": message}, allow_nan=False)
+            )
     tasks, rejected = asyncio.run(validated(list(enumerate(lines))))
     if rejected:
         raise SystemExit(f"no tasks: {rejected}")
     found = [example for example in examples(tasks, "completion", ("solve", "propose"), 1, 0) if example]
-    file.write_text("".join(f"{json.dumps(example)}\n" for example in found))
+    file.write_text("".join(f"{json.dumps(example, allow_nan=False)}\n" for example in found))
     return len(found)
 
 

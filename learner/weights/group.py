@@ -98,7 +98,7 @@ class Group:
         if self.rank == 0:
             missing = self._await([self._key("joined", rank) for rank in self._receivers()], self.spec.timeout_s)
             # The verdict lets receivers that are waiting give up with the learner, and say why.
-            self._store.set("verdict", json.dumps(missing))
+            self._store.set("verdict", json.dumps(missing, allow_nan=False))
             if missing:
                 raise self._timeout("connect", missing)
         else:
