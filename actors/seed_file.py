@@ -71,8 +71,8 @@ def save(
                 row
                 for kind in kinds or [row[0] for row in database.execute("SELECT DISTINCT kind FROM tasks")]
                 for row in database.execute(
-                    f"SELECT id, kind, program, inputs, outputs, message, {texts} FROM tasks WHERE kind = ? AND episode_id <> 'zero' "
-                    "AND proposer_version <= ? ORDER BY id LIMIT ?",
+                    f"SELECT id, kind, program, inputs, outputs, message, {texts} FROM tasks WHERE kind = ? AND "
+                    "episode_id <> 'zero' AND proposer_version <= ? ORDER BY id LIMIT ?",
                     (kind, 2**62 if max_version is None else max_version, -1 if limit is None else limit),
                 )
             ]

@@ -58,8 +58,9 @@ async def seed_buffer(
         progress(have, target)
         if count >= PATIENCE * target:
             raise SeedingFailed(
-                f"after {count} proposals {identity.actor_id} sees {have} of selfplay.seed_tasks_target = {target} triplets: "
-                "ask for fewer, give it tasks to start with (selfplay.seed_tasks), or try another prompt_format"
+                f"after {count} proposals {identity.actor_id} sees {have} of selfplay.seed_tasks_target = {target} "
+                "triplets: ask for fewer, give it tasks to start with (selfplay.seed_tasks), or try another "
+                "prompt_format"
             )
         numbers = range(count, count + ROUND)
         count += ROUND

@@ -267,11 +267,12 @@ def _preorder(tree: ast.AST) -> list[Any]:
 # ------------------------------------------------------------------------------------------------------ the measures
 
 _NODE_TYPES = """
-FunctionDef ClassDef Return Delete Assign AugAssign AnnAssign For While If With Match Raise Try Assert Import ImportFrom Global
-Nonlocal Expr Pass Break Continue BoolOp NamedExpr BinOp UnaryOp Lambda IfExp Dict Set ListComp SetComp DictComp GeneratorExp
-Yield YieldFrom Compare Call FormattedValue JoinedStr Constant Attribute Subscript Starred Name List Tuple Slice And Or Add Sub
-Mult MatMult Div Mod Pow LShift RShift BitOr BitXor BitAnd FloorDiv Invert Not UAdd USub Eq NotEq Lt LtE Gt GtE Is IsNot In
-NotIn comprehension ExceptHandler arg keyword alias withitem match_case
+FunctionDef ClassDef Return Delete Assign AugAssign AnnAssign For While If With Match Raise Try Assert Import
+ImportFrom Global Nonlocal Expr Pass Break Continue BoolOp NamedExpr BinOp UnaryOp Lambda IfExp Dict Set ListComp
+SetComp DictComp GeneratorExp Yield YieldFrom Compare Call FormattedValue JoinedStr Constant Attribute Subscript
+Starred Name List Tuple Slice And Or Add Sub Mult MatMult Div Mod Pow LShift RShift BitOr BitXor BitAnd FloorDiv
+Invert Not UAdd USub Eq NotEq Lt LtE Gt GtE Is IsNot In NotIn comprehension ExceptHandler arg keyword alias withitem
+match_case
 """
 _CHARACTERS = [chr(code) for code in range(ord("A"), ord("z") + 1) if chr(code).isalpha()]
 _CHARACTERS += [

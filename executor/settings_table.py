@@ -1,4 +1,4 @@
-"""The base class of every settings table in the project. It lives in the lowest package, which all others may import."""
+"""The base class of every settings table. It lives in the lowest package, which all others may import."""
 
 from __future__ import annotations
 

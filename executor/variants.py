@@ -163,12 +163,13 @@ def _dict(value: dict[Any, Any], depth: int, hints: _Hints) -> list[Any]:
     rest: dict[Any, Any] = dict(list(value.items())[1:])
     own: tuple[Any, ...] = hints.strings if type(keys[0]) is str else hints.integers
     return [
-        mapped[0], rest, {}, mapped[1], dict(zip(other_keys, items, strict=True)), *[{**value, hint: items[0]} for hint in own],
-        dict(zip(keys, items[::-1], strict=True)), {**value, **dict(zip(other_keys, mapped[0].values(), strict=True))}, *mapped[2:],
+        mapped[0], rest, {}, mapped[1], dict(zip(other_keys, items, strict=True)),
+        *[{**value, hint: items[0]} for hint in own], dict(zip(keys, items[::-1], strict=True)),
+        {**value, **dict(zip(other_keys, mapped[0].values(), strict=True))}, *mapped[2:],
     ]  # fmt: skip
 
 
 _CHANGES: dict[type, Callable[[Any, int, _Hints], list[Any]]] = {
-    bool: _bool, int: _int, float: _float, str: _str, bytes: _bytes, list: _list, tuple: _list, set: _set, frozenset: _set,
-    dict: _dict,
+    bool: _bool, int: _int, float: _float, str: _str, bytes: _bytes, list: _list, tuple: _list, set: _set,
+    frozenset: _set, dict: _dict,
 }  # fmt: skip

@@ -55,8 +55,8 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser with every command; each sets `run`, a function of the parsed arguments that returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="azr",
-        description="Absolute Zero self-play: a language model proposes Python tasks, solves them, and learns from what an "
-        "executor says is true.",
+        description="Absolute Zero self-play: a language model proposes Python tasks, solves them, and learns from "
+        "what an executor says is true.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -212,6 +212,6 @@ def read_stream_state(directory: Path) -> tuple[dict[str, Any], list[Trajectory]
 
 def _other_format(folder: Path, found: Any) -> str:
     return (
-        f"{folder} is a checkpoint of format {found}; this azr reads format {FORMAT}. Go on with the azr that wrote it, or "
-        f"start a new run from its weights: model.path={folder / 'hf'}"
+        f"{folder} is a checkpoint of format {found}; this azr reads format {FORMAT}. Go on with the azr that wrote "
+        f"it, or start a new run from its weights: model.path={folder / 'hf'}"
     )

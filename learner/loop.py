@@ -153,8 +153,8 @@ def _decide(
             return Decision.STOP if hooks.interrupted() else Decision.PUBLISH
         if not ready:
             raise RuntimeError(
-                "a batch came to nothing: every slot was returned, because the buffer has no task of the kinds that are "
-                "only solved; ask for proposals of these kinds too (learner.batch.propose)"
+                "a batch came to nothing: every slot was returned, because the buffer has no task of the kinds that "
+                "are only solved; ask for proposals of these kinds too (learner.batch.propose)"
             )
         batch = ready
         return Decision.TRAIN

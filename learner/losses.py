@@ -6,11 +6,11 @@ picks::
     ratio = pi_theta / pi_anchor
     loss  = -weight * min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)
 
-    correction   pi_anchor      weight
-    clip         pi_behave      1
-    decoupled    pi_prox        min(pi_prox / pi_behave, cap)          Hilton et al. 2022, eq. 2; cap: AReaL, Fu et al. 2025
-    tis          sg(pi_theta)   min(sg(pi_theta) / pi_behave, cap)     Espeholt et al. 2018 (IMPALA); Yao et al. 2025
-    none         sg(pi_theta)   1                                      Williams 1992 (REINFORCE)
+    correction  pi_anchor     weight
+    clip        pi_behave     1
+    decoupled   pi_prox       min(pi_prox / pi_behave, cap)       Hilton et al. 2022, eq. 2; cap: AReaL, Fu et al. 2025
+    tis         sg(pi_theta)  min(sg(pi_theta) / pi_behave, cap)  Espeholt et al. 2018 (IMPALA); Yao et al. 2025
+    none        sg(pi_theta)  1                                   Williams 1992 (REINFORCE)
 
 sg stops the gradient. With sg(pi_theta) as the anchor the ratio is 1, never clipped, and its gradient is that of
 log pi_theta. pi_prox is the policy at the start of the batch's first update: with one update it is sg(pi_theta), and

@@ -115,8 +115,8 @@ class LossSettings(SettingsTable):
     def _fixed_needs_a_length(self) -> Self:
         if self.aggregation == "fixed" and self.fixed_length is None:
             raise ValueError(
-                'aggregation = "fixed" needs fixed_length: the number of tokens that the sum over a response is divided by, '
-                "for instance the longest response allowed"
+                'aggregation = "fixed" needs fixed_length: the number of tokens that the sum over a response is '
+                "divided by, for instance the longest response allowed"
             )
         return self
 

@@ -27,7 +27,7 @@ CREATE TABLE tasks (
     id INTEGER PRIMARY KEY,            -- in the order of entry
     kind TEXT NOT NULL,
     digest BLOB NOT NULL UNIQUE,       -- of kind, normalised program, inputs, and what else tells tasks of a kind apart
-    program_digest BLOB NOT NULL,      -- of the normalised program: equal where programs differ in names and layout only
+    program_digest BLOB NOT NULL,      -- of the normalised program: the same program under other names is equal
     program TEXT NOT NULL,
     inputs TEXT NOT NULL,              -- JSON array of canonical literals
     outputs TEXT NOT NULL,             -- JSON array of canonical literals
@@ -80,9 +80,9 @@ def open_database(path: Path) -> tuple[sqlite3.Connection, bool]:
                 database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif (tables or version) and version != SCHEMA_VERSION:
             raise TaskBufferError(
-                f"{path} is a task buffer of form {version or 1}; this azr reads form {SCHEMA_VERSION}. Go on with the azr "
-                "that wrote it, or move the file away and start a new run (its tasks can come along as a seed file, "
-                "selfplay.seed_tasks)"
+                f"{path} is a task buffer of form {version or 1}; this azr reads form {SCHEMA_VERSION}. Go on with the "
+                "azr that wrote it, or move the file away and start a new run (its tasks can come along as a seed "
+                "file, selfplay.seed_tasks)"
             )
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=NORMAL")

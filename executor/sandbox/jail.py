@@ -47,8 +47,8 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "getrusage": (98, 165), "getrlimit": (97, 163), "sched_getaffinity": (204, 123),
     "clock_gettime": (228, 113), "clock_getres": (229, 114), "gettimeofday": (96, 169), "time": (201, None),
     "clock_nanosleep": (230, 115), "nanosleep": (35, 101), "restart_syscall": (219, 128),
-    "exit": (60, 93), "exit_group": (231, 94), "close_range": (436, 436), "set_robust_list": (273, 99), "set_tid_address": (218, 96),
-    "rseq": (334, 293),
+    "exit": (60, 93), "exit_group": (231, 94), "close_range": (436, 436), "set_robust_list": (273, 99),
+    "set_tid_address": (218, 96), "rseq": (334, 293),
 }  # fmt: skip
 
 # For the fork server; taken from its children by the inner filter. `clone` is here too, with its flags checked.

@@ -145,7 +145,8 @@ class Sandbox:
         if lacking:
             reasons = "; ".join(f"{layer}: {self.layers[layer]}" for layer in lacking)
             raise InfrastructureError(
-                f"executor.require asks for layers that are not to be had here ({reasons}). `azr doctor` says what helps."
+                f"executor.require asks for layers that are not to be had here ({reasons}). `azr doctor` says what "
+                "helps."
             )
         if self.tier is Tier.D and not self._settings.allow_unsafe:
             raise InfrastructureError(

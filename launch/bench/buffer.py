@@ -198,8 +198,8 @@ def _conclude(report: Report, buffers: list[_Filled]) -> None:
                 report.rows.append(buffer.samples[name].row(detail))
     for buffer in buffers:
         report.notes[f"file_{short(buffer.size)}"] = (
-            f"{buffer.size:,} tasks: {buffer.bytes / 2**20:,.0f} MiB on the disk, filled in {buffer.fill_s:.1f} s, opened in "
-            f"{buffer.open_s:.3f} s; {8 * buffer.size / 2**20:,.1f} MiB of ids in memory"
+            f"{buffer.size:,} tasks: {buffer.bytes / 2**20:,.0f} MiB on the disk, filled in {buffer.fill_s:.1f} s, "
+            f"opened in {buffer.open_s:.3f} s; {8 * buffer.size / 2**20:,.1f} MiB of ids in memory"
         )
     if len(buffers) < 2 or not buffers[0].samples["naive"].rates:
         return
@@ -224,8 +224,8 @@ def fill(path: Path, size: int) -> None:
         database.execute("PRAGMA cache_size=-524288")
         (there,) = database.execute("SELECT count(*) FROM tasks").fetchone()
         database.executemany(
-            "INSERT INTO tasks (kind, digest, program_digest, program, inputs, outputs, message, texts, proposer_version, "
-            "episode_id, created, attempts, solved) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0.0, 8, ?)",
+            "INSERT INTO tasks (kind, digest, program_digest, program, inputs, outputs, message, texts, "
+            "proposer_version, episode_id, created, attempts, solved) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0.0, 8, ?)",
             (
                 (*row_of(task, task.program, ()), number // 1000, f"{number}.0", number % 9)
                 for number, task in _tasks(there, size)

@@ -80,9 +80,9 @@ async def _part(pool: SandboxPool, part: int, target: int) -> dict[str, Any]:
     sandboxes = sum(memory_mib(pid) for pid in pool.pids if pid)
     own = memory_mib(os.getpid(), with_children=False)
     return {
-        "path": f"tenth {part}", "unit": "executions", "rate": round(done / seconds, 1), "rate_min": None, "rate_max": None,
-        "p50_ms": None, "p99_ms": None, "executions": done, "sandbox_mib": round(sandboxes, 2), "own_mib": round(own, 2),
-        "detail": f"sandboxes {sandboxes:.1f} MiB, this process {own:.1f} MiB",
+        "path": f"tenth {part}", "unit": "executions", "rate": round(done / seconds, 1), "rate_min": None,
+        "rate_max": None, "p50_ms": None, "p99_ms": None, "executions": done, "sandbox_mib": round(sandboxes, 2),
+        "own_mib": round(own, 2), "detail": f"sandboxes {sandboxes:.1f} MiB, this process {own:.1f} MiB",
     }  # fmt: skip
 
 

@@ -21,7 +21,8 @@ from launch.bench.peers import Fork, PeerError, Reference, bubblewrap, fresh_pyt
 from launch.bench.report import Report, Samples, Slice, take_turns
 
 PATHS = (
-    "cached", "new", "batch10", "batch50", "error", "timeout", "bare", "workers", "python", "bubblewrap", "pebble", "mix",
+    "cached", "new", "batch10", "batch50", "error", "timeout", "bare", "workers", "python", "bubblewrap", "pebble",
+    "mix",
 )  # fmt: skip
 """Choices of `--only`. F, the fork that the rest is compared with, is always measured."""
 

@@ -62,7 +62,10 @@ examples:
   azr bench learner --json learner.json              the same findings as JSON too
 """
 
-_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from launch.bench import learner_side; learner_side.main()"
+_CHILD = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from launch.bench import learner_side; learner_side.main()"
+)
 
 
 @dataclass(frozen=True)

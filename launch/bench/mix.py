@@ -12,10 +12,10 @@ shipped file. Elsewhere the lines of one task, up to eight, are taken together, 
 `executor.record_work` writes this format without a header, so any run can be benched: `azr bench executor --mix FILE`.
 
 The benchmark also runs the work *without isolation*, for comparison. So `fit` leaves out whatever should not run in an
-ordinary process: programs that the policy of the sandbox refuses (`executor/policy/safety.py`: files, processes, `eval`, doors
-to the interpreter, modules other than `math`, `re` and the like), inputs and answers that are code which the policy
-refuses, and loops without an end, each for both sides alike. That is a policy and no wall: bench only work that you
-recorded yourself.
+ordinary process: programs that the policy of the sandbox refuses (`executor/policy/safety.py`: files, processes,
+`eval`, the interpreter's own attributes, modules other than `math`, `re` and the like), inputs and answers that are
+code which the policy refuses, and loops without an end, each for both sides alike. That is a policy and no wall: bench
+only work that you recorded yourself.
 
     python -m launch.bench.mix RECORD TARGET.jsonl.gz --proposals 200 --set model=NAME --set recipe=NAME
 

@@ -91,8 +91,8 @@ class Comparison:
         report.rows += [samples.row() for samples in self.samples.values()]
         shared = self._shared
         report.notes["mix_sharing"] = (
-            f"{shared.executed} calls of programs here; of {shared.answers} answers {shared.shared_equal} were judged by an "
-            f"equal one of the same task and {shared.shared_own} were the task's own input or program; "
+            f"{shared.executed} calls of programs here; of {shared.answers} answers {shared.shared_equal} were judged "
+            f"by an equal one of the same task and {shared.shared_own} were the task's own input or program; "
             f"{shared.memo_hits} calls were remembered"
         )
         if "full" not in rates:

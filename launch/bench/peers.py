@@ -1,6 +1,6 @@
 """Peers that the executor is compared with, each a process of its own that measures itself or is measured from here.
 
-    fork        F: os.fork, os._exit, waitpid, in a process with the fork server's modules loaded and its collector frozen
+    fork        F: os.fork, os._exit, waitpid, in a process with the fork server's modules and a frozen collector
     python      a fresh `python -I` for every execution
     bubblewrap  the same inside `bwrap --unshare-all`, where it is installed and works
     pebble      a warm pebble pool that runs programs in process, without isolation: the public reference's way

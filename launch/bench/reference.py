@@ -5,10 +5,10 @@ process and shares no interpreter with what it is compared with. Every execution
 time limit: a fresh namespace, standard output captured, the program run with `exec` in the worker itself. As in the
 reference,
 
-    a validation           is a static check in the driver's process, then two executions per input whose texts must agree;
-    a deduction answer     is one execution, of `gold == answer`;
-    an abduction answer    is one execution, of the program and `gold == f(answer)`;
-    an induction answer    is one execution per hidden input, of the answer and `gold == f(input)`.
+    a validation         is a static check in the driver's process, then two executions per input: the texts must agree;
+    a deduction answer   is one execution, of `gold == answer`;
+    an abduction answer  is one execution, of the program and `gold == f(answer)`;
+    an induction answer  is one execution per hidden input, of the answer and `gold == f(input)`.
 
 Both sides stop at the first input that decides. There are two drivers. `judge_as_published` waits for every execution
 before it asks for the next, each a `map` over one snippet, as the reference's published code does; so a second worker

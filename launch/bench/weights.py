@@ -273,5 +273,6 @@ def _report_engine(report: Report, found: list[dict[str, float]], num_bytes: int
     )
     still = [sum(phases[f"{phase}_s"] for phase in ENGINE_PHASES if phase != "prepare") for phases in found]
     report.notes["engine"] = (
-        f"generation of {REQUESTS} requests stood still for {statistics.median(still):.2f} s an update (median of {len(still)})"
+        f"generation of {REQUESTS} requests stood still for {statistics.median(still):.2f} s an update (median of "
+        f"{len(still)})"
     )

@@ -46,8 +46,8 @@ def register(commands: Any) -> None:
         commands,
         "bench",
         "measure a part of azr on this machine",
-        "Measure a part of azr on this machine, in turns with what it is compared with. Run it on a machine that does nothing "
-        "else.",
+        "Measure a part of azr on this machine, in turns with what it is compared with. Run it on a machine that does "
+        "nothing else.",
         _EXAMPLES,
     )
     subjects = bench.add_subparsers(required=True, metavar="WHAT", parser_class=LateParser)

@@ -26,8 +26,8 @@ def register(commands: Any) -> None:
         commands,
         "doctor",
         "what this machine has of what azr needs",
-        "Start the sandbox of a recipe (or of the defaults), list its layers of protection, and try what must not be possible. "
-        "Exit code 1: something must be mended before azr can run safely here.",
+        "Start the sandbox of a recipe (or of the defaults), list its layers of protection, and try what must not be "
+        "possible. Exit code 1: something must be mended before azr can run safely here.",
         _EXAMPLES,
     )
     command.add_argument("recipe", nargs="?", help="a TOML file, or the name of a recipe that ships")

@@ -145,8 +145,8 @@ def register(commands: Any) -> None:
         commands,
         "drill",
         "kill a run's processes at random, and see whether anything is lost",
-        "Run a recipe, kill its processes (SIGKILL) one after another at random moments, and pass only if the run goes on each "
-        "time and the ledger is conserved at the end. Prints the ledger, restarts and versions.",
+        "Run a recipe, kill its processes (SIGKILL) one after another at random moments, and pass only if the run "
+        "goes on each time and the ledger is conserved at the end. Prints the ledger, restarts and versions.",
         _EXAMPLES,
     )
     drill.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from executor.settings import ExecutorSettings
 
 _LITERAL = (
-    "An input is the text between the parentheses of the call to f: 1 is one argument, 'abc', [2] is two, (1, 2) is one "
-    "tuple. Literals only (numbers, strings, bytes, lists, tuples, sets, dicts, True, False, None, inf, nan): nothing "
-    "in it is evaluated. A string needs quotes of its own: --input \"'abc'\"."
+    "An input is the text between the parentheses of the call to f: 1 is one argument, 'abc', [2] is two, (1, 2) is "
+    "one tuple. Literals only (numbers, strings, bytes, lists, tuples, sets, dicts, True, False, None, inf, nan): "
+    "nothing in it is evaluated. A string needs quotes of its own: --input \"'abc'\"."
 )
 
 _EPILOG = """\
@@ -41,8 +41,8 @@ def register(commands: Any) -> None:
         commands,
         "exec",
         "run a program in the sandbox, by hand",
-        "Run the function f of a program on an input, twice, in two sandboxes that differ in their hash seed, as a proposed task "
-        "is checked. With --jsonl, do so for every line of a file.",
+        "Run the function f of a program on an input, twice, in two sandboxes that differ in their hash seed, as a "
+        "proposed task is checked. With --jsonl, do so for every line of a file.",
         _EPILOG,
     )
     command.add_argument("file", nargs="?", metavar="FILE", help="a Python file that defines f; - reads stdin")
@@ -53,7 +53,8 @@ def register(commands: Any) -> None:
     command.add_argument(
         "--jsonl",
         metavar="FILE",
-        help="lines {name, program, input} in, one line {name, status, value, detail} out each, in order; - reads stdin",
+        help="lines {name, program, input} in, one line {name, status, value, detail} out each, in order; - reads "
+        "stdin",
     )
     command.add_argument("--timeout", metavar="S", help="wall-clock seconds of one run (executor.timeout_s)")
     command.add_argument("--memory", metavar="MB", help="MiB that one run may add (executor.memory_mb)")

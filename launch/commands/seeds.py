@@ -32,8 +32,8 @@ def register(commands: Any) -> None:
         group,
         "save",
         "write a run's tasks to a seed file",
-        "Write the tasks that a run's proposers found, in the order of their entry, one JSON object a line. Works while the run "
-        "goes on.",
+        "Write the tasks that a run's proposers found, in the order of their entry, one JSON object a line. Works "
+        "while the run goes on.",
         _EXAMPLES,
     )
     save.add_argument(

@@ -29,8 +29,8 @@ def register(commands: Any) -> None:
         commands,
         "sft",
         "supervised fine-tuning, as a warm start",
-        "Learn prompts and their responses from a JSON Lines file. Self-play starts from the model that this leaves. Ctrl-C "
-        "once stops after the present step and saves; twice stops at once.",
+        "Learn prompts and their responses from a JSON Lines file. Self-play starts from the model that this leaves. "
+        "Ctrl-C once stops after the present step and saves; twice stops at once.",
         _EPILOG,
     )
     about = "a TOML file with a table [sft], or the name of a recipe that ships"

@@ -37,7 +37,8 @@ def register(commands: Any) -> None:
         "--format",
         choices=["completion", "r1"],
         default="completion",
-        help="selfplay.prompt_format of the run to come. r1's thoughts are one fixed sentence: they teach the form, not to think",
+        help="selfplay.prompt_format of the run to come. r1's thoughts are one fixed sentence: they teach the form, "
+        "not to think",
     )
     command.add_argument("--role", choices=["solve", "propose", "both"], default="both", help="whose replies")
     command.add_argument("--references", type=int, default=2, metavar="K", help="selfplay.references (default: 2)")

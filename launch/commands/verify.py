@@ -26,9 +26,9 @@ def register(commands: Any) -> None:
         commands,
         "verify",
         "compare the weights that a run's engines use with the learner's, while it goes on",
-        "Ask a run that goes on, on this machine, for digests of every tensor: the learner's after its next publication, and "
-        "each engine's at the same version. The run does not wait for it. Exit code 1: an engine differs or could not be "
-        "compared.",
+        "Ask a run that goes on, on this machine, for digests of every tensor: the learner's after its next "
+        "publication, and each engine's at the same version. The run does not wait for it. Exit code 1: an engine "
+        "differs or could not be compared.",
         _EXAMPLES,
     )
     command.add_argument("folder", metavar="RUN", help="the run's folder, such as runs/smollm2-cpu")

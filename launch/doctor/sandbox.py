@@ -103,8 +103,8 @@ _MENDS = {
     "/sys/kernel/security/lsm`); in a container, a runtime whose profile permits landlock_*, or --security-opt "
     "seccomp=unconfined",
     Layer.UNPRIVILEGED: "run azr as an ordinary user; as root in a container, one that keeps CAP_SETUID and CAP_SETGID",
-    Layer.CGROUP: "cgroup v2 with a delegated group: systemd-run --user --scope -p Delegate=yes azr ...; in a container, "
-    "/sys/fs/cgroup mounted writable; under SLURM, proctrack/cgroup with delegation",
+    Layer.CGROUP: "cgroup v2 with a delegated group: systemd-run --user --scope -p Delegate=yes azr ...; in a "
+    "container, /sys/fs/cgroup mounted writable; under SLURM, proctrack/cgroup with delegation",
 }
 
 

@@ -49,7 +49,7 @@ def step_line(metrics: Mapping[str, float], num_steps: int) -> str:
     """One step on one line."""
     measured = f" | validation {metrics['validation_loss']:.4f}" if "validation_loss" in metrics else ""
     return (
-        f"step {int(metrics['step'])}/{num_steps} | loss {metrics['loss']:.4f} (perplexity {metrics['perplexity']:.2f}){measured} | "
-        f"lr {metrics['lr']:.2e} | gradient norm {metrics['grad_norm']:.2f} | tokens/s {metrics['tokens_per_s']:.0f} | "
-        f"epoch {metrics['epoch']:.2f}"
+        f"step {int(metrics['step'])}/{num_steps} | loss {metrics['loss']:.4f} (perplexity "
+        f"{metrics['perplexity']:.2f}){measured} | lr {metrics['lr']:.2e} | gradient norm {metrics['grad_norm']:.2f} | "
+        f"tokens/s {metrics['tokens_per_s']:.0f} | epoch {metrics['epoch']:.2f}"
     )

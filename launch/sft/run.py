@@ -258,8 +258,8 @@ def _resumed_step(checkpoint: Path, identity: dict[str, Any]) -> int:
     changed = [names[key] for key, value in identity.items() if state[key] != value]
     if changed:
         raise SftError(
-            f"{checkpoint} was written with another {' and another '.join(changed)}: the order of the examples would not go on. "
-            f"Set it back, or start a new run from there: model.path={checkpoint / 'hf'}"
+            f"{checkpoint} was written with another {' and another '.join(changed)}: the order of the examples would "
+            f"not go on. Set it back, or start a new run from there: model.path={checkpoint / 'hf'}"
         )
     return int(state["step"])
 
@@ -284,8 +284,9 @@ def _summarise(config: SftConfig, folder: RunFolder, why: str, console: SftConso
     if measured:
         first, last = measured[0], measured[-1]
         console.say(
-            f"validation loss {first['validation_loss']:.4f} before step {first['step'] + 1}, {last['validation_loss']:.4f} "
-            f"after step {last['step']} (perplexity {first['validation_perplexity']:.2f} -> {last['validation_perplexity']:.2f})"
+            f"validation loss {first['validation_loss']:.4f} before step {first['step'] + 1}, "
+            f"{last['validation_loss']:.4f} after step {last['step']} (perplexity {first['validation_perplexity']:.2f} "
+            f"-> {last['validation_perplexity']:.2f})"
         )
     if why:
         console.say(f"go on: azr sft --resume {folder.path}")

@@ -262,7 +262,9 @@ class PolicyModel:
         num_valid = min(len(weight_VE), self.architecture.vocab_size - first)
         targets_R = torch.from_numpy(micro.targets).to(self.device)
         group = parallel_state.get_tensor_model_parallel_group()
-        logprobs_R, entropy_R = VocabLogprobs.apply(rows_RE, weight_VE, targets_R, first, num_valid, group)  # type: ignore[no-untyped-call]
+        logprobs_R, entropy_R = VocabLogprobs.apply(  # type: ignore[no-untyped-call]
+            rows_RE, weight_VE, targets_R, first, num_valid, group
+        )
         return logprobs_R, entropy_R
 
     @property

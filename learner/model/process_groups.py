@@ -32,8 +32,8 @@ def init_parallel(
     """
     if parallel.world_size != world_size:
         raise ValueError(
-            f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x context {parallel.context} x data {parallel.data} "
-            f"needs {parallel.world_size} ranks, not {world_size}"
+            f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x context {parallel.context} x data "
+            f"{parallel.data} needs {parallel.world_size} ranks, not {world_size}"
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(rank % torch.cuda.device_count())

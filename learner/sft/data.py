@@ -100,8 +100,8 @@ def read_examples(file: Path, tokenizer: Any, settings: SftSettings) -> Examples
             num_skipped += 1
         else:
             raise DataError(
-                f"{file}, line {number}: {num_tokens} tokens, but sft.max_tokens is {settings.max_tokens}; raise it, shorten the "
-                "example, or set sft.too_long=skip"
+                f"{file}, line {number}: {num_tokens} tokens, but sft.max_tokens is {settings.max_tokens}; raise it, "
+                "shorten the example, or set sft.too_long=skip"
             )
     if not examples:
         why = (
@@ -182,8 +182,8 @@ def _parsed(line: str, tokenizer: Any) -> _Texts:
         return _Texts([prompt], response, float(weight))
     if set(item) != {"prompt", "response"}:
         raise DataError(
-            f'has the keys {", ".join(sorted(item)) or "(none)"}; an example has "prompt" and "response", or "messages", and perhaps '
-            '"weight"'
+            f'has the keys {", ".join(sorted(item)) or "(none)"}; an example has "prompt" and "response", or '
+            '"messages", and perhaps "weight"'
         )
     pieces = [item["prompt"]] if isinstance(item["prompt"], str) else item["prompt"]
     if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces):

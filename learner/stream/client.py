@@ -132,9 +132,10 @@ class StreamClient:
         """Yield the learner's control messages, each once and in order. Acknowledgements and greetings are handled
         here.
 
-        `grant`: play these slots. `cancel`: stop playing these `slots`, the learner does not count on them. `manifest`,
-        `join` and `weights`: see `learner/weights/__init__.py`. `pause` and `resume`: start no rollout in between. `shutdown`:
-        end. Raises `LearnerLost`; ConnectionError where the endpoint belongs to another run by now.
+        `grant`: play these slots. `cancel`: stop playing these `slots`, the learner does not count on them.
+        `manifest`, `join` and `weights`: see `learner/weights/__init__.py`. `pause` and `resume`: start no rollout in
+        between. `shutdown`: end. Raises `LearnerLost`; ConnectionError where the endpoint belongs to another run by
+        now.
         """
         while True:
             message = await self._receive(wire.HEARTBEAT_S)
@@ -291,7 +292,8 @@ class StreamClient:
     def _welcomed(self, message: Mapping[str, Any]) -> None:
         if self.run_id and message["run_id"] != self.run_id:
             raise ConnectionError(
-                f"{self.actor_id}: the learner at {self._endpoint} is now that of run {message['run_id']}, not {self.run_id}"
+                f"{self.actor_id}: the learner at {self._endpoint} is now that of run {message['run_id']}, not "
+                f"{self.run_id}"
             )
         self.run_id = message["run_id"]
         taken_in = message["session"] != self._session
@@ -317,9 +319,9 @@ class StreamClient:
         silent_s = time.monotonic() - self._heard_at
         if silent_s > self._timeout_s:
             raise LearnerLost(
-                f"{self.actor_id}#{self.incarnation}: not a word from the learner of run {self.run_id} at {self._endpoint} for "
-                f"{silent_s:.0f} s (stream.learner_timeout_s = {self._timeout_s:g}); {len(self.held)} slots were held and "
-                f"{self.unacknowledged} messages not acknowledged"
+                f"{self.actor_id}#{self.incarnation}: not a word from the learner of run {self.run_id} at "
+                f"{self._endpoint} for {silent_s:.0f} s (stream.learner_timeout_s = {self._timeout_s:g}); "
+                f"{len(self.held)} slots were held and {self.unacknowledged} messages not acknowledged"
             )
         if silent_s > self._silent_s and not self._silent:
             self._silent = True

@@ -34,8 +34,8 @@ def easy_tasks(path: Path, num_each: int = 4) -> str:
     """The override that starts a run with `num_each` tasks of each kind, which even the untrained model solves now and
     then."""
     tasks = [
-        {"kind": kind, "program": "def f(x):\n    return x", "inputs": [str(n), str(n + 1)][: 1 + (kind == "induction")],
-         "message": "f gives back what it gets."}
+        {"kind": kind, "program": "def f(x):\n    return x", "message": "f gives back what it gets.",
+         "inputs": [str(n), str(n + 1)][: 1 + (kind == "induction")]}
         for kind in ("deduction", "abduction", "induction")
         for n in range(num_each)
     ]  # fmt: skip

@@ -110,7 +110,7 @@ def known(folder: Path, columns: str, where: str = "proposer_version >= 0") -> l
         return database.execute(f"SELECT {columns} FROM tasks WHERE {where} ORDER BY id").fetchall()
 
 
-# -- valid, in both formats ---------------------------------------------------------------------------------------------
+# -- valid, in both formats ----------------------------------------------------------------------------------
 
 TRIPLE = "def f(x):\n    return [x] * 3"
 
@@ -184,7 +184,7 @@ def test_a_valid_proposal(
     assert played.proposal.reward_parts["solve_rate"] == solved / 4
 
 
-# -- invalid, by every reason -------------------------------------------------------------------------------------------
+# -- invalid, by every reason --------------------------------------------------------------------------------
 
 X = ("input", "3")
 
@@ -267,7 +267,7 @@ def test_a_constant_function(store: TaskBuffer, required: bool, expected: Row) -
     assert played.proposal.reward_parts["ignores_input"] == 1.0, "seen either way"
 
 
-# -- duplicates ---------------------------------------------------------------------------------------------------------
+# -- duplicates ----------------------------------------------------------------------------------------------
 
 SAME = "def f(number):\n    # the same under other names\n    return [number] * 3"
 
@@ -279,7 +279,9 @@ SAME = "def f(number):\n    # the same under other names\n    return [number] * 
         ({"novelty": "penalise", "duplicate_penalty": 0.25}, [
             P(0, 0.25, "valid"), S(1, 1.0, "correct"), S(2, -0.5, "wrong"),
         ]),
-        ({"novelty": "reject"}, [P(0, -0.5, "duplicate"), S(1, -0.5, "wrong", "replayed"), S(2, -0.5, "wrong", "replayed")]),
+        ({"novelty": "reject"}, [
+            P(0, -0.5, "duplicate"), S(1, -0.5, "wrong", "replayed"), S(2, -0.5, "wrong", "replayed"),
+        ]),
     ],
 )  # fmt: skip
 def test_a_task_that_the_buffer_has(
@@ -298,7 +300,7 @@ def test_a_task_that_the_buffer_has(
     assert known(tmp_path, "program, episode_id, reward") == [(TRIPLE, "1.0", 0.0)], "the first keeps it"
 
 
-# -- where solve slots go -----------------------------------------------------------------------------------------------
+# -- where solve slots go ------------------------------------------------------------------------------------
 
 
 def test_a_grant_of_solutions_alone_replays(environment: Environment, store: TaskBuffer, tmp_path: Path) -> None:
@@ -356,7 +358,7 @@ def test_training_the_solver_alone(
     assert known(tmp_path, "attempts, solved, reward") == tasks
 
 
-# -- too long -----------------------------------------------------------------------------------------------------------
+# -- too long ------------------------------------------------------------------------------------------------
 
 
 def test_an_induction_program_too_long_for_a_prompt_is_drawn_again(environment: Environment, store: TaskBuffer) -> None:
@@ -396,7 +398,7 @@ def test_references_that_do_not_fit_are_counted(environment: Environment, store:
     assert 0 < shown < 6
 
 
-# -- composite functions ------------------------------------------------------------------------------------------------
+# -- composite functions -------------------------------------------------------------------------------------
 
 DEFINED = "def _make_g0():\n    def f(x):\n        return x\n    return f\ng_0 = _make_g0()\n"
 
@@ -447,7 +449,7 @@ def test_composite_prompts_come_as_often_as_set(environment: Environment, store:
     assert 0.25 < share(0.5) < 0.75  # 0.5 is expected; 4 deviations of 60 draws
 
 
-# -- intrinsic rewards --------------------------------------------------------------------------------------------------
+# -- intrinsic rewards ---------------------------------------------------------------------------------------
 
 
 def test_intrinsic_terms_are_paid_by_name(environment: Environment, store: TaskBuffer) -> None:

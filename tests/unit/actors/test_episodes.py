@@ -221,7 +221,8 @@ def play_with(
     seed: int | None = 1,
 ) -> tuple[list[Trajectory], list[int]]:
     """What was emitted and given back, by an episode that may fail: `engine` decides."""
-    player = Player(engine, environment, LocalBuffer(store), settings, Identity("run", "a", 0), seed)  # type: ignore[arg-type]
+    identity = Identity("run", "a", 0)
+    player = Player(engine, environment, LocalBuffer(store), settings, identity, seed)  # type: ignore[arg-type]
     out: list[Trajectory] = []
     returned: list[int] = []
 

@@ -57,45 +57,42 @@ ARRIVED = {0: 5}
 
 def test_rates_rewards_and_ages() -> None:
     numbers = describe_batch(BATCH) | describe_ages(BATCH, 5, ARRIVED)
-    assert (
-        numbers
-        == pytest.approx(
-            {
-                "trajectories/deduction/propose": 2,
-                "trajectories/deduction/solve": 3,
-                "trajectories/induction/solve": 1,
-                "reward/deduction/propose": -0.25,
-                "reward/deduction/solve": 0.5,
-                "reward/induction/solve": -1.0,
-                "response_tokens/deduction/propose": 6.0,
-                "response_tokens/deduction/solve": 8 / 3,
-                "response_tokens/induction/solve": 2.0,
-                "prompt_tokens/deduction/propose": 1.0,
-                "prompt_tokens/deduction/solve": 1.0,
-                "prompt_tokens/induction/solve": 1.0,
-                "truncated/deduction/propose": 0.5,
-                "truncated/deduction/solve": 0.0,
-                "truncated/induction/solve": 0.0,
-                "valid_rate/deduction": 0.5,
-                **{f"learnability/deduction/{name}": float(name == "25_50") for name in SOLVE_RATE_BINS},
-                "solve_rate/deduction": 2 / 3,
-                "solve_rate_fresh/deduction": 0.5,
-                "solve_rate_replayed/deduction": 1.0,
-                "replayed/deduction": 1 / 3,
-                "answer_diversity/deduction": 1.0,  # the task of two answers has two different ones; that of one says nothing
-                "solve_rate/induction": 0.0,
-                "solve_rate_replayed/induction": 0.0,
-                "replayed/induction": 1.0,
-                "age_mean": 0.5,  # ages 2, 0, 0, 0, 1, 0
-                "age_max": 2.0,
-                "age/generation": 1 / 6,  # one rollout went from version 3 to 4
-                "age/queue": 1 / 3,  # and came in one version later, as another did
-                "age/publish": 0.0,
-                "spanning": 1 / 6,
-                "batch_size": 6,
-                "reward_mean": 0.0,
-            }
-        )
+    assert numbers == pytest.approx(
+        {
+            "trajectories/deduction/propose": 2,
+            "trajectories/deduction/solve": 3,
+            "trajectories/induction/solve": 1,
+            "reward/deduction/propose": -0.25,
+            "reward/deduction/solve": 0.5,
+            "reward/induction/solve": -1.0,
+            "response_tokens/deduction/propose": 6.0,
+            "response_tokens/deduction/solve": 8 / 3,
+            "response_tokens/induction/solve": 2.0,
+            "prompt_tokens/deduction/propose": 1.0,
+            "prompt_tokens/deduction/solve": 1.0,
+            "prompt_tokens/induction/solve": 1.0,
+            "truncated/deduction/propose": 0.5,
+            "truncated/deduction/solve": 0.0,
+            "truncated/induction/solve": 0.0,
+            "valid_rate/deduction": 0.5,
+            **{f"learnability/deduction/{name}": float(name == "25_50") for name in SOLVE_RATE_BINS},
+            "solve_rate/deduction": 2 / 3,
+            "solve_rate_fresh/deduction": 0.5,
+            "solve_rate_replayed/deduction": 1.0,
+            "replayed/deduction": 1 / 3,
+            "answer_diversity/deduction": 1.0,  # of the task with two answers; one answer says nothing
+            "solve_rate/induction": 0.0,
+            "solve_rate_replayed/induction": 0.0,
+            "replayed/induction": 1.0,
+            "age_mean": 0.5,  # ages 2, 0, 0, 0, 1, 0
+            "age_max": 2.0,
+            "age/generation": 1 / 6,  # one rollout went from version 3 to 4
+            "age/queue": 1 / 3,  # and came in one version later, as another did
+            "age/publish": 0.0,
+            "spanning": 1 / 6,
+            "batch_size": 6,
+            "reward_mean": 0.0,
+        }
     )
     assert all(type(value) in (float, int) for value in numbers.values()), "JSON and msgpack carry no numpy"
 
@@ -149,8 +146,10 @@ def test_every_reward_term_has_a_mean_and_together_they_are_the_reward() -> None
 
 def test_what_is_known_of_programs_is_averaged_over_those_it_is_known_of() -> None:
     batch = [
-        proposal({"valid": 1.0, "duplicate": 1.0, "ignores_input": 0.0, "nodes": 10.0, "complexity": 1.0, "distance": 0.5}),
-        proposal({"valid": 1.0, "duplicate": 0.0, "ignores_input": 1.0, "nodes": 30.0, "complexity": 2.0, "distance": 0.1}),
+        proposal({"valid": 1.0, "duplicate": 1.0, "ignores_input": 0.0, "nodes": 10.0, "complexity": 1.0,
+                  "distance": 0.5}),
+        proposal({"valid": 1.0, "duplicate": 0.0, "ignores_input": 1.0, "nodes": 30.0, "complexity": 2.0,
+                  "distance": 0.1}),
         proposal({"valid": 0.0}, -1.0, "error"),
     ]  # fmt: skip
     numbers = describe_batch(batch)

@@ -146,7 +146,8 @@ def test_a_seeded_actor_measures_first_and_plays_then(monkeypatch: pytest.Monkey
                 Player.begun.append("measured")
                 return {}
 
-        rollout = Rollout(Engine(), None, None, client, SimpleNamespace(), Heldout(), seed=seed)  # type: ignore[arg-type]
+        settings = SimpleNamespace()
+        rollout = Rollout(Engine(), None, None, client, settings, Heldout(), seed=seed)  # type: ignore[arg-type]
         async with played(rollout, client, server):
             await publish(server)
             await until(lambda: len(server.queued()) == 4)

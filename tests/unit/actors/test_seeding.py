@@ -41,7 +41,15 @@ def run(
     engine, said = Script(answer), []
     settings = SETTINGS.model_copy(update={"seed_tasks_target": target})
     count = asyncio.run(
-        seed_buffer(engine, environment, LocalBuffer(store), settings, WHO, 1, lambda *numbers: said.append(numbers))  # type: ignore[arg-type]
+        seed_buffer(
+            engine,  # type: ignore[arg-type]
+            environment,
+            LocalBuffer(store),
+            settings,
+            WHO,
+            1,
+            lambda *numbers: said.append(numbers),
+        )
     )
     return count, engine, said
 
@@ -175,7 +183,8 @@ def test_an_actor_seeds_before_it_greets_the_learner_and_measures_beside_its_pla
     weights = [{"type": "weights", "version": version} for version in (0, 1, 2, 3, 4)]
     client = Client(log, "rollout0", [*weights, {"type": "shutdown"}])
     settings = SETTINGS.model_copy(update={"seed_tasks_target": 5})
-    rollout = Rollout(Engine(answer), environment, LocalBuffer(store), client, settings, heldout=Measured(log))  # type: ignore[arg-type]
+    buffer, heldout = LocalBuffer(store), Measured(log)
+    rollout = Rollout(Engine(answer), environment, buffer, client, settings, heldout=heldout)  # type: ignore[arg-type]
     asyncio.run(rollout.run())
     assert log[:ROUND] == ["proposal"] * ROUND
     assert log[ROUND] == "connect"

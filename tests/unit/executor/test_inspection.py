@@ -132,7 +132,8 @@ def test_a_normal_form_means_the_same_program() -> None:
         "def f(x, y=2):\n    total = 0\n    def step(a):\n        nonlocal total\n        total += a\n"
         "    for i in x: step(i)\n    match y:\n"
         "        case {'k': value, **rest}: total += value\n        case [head, *tail]: total += head\n"
-        "        case other: total += other\n    if (n := total) > 3: total = reduce(lambda a, b: a + b, [n, m.floor(2.5)])\n"
+        "        case other: total += other\n"
+        "    if (n := total) > 3: total = reduce(lambda a, b: a + b, [n, m.floor(2.5)])\n"
         "    return total, g(1), g(total, 2, flag=True), seen, P(k=3).k, f'{total=}'"
     )
     normal = facts(program).normal

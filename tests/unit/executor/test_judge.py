@@ -291,7 +291,7 @@ def test_a_failing_sandbox_is_never_a_verdict(settings: ExecutorSettings) -> Non
         check(judge, Input(SUM, "[1], 2", "[3]"), "[2], 1")
 
 
-# ------------------------------------------------------------------------------------------ several answers, one request
+# ---------------------------------------------------------------------------------------- several answers, one request
 
 DOUBLE = "def f(x): return x * 2"
 

@@ -43,15 +43,16 @@ _LEAKS = {
     "a module": "import math\ndef f(x):\n math.seen = getattr(math, 'seen', 0) + 1\n return [x, math.seen]",
     "a type of a module": "import collections\ndef f(x):\n c = collections.OrderedDict\n try: c.seen = x\n"
     " except TypeError: return 'closed'\n return c.seen",
-    "a type's attribute": "import fractions\ndef f(x):\n c = fractions.Fraction\n c.seen = getattr(c, 'seen', 0) + 1\n return [x, c.seen]",
+    "a type's attribute": "import fractions\ndef f(x):\n c = fractions.Fraction\n c.seen = getattr(c, 'seen', 0) + 1\n"
+    " return [x, c.seen]",
     "a function's attribute": "import functools\ndef f(x):\n r = functools.wraps\n r.seen = getattr(r, 'seen', 0) + 1\n"
     " return [x, r.seen]",
     "a context": "import decimal\ndef f(x):\n c = decimal.getcontext()\n c.prec += 1\n return [x, c.prec]",
-    "a registry": "import abc, numbers\ndef f(x):\n was = isinstance('', numbers.Number)\n numbers.Number.register(str)\n"
-    " return [x, was]",
+    "a registry": "import abc, numbers\ndef f(x):\n was = isinstance('', numbers.Number)\n"
+    " numbers.Number.register(str)\n return [x, was]",
     "a cache": "import re\ndef f(x):\n p = re.compile('a(b)')\n return [x, p is re.compile('a(b)')]",
-    "a class of data": "import dataclasses\ndef f(x):\n m = dataclasses.MISSING\n t = type(m)\n t.n = getattr(t, 'n', 0) + 1\n"
-    " return [x, t.n]",
+    "a class of data": "import dataclasses\ndef f(x):\n m = dataclasses.MISSING\n t = type(m)\n"
+    " t.n = getattr(t, 'n', 0) + 1\n return [x, t.n]",
     "a mutable constant": "import string\ndef f(x):\n t = string.Template\n t.flags += 1\n return [x, int(t.flags)]",
     "an array that is not cleared": "import array\ndef f(x): return [x, sum(array.array('b', bytes(100)))]",
 }  # fmt: skip

@@ -64,8 +64,8 @@ def test_literals(text: str, value: object) -> None:
         "lambda: 1",
         "[x for x in ()]", "True and False", "float('1')", "float()", "set(1)", "set(('inf'))",
         "float('')", "float(b'inf')", "range(3)", "{**{}}", "x=1", ",", "[,]",
-        "'''a'", '"""a"', "'''a", "''''a'", "b'''a'", "'a' '''b'", "''''", "'\\N{KEYCAP DIGIT ONE}'", "'\x00'", "'\ud800'",
-        "...", "1 if 1 else 2", "[1][0]", "'a'.upper()", "none", "0.1.2", "\x00",
+        "'''a'", '"""a"', "'''a", "''''a'", "b'''a'", "'a' '''b'", "''''", "'\\N{KEYCAP DIGIT ONE}'", "'\x00'",
+        "'\ud800'", "...", "1 if 1 else 2", "[1][0]", "'a'.upper()", "none", "0.1.2", "\x00",
     ],
 )  # fmt: skip
 def test_anything_else_is_refused(text: str) -> None:
@@ -166,8 +166,12 @@ def test_a_child_cannot_send_what_a_text_may_not_hold() -> None:
 
 
 def test_honest_collections_are_within_the_budget() -> None:
-    for value in ({2**place for place in range(500)}, {2.0**place: place for place in range(-900, 900)}, set(range(9000)),
-                  {(-1, -2, row, -column) for row in range(40) for column in range(40)}):  # fmt: skip
+    for value in (
+        {2**place for place in range(500)},
+        {2.0**place: place for place in range(-900, 900)},
+        set(range(9000)),
+        {(-1, -2, row, -column) for row in range(40) for column in range(40)},
+    ):
         assert equal(decode(encode(value)), value)
         assert equal(parse_literal(canonical(value)), value)
 

@@ -144,11 +144,11 @@ def test_equality_is_symmetric_and_transitive(three: list[Any]) -> None:
 
 
 _FRAGMENTS = st.sampled_from([
-    *"[](){},:+-'\"\\ #\n\t_.0123456789", "'a'", '"b"', "'''c'''", '"""d"""', "'''", '"""', "''", '""', "r'\\n'", "\\N{KEYCAP DIGIT ONE}",
-    "'\ud800'", "'\x00'", "b'x'", "rb'\\'", "u'e'", "f''",
+    *"[](){},:+-'\"\\ #\n\t_.0123456789", "'a'", '"b"', "'''c'''", '"""d"""', "'''", '"""', "''", '""', "r'\\n'",
+    "\\N{KEYCAP DIGIT ONE}", "'\ud800'", "'\x00'", "b'x'", "rb'\\'", "u'e'", "f''",
     "True", "False", "None", "true", "null", "NaN", "Infinity", "inf", "nan", "set()", "frozenset({1})", "0x1F", "0b1",
-    "1e5", "1E-3", "1_0", "00", "01", ".5", "5.", "1j", "\\x41", "\\u00e9", "\\N{DASH}", "\\\n", ", ", ": ", "f(1)", "x",
-    "'it\\'s'", '"it\'s"', "\r\n", "\x0c",
+    "1e5", "1E-3", "1_0", "00", "01", ".5", "5.", "1j", "\\x41", "\\u00e9", "\\N{DASH}", "\\\n", ", ", ": ", "f(1)",
+    "x", "'it\\'s'", '"it\'s"', "\r\n", "\x0c",
 ])  # fmt: skip
 _TEXTS = st.lists(_FRAGMENTS, max_size=12).map("".join) | _VALUES.map(repr) | st.text(max_size=30)
 _OURS = ("inf", "nan", "set(")

@@ -20,7 +20,8 @@ def test_the_committed_page_is_what_the_command_prints(
 ) -> None:
     assert cli.main(["config", "docs", "--format", "markdown", *options]) == 0
     assert capsys.readouterr().out == (DOCS / page).read_text(), (
-        f"run `make docs` (azr config docs {' '.join(options)} --format markdown > docs/{page}) and commit what it changes"
+        f"run `make docs` (azr config docs {' '.join(options)} --format markdown > docs/{page}) "
+        "and commit what it changes"
     )
 
 

@@ -127,7 +127,8 @@ def write(folder: Path, **recipes: str) -> None:
 def test_tables_are_merged_key_by_key_and_the_upper_recipe_wins(tmp_path: Path) -> None:
     write(
         tmp_path,
-        ground='[learner]\nsteps = 9\n[learner.optimizer]\nlr = 1e-3\nbeta1 = 0.5\n[learner.batch]\nsolve = { deduction = 5 }',
+        ground="[learner]\nsteps = 9\n[learner.optimizer]\nlr = 1e-3\nbeta1 = 0.5\n"
+        "[learner.batch]\nsolve = { deduction = 5 }",
         middle='base = "ground"\n[learner.optimizer]\nlr = 1e-4\n[learner.batch]\nsolve = { abduction = 6 }',
         top='base = "middle.toml"\nlearner.steps = 7',
     )  # fmt: skip

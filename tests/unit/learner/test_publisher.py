@@ -107,7 +107,13 @@ class World:
         )
         self.policy = Policy(layers=layers)
         self.sender = WeightSender(timeout_s=timeout_s, bucket_bytes=1 << 20)
-        self.publisher = GroupPublisher(self.policy, Ranks(), self.server, self.sender, workers=1)  # type: ignore[arg-type]
+        self.publisher = GroupPublisher(
+            self.policy,  # type: ignore[arg-type]
+            Ranks(),
+            self.server,
+            self.sender,
+            workers=1,
+        )
         self._pool = pool
         self._lives: list[Any] = []
 

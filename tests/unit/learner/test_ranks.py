@@ -16,8 +16,8 @@ from learner.trajectory import Cell, Role, Trajectory, VersionSpan, dumps, loads
 def batch() -> list[Trajectory]:
     return [
         Trajectory(
-            "run", "a", 0, slot, "e", Cell("deduction", Role.SOLVE), np.array([1], np.int32), np.array([2, 3], np.int32),
-            np.array([-0.5, -1.5], np.float32), (VersionSpan(slot, 0, 2),), 0.5 * slot,
+            "run", "a", 0, slot, "e", Cell("deduction", Role.SOLVE), np.array([1], np.int32),
+            np.array([2, 3], np.int32), np.array([-0.5, -1.5], np.float32), (VersionSpan(slot, 0, 2),), 0.5 * slot,
         )
         for slot in range(3)
     ]  # fmt: skip

@@ -300,7 +300,8 @@ def test_a_full_buffer_takes_every_new_task_and_lets_the_oldest_go(path: Path) -
     store.record(ids[0], 1, 8, 4)
     assert row(path, ids[0], "active", "attempts") == (0, 8)
     assert store.metrics() == {
-        "buffer/deduction": 3, "buffer/abduction": 1, "buffer/induction": 0, "buffer/evicted": 4, "buffer/duplicates": 1,
+        "buffer/deduction": 3, "buffer/abduction": 1, "buffer/induction": 0, "buffer/evicted": 4,
+        "buffer/duplicates": 1,
     }  # fmt: skip
     store.close()
 

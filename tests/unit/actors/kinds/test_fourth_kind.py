@@ -235,7 +235,8 @@ def installed(folder: Path, value: str) -> subprocess.CompletedProcess[str]:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: differ-kind\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[azr.kinds]\ndiffer = {value}\n")
     (folder / "differ_kind.py").write_text((Path(__file__).parent / "differ.py").read_text())
-    code = f"import sys; sys.path[:0] = {[str(ROOT), str(folder)]}; from actors.kinds.registry import names; print(*names())"
+    path = [str(ROOT), str(folder)]
+    code = f"import sys; sys.path[:0] = {path}; from actors.kinds.registry import names; print(*names())"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
 
 

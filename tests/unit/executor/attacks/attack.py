@@ -78,9 +78,10 @@ _NUMBERS = {
     "rt_sigqueueinfo": (129, 138), "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424), "bpf": (321, 280),
     "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "keyctl": (250, 219),
     "add_key": (248, 217), "openat": (257, 56), "openat2": (437, 437), "open_by_handle_at": (304, 265),
-    "init_module": (175, 105), "pivot_root": (155, 41), "fsopen": (430, 430), "open_tree": (428, 428), "capset": (126, 91),
-    "seccomp": (317, 277), "memfd_secret": (447, 447), "kexec_load": (246, 104), "socket": (41, 198),
-    "rt_tgsigqueueinfo": (297, 240), "process_madvise": (440, 440), "landlock_create_ruleset": (444, 444),
+    "init_module": (175, 105), "pivot_root": (155, 41), "fsopen": (430, 430), "open_tree": (428, 428),
+    "capset": (126, 91), "seccomp": (317, 277), "memfd_secret": (447, 447), "kexec_load": (246, 104),
+    "socket": (41, 198), "rt_tgsigqueueinfo": (297, 240), "process_madvise": (440, 440),
+    "landlock_create_ruleset": (444, 444),
 }  # fmt: skip
 
 

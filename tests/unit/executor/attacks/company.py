@@ -27,10 +27,13 @@ _WALK = (
 
 COMPANIONS = (
     Companion("counts in a global", "n = 0\ndef f(x):\n global n\n n += 1\n return n", True),
-    Companion("counts in a module", "import keyword\ndef f(x):\n keyword.kwlist.append(x)\n return len(keyword.kwlist)", True),
+    Companion(
+        "counts in a module", "import keyword\ndef f(x):\n keyword.kwlist.append(x)\n return len(keyword.kwlist)", True
+    ),
     Companion(
         "counts in a class of a module",
-        "import fractions\nF = fractions.Fraction\ndef f(x):\n G = F\n G.seen = getattr(G, 'seen', 0) + 1\n return G.seen",
+        "import fractions\nF = fractions.Fraction\ndef f(x):\n G = F\n G.seen = getattr(G, 'seen', 0) + 1\n"
+        " return G.seen",
         True,
     ),
     Companion(
@@ -41,7 +44,8 @@ COMPANIONS = (
     ),
     Companion(
         "keeps memory beyond the reach of its globals",
-        "import keyword\ndef f(x):\n try: keyword.kwlist.append(bytearray(25 << 20))\n except MemoryError: return 2\n return 1",
+        "import keyword\ndef f(x):\n try: keyword.kwlist.append(bytearray(25 << 20))\n except MemoryError: return 2\n"
+        " return 1",
         True,
     ),
     Companion("holds a large table", "S = [True] * 6_000_001\ndef f(n): return S[n] and n % 2 == 1", True),
@@ -50,7 +54,8 @@ COMPANIONS = (
         "reads its place from the frames by format",
         "def f(x):\n found = []\n try: 1 / 0\n except ZeroDivisionError as e:\n  for steps in range(1, 9):\n"
         "   for name in ('place', 'batch', 'outcomes', 'inputs', 'results'):\n"
-        "    t = chr(123) + '0.__trace' + 'back__.tb_frame' + '.f_back' * steps + '.f_locals[' + name + ']' + chr(125)\n"
+        "    t = chr(123) + '0.__trace' + 'back__.tb_frame' + '.f_back' * steps"
+        " + '.f_locals[' + name + ']' + chr(125)\n"
         "    try: found.append([name, t.format(e)[:40]])\n    except (AttributeError, KeyError): pass\n"
         " return [one for one in found if '0x' not in one[1]]",
         False,
@@ -67,7 +72,9 @@ COMPANIONS = (
         False,
         ("'mine-1'", "'mine-2'", "'mine-3'"),
     ),
-    Companion("counts the objects in memory", "import gc\ndef f(x): return len(gc.get_objects())", False, ("1", "2", "3")),
+    Companion(
+        "counts the objects in memory", "import gc\ndef f(x): return len(gc.get_objects())", False, ("1", "2", "3")
+    ),
     Companion(
         "counts the descriptors",
         "import os\ndef f(x):\n found = []\n for fd in range(40):\n  try: os.fstat(fd); found.append(fd)\n"

@@ -15,7 +15,8 @@ ATTACKS = (
         "def f(x):\n"
         "    try: 1 / 0\n"
         "    except ZeroDivisionError as e:\n"
-        "        return (chr(123) + '0.__traceback__.tb_frame' + '.f_back' * 6 + '.f_locals[outcomes]' + chr(125)).format(e)",
+        "        return (chr(123) + '0.__traceback__.tb_frame' + '.f_back' * 6"
+        " + '.f_locals[outcomes]' + chr(125)).format(e)",
         UNSAFE,
     ),
     policy(
@@ -80,7 +81,8 @@ ATTACKS = (
     policy(
         "enum  convert  computed",
         "import enum\n"
-        "def f(x): return list(getattr(enum.Enum, '_conv' + 'ert_')('X', 'builtins', lambda n: n == 'eval'))[0].value('1+1')",
+        "def f(x): return list(getattr(enum.Enum, '_conv' + 'ert_')('X', 'builtins', lambda n: n == 'eval'))"
+        "[0].value('1+1')",
         UNSAFE,
     ),
     policy(
@@ -148,7 +150,8 @@ ATTACKS = (
         "make dataclass text",
         "import dataclasses\n"
         "def f(x):\n"
-        "    C = dataclasses.make_dataclass('C', [('a', int, dataclasses.field(default=1))], namespace={'__annotations__': {}})\n"
+        "    C = dataclasses.make_dataclass('C', [('a', int, dataclasses.field(default=1))],"
+        " namespace={'__annotations__': {}})\n"
         "    F = dataclasses.fields(C)[0]; F.name = 'a=__import__(\"os\").getpid()):\\n  pass\\n def z('\n"
         "    class D(C): pass\n"
         "    dataclasses.dataclass(D)\n"

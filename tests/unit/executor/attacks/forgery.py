@@ -38,8 +38,9 @@ ATTACKS = (
     ),
     _forgery(
         "every frame's bytes, from the frames of the harness",
-        "import os, sys\ndef f(x):\n frame = sys._getframe()\n while frame:\n  for v in list(frame.f_locals.values()):\n"
-        "   if type(v) is bytes:\n    for fd in range(3, 64):\n     try: os.write(fd, v + bytes([0, 0, 0, 3]) + b'V42')\n"
+        "import os, sys\ndef f(x):\n frame = sys._getframe()\n while frame:\n"
+        "  for v in list(frame.f_locals.values()):\n   if type(v) is bytes:\n    for fd in range(3, 64):\n"
+        "     try: os.write(fd, v + bytes([0, 0, 0, 3]) + b'V42')\n"
         "     except OSError: pass\n  frame = frame.f_back\n os._exit(0)",
         NOT_OK,
     ),
@@ -69,16 +70,23 @@ ATTACKS = (
     # Values that are not what they seem.
     _forgery("an int that equals all", "class N(int):\n def __eq__(s, o): return True\n __hash__ = int.__hash__\n"
              "def f(x): return N(1)", OTHER_TYPE, "N"),
-    _forgery("a str with another repr", "class S(str):\n def __repr__(s): return '42'\ndef f(x): return [S('a')]", OTHER_TYPE),
-    _forgery("a float with another repr", "class F(float):\n def __repr__(s): return '1'\ndef f(x): return (F(2),)", OTHER_TYPE),
-    _forgery("a dict with other items", "class D(dict):\n def items(s): return [('a', 42)]\ndef f(x): return D()", OTHER_TYPE),
-    _forgery("a list without an end", "class L(list):\n def __iter__(s):\n  while True: yield 1\ndef f(x): return L()", OTHER_TYPE),
+    _forgery("a str with another repr", "class S(str):\n def __repr__(s): return '42'\ndef f(x): return [S('a')]",
+             OTHER_TYPE),
+    _forgery("a float with another repr", "class F(float):\n def __repr__(s): return '1'\ndef f(x): return (F(2),)",
+             OTHER_TYPE),
+    _forgery("a dict with other items", "class D(dict):\n def items(s): return [('a', 42)]\ndef f(x): return D()",
+             OTHER_TYPE),
+    _forgery("a list without an end", "class L(list):\n def __iter__(s):\n  while True: yield 1\ndef f(x): return L()",
+             OTHER_TYPE),
     _forgery("a set's element", "class T(tuple): pass\ndef f(x): return {T((1,))}", OTHER_TYPE),
     _forgery("a dict's key", "class K(str): pass\ndef f(x): return {K('a'): 1}", OTHER_TYPE),
-    _forgery("a class that calls itself int", "class M(type):\n def __eq__(s, o): return True\n __hash__ = type.__hash__\n"
+    _forgery("a class that calls itself int",
+             "class M(type):\n def __eq__(s, o): return True\n __hash__ = type.__hash__\n"
              "class int(metaclass=M): pass\ndef f(x): return int()", OTHER_TYPE),
-    _forgery("a property of a name", "class A:\n __class__ = property(lambda s: int)\ndef f(x): return A()", OTHER_TYPE),
-    _forgery("a metaclass's name", "class M(type):\n __name__ = property(lambda s: 1 // 0)\nclass A(metaclass=M): pass\n"
+    _forgery("a property of a name", "class A:\n __class__ = property(lambda s: int)\ndef f(x): return A()",
+             OTHER_TYPE),
+    _forgery("a metaclass's name",
+             "class M(type):\n __name__ = property(lambda s: 1 // 0)\nclass A(metaclass=M): pass\n"
              "def f(x): return A()", OTHER_TYPE),
     _forgery("an exception's own name", "class M(type):\n __name__ = 'forged'\nclass E(Exception, metaclass=M): pass\n"
              "def f(x): raise E", ERROR, "E"),
@@ -87,7 +95,8 @@ ATTACKS = (
              " __repr__ = __str__\ndef f(x): raise E", ERROR, "E"),
     _forgery("a generator", "def f(x): yield 1", OTHER_TYPE, "generator"),
     _forgery("a coroutine", "async def f(x): return 1", OTHER_TYPE, "coroutine"),
-    _forgery("pickling", "class A:\n def __reduce__(s): return print, ('hello',)\ndef f(x): return A()", OTHER_TYPE, "A"),
+    _forgery("pickling", "class A:\n def __reduce__(s): return print, ('hello',)\ndef f(x): return A()", OTHER_TYPE,
+             "A"),
     # The interpreter that makes the result. All of these are forks: nobody else has their memory.
     _forgery("other builtins", "import builtins\nfor name in ('len', 'repr', 'type', 'isinstance'):\n"
              " setattr(builtins, name, lambda *a: 42)\ndef f(x): return 'a'", SURVIVE),
@@ -96,8 +105,8 @@ ATTACKS = (
              " for k, v in list(vars(m).items()):\n  if callable(v) and not isinstance(v, type):\n"
              "   try: setattr(m, k, lambda *a, **k: 42)\n   except Exception: pass\ndef f(x): return 'a'", SURVIVE),
     _forgery("other programs in the cache", "import gc\nfor o in gc.get_objects():\n if isinstance(o, dict):\n"
-             "  for k, v in list(o.items()):\n   if type(v).__name__ == 'code':\n    o[k] = compile('def f(x): return 666',"
-             " 'x', 'exec')\ndef f(x): return 1", SURVIVE),
+             "  for k, v in list(o.items()):\n   if type(v).__name__ == 'code':\n"
+             "    o[k] = compile('def f(x): return 666', 'x', 'exec')\ndef f(x): return 1", SURVIVE),
     _forgery("a tracing function", "import sys\ndef t(*a): raise SystemExit\nsys.settrace(t)\nsys.setprofile(t)\n"
              "def f(x): return 1", SURVIVE),
     _forgery("no modules", "import sys\nsys.modules.clear()\ndef f(x): return 1", SURVIVE),

@@ -35,12 +35,13 @@ _TIME = (
     _use("time", "sleep", "import time\ndef f(x): time.sleep(60)", TIMEOUT),
     _use("time", "deaf to signals", "import signal\nfor s in range(1, 65):\n try: signal.signal(s, signal.SIG_IGN)\n"
          " except (OSError, ValueError): pass\ndef f(x):\n while True: pass", TIMEOUT),
-    _use("time", "regular expression that backtracks", "import re\ndef f(x): return bool(re.match('(a|a)*$', 'a' * 64 + 'b'))",
-         TIMEOUT, gate=True),
+    _use("time", "regular expression that backtracks",
+         "import re\ndef f(x): return bool(re.match('(a|a)*$', 'a' * 64 + 'b'))", TIMEOUT, gate=True),
     _use("time", "tower of powers", "def f(x): return 9 ** 9 ** (8 + x) % 7", EITHER, gate=True),
-    _use("time", "colliding hashes", "def f(x): return len({i * ((1 << 61) - 1) for i in range(10 ** 5)})", TIMEOUT, gate=True),
-    _use("time", "slow comparison", "class A:\n def __lt__(s, o):\n  while True: pass\ndef f(x): return sorted([A(), A()])",
-         TIMEOUT, gate=True),
+    _use("time", "colliding hashes", "def f(x): return len({i * ((1 << 61) - 1) for i in range(10 ** 5)})", TIMEOUT,
+         gate=True),
+    _use("time", "slow comparison",
+         "class A:\n def __lt__(s, o):\n  while True: pass\ndef f(x): return sorted([A(), A()])", TIMEOUT, gate=True),
     _use("time", "noise without end", "def f(x):\n while True: print('y' * 65536)", TIMEOUT, gate=True),
 )  # fmt: skip
 
@@ -55,17 +56,18 @@ _MEMORY = (
     _use("memory", "recursion", "import sys\nsys.setrecursionlimit(10 ** 9)\ndef f(x): return f([x])", NOT_OK),
     _use("memory", "recursion in C", "import sys\nsys.setrecursionlimit(10 ** 9)\ndef f(x):\n a = []\n"
          " for _ in range(10 ** 6): a = [a]\n return repr(a)", NOT_OK),
-    _use("memory", "iterators in iterators", "def f(x):\n i = iter([])\n for _ in range(10 ** 6): i = zip(i)\n return list(i)",
-         NOT_OK),
+    _use("memory", "iterators in iterators",
+         "def f(x):\n i = iter([])\n for _ in range(10 ** 6): i = zip(i)\n return list(i)", NOT_OK),
     _use("memory", "caught, and on", "def f(x):\n a = []\n while True:\n  try: a.append(bytearray(1 << 20))\n"
          "  except MemoryError: pass", EITHER),
-    _use("memory", "caught, and given back", "def f(x):\n try: return len(bytearray(1 << 40))\n except MemoryError: return 'caught'",
-         "'caught'"),
-    _use("memory", "past Python", libc("ctypes.c_long(c.mmap(None, ctypes.c_size_t(1 << 40), 3, 0x22, -1, 0)).value"), ERROR,
-         "OSError"),
-    _use("memory", "archive that inflates", f"import zlib\ndef f(x): return len(zlib.decompress(zlib.decompress({_bomb()!r})))",
-         MEMORY, gate=True),
-    _use("memory", "count without end", "import itertools\ndef f(x): return list(itertools.count())", EITHER, gate=True),
+    _use("memory", "caught, and given back",
+         "def f(x):\n try: return len(bytearray(1 << 40))\n except MemoryError: return 'caught'", "'caught'"),
+    _use("memory", "past Python", libc("ctypes.c_long(c.mmap(None, ctypes.c_size_t(1 << 40), 3, 0x22, -1, 0)).value"),
+         ERROR, "OSError"),
+    _use("memory", "archive that inflates",
+         f"import zlib\ndef f(x): return len(zlib.decompress(zlib.decompress({_bomb()!r})))", MEMORY, gate=True),
+    _use("memory", "count without end", "import itertools\ndef f(x): return list(itertools.count())", EITHER,
+         gate=True),
     _use("memory", "precision", "import decimal\ndef f(x):\n decimal.getcontext().prec = 10 ** 9\n"
          " return str(decimal.Decimal(x) / 7)[:5]", NOT_OK, gate=True),
 )  # fmt: skip
@@ -81,10 +83,12 @@ _PARSER = (
     _use("parser", "else after else", "def f(x):\n if x: pass\n" + " elif x: pass\n" * 3000, NOT_OK),
     _use("parser", "nested functions", "f = " + "lambda x: " * 1000 + "x", NOT_OK),
     _use("parser", "a zero byte", "def f(x): return 1\0", ERROR, "ValueError", "SyntaxError"),
-    _use("parser", "half a character", "def f(x): return '\ud800'", ERROR, "UnicodeEncodeError", "SyntaxError", "ValueError"),
+    _use("parser", "half a character", "def f(x): return '\ud800'", ERROR, "UnicodeEncodeError", "SyntaxError",
+         "ValueError"),
     _use("parser", "a long number", "def f(x): return " + "9" * 9000, ERROR, "SyntaxError"),
     _use("parser", "a long program", "def f(x): return 1\n#" + "a" * 70_000, ERROR, "ProgramTooLarge"),
-    _use("parser", "json", "import json\ndef f(x): return json.loads('[' * 10 ** 5)", ERROR, "RecursionError", gate=True),
+    _use("parser", "json", "import json\ndef f(x): return json.loads('[' * 10 ** 5)", ERROR, "RecursionError",
+         gate=True),
     _use("parser", "regular expression", "import re\ndef f(x): return bool(re.compile('(' * 9999))", NOT_OK, gate=True),
 )  # fmt: skip
 
@@ -106,10 +110,13 @@ _KERNEL_TABLES = (
     _use("descriptors", "pipes", "import os\ndef f(x):\n a = []\n while True: a.append(os.pipe())", UNSAFE),
     _use("descriptors", "copies", "import os\ndef f(x):\n while True: os.dup(0)", ERROR, "PermissionError", "OSError"),
     _use("descriptors", "events", libc("c.eventfd(0, 0)"), ERROR, "PermissionError", "OSError"),
-    _use("processes", "fork bomb", "import os\ndef f(x):\n while True:\n  try: os.fork()\n  except OSError: pass", UNSAFE),
-    _use("processes", "thread bomb", "import _thread, time\ndef f(x):\n while True:\n  try: _thread.start_new_thread(time.sleep, (9,))\n"
+    _use("processes", "fork bomb", "import os\ndef f(x):\n while True:\n  try: os.fork()\n  except OSError: pass",
+         UNSAFE),
+    _use("processes", "thread bomb",
+         "import _thread, time\ndef f(x):\n while True:\n  try: _thread.start_new_thread(time.sleep, (9,))\n"
          "  except RuntimeError: pass", UNSAFE),
-    _use("timers", "timers", libc("c.timer_create(0, None, ctypes.byref(ctypes.c_long()))"), ERROR, "PermissionError", "OSError"),
+    _use("timers", "timers", libc("c.timer_create(0, None, ctypes.byref(ctypes.c_long()))"), ERROR, "PermissionError",
+         "OSError"),
     _use("memory", "locked", libc("c.mlockall(3)"), ERROR, "PermissionError", "OSError"),
 )  # fmt: skip
 

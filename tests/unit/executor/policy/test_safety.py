@@ -117,9 +117,9 @@ def test_accepted(program: str) -> None:
 
 
 _PIECES = st.sampled_from([
-    "f", "x", "open", "eval", "input", "__init__", "__globals__", "__builtins__", "__module__", "gi_frame", ".", ".", "=",
-    "(", ")", "\n", "\n ", ":", "import ", "from ", "as ", "del ", "def ", "class ", "lambda ", "os", "math", ",", "'{0.",
-    "}'", "# ", "'", "ﬁ", "ｏpen", "__ｇlobals__", " ", "match ", "case ", "0x1for ", "in ", "\\\n",
+    "f", "x", "open", "eval", "input", "__init__", "__globals__", "__builtins__", "__module__", "gi_frame", ".", ".",
+    "=", "(", ")", "\n", "\n ", ":", "import ", "from ", "as ", "del ", "def ", "class ", "lambda ", "os", "math", ",",
+    "'{0.", "}'", "# ", "'", "ﬁ", "ｏpen", "__ｇlobals__", " ", "match ", "case ", "0x1for ", "in ", "\\\n",
 ])  # fmt: skip
 
 

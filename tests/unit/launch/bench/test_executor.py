@@ -47,7 +47,8 @@ def test_answers_of_one_task_are_taken_together_across_other_lines(tmp_path: Pat
 
 def test_a_task_that_comes_back_later_is_another_item(tmp_path: Path) -> None:
     lines = [{"op": "verify", **TASK, "answer": str(n)} for n in range(mix.MAX_ANSWERS + 3)]
-    assert [len(item.answers) for item in mix.load(_file(tmp_path, *lines)).items] == [mix.MAX_ANSWERS, 3]  # type: ignore[union-attr]
+    items = mix.load(_file(tmp_path, *lines)).items
+    assert [len(item.answers) for item in items] == [mix.MAX_ANSWERS, 3]  # type: ignore[union-attr]
 
 
 def test_a_mix_survives_being_written(tmp_path: Path) -> None:
@@ -67,9 +68,15 @@ def test_a_mix_survives_being_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["no json", "[]", '{"op": "guess"}', json.dumps({**PROPOSAL, "kind": "magic"}), json.dumps({**PROPOSAL, "program": 1}),
-     json.dumps({"op": "verify", **TASK, "outputs": [], "answer": "1"})],
-)  # fmt: skip
+    [
+        "no json",
+        "[]",
+        '{"op": "guess"}',
+        json.dumps({**PROPOSAL, "kind": "magic"}),
+        json.dumps({**PROPOSAL, "program": 1}),
+        json.dumps({"op": "verify", **TASK, "outputs": [], "answer": "1"}),
+    ],
+)
 def test_a_line_that_is_no_work_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "work.jsonl"
     path.write_text(json.dumps(PROPOSAL) + "\n" + line + "\n")

@@ -38,8 +38,8 @@ def test_the_live_view_shows_what_a_run_is_watched_for() -> None:
     terminal.print(Console(load("smollm2-cpu"))._render(STATUS))
     shown = terminal.export_text()
     for words in (
-        "3 of 16", "waiting for a batch", "for 12 s", "valid  25%", "solved  50%", "7 queued, 9 in flight", "30 trained",
-        "generating 123", "training 321", "learner for a batch 1.5 s (25% of the step)",
+        "3 of 16", "waiting for a batch", "for 12 s", "valid  25%", "solved  50%", "7 queued, 9 in flight",
+        "30 trained", "generating 123", "training 321", "learner for a batch 1.5 s (25% of the step)",
         "actors for grants 12% of their time", "2 actors, 5 running",
     ):  # fmt: skip
         assert words in shown, words

@@ -1,7 +1,7 @@
 """Every parallel layout against one rank: the same batch gives the same loss, gradients and weights.
 
-Tiny random models over gloo; each layout is set up in turn in one world of two ranks and one of four. Not exercised: NCCL and
-CUDA.
+Tiny random models over gloo; each layout is set up in turn in one world of two ranks and one of four. Not exercised:
+NCCL and CUDA.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def logits_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def vocabulary(chunked: bool) -> list[Tensor]:
-    """Log-probabilities, entropies and gradients from this rank's shard of the vocabulary, which is padded to an even number."""
+    """Log-probabilities, entropies and gradients from this rank's shard of the vocabulary, padded to an even number."""
     hidden, weight, targets, scale = logits_inputs()
     group = parallel_state.get_tensor_model_parallel_group()
     rows = (VOCAB + 1) // 2
