@@ -28,7 +28,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from learner.device import keep_memory
-from learner.weights.group import GroupSpec
+from learner.weights.group import GroupSpec, WeightSyncError
 from learner.weights.local import LocalChannel
 from learner.weights.manifest import checksum, manifest_from_json
 from learner.weights.transfer import WeightReceiver
@@ -81,6 +81,8 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
         self.timings: dict[str, float] = {}
         self.dirty = False
         """Some weights of an update have gone in, but not all: the model is no policy that anybody trained."""
+        self.failure: BaseException | None = None
+        """The error of the last update, None if it succeeded or is under way."""
         self._receiver: WeightReceiver | LocalChannel | None = None
         self._expected: set[str] = set()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="azr-weights")
@@ -106,23 +108,25 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
 
     def start_weight_update(self) -> None:
         """Get ready to load: layers are rebuilt one by one as their weights arrive."""
+        self.failure = None
         self._expected = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: AzrUpdateInfo) -> None:
         """Load one broadcast. An error leaves every layer runnable, and `dirty` where some are of the new policy."""
-        receiver = self._receiver
-        if receiver is None:
-            raise RuntimeError("the engine has joined no weight group")
         load_weights: Any = self.model.load_weights
         started = time.monotonic()
         try:
+            receiver = self._receiver
+            if receiver is None:
+                raise WeightSyncError("the engine has joined no group", group_id=0, phase="transfer", rank=-1)
             loaded = load_weights(self._loading(receiver.receive(manifest_from_json(update_info.manifest))))
             if missing := self._expected - loaded:
                 raise RuntimeError(
                     f"the update leaves {len(missing)} parameters as they were: {sorted(missing)[:3]} ..."
                 )
-        except BaseException:
+        except BaseException as error:
+            self.failure = error
             self._abandon()
             raise
         transfer_s = receiver.timings["transfer_s"]
@@ -130,8 +134,12 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
 
     def finish_weight_update(self) -> None:
         """Put the last layers in place."""
-        finalize_layerwise_reload(self.model, self.model_config)
-        self._repack_tied_heads()
+        try:
+            finalize_layerwise_reload(self.model, self.model_config)
+            self._repack_tied_heads()
+        except BaseException as error:
+            self.failure = error
+            raise
         self.dirty = False
 
     def shutdown(self) -> None:
@@ -178,9 +186,17 @@ class WorkerExtension:
         return engine.joined()
 
     def azr_update_state(self) -> dict[str, float]:
-        """Timings of the last update, and `dirty` as 0.0 or 1.0."""
+        """Timings of the last update, and as 0.0 or 1.0: `dirty`; `interrupted`, where the broadcast broke; `faulty`,
+        where this worker could not load what arrived."""
         engine: AzrWeightTransferEngine = self.weight_transfer_engine  # type: ignore[attr-defined]
-        return {**engine.timings, "dirty": float(engine.dirty)}
+        interrupted = isinstance(engine.failure, WeightSyncError)
+        faulty = engine.failure is not None and not interrupted
+        return {
+            **engine.timings,
+            "dirty": float(engine.dirty),
+            "interrupted": float(interrupted),
+            "faulty": float(faulty),
+        }
 
     def azr_checksums(self) -> dict[str, str]:
         """`learner.weights.manifest.checksum` of the weights in use."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.engine.base import VllmEngine, split_transfer
-from actors.engine.generation import Completion, EngineAborted, Sampling, WeightUpdateFailed
+from actors.engine.base import VllmEngine, split_transfer, update_failed
+from actors.engine.generation import Completion, EngineAborted, Sampling
 from actors.settings import EngineSettings
 from learner.stopwatch import Stopwatch
 from learner.weights.manifest import TensorSpec, manifest_to_json
@@ -69,9 +69,9 @@ class AsyncEngine(VllmEngine):
                 self._now_runs(version)
                 intact = True
             except Exception as error:
-                states = await self._rpc("azr_update_state")
-                intact = not any(state["dirty"] for state in states)
-                raise WeightUpdateFailed(version, intact, error) from error
+                failure = update_failed(version, await self._rpc("azr_update_state"), error)
+                intact = failure.intact
+                raise failure from error
             finally:
                 if intact:
                     await self._llm.resume_generation()

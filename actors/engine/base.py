@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from actors.engine.generation import Completion, EngineAborted, Sampling
+from actors.engine.generation import Completion, EngineAborted, Sampling, WeightUpdateFailed
 from actors.settings import EngineSettings
 from learner.trajectory import Status, VersionSpan
 from learner.weights.group import GroupSpec
@@ -183,6 +183,15 @@ def split_transfer(seconds: dict[str, float], worker: dict[str, float]) -> dict[
     """Return phases with the worker's `transfer_s` taken out of `load_s`, which is measured around both. Seconds."""
     transfer_s = min(worker["transfer_s"], seconds["load_s"])
     return seconds | {"transfer_s": transfer_s, "load_s": seconds["load_s"] - transfer_s}
+
+
+def update_failed(version: int, workers: Sequence[dict[str, float]], error: BaseException) -> WeightUpdateFailed:
+    """Return the error for an update that `error` ended, from `azr_update_state` of every worker. Where one worker
+    failed by itself, the broadcast may break at the others; that is not an interruption."""
+    dirty = any(worker["dirty"] for worker in workers)
+    faulty = any(worker["faulty"] for worker in workers)
+    interrupted = not faulty and any(worker["interrupted"] for worker in workers)
+    return WeightUpdateFailed(version, error, intact=not dirty, interrupted=interrupted)
 
 
 def only(results: list[Any]) -> Any:

@@ -49,12 +49,16 @@ class WeightUpdateFailed(RuntimeError):
 
     `intact`: none had gone in, and generation goes on under the old policy. Otherwise the model is a mixture of two
     policies: generation stays paused until an update succeeds, and what is in flight waits for that.
+
+    `interrupted`: the broadcast broke (the network, or another end of it), and this engine is sound: it can join
+    another group and update again. Otherwise the engine itself could not load.
     """
 
-    def __init__(self, version: int, intact: bool, cause: BaseException) -> None:
+    def __init__(self, version: int, cause: BaseException, *, intact: bool, interrupted: bool) -> None:
         super().__init__(f"weights of version {version} ({'old ones in place' if intact else 'paused'}): {cause}")
         self.version = version
         self.intact = intact
+        self.interrupted = interrupted
 
 
 class Engine(Protocol):

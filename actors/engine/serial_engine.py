@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from actors.engine.base import VllmEngine, only, split_transfer
-from actors.engine.generation import Completion, EngineAborted, Sampling, WeightUpdateFailed
+from actors.engine.base import VllmEngine, only, split_transfer, update_failed
+from actors.engine.generation import Completion, EngineAborted, Sampling
 from actors.settings import EngineSettings
 from learner.stopwatch import Stopwatch
 from learner.weights.manifest import TensorSpec, manifest_to_json
@@ -88,8 +88,7 @@ class SerialEngine(VllmEngine):
             self._llm.collective_rpc("finish_weight_update")
             watch.lap("finish_s")
         except Exception as error:
-            state = only(self._llm.collective_rpc("azr_update_state"))
-            raise WeightUpdateFailed(version, not state["dirty"], error) from error
+            raise update_failed(version, self._llm.collective_rpc("azr_update_state"), error) from error
         await self.set_version(version)
         watch.lap("resume_s")
         return split_transfer(watch.seconds, only(self._llm.collective_rpc("azr_update_state")))

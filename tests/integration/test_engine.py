@@ -211,6 +211,7 @@ async def test_weights_that_never_come_leave_the_old_ones(engine: AsyncEngine, s
     with pytest.raises(WeightUpdateFailed) as caught:
         await updating
     assert caught.value.intact
+    assert caught.value.interrupted
     assert await engine.checksums() == before
     completion = await engine.generate(prompt, Sampling(max_tokens=4), "still")
     assert [span.version for span in completion.versions] == [version]
@@ -234,14 +235,18 @@ async def test_half_an_update_pauses_until_a_whole_one_comes(engine: AsyncEngine
     with pytest.raises(WeightUpdateFailed) as caught:
         await engine.update_weights(manifest, 2)
     assert not caught.value.intact
+    assert caught.value.interrupted
     with pytest.raises(RuntimeError, match="the learner failed"):
         await sending
     done, _ = await asyncio.wait([running], timeout=0.5)
     assert not done, "nobody may sample from half an update"
 
     await connect(engine, sender)
-    with pytest.raises(WeightUpdateFailed, match=r"leaves 1 parameters as they were: \['model.norm.weight'\]"):
+    with pytest.raises(
+        WeightUpdateFailed, match=r"leaves 1 parameters as they were: \['model.norm.weight'\]"
+    ) as caught:
         await broadcast(engine, sender, {n: w for n, w in weights.items() if n != "model.norm.weight"}, version=2)
+    assert not caught.value.interrupted, "what arrived could not be loaded"
     assert not running.done()
 
     await connect(engine, sender)
