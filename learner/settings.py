@@ -189,6 +189,9 @@ class LearnerSettings(SettingsTable):
     """Number of optimizer steps per batch, each on its own part of it (PPO's mini-batches).
     They make one version together. More steps learn more from a batch and move further from the policy that sampled
     it."""
+    max_skipped_updates: int = Field(default=3, ge=1)
+    """Number of optimizer steps in a row that may be skipped because the gradient is not finite; then the run stops.
+    It stops before the weights of that step are published. A skipped step leaves the weights as they were."""
     micro_batch_tokens: int = Field(default=4096, ge=64)
     """Maximum number of rows (tokens, shared prompts counted once) in one forward and backward pass.
     Higher is faster until memory runs out. A single sequence may be longer; it is then a micro-batch by itself."""

@@ -22,10 +22,14 @@ from learner.metrics import describe_advantages
 from learner.model.policy import PolicyModel
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings
+from learner.skipped_updates import SkippedUpdates
 from learner.trajectory import Trajectory
 
-MISMATCH_PROBES = 4
-"""Trajectories that the engine's and the learner's log-probabilities are compared on, each step."""
+MISMATCH_TRAJECTORIES = 4
+"""Maximum number of trajectories outside the batch that the two ends' log-probabilities are compared on, each step."""
+MISMATCH_ROWS = 0.05
+"""Maximum number of their tokens, as a share of the rows of the batch. A forward pass costs about a third of a training
+step's rows, so the comparison takes less than 2% of it."""
 
 
 @dataclass
@@ -45,8 +49,8 @@ class _Part:
     weights: Tensor
     """Float32 [N]: the aggregation's."""
     compared: Tensor
-    """Float32 [N]: 1 where the token was sampled at the version that it is compared with, the engine's mismatch; else
-    0."""
+    """Float32 [N]: 1 for the tokens that the engine's mismatch is measured on, those of trajectories that the version
+    which is trained sampled from beginning to end; else 0."""
     prox: Tensor | None = None
     """Float32 [N]: log-probabilities before the batch's first update, where this rank has them."""
 
@@ -67,14 +71,18 @@ class Trainer:
         self.ranks = ranks
         self.version = version
         self._data_rank = data_rank
+        self._skipped_updates = SkippedUpdates(settings.max_skipped_updates)
 
     def train(self, batch: Sequence[Trajectory], fresh: Callable[[], Sequence[Trajectory]] = list) -> dict[str, float]:
         """Train on `batch` and count one version; collective over the learner's ranks.
 
         With `updates_per_batch` above 1 there is an optimizer step on each part of the batch, over which the
-        aggregation normalises. Advantages are the whole batch's. `fresh`: trajectories that wait in the queue, from
-        which, on rank 0, those of the present version are drawn to measure the engine's mismatch, where the batch has
-        none.
+        aggregation normalises. Advantages are the whole batch's. `fresh`: trajectories that wait in the queue. Where
+        the batch has none that the present version sampled, the engine's mismatch is measured on such of these, on
+        rank 0's choice. They are asked for as late as the weights are still of this version, after the backward pass:
+        a batch that was complete at once leaves no time for the version's own rollouts to come in before it.
+
+        Raises `UpdatesSkipped`.
         """
         started = time.monotonic()
         advantage = advantages(batch, self.settings.advantage)
@@ -82,7 +90,7 @@ class Trainer:
         parts = [self._part([batch[i] for i in part], advantage[part]) for part in members]
         # Only before the first update are the weights those of this version.
         compared = float(parts[0].compared.sum())
-        gap, compared = (0.0, compared) if compared else self._probe(fresh)
+        gap, mismatch_s = 0.0, 0.0
         if self.settings.loss.correction == "decoupled" and len(parts) > 1:
             self._fill_prox(parts)
 
@@ -96,7 +104,12 @@ class Trainer:
             self.policy.zero_grad()
             self._forward_backward(part, sums, max_ratio, compare=part is parts[0])
             computed_s += time.monotonic() - began
+            if part is parts[0] and not compared:
+                began = time.monotonic()
+                gap, compared = self._compare(fresh, sum(part.num_rows for part in parts))
+                mismatch_s = time.monotonic() - began
             grad_norm, updated = self.policy.step(self._learning_rate())
+            self._skipped_updates.count(grad_norm, updated, self.version + 1)
             grad_norms.append(grad_norm)
             skipped += not updated
         self.version += 1
@@ -119,6 +132,8 @@ class Trainer:
             "train_s": seconds,
             "forward_backward_s": computed_s,
             "learner_tokens_per_s": num_rows / seconds,
+            "mismatch_s": mismatch_s,
+            "mismatch_tokens": compared,
             **({"logprob_mismatch": (gap + gap_in_batch) / compared} if compared else {}),
             **diagnostics(sums[: len(DIAGNOSTICS)], self.settings.loss),
             "max_ratio": float(self.ranks.max(max_ratio)),
@@ -141,7 +156,6 @@ class Trainer:
     def _part(self, batch: Sequence[Trajectory], advantage: np.ndarray) -> _Part:
         micros, num_rows = self._pack(batch)
         lengths = [len(t.response_ids) for t in batch]
-        versions = [np.repeat([s.version for s in t.versions], [s.end - s.start for s in t.versions]) for t in batch]
 
         def on_device(values: np.ndarray) -> Tensor:
             return torch.from_numpy(values.astype(np.float32)).to(self.policy.device)
@@ -153,7 +167,7 @@ class Trainer:
             behave=on_device(np.concatenate([t.logprobs for t in batch])),
             advantages=on_device(np.repeat(advantage, lengths)),
             weights=on_device(np.repeat(token_weights(lengths, self.settings.loss), lengths)),
-            compared=on_device(np.concatenate(versions) == self.version),
+            compared=on_device(np.repeat([self._is_present(t) for t in batch], lengths)),
         )
 
     def _pack(self, batch: Sequence[Trajectory]) -> tuple[list[MicroBatch], int]:
@@ -192,12 +206,21 @@ class Trainer:
             for micro, logprobs, _ in self.policy.logprobs(part.micros):
                 part.prox[part.at(micro)] = logprobs.float()
 
-    def _probe(self, fresh: Callable[[], Sequence[Trajectory]]) -> tuple[float, float]:
-        """Sum and count of |learner - engine| over response tokens of queued trajectories of exactly this version."""
+    def _is_present(self, trajectory: Trajectory) -> bool:
+        """Whether the present version sampled the whole response. Where weights changed in between, the engine's cache
+        is partly of the older ones, and a difference says nothing about the two ends' arithmetic."""
+        return trajectory.oldest_version == trajectory.newest_version == self.version
+
+    def _compare(self, fresh: Callable[[], Sequence[Trajectory]], num_rows: int) -> tuple[float, float]:
+        """Sum and count of |learner - engine| over response tokens of queued trajectories of the present version.
+
+        The shortest are taken, as many as `MISMATCH_TRAJECTORIES` and `MISMATCH_ROWS` allow, but one in any case.
+        """
 
         def choose() -> Sequence[Trajectory]:
-            same = [t for t in fresh() if t.oldest_version == t.newest_version == self.version]
-            return same[:MISMATCH_PROBES]
+            present = sorted((t for t in fresh() if self._is_present(t)), key=lambda t: t.num_tokens)
+            rows = np.cumsum([t.num_tokens for t in present[:MISMATCH_TRAJECTORIES]])
+            return present[: max(1, int((rows <= MISMATCH_ROWS * num_rows).sum()))]
 
         chosen = self.ranks.share_batch(choose)
         if not chosen:

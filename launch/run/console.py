@@ -35,6 +35,7 @@ class View(ABC, Generic[StatusT]):
         self._terminal = Terminal(highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._printed_step = 0
+        self._warned_step = -1
         self._printed_phase = describe(TrainingStatus())
         self._started = time.monotonic()
 
@@ -56,6 +57,9 @@ class View(ABC, Generic[StatusT]):
     def show(self, status: StatusT) -> None:
         """Bring the view up to date."""
         last = status.last
+        if last.get("skipped_update") and last["step"] > self._warned_step:
+            self._warned_step = int(last["step"])
+            self.say(f"step {self._warned_step}: an update was skipped, because its gradient was not finite")
         if self._live is not None:
             self._live.update(self._render(status))
         elif last.get("step", 0) > self._printed_step:

@@ -81,6 +81,8 @@ class Recorder:
         if self._record_trajectories:
             path = self._folder.trajectories / f"step_{row['step']:08d}.jsonl"
             path.write_text("".join(to_json(self._readable(t)) + "\n" for t in batch))
+        if row.get("skipped_update"):
+            self.event("update_skipped", step=row["step"], grad_norm=row["grad_norm"])
         self.last = row
         _LOG.info("step %d is done: version %d, %d trajectories", row["step"], row["version"], len(batch))
 

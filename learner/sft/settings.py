@@ -53,6 +53,8 @@ class SftLearnerSettings(SettingsTable):
     micro_batch_tokens: int = Field(default=4096, ge=64)
     """Maximum number of rows (tokens, shared prompts counted once) in one forward and backward pass.
     Higher is faster until memory runs out. At least `sft.max_tokens`."""
+    max_skipped_updates: int = Field(default=3, ge=1)
+    """Number of steps in a row that may be skipped because the gradient is not finite; then the run stops."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of each learner rank; 0: as many as the machine has cores."""
     checkpoint_every: int = Field(default=0, ge=0)

@@ -27,6 +27,7 @@ from learner.ranks import Ranks
 from learner.settings import OptimizerSettings
 from learner.sft.data import Data, Example, Order
 from learner.sft.settings import SftLearnerSettings, SftSettings
+from learner.skipped_updates import SkippedUpdates
 
 Metrics = dict[str, float]
 
@@ -66,6 +67,7 @@ class SftTrainer:
         self._sft = sft
         self._learner = learner
         self._data_rank = data_rank
+        self._skipped_updates = SkippedUpdates(learner.max_skipped_updates)
 
     @property
     def num_steps(self) -> int:
@@ -73,7 +75,7 @@ class SftTrainer:
         return self.order.num_steps
 
     def train(self) -> Metrics:
-        """Take the next step; collective over the learner's ranks."""
+        """Take the next step; collective over the learner's ranks. Raises `UpdatesSkipped`."""
         started = time.monotonic()
         batch = [self._data.train[index] for index in self.order.batch(self.step)]
         micros, num_rows = self._pack(batch)
@@ -91,6 +93,7 @@ class SftTrainer:
         lr = learning_rate(self.step, self.num_steps, self._sft, self._learner.optimizer)
         grad_norm, updated = self.policy.step(lr)
         self.step += 1
+        self._skipped_updates.count(grad_norm, updated, self.step)
         seconds = time.monotonic() - started
         return {
             "loss": mean,

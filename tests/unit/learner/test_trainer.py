@@ -6,6 +6,7 @@ The loss's formulas are held to a reference in test_losses.py, the model to tran
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,12 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from launch.metric_catalogue import METRICS
 from learner.batching.minibatches import split_batch
 from learner.batching.packing import MicroBatch, pack
 from learner.model.policy import PolicyModel
 from learner.model.process_groups import data_rank, init_parallel
 from learner.ranks import Ranks
 from learner.settings import BatchSettings, LearnerSettings, ModelSettings, ParallelSettings
+from learner.skipped_updates import UpdatesSkipped
 from learner.trainer import Trainer
 from learner.trajectory import Cell, Role, Trajectory, VersionSpan, dumps, loads
 from tests.ranks import run_ranks
@@ -35,7 +38,7 @@ VOCAB = 64
 LR = 1e-2
 VERSION = 3
 CORRECTIONS = ("clip", "decoupled", "tis", "none")
-TIMES = {"train_s", "forward_backward_s", "learner_tokens_per_s"}
+TIMES = {"train_s", "forward_backward_s", "learner_tokens_per_s", "mismatch_s"}
 """Numbers that no two runs have in common."""
 CUT = {"tokens_computed", "micro_batches"}
 """Numbers of how the work is cut."""
@@ -254,6 +257,23 @@ def test_an_update_that_is_skipped_is_counted(
     assert (numbers["grad_norm"], numbers["grad_norm_max"], numbers["skipped_update"]) == (2.0, 3.0, 0.5)
 
 
+def test_a_run_ends_at_the_third_skipped_update_in_a_row(folder: Path, batch: list[Trajectory]) -> None:
+    """Rewards that overflow: real gradients, real steps."""
+    one = trainer(folder, settings(max_skipped_updates=3))
+    broken = [replace(t, reward=1e38) for t in batch]
+    before = weights(one.policy)
+    for _ in range(2):
+        assert one.train(broken)["skipped_update"] == 1
+        assert not math.isfinite(one.train(broken)["grad_norm"])
+        one.train(batch)  # one that is taken: the count begins anew
+    after = weights(one.policy)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    one.train(broken), one.train(broken)
+    with pytest.raises(UpdatesSkipped, match=r"last 3 optimizer steps were skipped.*learner\.optimizer\.lr"):
+        one.train(broken)
+    assert all(torch.equal(weights(one.policy)[name], after[name]) for name in after)
+
+
 def test_the_learning_rate_warms_up_by_version(
     folder: Path, batch: list[Trajectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +315,7 @@ def test_the_engine_is_compared_at_equal_versions(folder: Path, batch: list[Traj
     assert "logprob_mismatch" not in one.train(old)
     one = trainer(folder, settings(updates_per_batch=2))
     assert one.train(old, lambda: [*old, *waiting])["logprob_mismatch"] == pytest.approx(0.125, rel=1e-3)
+    assert one.train(old, lambda: [])["mismatch_tokens"] == 0
     # After the first of two updates the weights are no longer those of the version: its part alone is compared.
     one = trainer(folder, settings(updates_per_batch=2))
     assert one.train(waiting)["logprob_mismatch"] == pytest.approx(0.125, rel=1e-3)
@@ -353,6 +374,13 @@ def chosen_for(layout: str, correction: str, updates: int) -> LearnerSettings:
     )
 
 
+def compare(one: Trainer, batch: list[Trajectory]) -> list[float]:
+    """Train on a batch that an older version sampled; the engine is compared on what waits, on rank 0."""
+    old = [replace(t, versions=(VersionSpan(VERSION - 1, 0, len(t.response_ids)),)) for t in batch]
+    numbers = one.train(old, lambda: batch if one.ranks.is_main else [])
+    return [numbers[name] for name in ("logprob_mismatch", "mismatch_tokens", "grad_norm")]
+
+
 def run_rank(rank: int, folder: Path, batch: bytes, out: Path) -> None:
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(str(out / "store"), 2)
@@ -361,11 +389,10 @@ def run_rank(rank: int, folder: Path, batch: bytes, out: Path) -> None:
         chosen = chosen_for(*case)
         init_parallel(chosen.parallel, rank, 2, store, timeout=60.0)
         ranks = Ranks(rank, 2)
-        waiting = loads(batch) if rank == 0 else []
         one = trainer(folder, chosen, ranks)
-        logprobs = one.logprobs(loads(batch))
-        probe = one._probe(lambda: waiting)  # noqa: B023
-        found[case] = ([torch.from_numpy(mine) for mine in logprobs], probe, train(folder, loads(batch), chosen, ranks))
+        logprobs = [torch.from_numpy(mine) for mine in one.logprobs(loads(batch))]
+        compared = compare(one, loads(batch))
+        found[case] = (logprobs, compared, train(folder, loads(batch), chosen, ranks))
     torch.save(found, out / f"{rank}.pt")
 
 
@@ -381,11 +408,49 @@ def test_ranks_change_nothing(
     folder: Path, batch: list[Trajectory], two_ranks: list[dict[Any, Any]], case: Any
 ) -> None:
     alone = trainer(folder, settings())
-    logprobs, probe = alone.logprobs(batch), alone._probe(lambda: batch)
-    single = train(folder, batch, chosen_for(*case).model_copy(update={"parallel": ParallelSettings()}))
+    logprobs = alone.logprobs(batch)
+    on_one = chosen_for(*case).model_copy(update={"parallel": ParallelSettings()})
+    compared = compare(trainer(folder, on_one), batch)
+    single = train(folder, batch, on_one)
     for found in two_ranks:
-        rank_logprobs, rank_probe, result = found[case]
+        rank_logprobs, rank_compared, result = found[case]
         for ours, theirs in zip(logprobs, rank_logprobs, strict=True):
             np.testing.assert_allclose(theirs.numpy(), ours, atol=1e-5)
-        assert rank_probe == pytest.approx(probe, rel=1e-4)
+        assert rank_compared == pytest.approx(compared, rel=1e-3)
         assert_same(single, result)
+
+
+def test_the_engine_is_compared_on_what_comes_in_while_the_version_is_trained(
+    folder: Path, batch: list[Trajectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that was complete at once: its version's own rollouts come in during the backward pass, and are scored
+    before the weights change."""
+    one = trainer(folder, settings(updates_per_batch=2))
+    ours = one.logprobs(batch)
+    old = [replace(t, versions=(VersionSpan(VERSION - 1, 0, len(t.response_ids)),)) for t in batch]
+    late = [
+        replace(t, logprobs=mine - np.float32(0.125), versions=(VersionSpan(VERSION, 0, len(t.response_ids)),))
+        for t, mine in zip(batch, ours, strict=True)
+    ]
+    spanning = [
+        replace(
+            t,
+            logprobs=t.logprobs - np.float32(9),
+            versions=(VersionSpan(VERSION - 1, 0, 1), VersionSpan(VERSION, 1, 9)),
+        )
+        for t in batch
+        if len(t.response_ids) == 9
+    ]
+    queue: list[Trajectory] = list(old)
+    forward_backward = one.policy.forward_backward
+
+    def takes_time(*args: Any) -> None:
+        forward_backward(*args)
+        queue.extend([*spanning, *late])
+
+    monkeypatch.setattr(one.policy, "forward_backward", takes_time)
+    numbers = one.train(old, lambda: queue)
+    assert spanning and numbers["logprob_mismatch"] == pytest.approx(0.125, rel=1e-3)
+    assert 0 < numbers["mismatch_tokens"] < sum(len(t.response_ids) for t in late), "a few of them, to be cheap"
+    assert METRICS.find("mismatch_s") and numbers["mismatch_s"] > 0
+    METRICS.check(numbers)
