@@ -1,7 +1,7 @@
-"""What the syntax tree of a program says: its normal form, its shape, its complexity, whether it reads its input.
+"""Facts from the syntax tree of a program: normal form, shape, complexity, and whether it reads its input.
 
-Runs in a child of a sandbox, which it may exhaust or crash: outside, model text is never parsed. The supervisor imports
-only `Facts` from here. Nothing here runs any of the program.
+`inspect` runs in a child of a sandbox, which it may exhaust or crash: model-written text is never parsed outside. The
+supervisor imports only `Facts` from here. Nothing here runs any part of the program.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 MAX_SHAPE = 2_000
-"""Characters of `Facts.shape`: what distances are computed on, in quadratic time."""
+"""Most characters of `Facts.shape`: computing a distance between shapes takes quadratic time."""
 FACTS_BYTES = 1 << 20
-"""The largest encoding of the facts of one program: normal and stripped text are each bounded by the program's size,
-times what indentation and escapes can add."""
+"""Largest encoding of one program's facts, in bytes. Normal and stripped text are each bounded by the program's size,
+times a factor for indentation and escapes."""
 
 Fields = tuple[str, str, int, int, float, bool, str]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found in one program, without running it."""
+    """Facts about one program, found without running it."""
 
     normal: str
     """The program without comments, docstrings and functions' annotations, in one layout, with its own names replaced
     by canonical ones. For equality only: equal texts are the same program but for names. The converse does not hold."""
     shape: str
-    """One character a node, in pre-order, of the tree without docstrings, other strings that stand alone, and
+    """One character per node, in pre-order, of the tree without docstrings, other strings that stand alone, and
     functions' annotations; at most MAX_SHAPE. For distances."""
     nodes: int
-    """Nodes of that tree, all of them. Contexts and argument lists as such are not counted."""
+    """Number of all nodes of that tree. Contexts and argument lists as such are not counted."""
     complexity: int
     """Cognitive complexity, see `_cognitive`."""
     halstead: float
     """Halstead's effort, see `_halstead_effort`."""
     uses_input: bool
-    """Whether `f` reads one of its parameters anywhere. False is certain; True is said in doubt, too."""
+    """Whether `f` reads one of its parameters anywhere. False is certain; in doubt it is True."""
     stripped: str = ""
-    """The program without what was asked to be removed; "" if nothing was asked."""
+    """The program without the comments or docstrings that were to be removed; "" if none were to be."""
 
     @classmethod
     def of(cls, value: object) -> Facts:
-        """The facts that a child stated, checked. Raises ValueError."""
+        """Check the facts that a child stated. Raises ValueError."""
         names = [field.name for field in fields(cls)]
         if type(value) is not tuple or [type(part) for part in value] != [str, str, int, int, float, bool, str]:
             raise ValueError(f"not the facts of a program, which are {', '.join(names)}")
@@ -58,8 +58,9 @@ class Facts:
 
 
 def inspect(program: str, strip_comments: bool = False, strip_docstrings: bool = False) -> Fields:
-    """The fields of `Facts`. Raises what `ast.parse` does for text that is no program: SyntaxError, ValueError,
-    RecursionError, MemoryError.
+    """Compute the fields of `Facts`.
+
+    Raises what `ast.parse` does for text that is no program: SyntaxError, ValueError, RecursionError, MemoryError.
     """
     stripped = strip(program, strip_comments, strip_docstrings) if strip_comments or strip_docstrings else ""
     tree = ast.parse(program)
@@ -78,10 +79,10 @@ def inspect(program: str, strip_comments: bool = False, strip_docstrings: bool =
 
 
 def strip(program: str, comments: bool, docstrings: bool) -> str:
-    """`program` without its comments, its docstrings, or both, and otherwise as its author laid it out.
+    """Remove comments, docstrings or both from `program`, and keep the layout of the rest.
 
-    Where the text can't simply be cut, the tree is written anew, which removes comments in any case. Raises as
-    `inspect`.
+    Where cutting them out of the text would change the program, the text is written anew from the tree, which removes
+    the comments in any case. Raises as `inspect`.
     """
     text = program.replace("\r\n", "\n").replace("\r", "\n")
     tree = ast.parse(text)
@@ -101,7 +102,7 @@ def strip(program: str, comments: bool, docstrings: bool) -> str:
 
 
 Cut = tuple[int, int, str]
-"""Start, end, and what to put there."""
+"""Start, end, and the text to put there."""
 
 
 def _cut(text: str, start: int, end: int, put: str) -> str:
@@ -162,7 +163,7 @@ def _remove_docstrings(tree: ast.Module) -> None:
 
 
 def _remove_idle_strings(tree: ast.Module) -> None:
-    """Docstrings, and strings that stand alone elsewhere, as comments often do."""
+    """Remove docstrings, and strings that stand alone elsewhere: they are often used as comments."""
     for node in ast.walk(tree):
         for name in ("body", "orelse", "finalbody"):
             body = getattr(node, name, None)
@@ -179,7 +180,7 @@ def _is_idle_string(node: ast.AST) -> bool:
 
 _BUILTINS = frozenset(dir(builtins))
 _TELL_NAMES = frozenset({"__name__", "__qualname__", "__annotations__", "__kwdefaults__"})
-# Where a node keeps names.
+# The attribute in which a node keeps a name.
 _NAMED = {
     ast.Name: "id", ast.arg: "arg", ast.FunctionDef: "name", ast.AsyncFunctionDef: "name", ast.ExceptHandler: "name",
     ast.MatchAs: "name", ast.MatchStar: "name", ast.MatchMapping: "rest",
@@ -187,11 +188,11 @@ _NAMED = {
 
 
 def _normal(tree: ast.Module) -> str:
-    """The tree as text, once names are replaced. Changes the tree.
+    """Replace names, and return the tree as text. Changes the tree.
 
-    What a program binds is renamed throughout, one name for one name, by first appearance. Names keep their meaning
-    that way, unless something besides the binding gives them one: builtins, imports, attributes, keyword arguments and
-    all that a class binds keep theirs, and so does `f`.
+    A name that the program binds is renamed throughout, one name for one name, in the order of first appearance. That
+    keeps the program's meaning for names whose meaning comes from the binding alone. So builtins, imports, attributes,
+    keyword arguments and all that a class binds keep their names, and so does `f`.
     """
     nodes = list(_preorder(tree))
     kept = {"f"} | _BUILTINS
@@ -234,7 +235,7 @@ def _bound(node: Any) -> str | None:
 
 
 def _remove_annotations(tree: ast.Module) -> None:
-    """Those of functions. Where a decorator, or the program itself, could read them, they stay."""
+    """Remove the annotations of functions, except where a decorator or the program itself could read them."""
     nodes = _preorder(tree)
     if any(isinstance(node, ast.Attribute) and node.attr == "__annotations__" for node in nodes):
         return
@@ -285,7 +286,7 @@ _SILENT = (ast.expr_context, ast.arguments, ast.Module)
 
 
 def _letters(tree: ast.Module) -> list[str]:
-    """A letter a node, the same in every version of Python; "?" for what has none."""
+    """One letter per node, the same in every version of Python; "?" for a type of node without one."""
     return [_LETTERS.get(type(node).__name__, "?") for node in _preorder(tree) if not isinstance(node, _SILENT)]
 
 
@@ -363,7 +364,7 @@ def _halstead_effort(tree: ast.Module) -> float:
 
 
 def _uses_input(tree: ast.Module) -> bool:
-    """Whether a name that is a parameter of `f` is read anywhere in `f`. True where it can't be told what `f` is."""
+    """Whether a name that is a parameter of `f` is read anywhere in `f`. True if it is unclear what `f` is."""
     found: Any = None
     for statement in tree.body:
         if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)) and statement.name == "f":

@@ -1,4 +1,4 @@
-"""The names of the sandbox's layers of protection, what each stops, and the tier that the active ones amount to."""
+"""The layers of a sandbox's wall: their names, the access that each removes, and the tier of a set of layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Layer(StrEnum):
-    """One protection, which can be had, missed, or required (`executor.require`) by itself."""
+    """One mechanism of isolation. Each is active, missing or required (`executor.require`) by itself."""
 
     SECCOMP = "seccomp"
     LANDLOCK = "landlock"
@@ -38,10 +38,10 @@ PURPOSE: dict[Layer, str] = {
     Layer.UTS_NAMESPACE: "the host's name",
     Layer.UNPRIVILEGED: "being root: inside is nobody, or a mapped user without capabilities",
     Layer.CGROUP: "processes and memory of a whole sandbox, counted together",
-    Layer.DESCRIPTORS: "inherited files and sockets: two pipes are open, and the null device",
+    Layer.DESCRIPTORS: "inherited files and sockets: only a pipe and the null device are open",
     Layer.ENVIRONMENT: "secrets in environment variables: there are none",
 }
-"""What each layer takes from a program."""
+"""The access that each layer removes."""
 
 NAMESPACES = frozenset({
     Layer.USER_NAMESPACE, Layer.PID_NAMESPACE, Layer.NET_NAMESPACE, Layer.MOUNT_NAMESPACE, Layer.IPC_NAMESPACE,
@@ -51,7 +51,7 @@ ALL = frozenset(Layer)
 
 
 class Tier(StrEnum):
-    """How strong the wall is, in one letter."""
+    """Strength of the wall, from A (strongest) to D (too weak to rely on)."""
 
     A = "A"
     B = "B"
@@ -62,7 +62,7 @@ class Tier(StrEnum):
 TIER_MEANING: dict[Tier, str] = {
     Tier.A: "seccomp, Landlock, and namespaces of its own",
     Tier.B: "seccomp and Landlock; no namespaces of its own (switched off, or a container forbids them)",
-    Tier.C: "seccomp and limits only: no Landlock (kernel before 5.13, or not built in); files are held by seccomp alone",
+    Tier.C: "seccomp and limits only: no Landlock (kernel before 5.13, or not built in); seccomp alone blocks files",
     Tier.D: "no seccomp: a program can do what its user can. Refused, unless `executor.allow_unsafe` is set",
 }
 
@@ -70,7 +70,7 @@ _OWN_ROOMS = frozenset({Layer.PID_NAMESPACE, Layer.NET_NAMESPACE, Layer.MOUNT_NA
 
 
 def tier_of(active: Collection[Layer]) -> Tier:
-    """The tier of a set of active layers."""
+    """The tier of a wall with these active layers."""
     on = set(active)
     if not {Layer.SECCOMP, Layer.NO_NEW_PRIVS, Layer.RLIMITS} <= on:
         return Tier.D

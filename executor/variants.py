@@ -1,8 +1,9 @@
-"""Other inputs of the same types, to see whether a program's value depends on its input at all.
+"""Variants of an input: other inputs of the same types, to see whether a program's value depends on its input.
 
-Made from decoded values, outside the sandbox. The changes are strong ones (negated, zero, empty, reversed, longer),
-because many programs answer yes or no, and a small step seldom changes that. The program's own strings and integers are
-tried, too: what it compares its input with is often among them. They are found by their look; nothing is parsed.
+They are made from decoded values, outside the sandbox. The changes are strong ones (negated, zero, empty, reversed,
+longer), because many programs answer yes or no, and a small step seldom changes that. Strings and integers from the
+program's text are tried too, because a program often compares its input with them. Regular expressions find them;
+nothing is parsed.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Any
 from executor.values import CodecError, canonical_args
 
 MAX_VARIANTS = 20
-"""How many are made of one input. Most programs give another value for the first, and are asked no further."""
+"""Largest number of variants of one input. Most programs give another value for the first, and run no more."""
 MAX_VARIANT_BYTES = 1 << 10
-"""A longer variant is left out, and of a longer input none are made: that would take long."""
+"""Largest length of a variant, and of an input that gets any: longer ones would take too long."""
 _LAYERS = 16
-"""How many changes of one value are asked for, when each of the arguments is changed at once."""
+"""Number of changes of each argument that are tried."""
 _DEPTH = 2
-"""Deeper elements of nested values stay as they are: every level makes all changes of all elements."""
+"""Deepest level of a nested value whose elements change: each level makes all changes of all its elements."""
 
 
 _STRING = re.compile(r"'([^'\\\n]{1,40})'|\"([^\"\\\n]{1,40})\"")
@@ -32,7 +33,7 @@ _MAX_TEXT = 1 << 13
 
 @dataclass(frozen=True)
 class _Hints:
-    """What a program may compare its input with."""
+    """Literals from a program's text that it may compare its input with."""
 
     strings: tuple[str, ...]
     integers: tuple[int, ...]
@@ -46,9 +47,10 @@ class _Hints:
 
 
 def variants(args: Sequence[object], program: str = "") -> list[str]:
-    """Up to MAX_VARIANTS canonical inputs, all different from each other and from `args`, of the same number and types.
+    """Make up to MAX_VARIANTS canonical inputs of the same number and types as `args`, all different.
 
-    First those with every argument changed, then those with one. None where nothing can be changed: `None` alone.
+    Those with every argument changed come first, then those with one. Empty if nothing can be changed, as with `None`
+    alone, or if `args` are too long.
     """
     given = canonical_args(tuple(args))
     if len(given) > MAX_VARIANT_BYTES:
@@ -78,7 +80,7 @@ def variants(args: Sequence[object], program: str = "") -> list[str]:
 
 
 def _pick(found: list[Any], layer: int, value: object) -> object:
-    """The `layer`-th change, or the last that there is, so that the other arguments can go on changing."""
+    """The `layer`-th change, or the last one, so that other arguments that have more changes go on with theirs."""
     return found[min(layer, len(found) - 1)] if found else value
 
 
@@ -91,7 +93,7 @@ def _changes(value: Any, depth: int, hints: _Hints) -> list[Any]:
 
 
 def _times(value: Sequence[object]) -> int:
-    """How often a value is repeated to make a long one."""
+    """Number of repetitions that make a long value."""
     return min(40, 400 // (len(value) or 1) + 2)
 
 
@@ -100,7 +102,7 @@ def _bool(value: bool, depth: int, hints: _Hints) -> list[bool]:
 
 
 def _int(value: int, depth: int, hints: _Hints) -> list[int]:
-    # One step and a large one, both signs, nothing.
+    # One step and a large one, both signs, zero.
     steps = [value + 1, -value if value else -7, 0 if value else 12, value - 1, 3 * value + 9876]
     return [*steps, *hints.integers, *[number + 1 for number in hints.integers], 2, -1 - abs(value), 1]
 
@@ -123,7 +125,7 @@ def _bytes(value: bytes, depth: int, hints: _Hints) -> list[bytes]:
 
 
 def _list(value: Any, depth: int, hints: _Hints) -> list[Any]:
-    """Of a list or a tuple. A tuple within something else is a record: it keeps its length."""
+    """Changes of a list or a tuple. A tuple within another value is a record: it keeps its length."""
     kind = type(value)
     if not value:
         return [
@@ -144,7 +146,7 @@ def _list(value: Any, depth: int, hints: _Hints) -> list[Any]:
 
 
 def _set(value: Any, depth: int, hints: _Hints) -> list[Any]:
-    """Of a set or a frozenset."""
+    """Changes of a set or a frozenset."""
     kind = type(value)
     items = sorted(value, key=repr)
     return [kind(changed) for changed in _list(items, depth, hints)]

@@ -1,8 +1,8 @@
-"""A control group for each sandbox, where this process may make one: all that is inside, counted together.
+"""A control group per sandbox: it limits the memory and the number of processes of a sandbox as a whole.
 
-A bonus: limits of one execution are the child's own. It holds a sandbox that has got out of its other limits. Version 2
-needs a delegated group (`systemd-run --user --scope -p Delegate=yes`), version 1 a writable hierarchy (root in many
-containers).
+It is an extra layer, for a sandbox that has evaded its other limits: those of one execution are set in the child.
+Version 2 needs a delegated group (`systemd-run --user --scope -p Delegate=yes`), version 1 a writable hierarchy (root
+in many containers).
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import os
 from pathlib import Path
 
 PROCESSES = 64
-"""Processes and threads that one sandbox may have: the keeper, the fork server, a child, and room to be seen
-failing."""
+"""Processes and threads that one sandbox may have. An honest one has three: keeper, fork server and child."""
 
 _ROOT = Path("/sys/fs/cgroup")
 _PREFIX = "azr-sandbox-"
@@ -46,14 +45,14 @@ class Cgroup:
         return group
 
     def remove(self) -> None:
-        """Remove the group, which must be empty of processes by now."""
+        """Remove the group. Its processes must have ended."""
         for folder in self.folders:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
 def _parents(memory_bytes: int) -> list[tuple[Path, dict[str, int]]]:
-    """Where to make the group's folders, and what to write into the files of each."""
+    """The folders to make the group in, each with the contents of its files."""
     own = dict(_own_groups())
     if "pids" in own and "memory" in own:
         return [
@@ -79,7 +78,7 @@ def _own_groups() -> list[tuple[str, str]]:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what a supervisor that was killed could not."""
+    """Remove the groups of supervisors that were killed before they could do so."""
     for folder in parent.glob(_PREFIX + "*"):
         pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
         if not Path("/proc", pid).exists():

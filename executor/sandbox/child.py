@@ -1,12 +1,12 @@
-"""What a child of the fork server does: read one request, check and compile its program, run it, state what came of it.
+"""The work of the fork server's child: read one request, check, compile and run its program, state the outcome.
 
 A child runs one program on one input. (Variants of an input, which are run to learn more about a program, share a
-child.) Nobody else reads its request or its statements but the supervisor, so that no other child, and not the fork
-server either, ever holds the program, an input or a value. A child can lie about its own program's value only, which
-the program could do by returning it.
+child.) Its request and its statements pass between it and the supervisor alone: no other child, nor the fork server,
+ever holds the program, an input or a value. So a child can lie only about the value of its own program, which the
+program could do by returning it.
 
-Most of what a fork costs are page faults, on every page that the child writes or whose code it runs for the first time.
-So a child does as little as possible, and copies nothing that it can share.
+Most of the cost of a fork is page faults: one for each page that the child writes to, or whose code it runs for the
+first time. So a child does as little as possible, and copies nothing that it can share.
 """
 
 from __future__ import annotations
@@ -32,22 +32,24 @@ from executor.sandbox.frames import (
 
 MAX_PROGRAM_BYTES = 1 << 16
 MAX_INSPECTION_DEPTH = 5_000
-"""Python's recursion limit for a child that reads a program; one that needs more may crash."""
+"""Python's recursion limit while a child inspects a program. A program that needs more has no facts."""
 
 Statement = tuple[bytes, str]
-"""The kind and the text of what a child states about one input."""
+"""Kind and text of a child's statement about one input."""
 
 
 class Child:
-    """A child's work. Made before the fork, by the fork server, so that children share it. `gate`: whether there is a
-    policy."""
+    """Answers a request in a child. The fork server makes it before it forks, so that all children share it.
+
+    `gate`: whether programs are checked against the policy.
+    """
 
     def __init__(self, gate: bool) -> None:
         self._gate = gate
         self._builtins = facades.program_builtins() if gate else vars(importlib.import_module("builtins"))
 
     def answer(self, frame: bytes, output: int) -> None:
-        """Do what a request's frame asks, and write a statement about each input to the descriptor `output`."""
+        """Carry out the request in `frame`, and write a statement about each input to the descriptor `output`."""
         nonce = frame[:NONCE_BYTES]
         try:
             request = json.loads(memoryview(frame)[NONCE_BYTES:].tobytes())
@@ -88,10 +90,11 @@ class Child:
             return ERROR, values.type_name(error)
 
     def _call(self, code: CodeType, args: tuple[Any, ...], output_bytes: int, kept: list[Any]) -> Statement:
-        """The statement about one input.
+        """Run `f` on one input and return the statement about it.
 
-        The builtins are one object for all inputs: a copy would touch every one of them. The policy gives a program no
-        way to it; one that gets there changes its own later answers to variants.
+        All inputs share one dict of builtins: a copy would write to the reference count of each, and so to many pages.
+        The policy keeps a program from changing the dict. One that does so all the same changes only its own answers to
+        later variants.
         """
         namespace = facades.program_globals(self._builtins)
         kept.append(namespace)
@@ -141,8 +144,7 @@ def _state(output: int, nonce: bytes, statement: Statement) -> None:
 
 
 def _differ(one: str, other: str) -> bool:
-    """Whether two encodings are those of different values. A set's elements come in any order: then it can't be
-    told."""
+    """Whether two encodings surely stand for different values: not where there are sets, which come in any order."""
     return one != other and '["s"' not in one and '["f"' not in one
 
 
@@ -151,8 +153,9 @@ def _is_too_large(program: str) -> bool:
 
 
 def warm_up(child: Child, output: int, runs: int) -> None:
-    """Do what children do, in this process: the interpreter then has specialised their code and filled its caches,
-    which are inherited. Done in each child for itself, it would dirty pages there.
+    """Do in this process what children do, so that they inherit specialised code and full caches.
+
+    A child that had to do this for itself would dirty pages.
     """
     nonce = bytes(NONCE_BYTES)
     programs = (

@@ -1,8 +1,8 @@
-"""When a child's time is up: when it has used the limit on a CPU. How busy the machine is makes no difference.
+"""The deadline of a child: it ends once it has used its limit of CPU time, however busy the machine is.
 
-Two more rules end a child that uses no CPU, or next to none. A child that stands still (it sleeps, or waits for a
-reader) ends after IDLE_S seconds, or the limit if that is longer. And MAX_STRETCH times the limit, by the wall clock,
-is the end of every child. The policy gives a program no way to sleep, so neither rule is for honest programs.
+Two more rules end a child that uses little or no CPU. A child that is idle (it sleeps, or waits for a reader) ends
+after IDLE_S seconds, or after the limit if that is longer. And every child ends after MAX_STRETCH times the limit by
+the wall clock. The policy offers no way to sleep, so honest programs meet neither rule.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import contextlib
 import time
 
 IDLE_S = 4.0
-"""A child stands still if it uses less than IDLE_SHARE of this time. On a machine with six processes for each CPU, a
-new process has been seen to wait for half a second before it ran at all."""
+"""A child is idle if it uses the CPU for less than IDLE_SHARE of this time, in seconds. On a machine with six processes
+a CPU, a new process was seen to wait for half a second before it ran at all."""
 IDLE_SHARE = 0.005
 MAX_STRETCH = 30
-"""The end by the wall clock, in multiples of the limit."""
+"""Multiple of the limit after which every child ends, by the wall clock."""
 _MIN_WAIT_S = 0.001
 
 
 class Deadline:
-    """The CPU time, in seconds, that a child of this process has left of `limit_s`."""
+    """Measures the CPU time that a child of this process has left. `child`: its process id; `limit_s`: CPU seconds."""
 
     def __init__(self, child: int, limit_s: float) -> None:
         # The kernel's number for the CPU clock of another process: CPUCLOCK_SCHED in linux/posix-timers.h.

@@ -1,12 +1,12 @@
-"""What goes through a sandbox's three pipes, and how.
+"""The format of the data in a sandbox's three pipes.
 
-    REQUESTS  supervisor to fork server: the numbers of one request (`NUMBERS`); then to the child: one frame, its content
-    REPLIES   fork server to supervisor: a frame for each request, how its child ended (`ENDING`); before that, its start
+    REQUESTS  supervisor to fork server: the limits of one request (`NUMBERS`); then to the child: a frame with the rest
+    REPLIES   fork server to supervisor: a frame at its start; then one a request, how the child ended (`ENDING`)
     VALUES    child to supervisor: statements
 
-A frame is a length (four bytes, big-endian) and as many bytes. The frame to the child is a nonce and JSON. A statement
-is the nonce, a length, one byte for the kind of statement, and its text. The fork server reads the numbers and nothing
-else: it never holds a program, an input or a value.
+A frame is a length (four bytes, big-endian) and that number of bytes. The frame to the child is a nonce and JSON. A
+statement is the nonce, a length, one byte for the kind of statement, and its text. The fork server reads the numbers
+and nothing else: it never holds a program, an input or a value.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ REQUESTS, REPLIES, VALUES = 3, 4, 5
 
 LENGTH = struct.Struct(">I")
 NUMBERS = struct.Struct(">dI")
-"""Seconds of CPU time and MiB of memory that the child may take."""
+"""Limits of a child: CPU time in seconds, memory in MiB."""
 ENDING = struct.Struct(">?i")
-"""Whether the child had to be stopped at its deadline, and its exit code; minus a signal's number for one that was
-killed."""
+"""End of a child: whether it was stopped at its deadline, and its exit code, or minus the signal that killed it."""
 
 NONCE_BYTES = 16
 STATEMENT = struct.Struct(f">{NONCE_BYTES}sI")
@@ -32,18 +31,18 @@ VALUE, ERROR, MEMORY, TOO_LARGE, UNSERIALISABLE, UNSAFE = b"V", b"E", b"M", b"L"
 
 
 def pack(data: bytes) -> bytes:
-    """`data` as a frame."""
+    """Make a frame of `data`."""
     return LENGTH.pack(len(data)) + data
 
 
 def read_frame(fd: int) -> bytes | None:
-    """One frame, or None at the end of the stream. For blocking descriptors."""
+    """Read one frame from a blocking descriptor; None at the end of the stream."""
     header = read_exactly(fd, LENGTH.size)
     return None if header is None else read_exactly(fd, LENGTH.unpack(header)[0])
 
 
 def read_exactly(fd: int, size: int) -> bytes | None:
-    """`size` bytes, or None at the end of the stream. For blocking descriptors."""
+    """Read `size` bytes from a blocking descriptor; None at the end of the stream."""
     data = bytearray()
     while len(data) < size:
         part = os.read(fd, min(size - len(data), 1 << 20))

@@ -1,12 +1,13 @@
-"""The wall: what the kernel lets a sandbox do. Limits, Landlock and seccomp, installed by the process itself.
+"""The layers of the wall that a process installs on itself: limits, Landlock and seccomp.
 
-Where namespaces are to be had (`namespaces.py`), they stand around it; it must hold without them.
+Namespaces (`namespaces.py`) are added where the machine permits them; the layers here must hold without them.
 
-Two filters. The outer one is for the fork server and everything that it forks: an allow-list, architecture checked,
-where mischief kills, what an honest program may stumble into (opening a file) fails with EPERM, and everything unknown
-does too. The inner one is added in each forked child and takes away processes, threads, signals, pipes and limits.
+There are two seccomp filters. The outer one is for the fork server and all that it forks. It is an allow-list, which
+checks the architecture first. A call that only an attack makes kills; a call that an honest program may make (opening a
+file) fails with EPERM, and so does every unknown one. The inner filter is added in each forked child and takes away
+processes, threads, signals, pipes and limits.
 
-Nothing here is undone by becoming root: the tables name setuid, mount and the like among the deadly ones.
+Becoming root would undo none of it: setuid, mount and the like are among the calls that kill.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _LANDLOCK_NET_SINCE, _LANDLOCK_NET = 4, 0b11  # TCP: bind, connect
 _LANDLOCK_SCOPED_SINCE, _LANDLOCK_SCOPED = 6, 0b11  # abstract sockets and signals of processes outside
 
 MAX_DESCRIPTORS = 16
-"""For the fork server, which holds seven at most; its children can't get any more."""
+"""Descriptors that the fork server may hold. It holds seven at most; its children cannot open any."""
 
 # name: (x86_64, aarch64); None where the architecture has no such call.
 _ALLOWED: dict[str, tuple[int | None, int | None]] = {
@@ -51,7 +52,7 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "set_tid_address": (218, 96), "rseq": (334, 293),
 }  # fmt: skip
 
-# For the fork server; taken from its children by the inner filter. `clone` is here too, with its flags checked.
+# For the fork server alone: the inner filter takes these from its children. So is `clone`, whose flags are checked.
 _SERVER_ONLY: dict[str, tuple[int | None, int | None]] = {
     "fork": (57, None), "wait4": (61, 260), "kill": (62, 129), "pipe2": (293, 59), "poll": (7, None),
     "ppoll": (271, 73), "prctl": (157, 167), "prlimit64": (302, 261), "setrlimit": (160, 164), "seccomp": (317, 277),
@@ -88,7 +89,7 @@ _DEADLY: dict[str, tuple[int | None, int | None]] = {
 
 
 class JailError(RuntimeError):
-    """A part of the wall that could not be built."""
+    """A layer of the wall could not be installed, or does not hold."""
 
 
 class _Filter(ctypes.Structure):
@@ -108,8 +109,10 @@ _fork.argtypes, _fork.restype = (), ctypes.c_int
 
 
 def fork() -> int:
-    """`os.fork` for a process without threads, whose child soon ends: without what CPython does for threads and for
-    modules such as `random`. That is more than half of the page faults of a child which does nothing. Raises OSError.
+    """Fork without the work that `os.fork` does for threads and for modules such as `random`. Raises OSError.
+
+    For a process without threads whose child soon ends. That work causes more than half of the page faults of a child
+    which does nothing.
     """
     pid: int = _fork()
     if pid < 0:
@@ -119,19 +122,19 @@ def fork() -> int:
 
 
 def current_cpu() -> int:
-    """The CPU that this process is on."""
+    """Number of the CPU that this process runs on."""
     cpu: int = _libc.sched_getcpu()
     return cpu
 
 
 def bind(pid: int, cpus: Collection[int]) -> None:
-    """Have a process, or with 0 this one, run on `cpus` only, if the system permits it."""
+    """Restrict a process to `cpus`, if the system permits it. `pid` 0 is this process."""
     with contextlib.suppress(OSError):
         os.sched_setaffinity(pid, cpus)
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that forked it ends. Lost when the user changes."""
+    """Have the kernel kill this process when the thread that forked it ends. A change of the user cancels this."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -141,9 +144,9 @@ def adopt_orphans() -> None:
 
 
 def harden(wanted: Collection[Layer]) -> dict[Layer, str]:
-    """Limits, no_new_privs and Landlock for the fork server and all that it forks.
+    """Set limits, no_new_privs and Landlock for the fork server and all that it forks.
 
-    Returns what is missing, with the reason. Raises JailError for what any kernel has.
+    Returns the layers that are missing, with the reasons. Raises JailError if a layer fails that every kernel has.
     """
     missing: dict[Layer, str] = {}
     _prctl(PR_SET_DUMPABLE, 0)
@@ -170,7 +173,7 @@ def enclose_server() -> None:
 def limit_memory(address_space: int) -> None:
     """Limit the address space of this process and of those that it forks, in bytes.
 
-    The limit can be raised again by the fork server: its children are kept from that by their filter.
+    The fork server can raise the limit again; its children cannot, because of their filter.
     """
     resource.setrlimit(resource.RLIMIT_AS, (address_space, resource.RLIM_INFINITY))
 
@@ -186,7 +189,7 @@ def enclose_child() -> None:
 
 
 def self_test() -> None:
-    """Fork children that try what must not be possible. Raises JailError if anything is. Call it inside the wall."""
+    """Check from inside the wall that sockets, files and forks are stopped, each in a child. Raises JailError."""
     socket_number, open_number = _numbers({"socket": (41, 198), "openat": (257, 56)})
 
     def connect() -> None:
@@ -217,7 +220,7 @@ def _prctl(option: int, argument: int) -> None:
 
 
 def _deny_files() -> None:
-    """Landlock without a single rule: no path can be opened, whatever the seccomp filter says. Raises OSError."""
+    """Install Landlock without a single rule: no path can be opened, whatever seccomp permits. Raises OSError."""
     version = _libc.syscall(LANDLOCK_CREATE_RULESET, None, 0, 1)
     if version <= 0:
         raise OSError(errno.ENOSYS, "this kernel has no Landlock (it needs 5.13, built in and switched on)")
@@ -241,7 +244,7 @@ _OFFSET_NUMBER, _OFFSET_ARCH, _OFFSET_ARG0 = 0, 4, 16
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 
-@functools.cache  # the wall denies asking again
+@functools.cache  # inside the wall, uname fails
 def _machine() -> tuple[int, int]:
     name = os.uname().machine
     if name not in _MACHINES:
@@ -296,7 +299,7 @@ def _built_child_filter() -> _Filter:
 
 @functools.cache
 def _child_filter() -> int:
-    """The address of a child's filter. Both are cached, so that a child has less to do."""
+    """The address of a child's filter. Filter and address are cached, which leaves less to do in a child."""
     return ctypes.addressof(_built_child_filter())
 
 

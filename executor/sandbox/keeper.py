@@ -1,8 +1,9 @@
-"""The process between the supervisor and a fork server: it begins the server's process namespace, and reaps it.
+"""The keeper: the process that creates a fork server's process namespace and reaps the processes left in it.
 
-It exists because only the next fork is in a new process namespace, and because a process outside of the wall must be
-there to reap what is inside. It holds no pipe, and does nothing but wait. When it dies, the kernel kills the fork
-server. On SIGTERM it kills the fork server itself, and ends when no process is left.
+It stands between the supervisor and the fork server for two reasons: a process that creates a process namespace is not
+in it, only what it forks next; and a process outside the wall must reap those inside. It holds no pipe, and only waits.
+When it dies, the kernel kills the fork server. On SIGTERM it kills the fork server itself, and ends when no process is
+left.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from executor.sandbox.frames import REPLIES, REQUESTS, VALUES
 
 
 def main(supervisor: int, config: dict[str, Any]) -> NoReturn:
-    """Fork the server from this process; then wait for its end.
+    """Fork the server, then wait until it ends.
 
     Standard input and output are the pipes of requests and replies; `config["values"]` is the descriptor of the third.
-    `supervisor` is the parent's process id, `config` what `Sandbox.start` sent. The first frame to the supervisor is
-    {"zygote": process id}; or {"error": text} where there will be none.
+    `supervisor` is the parent's process id, `config` the object that `Sandbox.start` sent. Sends the supervisor one
+    frame, {"zygote": process id}; the server sends its own, {"missing": layers} or {"error": text}.
     """
     values = config["values"]
     os.dup2(values, VALUES)
@@ -70,7 +71,7 @@ def _join_cgroup(folders: list[str]) -> None:
 
 
 def _reap_all() -> None:
-    """Kill and reap every orphan. In a process namespace of its own the kernel has done it already."""
+    """Kill and reap every orphan. Where there is a process namespace, the kernel has done so already."""
     while True:
         try:
             with open(f"/proc/self/task/{os.getpid()}/children") as file:

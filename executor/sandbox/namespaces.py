@@ -1,11 +1,11 @@
-"""Rooms of its own for a sandbox: Linux namespaces, an empty root, and the loss of every privilege.
+"""Linux namespaces for a sandbox: its own processes, network, IPC and host name, an empty root, and no privileges.
 
-None of it is indispensable: what the kernel or a container does not permit is reported by layer, with the reason, and
-the rest goes on. Two calls, since a new process namespace begins with the next fork: `enter_processes` before it, and
-`enter_others` after it, once everything that must be read from the file system has been imported.
+Every layer is optional: one that the kernel or a container does not permit is reported with the reason, and the others
+are still built. There are two calls, since a new process namespace begins with the next fork: `enter_processes` before
+it, and `enter_others` after it, once everything that must be read from the file system has been imported.
 
-Root uses its privileges to make the namespaces and then becomes nobody. Anybody else makes a user namespace first,
-whose privileges end where it ends, and drops those as well.
+Root uses its privileges to make the namespaces and then becomes nobody. Any other user makes a user namespace first,
+has privileges in that namespace only, and drops those as well.
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 Missing = dict[Layer, str]
-"""Layers that could not be had, with the reason."""
+"""Layers that could not be built, each with the reason."""
 
 
 def enter_processes(wanted: Collection[Layer]) -> Missing:
-    """Make the process namespace that the next fork begins, and the user namespace that permits it to an ordinary
-    user."""
+    """Make the process namespace that the next fork begins. Returns the layers that could not be built.
+
+    An ordinary user needs a user namespace for it, which is made first.
+    """
     missing: Missing = {}
     if Layer.PID_NAMESPACE in wanted and os.geteuid() == 0:
         with contextlib.suppress(OSError):
@@ -54,9 +56,9 @@ def enter_processes(wanted: Collection[Layer]) -> Missing:
 
 
 def enter_others(wanted: Collection[Layer], before: Missing) -> Missing:
-    """Make the other namespaces and give up every privilege. `before` is what `enter_processes` returned.
+    """Make the other namespaces and give up every privilege. `before`: the result of `enter_processes`.
 
-    Returns all that is missing of the namespaces and of Layer.UNPRIVILEGED.
+    Returns all layers that could not be built, those of `before` included.
     """
     missing = dict(before)
     for layer in (Layer.NET_NAMESPACE, Layer.IPC_NAMESPACE, Layer.UTS_NAMESPACE):
@@ -95,13 +97,13 @@ def _enter_user() -> None:
 
 
 def _enter_empty_root() -> None:
-    """The root becomes an empty, read-only file system, and the old one is gone from this namespace."""
+    """Make an empty, read-only file system the root, and unmount the old one in this namespace."""
     _unshare(Layer.MOUNT_NAMESPACE)
     _check(_libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None), "make mounts private")
     flags = ctypes.c_ulong(_MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
     _check(_libc.mount(b"none", b"/tmp", b"tmpfs", flags, b"size=4k,mode=0555"), "mount an empty root")
     os.chdir("/tmp")
-    # New root and old root one over the other: the old one can then be taken from above without a folder to put it in.
+    # With "." twice, the old root lies over the new one and can be unmounted there: no folder is needed to hold it.
     _check(_libc.syscall(_PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
     _check(_libc.umount2(b".", _MNT_DETACH), "unmount the old root")
     os.chdir("/")

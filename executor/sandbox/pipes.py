@@ -1,7 +1,7 @@
-"""The supervisor's ends of a sandbox's three pipes (`frames.py`): send a request, and take what comes back.
+"""The supervisor's ends of a sandbox's three pipes (`frames.py`): they send requests and read the answers.
 
-A child's statements stay in their pipe until the child has ended, which saves most requests a wake-up. Only where that
-takes longer than PATIENCE_S are they read as they come, since a full pipe makes the child wait.
+A child's statements stay in their pipe until the child has ended, which saves the supervisor a wake-up for most
+requests. Where that takes longer than PATIENCE_S, they are read as they come, since a full pipe would block the child.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from executor.sandbox import frames
 from executor.sandbox.request import Exchange
 
 PATIENCE_S = 0.002
-"""How long statements stay in their pipe, in seconds."""
+"""Seconds for which statements stay in their pipe while the child runs."""
 _PART = 1 << 16
 _DIED, _LATE = "the fork server died", "the fork server did not answer in time"
 _MAX_REPORT_BYTES = 1 << 16
 
 
 class Pipes:
-    """Three descriptors, which become non-blocking. Whoever made them closes them.
+    """Sends requests to a fork server and reads the answers, over three descriptors that it makes non-blocking.
 
-    Every method raises DeadError when the fork server dies or is late.
+    The caller closes the descriptors. Every method raises DeadError when the fork server dies or is late.
     """
 
     def __init__(self, requests: int, replies: int, values: int) -> None:
@@ -38,8 +38,10 @@ class Pipes:
         self._answer: asyncio.Future[None] | None = None
 
     def report(self, deadline: float) -> dict[str, Any]:
-        """What the keeper and the fork server say at their start: a JSON object in a frame. Waits for it, to
-        `deadline`."""
+        """Read one report, a JSON object, that the keeper or the fork server sends at its start.
+
+        Blocks up to `deadline`, in monotonic seconds.
+        """
         (size,) = frames.LENGTH.unpack(self._read(frames.LENGTH.size, deadline))
         if size > _MAX_REPORT_BYTES:
             raise DeadError("the fork server sent an impossible length")
@@ -47,7 +49,7 @@ class Pipes:
         return report
 
     def exchange(self, exchange: Exchange, timeout_s: float) -> None:
-        """Send a request and wait for all of its answer."""
+        """Send a request and block until its whole answer has been read."""
         deadline = time.monotonic() + timeout_s
         self._write(exchange.to_send(), deadline)
         poll = select.poll()
@@ -67,7 +69,7 @@ class Pipes:
                 return
 
     async def exchange_in_loop(self, exchange: Exchange, timeout_s: float) -> None:
-        """The same in an event loop. Not to be cancelled: what is under way goes on."""
+        """Do as `exchange`, in the running event loop. Not to be cancelled: the request would go on in the sandbox."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[None] = loop.create_future()
         left = memoryview(exchange.to_send())
@@ -115,13 +117,15 @@ class Pipes:
             loop.remove_writer(self._requests)
 
     def abandon(self, why: str) -> None:
-        """End an exchange that is under way in this event loop with a DeadError."""
+        """Make the exchange that is under way in the event loop, if any, raise DeadError(`why`)."""
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(DeadError(why))
 
     def _take_reply(self, exchange: Exchange) -> bool:
-        """Read of the reply. Once it is complete, the child has ended: then also the statements that are still in their
-        pipe."""
+        """Read from the pipe of replies. Returns whether the reply is complete.
+
+        The child has then ended, and the statements that are still in their pipe have been read as well.
+        """
         with contextlib.suppress(BlockingIOError):
             data = os.read(self._replies, _PART)
             if not data:
@@ -134,8 +138,7 @@ class Pipes:
         return False
 
     def _take_statements(self, exchange: Exchange) -> bool:
-        """Read statements. Returns whether to go on reading: not for a child that has said more than it could have to
-        say."""
+        """Read statements. Returns whether to go on: no longer at the end of the pipe, or beyond their largest size."""
         with contextlib.suppress(BlockingIOError):
             data = os.read(self._values, _PART)
             return bool(data) and exchange.take_statements(data)

@@ -1,8 +1,8 @@
-"""One request to a sandbox: what is sent, and what the answer means.
+"""A request to a sandbox: the bytes to send, and the outcomes that the answer stands for.
 
-`Request` is what one child is to do. `Exchange` is one attempt at it: it has the bytes to send, takes the bytes that
-come back, and says what they mean. Neither does input or output, so that a blocking sandbox and an event loop share
-them.
+`Request` describes the work of one child. `Exchange` is one attempt at it: it makes the bytes to send, takes the bytes
+that come back, and turns them into outcomes. Neither does input or output, so that a blocking sandbox and an event loop
+share them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from executor.sandbox import frames
 from executor.sandbox.deadline import MAX_STRETCH
 
 GRACE_S = 10.0
-"""What the fork server may take beyond its child's deadline, in seconds, before it counts as wedged."""
+"""Seconds that the fork server may take beyond its child's deadline before it counts as hung."""
 
 _STATUS = {
     frames.VALUE: Status.OK,
@@ -35,20 +35,20 @@ _STATUS = {
 
 
 class Operation(StrEnum):
-    """What a child is to do with a program."""
+    """An operation of a child on a program."""
 
     RUN = "run"
     INSPECT = "inspect"
-    """To read it (`inspection.py`). The one input is the arguments for that, the value is the facts."""
+    """Read it (`inspection.py`). The one input holds the options of the inspection; the value is the facts."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one child is to do."""
+    """The work of one child: a program, its inputs, and the limits."""
 
     program: str
     nodes: str
-    """The inputs, encoded, with commas between them."""
+    """The inputs, encoded and separated by commas."""
     count: int
     limits: Limits
     operation: Operation = Operation.RUN
@@ -59,24 +59,24 @@ class Request:
 
     @classmethod
     def run(cls, program: str, given: str, limits: Limits) -> Request:
-        """To run `program` on one input. Raises values.CodecError for an input that is not literals."""
+        """A request to run `program` on one input. Raises values.CodecError for an input that is not literals."""
         return cls(program, _node(given), 1, limits)
 
     @classmethod
     def probe(cls, program: str, inputs: Sequence[str], limits: Limits, stop_at_difference: bool) -> Request:
-        """To run `program` on `inputs` in one child, as far as it gets. Raises values.CodecError."""
+        """A request to run `program` on `inputs` in one child, as far as it gets. Raises values.CodecError."""
         nodes = ",".join([_node(text) for text in inputs])
         return cls(program, nodes, len(inputs), limits, optional=True, stop_at_difference=stop_at_difference)
 
     @classmethod
     def inspection(cls, program: str, limits: Limits, strip_comments: bool, strip_docstrings: bool) -> Request:
-        """To have `program` read."""
+        """A request to find the facts of `program`."""
         nodes = _node(f"{strip_comments}, {strip_docstrings}")
         return cls(program, nodes, 1, replace(limits, output_bytes=FACTS_BYTES), Operation.INSPECT)
 
     @property
     def timeout_s(self) -> float:
-        """When the answer is overdue, in seconds."""
+        """Seconds after which the answer is overdue."""
         return MAX_STRETCH * self.limits.timeout_s + GRACE_S
 
 
@@ -104,14 +104,12 @@ class Exchange:
         return frames.NUMBERS.pack(limits.timeout_s, limits.memory_mb) + frames.pack(self._nonce + content)
 
     def take_statements(self, data: bytes) -> bool:
-        """Take bytes from the pipe of values. Returns whether there is room for more; what is beyond it counts as
-        noise."""
+        """Take bytes from the pipe of values. Returns whether more may follow, by the statements' largest size."""
         self._stated += data[: max(0, self._room + 1 - len(self._stated))]
         return len(self._stated) <= self._room
 
     def take_reply(self, data: bytes) -> bool:
-        """Take bytes from the pipe of replies. Returns whether the reply is complete. Raises DeadError if it is
-        none."""
+        """Take bytes from the pipe of replies. Returns whether the reply is complete. Raises DeadError if malformed."""
         self._reply += data
         if len(self._reply) < frames.LENGTH.size:
             return False
@@ -121,17 +119,17 @@ class Exchange:
         return len(self._reply) == size
 
     def outcomes(self) -> list[Outcome]:
-        """What came of the request, once the reply is complete and the pipe of values is empty.
+        """The outcomes of the request, once the reply is complete and the pipe of values is empty.
 
-        One outcome; for a request whose outcomes are optional, those that there are. Raises DeadError for a failure
-        that is not the program's.
+        One outcome; for an optional request, those that the child stated. Raises DeadError for a failure that is not
+        the program's.
         """
         late, code = frames.ENDING.unpack_from(self._reply, frames.LENGTH.size)
         found, rest = self._statements()
         if self._request.optional:
             return found
         if found and not rest:
-            # Even if the child was then too late to leave, or left in another way than it should.
+            # It counts even if the child then ended late, or not as it should.
             return found
         return [self._missing(late, code, rest)]
 
@@ -166,7 +164,7 @@ class Exchange:
         return Outcome(status, value, isolated=self._isolated)
 
     def _missing(self, late: bool, code: int, rest: bytes) -> Outcome:
-        """The outcome of a child that did not state one. `rest`: what it wrote instead."""
+        """The outcome of a child that did not state one. `rest`: the bytes that it wrote instead."""
         status, detail = Status.CRASHED, signal.Signals(-code).name if code < 0 else f"exit {code}"
         if late or code == -signal.SIGXCPU:
             status, detail = Status.TIMEOUT, ""
@@ -180,7 +178,7 @@ class Exchange:
 
 
 def facts_of(outcome: Outcome) -> Facts | Outcome:
-    """What an inspection found; the outcome itself where that is no facts."""
+    """The facts that an inspection found, or its outcome if it found none."""
     if outcome.status is not Status.OK:
         return outcome
     try:
@@ -208,7 +206,7 @@ def _read(text: str, max_bytes: int) -> str:
 
 
 _read_recent = functools.lru_cache(maxsize=32)(_read)
-"""The runs of one program give the same long value several times; at its worst, reading one takes 50 ms."""
+"""Remembers long values: the runs of one program give the same one several times, and reading it can take 50 ms."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -220,5 +218,5 @@ _encoded = functools.lru_cache(maxsize=4096)(_encode)
 
 
 def _printable(text: str) -> str:
-    """Model-made text for a line of ASCII."""
+    """Model-written text, cut to 100 characters and made safe for a line of ASCII."""
     return "".join([letter if " " <= letter <= "~" else "?" for letter in text[:100]])

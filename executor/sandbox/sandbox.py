@@ -1,6 +1,6 @@
-"""One sandbox, seen from outside: start its fork server, send it a request, replace it when it is dead or wedged.
+"""A sandbox as the supervisor uses it: start its fork server, send it requests, replace it when it is dead or hung.
 
-Everything here blocks, and a `Sandbox` belongs to the thread that starts it: the kernel kills the fork server when that
+Everything here blocks. A `Sandbox` belongs to the thread that starts it: the kernel kills the fork server when that
 thread ends, so that nothing outlives the pool. `pool.py` gives every sandbox a thread of its own.
 """
 
@@ -23,26 +23,26 @@ from executor.sandbox.request import Exchange, Operation, Request
 from executor.settings import ExecutorSettings
 
 START_TIMEOUT_S = 60.0
-"""For a cold interpreter on a slow file system."""
+"""Seconds for the start of a fork server. They allow for a cold interpreter on a slow file system."""
 _STOP_TIMEOUT_S = 5.0
 _SERVER_BYTES = 128 << 20
-"""What a fork server and its keeper may take of a control group, beyond two executions' memory."""
+"""Memory in a control group for the fork server and its keeper, besides that for two executions."""
 # -P -s -S: nothing but the standard library on the path. Not -I, which would ignore the hash seed.
 _BOOT = "import sys, json; sys.path.append(sys.argv[1]); from executor.sandbox import keeper; sys.path.pop(); \
 keeper.main(int(sys.argv[2]), json.loads(sys.argv[3]))"
 
 
 def failed_twice(error: DeadError) -> InfrastructureError:
-    """What callers get when a second fork server has failed as the first did."""
+    """The error for a request on which two fork servers failed, the second with `error`."""
     return InfrastructureError(f"the sandbox failed twice on one request: {error}")
 
 
 class Sandbox:
-    """A fork server under one hash seed. Not thread-safe, but for `abort`.
+    """Runs requests on a fork server with one hash seed. Not thread-safe, except for `abort`.
 
-    With `gate=False` the policy is off and only the wall is left; `layers` are those of the wall that are tried, all of
-    them by default. Both are for tests and measurements. A layer that can't be had is reported by `layers`; without
-    seccomp, or a layer of `settings.require`, nothing starts.
+    `gate=False` switches the policy off, which leaves the wall alone; `layers` are the layers to build, by default all.
+    Both are for tests and measurements. The attribute `layers` says which are missing. Without a layer of
+    `settings.require`, or without seccomp unless `settings.allow_unsafe`, it does not start.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class Sandbox:
         self._aborted = False
         self._isolated = True
         self.layers: dict[Layer, str] = {}
-        """Every layer: "" where it is active, otherwise why it is not. Empty before the first start."""
+        """Every layer with "" if it is active, or else the reason why not. Empty before the first start."""
         self.pipes: Pipes | None = None
-        """To the fork server, while it runs."""
+        """The pipes to the fork server while it runs."""
         self.pid: int | None = None
         """The fork server's process id while it runs."""
         self.starts = 0
-        """How often a fork server has been started."""
+        """Number of fork servers started so far."""
         self.executions = 0
-        """How many children have run a program."""
+        """Number of children that were to run a program."""
 
     @property
     def tier(self) -> Tier:
@@ -75,7 +75,7 @@ class Sandbox:
         return tier_of([layer for layer, why in self.layers.items() if not why])
 
     def start(self) -> None:
-        """Start the fork server. Raises InfrastructureError where it, or what must be of its wall, can't be had."""
+        """Start the fork server. Raises InfrastructureError if that fails, or a layer is missing that is required."""
         missing = {layer: "switched off" for layer in Layer if layer not in self._wanted}
         if Layer.CGROUP in self._wanted:
             try:
@@ -165,9 +165,9 @@ class Sandbox:
     ) -> list[Outcome]:
         """Run `f` of `program` on every input (the text between the parentheses of a call, literals only).
 
-        Returns one outcome per input, aligned; with `fail_fast` those up to the first that is not ok. Every input
-        has a child of its own. Raises values.CodecError for an input that is not literals,
-        ValueError for memory beyond the settings', InfrastructureError if the fork server fails twice.
+        Returns one outcome per input, aligned; with `fail_fast` those up to the first that is not ok. Every input has a
+        child of its own. Raises values.CodecError for an input that is not literals, ValueError for a memory limit
+        above the settings', InfrastructureError if the fork server fails twice.
         """
         limits = limits.within(self._limits) if limits else self._limits
         outcomes: list[Outcome] = []
@@ -185,7 +185,7 @@ class Sandbox:
         return self.answer(Request.probe(program, inputs, limits, stop_at_difference)) if inputs else []
 
     def answer(self, request: Request) -> list[Outcome]:
-        """Have `request` done, by a second fork server if the first fails. Raises InfrastructureError."""
+        """Carry out `request`, on a second fork server if the first fails. Raises InfrastructureError."""
         for attempt in (1, 2):
             if self._aborted:
                 break
@@ -203,7 +203,7 @@ class Sandbox:
         raise InfrastructureError("the pool was closed")
 
     def exchange(self, request: Request) -> Exchange:
-        """A new attempt at `request` on the fork server that runs."""
+        """A new attempt at `request` on the running fork server."""
         self.executions += request.operation is Operation.RUN
         return Exchange(request, self._isolated)
 
@@ -227,7 +227,7 @@ class Sandbox:
             self._values = None
         if process := self._process:
             self._process = None
-            # The keeper kills the fork server and leaves when all that was inside is gone.
+            # The keeper kills the fork server, and ends when every process inside has ended.
             process.terminate()
             for pipe in (process.stdin, process.stdout):
                 if pipe:
@@ -235,7 +235,7 @@ class Sandbox:
             try:
                 process.wait(_STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                process.kill()  # the kernel takes the rest with it
+                process.kill()  # the kernel then kills the rest
                 process.wait()
         if self._cgroup:
             self._cgroup.remove()

@@ -1,8 +1,8 @@
-"""The fork server inside the wall: it forks a child for each request, and says how the child ended.
+"""The fork server inside the wall: it forks a child for each request, and reports how the child ended.
 
-Forked by `keeper.py` with an empty environment, its standard streams on the null device, and three pipes (`frames.py`).
-It imports the standard library and this package's light files, encloses itself (`namespaces.py`, `jail.py`), and then
-serves requests, one at a time. It is single-threaded.
+`keeper.py` forks it with an empty environment, its standard streams on the null device, and three pipes (`frames.py`).
+It imports the standard library and the light files of this package, encloses itself (`namespaces.py`, `jail.py`), and
+then serves requests, one at a time. It has one thread.
 
 The server reads two numbers of a request, the limits of time and memory. The program, the input and the value pass
 between the supervisor and the child (`child.py`) alone. So the memory that a child is forked with holds nothing of any
@@ -33,19 +33,19 @@ from executor.sandbox.deadline import Deadline
 from executor.sandbox.frames import REPLIES, REQUESTS, VALUES
 
 PATIENCE_S = 0.002
-"""How long a child may run before it may move to another CPU."""
+"""Seconds that a child runs before it may move to another CPU."""
 
 WARM_UP_RUNS = 64
 SMALL, LARGE = 128, 12
-"""How many objects of each small and large size `shuffle_memory` makes. More are spread over more pages, which each
-child has to copy when it writes to them."""
+"""Number of objects of each small and of each large size that `shuffle_memory` makes. More would lie on more pages, and
+each child copies the pages that it writes to."""
 
 _NULL = 1  # standard output, which is the null device
 _CHILD_ENDS = {signal.SIGCHLD}
 
 
 class Zygote:
-    """The fork server's state. `gate`: whether there is a policy; without, only the wall is left."""
+    """Forks, reaps and reports children. `gate`: whether the policy applies; otherwise only the wall is left."""
 
     def __init__(self, gate: bool, layers: Collection[Layer]) -> None:
         self.layers = layers
@@ -77,14 +77,16 @@ class Zygote:
         os._exit(0)
 
     def _pin(self) -> None:
-        """Keep to the CPU that the scheduler has chosen, for a moment: server and child take turns on the same memory,
-        and moved to another CPU, each would fill its caches anew."""
+        """Keep to the CPU that the scheduler has chosen, for a moment.
+
+        Server and child take turns on the same memory: on another CPU, each would have to fill its caches anew.
+        """
         if self.pin:
             self.pinned = True
             jail.bind(0, {jail.current_cpu()})
 
     def _unpin(self, child: int = 0) -> None:
-        """Give the scheduler its choice back, as soon as a run turns out to be no short one."""
+        """Let the scheduler choose the CPU again, once a run turns out not to be short."""
         if self.pinned:
             self.pinned = False
             jail.bind(0, self.cpus)
@@ -92,13 +94,13 @@ class Zygote:
                 jail.bind(child, self.cpus)
 
     def _limit_memory(self, memory_mb: int) -> None:
-        """Of this process, because it is inherited: one call fewer in each child."""
+        """Limit the memory of this process: children inherit the limit, which saves a call in each."""
         if memory_mb != self.memory_mb and Layer.RLIMITS in self.layers:
             self.memory_mb = memory_mb
             jail.limit_memory(self.base_bytes + (memory_mb << 20))
 
     def _wait_for(self, child: int, timeout_s: float) -> tuple[bool, int]:
-        """Reap a child, at its deadline by force. Returns whether that was needed, and the exit code."""
+        """Reap a child, and kill it at its deadline. Returns whether it was killed then, and its exit code."""
         deadline = Deadline(child, timeout_s)
         if not signal.sigtimedwait(_CHILD_ENDS, min(timeout_s, PATIENCE_S)):
             self._unpin(child)
@@ -113,7 +115,7 @@ class Zygote:
             signal.sigtimedwait(_CHILD_ENDS, left_s)
 
     def _fork(self, timeout_s: float) -> int:
-        """Fork a child that answers the request which is in the pipe. Returns its process id."""
+        """Fork a child that answers the request in the pipe. Returns its process id."""
         child = jail.fork()
         if child:
             return child
@@ -142,7 +144,7 @@ class Zygote:
             os._exit(0)
 
     def warm_up(self) -> None:
-        """Bring the interpreter to the state in which it will fork: see `child.warm_up`."""
+        """Bring the interpreter into the state in which it will fork children: see `child.warm_up`."""
         warm_up(self.child, _NULL, WARM_UP_RUNS)
         signal.pthread_sigmask(signal.SIG_BLOCK, _CHILD_ENDS)
         for _ in range(WARM_UP_RUNS):
@@ -153,11 +155,11 @@ class Zygote:
 
 
 def shuffle_memory() -> list[object]:
-    """Have the addresses of new objects differ from those in any other fork server, in their last digits too.
+    """Make the addresses of new objects differ between fork servers, in their last digits too.
 
-    The kernel moves whole pages only. Without this, `id(x)`, or a `repr` with an address in it, would end alike in all
-    runs of a program. Makes objects of many sizes, keeps a random number of each, and frees the others in random order:
-    in the reverse order CPython gives their places out again. Returns the objects to be kept.
+    The kernel randomises whole pages only. Without this, `id(x)`, or a `repr` with an address in it, would end in the
+    same digits in all runs of a program. Makes objects of many sizes, keeps a random number of each size, and frees the
+    others in random order: CPython reuses their memory in the reverse of that order. Returns the objects to keep alive.
     """
     chance = random.SystemRandom()
     # CPython keeps lists of free objects of some of these types.
@@ -181,15 +183,15 @@ def shuffle_memory() -> list[object]:
 
 
 def main(config: dict[str, Any], wanted: Collection[Layer], missing: namespaces.Missing) -> NoReturn:
-    """Build the wall, report it, serve. On failure the report says why, and nothing is served.
+    """Build the wall, report it, and serve requests. On failure, report the reason and end.
 
-    `missing` is what the keeper could not have of `wanted`.
+    `missing`: the layers of `wanted` that the keeper could not build.
     """
     os.environ.pop("LD_BIND_NOW", None)
     try:
-        warnings.simplefilter("ignore")  # programs' own, which the compiler gives
+        warnings.simplefilter("ignore")  # the compiler's, about programs
         facades.load_codecs()
-        # What stays away is known only when there is no way back to the file system.
+        # Made now, since it reads files; which layers are missing is known only when no file can be read any more.
         zygote = Zygote(config["gate"], wanted)
         missing = namespaces.enter_others(wanted, missing)
         jail.die_with_parent()
