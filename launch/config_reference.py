@@ -1,4 +1,4 @@
-"""The configuration reference in Markdown (docs/configuration.md), written from the settings classes."""
+"""The configuration reference, written from the settings classes: in Markdown (docs/configuration.md) and as text."""
 
 from __future__ import annotations
 
@@ -60,6 +60,20 @@ def markdown(root: type[BaseModel]) -> str:
     return "\n".join(parts)
 
 
+def plain_text(root: type[BaseModel]) -> str:
+    """The settings of `Config` or `SftConfig` for a terminal: key, type, default and bounds, then the meaning."""
+    lines = []
+    for name, section in _sections(root):
+        for key, field in _settings(section):
+            default = "required" if field.is_required() else "default " + _default(field)
+            facts = [_type(field.annotation), default, _bounds(field)]
+            lines.append(f"{name}.{key}: " + "; ".join(fact for fact in facts if fact).replace("`", ""))
+            lines += textwrap.wrap(
+                " ".join((field.description or "").split()), 100, initial_indent="    ", subsequent_indent="    "
+            )
+    return "\n".join(lines) + "\n"
+
+
 def _capitalised(text: str) -> str:
     """With a capital, unless the first word has one further on: vLLM."""
     return text[:1].upper() + text[1:] if text.split(" ", maxsplit=1)[0].rstrip(".:").islower() else text
@@ -85,7 +99,7 @@ def _settings(section: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
 
 def _row(key: str, field: FieldInfo) -> str:
     meaning = " ".join((field.description or "").split())
-    default = "required" if field.is_required() else _value(field.get_default(call_default_factory=True))
+    default = "required" if field.is_required() else _default(field)
     cells = [f"`{key}`", _type(field.annotation), default, _bounds(field), meaning]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -106,7 +120,8 @@ def _type(annotation: Any) -> str:
     return {int: "integer", float: "number", bool: "boolean", str: "text"}.get(annotation, str(annotation))
 
 
-def _value(value: Any) -> str:
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
     return "unset" if value is None else f"`{_toml(value)}`"
 
 

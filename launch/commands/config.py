@@ -77,13 +77,7 @@ def _schema(arguments: argparse.Namespace) -> int:
 
 
 def _docs(arguments: argparse.Namespace) -> int:
-    from launch.config import documented
-    from launch.config_reference import markdown
+    from launch.config_reference import markdown, plain_text
 
-    root = _root(arguments)
-    if arguments.format == "markdown":
-        print(markdown(root), end="")
-        return 0
-    for key, text in documented(root):
-        print("\n    ".join([key, *text.splitlines()]))
+    print((markdown if arguments.format == "markdown" else plain_text)(_root(arguments)), end="")
     return 0

@@ -9,7 +9,7 @@ import pytest
 
 from launch import cli
 from launch.config import Config, SftConfig, documented
-from launch.config_reference import markdown
+from launch.config_reference import markdown, plain_text
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -41,3 +41,6 @@ def test_the_reference_shows_types_defaults_and_bounds_as_a_recipe_writes_them()
     assert "| `executor.timeout_s` | number | `2.0` | > 0, ≤ 600 |" in page
     assert "| `learner.loss.clip_low` | number | `0.2` | > 0, < 1 |" in page
     assert "| `sft.data` | text | required | not empty |" in markdown(SftConfig)
+    text = plain_text(Config).splitlines()
+    assert "executor.timeout_s: number; default 2.0; > 0, ≤ 600" in text
+    assert sorted(line.split(":")[0] for line in text if line[0] != " ") == sorted(key for key, _ in documented(Config))
