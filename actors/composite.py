@@ -21,8 +21,8 @@ import textwrap
 from collections.abc import Sequence
 
 _UNFIT = ("import *", "global ", "__future__", "_make_g", "\\\n", "\t")
-"""What does not mean the same inside a function, or is a composite already; a text that only mentions one is passed
-over too."""
+"""Forms that mean something else inside a function, or mark a composite. A program that contains one is passed over,
+even if it only mentions it."""
 
 
 def fit(program: str) -> bool:

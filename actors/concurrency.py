@@ -1,4 +1,4 @@
-"""How many rollouts an engine plays at once: additive increase, multiplicative decrease. Pure policy, no clock, no I/O.
+"""The number of rollouts that an engine plays at once: additive increase, multiplicative decrease. No clock, no I/O.
 
 Too few rollouts leave the engine idle; too many fill its key/value cache, and vLLM then throws sequences out and
 computes them again. The limit is found as TCP finds its window (Jacobson 1988; Chiu and Jain 1989 for why this
@@ -25,7 +25,7 @@ from actors.settings import ConcurrencySettings
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What an engine and its actor look like at one heartbeat."""
+    """The load of an engine and its actor at one heartbeat."""
 
     in_flight: int
     """Slots that the actor holds."""

@@ -1,4 +1,4 @@
-"""The environment of self-play: what is true, for every kind of task, with one judge."""
+"""The environment of self-play: it validates proposals and verifies answers of every kind, with one judge."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Environment:
 
     @property
     def stats(self) -> JudgeStats:
-        """What the judge was asked, and what it did not have to run."""
+        """The counters of the judge."""
         return self._judge.stats
 
     async def validate(self, proposal: Proposal) -> Task | Rejection:
@@ -33,11 +33,11 @@ class Environment:
         return await kind_of(proposal.kind).validate(self._judge, proposal)
 
     async def verify(self, task: Task, answer: str) -> Verdict:
-        """Whether `answer` solves `task`. Raises InfrastructureError, KindError."""
+        """Judge whether `answer` solves `task`. Raises InfrastructureError, KindError."""
         return (await self.verify_all(task, [answer]))[0]
 
     async def verify_all(self, task: Task, answers: Sequence[str]) -> list[Verdict]:
-        """Whether each of `answers` solves `task`, aligned. The same as `verify` of each, with less work."""
+        """Judge whether each of `answers` solves `task`, aligned: as `verify` of each, with less work."""
         if self._record:
             self._record({"op": "verify", **_about(task), "outputs": list(task.outputs), "answers": list(answers)})
         return await kind_of(task.kind).verify(self._judge, task, answers)

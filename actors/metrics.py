@@ -1,4 +1,4 @@
-"""What a batch says about self-play: rates, rewards and diversity, as one flat map of metrics.
+"""The metrics of self-play in a batch: rates, rewards and diversity, as one flat map.
 
 Names are `<what>/<kind>` or `<what>/<kind>/<role>`. A number whose cell, or whose occasion, is empty is absent, never
 0. The glossary is in docs/selfplay.md. Ages and advantages, which any kind of training has, are in

@@ -29,14 +29,14 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the engine is given, and what is needed to read the reply."""
+    """A prompt for the engine, with the data needed to read the reply."""
 
     token_ids: tuple[int, ...]
     reply_start: str
     """Text that the reply goes on from; put it before the reply to parse it."""
     stop: tuple[str, ...]
     spans: tuple[Span, ...] = ()
-    """Where each piece lies; together they cover all tokens."""
+    """The places of the prompt's pieces; together they cover all tokens."""
     num_references: int = 0
     """References of a proposer's prompt that fitted: the newest ones."""
 

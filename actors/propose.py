@@ -1,5 +1,4 @@
-"""The proposer's side of an episode: what to ask for, and what a reply is worth before anybody has tried to solve
-it."""
+"""The proposer's side of an episode: write the prompt, then read and judge the reply, before it is solved."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ REMEMBERED_OUTPUTS = 1000
 
 
 class ProposalOutcome(StrEnum):
-    """What became of a proposal that the judge did not reject and that could be read."""
+    """The outcome of a proposal that could be read and that the judge did not reject."""
 
     VALID = "valid"
     TOO_LONG = "too_long"
@@ -39,12 +38,12 @@ class ProposalOutcome(StrEnum):
 
 @dataclass(frozen=True)
 class Brief:
-    """What a proposer is asked."""
+    """The prompt of an episode's proposals, with the tasks that it shows."""
 
     kind: str
     prompt: Prompt
     references: tuple[tuple[int, Task], ...]
-    """What the prompt shows: ids and tasks."""
+    """References that the prompt shows: ids and tasks."""
     earlier: tuple[tuple[int, Task], ...] = ()
     """Tasks whose programs are g_0, g_1, ...: ids and tasks."""
 
@@ -60,9 +59,9 @@ class Draft:
     task: Task | None = None
     solve_prompt: Prompt | None = None
     normal: str = ""
-    """The normalised program: what makes two programs the same to the buffer."""
+    """The normalised program: the buffer takes two programs with the same one for the same."""
     parts: dict[str, float] = field(default_factory=dict)
-    """What is known of the program: `ignores_input`, `nodes`, `complexity`, `distance`, ..."""
+    """Measures of the program: `ignores_input`, `nodes`, `complexity`, `distance`, ..."""
     measures: dict[str, float] = field(default_factory=dict)
     """Intrinsic measures, 0..1, by the names of `IntrinsicSettings`."""
 
@@ -88,11 +87,11 @@ class RecentOutputs:
         return 1.0 - share
 
     def state(self) -> list[list[str]]:
-        """What is remembered, oldest first, as plain data."""
+        """The remembered outputs, oldest first, as plain data."""
         return [list(outputs) for outputs in self._outputs]
 
     def load(self, state: Iterable[Iterable[str]]) -> None:
-        """Remember what `state` gave, in place of what is remembered."""
+        """Replace the remembered outputs by those that `state` returned."""
         self._outputs = deque(tuple(outputs) for outputs in state)
         self._counts = Counter(self._outputs)
 
@@ -106,7 +105,7 @@ class Proposer:
         self._environment = environment
         self._buffer = buffer
         self.recent = {kind: RecentOutputs() for kind in names()}
-        """By kind: the answers that answer diversity looks back on."""
+        """By kind: the outputs that answer diversity is measured against."""
 
     async def brief(self, kind: str, number: int | str) -> Brief | None:
         """The prompt of one episode, drawn by `number`; None where nothing that the buffer gives fits into a prompt."""

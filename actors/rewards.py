@@ -32,7 +32,7 @@ HALSTEAD_SCALE = 1000.0
 
 @dataclass(frozen=True)
 class Proposed:
-    """What was found of a proposal."""
+    """The findings on a proposal, which its reward depends on."""
 
     solved: Sequence[bool] | None
     """Which of its solutions were correct; None where it is no valid task."""
@@ -44,7 +44,7 @@ class Proposed:
 
 @dataclass(frozen=True)
 class Solved:
-    """What was found of a solution."""
+    """The findings on a solution, which its reward depends on."""
 
     formatted: bool
     correct: bool

@@ -97,7 +97,7 @@ class RolloutStats:
     wait_for_policy_s: float = 0.0
     """Seconds of spells without anything to play that have ended."""
     ready_since: float = field(default_factory=time.monotonic)
-    """When the actor was ready to play, on the monotonic clock in seconds."""
+    """Time at which the actor was ready to play, in monotonic seconds."""
     idle_since: float | None = field(default_factory=time.monotonic)
     paused: bool = False
     """The learner starts no new rollouts for now."""
@@ -146,9 +146,9 @@ class Rollout:
         self._seed = seed
         self._patience = patience or Patience()
         self._executed: int | None = None
-        """Where the last failure was a sandbox's: what they had executed by then. Until they execute more they are as
-        good as broken, however many episodes need none (those of malformed proposals, which then are all that is
-        trained on)."""
+        """Executions of the sandboxes at the last failure, if that was a sandbox's. Until there are more, the sandboxes
+        count as broken, even while episodes succeed that need none (those of malformed proposals, which would then be
+        all that is trained on)."""
         self._broken: Exception | None = None
         """The error after which this actor cannot go on."""
         self._breaks = asyncio.Event()

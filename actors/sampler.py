@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Identity:
-    """Who plays: goes into every trajectory."""
+    """The actor that plays, as every trajectory names it."""
 
     run_id: str
     actor_id: str
@@ -26,7 +26,7 @@ class Identity:
 
 
 class Sampler:
-    """What proposers and solvers of one actor share: the engine, the prompts, the seed and the counts."""
+    """Samples responses for the proposer and the solver of one actor: engine, prompts, seed and counts."""
 
     def __init__(self, engine: Engine, settings: SelfPlaySettings, identity: Identity, seed: int | None) -> None:
         """`seed`: makes every draw and sample a function of it and of the slot; None leaves sampling to the engine."""
@@ -36,7 +36,8 @@ class Sampler:
             engine.tokenizer, settings.prompt_format, settings.max_prompt_tokens, settings.induction_inputs
         )
         self.counts: Counter[str] = Counter()
-        """What did not fit: `prompts_too_long` (drawn again), `references_left_out`, `tasks_too_long` (refused)."""
+        """Counts of texts that did not fit: `prompts_too_long` (drawn again), `references_left_out`, `tasks_too_long`
+        (refused)."""
         self._engine = engine
         self._seed = seed
 

@@ -107,7 +107,7 @@ class SelfPlaySettings(SettingsTable):
 
     @property
     def rules(self) -> ValidationRules:
-        """What the judge is to hold proposals to."""
+        """The rules that the judge holds proposals to."""
         dependence: Literal["measure", "reject"] = "reject" if self.input_dependence else "measure"
         return ValidationRules(dependence, self.strip_comments, self.strip_docstrings)
 

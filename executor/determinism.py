@@ -1,4 +1,4 @@
-"""Whether a program gives the same value again: under other hash seeds, in other memory, and for other inputs.
+"""Checks that a program gives the same value again: under other hash seeds, in other memory, for other inputs too.
 
 Every program is run twice. A program that may vary (`may_vary`) is run under every seed of the pool, at least SEEDS: it
 uses sets, hashes or addresses, or something that may. A program that draws one of two values then agrees with itself
@@ -19,7 +19,7 @@ from executor.outcomes import Limits, Outcome, Status
 from executor.pool import Pool
 
 MAX_OTHERS = 8
-"""How many other inputs the runs beyond the second try."""
+"""Number of other inputs that the runs beyond the second try."""
 
 Same = Callable[[str, str], bool]
 
@@ -68,9 +68,9 @@ async def second_run(
     same: Same,
     limits: Limits | None = None,
 ) -> Outcome | None:
-    """What a run under `seed` says against the outcomes `first`, all ok, of `program` on `inputs`; None if it agrees.
+    """Run `program` on `inputs` again, under `seed`; None if that agrees with the outcomes `first`, which are all ok.
 
-    NONDETERMINISTIC, with a detail that says what differed; or TIMEOUT or MEMORY, where the run found that. `same`
+    Otherwise NONDETERMINISTIC, with a detail that says what differed, or the TIMEOUT or MEMORY of this run. `same`
     compares two canonical values. Raises InfrastructureError.
     """
     second = await pool.execute(program, inputs, seed, limits=limits, fail_fast=True)

@@ -1,4 +1,4 @@
-"""What is true of programs: what they return, whether they do so every time, and whether an answer is right.
+"""The judge: it finds what programs return, whether they do so every time, and whether an answer is right.
 
 The judge knows no kind of task. It offers what every kind is made of (`actors/kinds/`):
 
@@ -41,9 +41,9 @@ from executor.variants import variants
 T = TypeVar("T")
 
 VARIANTS_SHARE = 0.25
-"""Of one input's time, what all its variants may take together."""
+"""Share of one input's time that all its variants together may take."""
 FACTS_MEMO_BYTES = 4 << 20
-"""What a judge remembers of inspections, in characters."""
+"""Size of a judge's memory of inspections, in characters."""
 
 CORRECT = Verdict(True, VerdictReason.CORRECT)
 WRONG = Verdict(False, VerdictReason.WRONG)
@@ -52,7 +52,7 @@ UNPARSEABLE = Verdict(False, VerdictReason.UNPARSEABLE)
 
 @dataclass
 class JudgeStats:
-    """What a judge was asked, and what it did not have to run."""
+    """Counters of a judge: requests, calls of programs, and calls saved."""
 
     validated: int = 0
     """Programs to validate."""
@@ -61,19 +61,19 @@ class JudgeStats:
     executed: int = 0
     """Calls of a program: one per input and run, and one per variant of an input."""
     variants: int = 0
-    """Those of them that were of variants."""
+    """The calls among them for variants."""
     inspected: int = 0
-    """Programs whose syntax tree was looked at: a child each."""
+    """Programs that were inspected, each in a child."""
     shared_equal: int = 0
-    """Answers that another of the same request stood for."""
+    """Answers that are the same as another of their request."""
     shared_own: int = 0
-    """Answers that were known to be right."""
+    """Answers known to be right without a run."""
     memo_hits: int = 0
     """Calls whose outcome was remembered."""
 
 
 class Judge:
-    """Validates programs and checks answers on a pool of sandboxes that somebody else starts and closes."""
+    """Validates programs and checks answers on a pool of sandboxes, which the caller starts and closes."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Judge:
     # ------------------------------------------------------------------------------------------------ validation
 
     async def validate(self, program: str, inputs: Sequence[str]) -> Validated | Rejection:
-        """What `program` returns for `inputs` (one or more, as a model wrote them), or why it is not sound.
+        """Find the outputs of `program` for `inputs` (one or more, as a model wrote them), or why it is not sound.
 
         Checked in this order: the inputs' form and difference; then, in the sandbox, the policy, integrity and limits;
         then, if the rules say so, whether the value depends on the input; then determinism. Raises InfrastructureError.
@@ -133,9 +133,9 @@ class Judge:
         return Validated(program, texts, tuple(outcome.value for outcome in outcomes), ignores_input=bool(detail))
 
     async def inspect(self, program: str) -> Facts | None:
-        """What the syntax tree of `program` says; None if it does not parse, or can't be read within the limits.
+        """Find the facts of `program`; None if it does not parse, or cannot be read within the limits.
 
-        Remembered; the first time costs a child. Raises InfrastructureError.
+        They are remembered; the first time costs a child. Raises InfrastructureError.
         """
         program = program.strip()
         found = self._facts.find(program)
@@ -179,7 +179,7 @@ class Judge:
         return "" if facts is None or facts.uses_input else "no parameter is read"
 
     async def determine(self, program: str, given: str, limits: Limits | None = None) -> Outcome:
-        """What `validate` would find of one input: the outcome of all runs, or NONDETERMINISTIC.
+        """Run `program` on one input as `validate` does; the outcome of all runs, or NONDETERMINISTIC.
 
         Raises values.CodecError for an input that is not literals, InfrastructureError.
         """
@@ -223,15 +223,16 @@ class Judge:
     # --------------------------------------------------------------------------------------------------- answers
 
     def check_values(self, expected: str, answers: Sequence[str]) -> list[Verdict]:
-        """Whether each of `answers`, a model's texts, is the value `expected` (canonical). Aligned; runs nothing."""
+        """Compare each of `answers`, a model's texts, with the value `expected` (canonical). Aligned; runs nothing."""
         keys = [self.read_value(answer) for answer in answers]
         return _aligned(keys, {value: self._compare(expected, value) for value in self._distinct(keys)})
 
     async def check_inputs(
         self, program: str, expected: str, answers: Sequence[str], known: Sequence[str] = ()
     ) -> list[Verdict]:
-        """Whether `program`, which is validated, returns `expected` (canonical) for each of `answers`, inputs as a
-        model wrote them. Aligned. `known`: canonical inputs of which that is known. Raises InfrastructureError.
+        """Check for each of `answers`, inputs as a model wrote them, that `program` returns `expected` (canonical).
+
+        Aligned. `program` is validated; `known`: canonical inputs known to be right. Raises InfrastructureError.
         """
         keys = [self.read_input(answer) for answer in answers]
         distinct = self._distinct(keys)
@@ -246,8 +247,10 @@ class Judge:
     async def check_programs(
         self, pairs: Sequence[tuple[str, str]], answers: Sequence[str], known: Sequence[str] = ()
     ) -> list[Verdict]:
-        """Whether each of `answers`, programs as a model wrote them, maps every input to the output beside it (`pairs`,
-        canonical). Aligned. `known`: programs of which that is known. Raises InfrastructureError.
+        """Check for each of `answers`, programs as a model wrote them, that it maps every input to its output.
+
+        Aligned. `pairs`: inputs and outputs, canonical; `known`: programs known to be right. Raises
+        InfrastructureError.
         """
         keys = [answer.strip() for answer in answers]
         distinct = self._distinct(keys)
@@ -269,9 +272,10 @@ class Judge:
             return None
 
     async def evaluate(self, program: str, inputs: Sequence[str]) -> list[Outcome]:
-        """What `program`, which is validated, does for each of these different canonical inputs; from memory where it
-        is known. A program that may vary is run twice, and NONDETERMINISTIC where the runs do not agree. Raises
-        InfrastructureError.
+        """Find the outcome of `program`, which is validated, for each of these distinct canonical inputs.
+
+        An outcome that is remembered costs no run. A program that may vary is run twice, and is NONDETERMINISTIC where
+        the runs disagree. Raises InfrastructureError.
         """
         return await _all(self._evaluate(program, given) for given in inputs)
 

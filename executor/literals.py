@@ -24,7 +24,7 @@ from executor.values import (
 )
 
 MAX_DIGITS = 4_300
-"""What Python converts by default; MAX_INT_BITS are fewer."""
+"""Most digits of an integer, the limit of Python itself; MAX_INT_BITS allows fewer."""
 
 
 _SPACE = re.compile(r"(?:[ \t\n\f]|\\\n|#[^\n]*)*")

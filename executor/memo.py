@@ -1,4 +1,4 @@
-"""What a judge remembers: bounded by characters, the least recently used goes first."""
+"""The judge's memory of values and facts: bounded by characters, the least recently used is dropped first."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Generic, TypeVar
 V = TypeVar("V")
 
 MEMO_BYTES = 16 << 20
-"""What one memory holds, in characters of keys and values."""
+"""Size of one memory, in characters of keys and values."""
 
 
 class Recent(Generic[V]):
-    """Values by a key of texts, the most recently used of them, within `max_bytes` of keys and values."""
+    """Keeps the most recently used values, by a key of texts, within `max_bytes` of keys and values."""
 
     def __init__(self, max_bytes: int = MEMO_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -28,7 +28,7 @@ class Recent(Generic[V]):
         return found[0]
 
     def keep(self, value: V, size: int, *key: str) -> None:
-        """Remember a value of `size` characters, if there is none yet; forgets what was used longest ago."""
+        """Remember a value of `size` characters, if the key has none yet; drop the least recently used."""
         if key not in self._values:
             size += sum(map(len, key))
             self._values[key] = value, size

@@ -1,4 +1,4 @@
-"""What becomes of an execution, and the limits that it runs under."""
+"""The outcome of an execution, and the limits that it runs under."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DeadError(Exception):
 
 
 class Status(StrEnum):
-    """What became of one execution."""
+    """The kinds of outcome of one execution."""
 
     OK = "ok"
     ERROR = "error"
@@ -54,7 +54,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one execution may take; the meanings are those of ExecutorSettings."""
+    """The limits of one execution, as in ExecutorSettings."""
 
     timeout_s: float
     memory_mb: int

@@ -23,7 +23,7 @@ from executor.sandbox.sandbox import Sandbox, failed_twice
 from executor.settings import ExecutorSettings
 
 SEEDS = 8
-"""How many hash seeds a pool has at least. A program that draws one of two values by its seed gives the same one under
+"""Smallest number of hash seeds of a pool. A program that draws one of two values by its seed gives the same one under
 all of them with a chance of 1 in 2 ** (SEEDS - 1), which is below 1%."""
 MAX_STARTERS = 8
 """Threads that start sandboxes: starting many at once is bound by the cores."""
@@ -31,33 +31,33 @@ MAX_STARTERS = 8
 
 @dataclass(frozen=True)
 class PoolStats:
-    """What a pool has done so far, and what it has before it."""
+    """Counters of a pool: work done, and requests under way and waiting."""
 
     executions: int
     """Children that ran a program."""
     replaced: int
-    """Fork servers that died or were wedged, and were replaced."""
+    """Fork servers that died or hung, and were replaced."""
     running: int
     """Sandboxes at work."""
     waiting: int
     """Requests in the queue."""
     waiting_peak: int
-    """The longest that the queue has been."""
+    """Most requests that the queue has held."""
 
 
 class Pool(Protocol):
-    """What the judge needs of a pool."""
+    """Runs programs for a judge. `SandboxPool` and `SerialPool` implement it."""
 
     @property
     def workers(self) -> int:
-        """How many programs run at once, at most: the sandboxes with the lowest numbers, which start with the pool."""
+        """Most programs that run at once. The sandboxes with these lowest numbers start with the pool."""
 
     @property
     def seeds(self) -> int:
-        """How many sandboxes there are, each under a hash seed of its own."""
+        """Number of sandboxes, each with a hash seed of its own."""
 
     async def start(self) -> None:
-        """Start the sandboxes. Raises InfrastructureError where the wall can't be had."""
+        """Start the sandboxes. Raises InfrastructureError if a sandbox or a required layer of its wall fails."""
 
     async def execute(
         self,
@@ -86,8 +86,7 @@ class Pool(Protocol):
         limits: Limits | None = None,
         stop_at_difference: bool = False,
     ) -> list[Outcome]:
-        """Run `f` of `program` on `inputs` one after another, in one child, as far as it gets within the limits of one
-        input.
+        """Run `f` of `program` on `inputs` one after another, in one child, within the limits of a single input.
 
         Cheaper than `execute`, and less exact: what a program keeps from one input can change what it does with the
         next. Returns the outcomes up to the last that there was time for, maybe none; with `stop_at_difference` up to
@@ -97,9 +96,9 @@ class Pool(Protocol):
     async def inspect(
         self, program: str, *, strip_comments: bool = False, strip_docstrings: bool = False
     ) -> Facts | Outcome:
-        """What the program's syntax tree says, found in a sandbox; or the outcome where it says nothing.
+        """Find the facts of the program's syntax tree in a sandbox; return the outcome if that fails.
 
-        ERROR is a program that does not parse; others (a timeout, a crash) may be the machine's. Raises
+        The outcome is ERROR for a program that does not parse; others (a timeout, a crash) may be the machine's. Raises
         InfrastructureError if the sandbox fails twice.
         """
 
@@ -108,7 +107,7 @@ class Pool(Protocol):
 
 
 class _Sandboxes:
-    """What every pool has: its sandboxes, and what is to be known of them."""
+    """The sandboxes of a pool, with their counters: the base of every pool."""
 
     def __init__(
         self, settings: ExecutorSettings, seed: int | None, *, gate: bool = True, layers: frozenset[Layer] = ALL
@@ -124,12 +123,12 @@ class _Sandboxes:
 
     @property
     def workers(self) -> int:
-        """How many programs run at once, at most."""
+        """Most programs that run at once."""
         return self._at_once
 
     @property
     def seeds(self) -> int:
-        """How many sandboxes there are, each under a hash seed of its own."""
+        """Number of sandboxes, each with a hash seed of its own."""
         return len(self._sandboxes)
 
     @property
@@ -139,17 +138,17 @@ class _Sandboxes:
 
     @property
     def layers(self) -> dict[Layer, str]:
-        """Every layer of the wall: "" where it is active, otherwise why it is not."""
+        """Every layer of the wall with "" if it is active, or else the reason why not."""
         return self._sandboxes[0].layers
 
     @property
     def tier(self) -> Tier:
-        """What the active layers amount to."""
+        """The tier of the active layers."""
         return self._sandboxes[0].tier
 
     @property
     def stats(self) -> PoolStats:
-        """Counters, now."""
+        """The counters at this moment."""
         started = [sandbox.starts for sandbox in self._sandboxes]
         return PoolStats(
             executions=sum(sandbox.executions for sandbox in self._sandboxes),
@@ -178,8 +177,7 @@ class SandboxPool(_Sandboxes):
         self._closed = False
 
     async def start(self) -> None:
-        """Start a sandbox for every worker. Raises InfrastructureError, with none left running, where one can't be
-        had."""
+        """Start a sandbox for every worker. If one fails, end the others and raise InfrastructureError."""
         starts = [self._in_thread(sandbox.start) for sandbox in self._sandboxes[: self._at_once]]
         for result in await asyncio.gather(*starts, return_exceptions=True):
             if isinstance(result, BaseException):
@@ -324,8 +322,7 @@ class SerialPool(_Sandboxes):
         super().__init__(settings, seed, gate=gate, layers=layers)
 
     async def start(self) -> None:
-        """Start a sandbox for every worker. Raises InfrastructureError, with none left running, where one can't be
-        had."""
+        """Start a sandbox for every worker. If one fails, end the others and raise InfrastructureError."""
         try:
             for sandbox in self._sandboxes[: self._at_once]:
                 sandbox.start()

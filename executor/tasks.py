@@ -1,6 +1,6 @@
-"""The nouns of the environment: what a task is, what a model may propose, and every way of being wrong.
+"""The data types of the environment: tasks, proposals, verdicts, and the reasons of rejections.
 
-Reasons are enums. Nobody decides anything by looking for words in a message.
+Reasons are enums: no code decides anything by words in a message.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ class Task:
     """
 
     kind: str
-    """The name of its kind. What a kind makes of the rest is its own business (`actors/kinds/`)."""
+    """The name of its kind, which gives the other fields their meaning (`actors/kinds/`)."""
     program: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     message: str = ""
     texts: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """What else a kind needs, by name: a second program, say."""
+    """Further texts that the kind needs, by name, such as a second program."""
     ignores_input: bool = field(default=False, compare=False)
-    """Whether validation found that the value is the same for other inputs. Known only to whoever validated, and
-    then."""
+    """Whether validation found that the value is the same for other inputs. False for a task that is read back."""
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.outputs) or not self.inputs:
@@ -37,7 +36,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a proposer wrote, before anything has been checked. Inputs are the model's raw text."""
+    """A proposer's reply, read but not checked. Inputs are the model's raw text."""
 
     kind: str
     program: str
@@ -63,15 +62,15 @@ class Validated:
 
 @dataclass(frozen=True)
 class ValidationRules:
-    """What is asked of a proposal besides what makes it a task. The default is nothing more."""
+    """Optional rules for proposals, beyond those that make a sound task. All are off by default."""
 
     input_dependence: Literal["off", "measure", "reject"] = "off"
-    """Whether a value changes with the input: not looked at, noted in `ignores_input`, or, where it does not, refused
-    (IGNORES_INPUT)."""
+    """A value that does not change with the input is allowed (`off`), noted in `ignores_input` (`measure`), or refused
+    (`reject`, IGNORES_INPUT)."""
     strip_comments: bool = False
     """The task's program is the proposal's without its comments; that is what is validated."""
     strip_docstrings: bool = False
-    """The same for docstrings."""
+    """The task's program is the proposal's without its docstrings; that is what is validated."""
 
 
 class RejectionReason(StrEnum):

@@ -47,7 +47,7 @@ class BudgetError(CodecError):
 
 
 class Equality(StrEnum):
-    """When two values are the same answer."""
+    """A rule for when two values are the same answer."""
 
     TYPE_AWARE = "type_aware"
     """Types agree all the way down: `True`, `1` and `1.0` all differ."""

@@ -55,7 +55,7 @@ def advantages(trajectories: Sequence[Trajectory], settings: AdvantageSettings) 
 
 
 def _peer_group(trajectory: Trajectory, estimator: str) -> Hashable:
-    """What trajectories have in common that are compared with each other."""
+    """The key of a trajectory's peer group: trajectories with equal keys are compared with each other."""
     match estimator:
         case "reinforce++":
             return None

@@ -1,4 +1,4 @@
-"""What a metric is, and the catalogue of all metrics that a program may record.
+"""The description of a metric, and the catalogue of all metrics that a program may record.
 
 Each package lists its own metrics: `learner/metric_catalogue.py`, `learner/stream/reports.py` (what actors report),
 `learner/sft/metric_catalogue.py`, `actors/metric_catalogue.py` and `launch/metric_catalogue.py`, which puts them
@@ -21,7 +21,7 @@ class UnlistedMetric(UserWarning):
 
 
 class Kind(StrEnum):
-    """How the values of a metric behave."""
+    """The behaviour of a metric's values over time."""
 
     COUNTER = "counter"
     """Counts events since the run began, and never falls."""
@@ -34,7 +34,7 @@ class Kind(StrEnum):
 
 
 class Combine(StrEnum):
-    """How the values that several actors report become one."""
+    """The way in which the values of several actors become one."""
 
     SUM = "sum"
     """Added up; counters with those of actors that have left."""

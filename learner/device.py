@@ -1,4 +1,4 @@
-"""Where this process computes, and how its allocator behaves there. Needs torch alone."""
+"""The device that this process computes on, and the settings of its allocator. Needs torch alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _M_MMAP_MAX = -4
 
 
 def device() -> torch.device:
-    """Where this process trains: its current CUDA device, or the CPU."""
+    """The device that this process trains on: its current CUDA device, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 

@@ -1,4 +1,4 @@
-"""How a part of the run reports what happens to it."""
+"""The callback by which a part of the run reports an event."""
 
 from __future__ import annotations
 

@@ -33,8 +33,7 @@ class DropReason(StrEnum):
 
 @dataclass(slots=True)
 class CellCounts:
-    """Where the slots of one cell are. `queued` and `in_flight` are counted from the slots themselves, the rest as
-    events."""
+    """Counts of one cell's slots by state. `queued` and `in_flight` are counted from the slots, the rest as events."""
 
     granted: int = 0
     trained: int = 0
@@ -43,7 +42,7 @@ class CellCounts:
     queued: int = 0
     in_flight: int = 0
     stale_trained: int = 0
-    """Those of `trained` whose age was above the bound: `on_stale = train` takes them; else 0."""
+    """Slots among `trained` whose age was above the bound; `on_stale = train` alone permits them."""
 
     @property
     def conserved(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a learner is doing. Other processes decide on it: a member of the enum, never the words of a status line."""
+"""The phases of a learner. Other processes decide on the member of the enum, never on the words of a status line."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from executor.settings_table import SettingsTable
 from learner.trajectory import Cell, Role
 
 OnStale = Literal["wait", "drop", "train"]
-"""What becomes of a straggler (`learner.staleness`)."""
+"""Ways to treat a straggler (`learner.staleness`)."""
 
 
 class ModelSettings(SettingsTable):

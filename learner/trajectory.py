@@ -42,7 +42,7 @@ _INT32, _FLOAT32 = np.dtype("<i4"), np.dtype("<f4")
 
 
 KIND_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
-"""What may name a kind of task in settings, metrics, files and on the wire."""
+"""Names that a kind of task may have, in settings, metrics, files and on the wire."""
 
 
 class Role(StrEnum):
@@ -80,7 +80,7 @@ def _parse_cell(name: str) -> Cell:
 
 
 class Status(StrEnum):
-    """How generation of the response ended."""
+    """The way in which generation of the response ended."""
 
     STOPPED = "stopped"
     """At an end-of-text token or a stop string."""

@@ -17,7 +17,7 @@ SCHEMA_VERSION = 3
 is brought to form 3 when it is opened."""
 READABLE_SCHEMAS = (2, SCHEMA_VERSION)
 BUSY_S = 60.0
-"""How long a statement waits for somebody else's, such as a user's, that holds the file."""
+"""Seconds that a statement waits while another process, such as a user's, holds the file."""
 
 # Indices: `digest` finds what is known; `tasks_active` lists the draw without reading the tasks; `tasks_settled` gives
 # what leaves it first. The latter two hold no more than the rows that they are asked about (and the columns of their

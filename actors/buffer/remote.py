@@ -10,9 +10,9 @@ from actors.buffer.task_buffer import Added, NewTask
 from executor.tasks import Task
 
 RETRY_S = 0.2
-"""Between two requests to a buffer that starts again."""
+"""Seconds between two requests to a buffer that starts again."""
 PATIENCE_S = 180.0
-"""How long one request is made again: a buffer that hangs is found out, ended and started again well within it."""
+"""Seconds for which a request is repeated: enough to find that a buffer hangs, end it and start it again."""
 
 
 class RemoteBuffer:

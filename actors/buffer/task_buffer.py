@@ -1,15 +1,15 @@
-"""The task buffer: every valid task with where it came from, durable in SQLite, open to anybody's SQL
+"""The task buffer: every valid task with its origin, in a SQLite file that any SQL client can read
 (`runs/<name>/tasks.sqlite`).
 
-Used three ways, as in Absolute Zero: references for proposers, programs for proposers that write about one, and tasks
-to solve again where fresh proposals do not fill a batch. A task enters once, whatever its reward: tasks are the same
-where kind, normalised program and inputs are, and what else a kind tells its tasks apart by (`TaskKind.identity`).
+It has three uses, as in Absolute Zero: references for proposers, programs for proposers that write about one, and tasks
+to solve again where fresh proposals do not fill a batch. A task enters once, whatever its reward. Two tasks are the
+same if their kinds, normalised programs and inputs are the same, and so is all else by which their kind tells tasks
+apart (`TaskKind.identity`).
 
-A request takes O(log n) steps at n tasks. What is drawn from is, for each kind, the ordered ids of its *active* tasks,
-in memory (`ordered_ids.py`, 8 bytes a task); all else is a look-up by integer key. What a request has changed is
-committed before it returns: it outlives the death of the process. (A machine that loses its power may forget the last
-moments, never the file's consistency: WAL with `synchronous=NORMAL`. A checkpoint's snapshot is on the disk before the
-checkpoint has its name.)
+A request takes O(log n) steps at n tasks. Draws use, for each kind, the ordered ids of its *active* tasks in memory
+(`ordered_ids.py`, 8 bytes a task); all else is a look-up by integer key. A change is committed before its request
+returns, so it survives the process. (A machine that loses its power may lose the last moments, but not the file's
+consistency: WAL with `synchronous=NORMAL`. A checkpoint's snapshot is on the disk before the checkpoint has its name.)
 
 A task that leaves the draw (`BufferSettings.capacity`) stays in the file, is still known, and still counts its
 solutions.
@@ -34,7 +34,7 @@ from actors.prompts import ZERO_NORMAL, ZERO_TASK
 from executor.tasks import Task
 
 GIVEN = -1
-"""`proposer_version` of what no policy proposed: the zero triplet, and tasks of a seed file."""
+"""`proposer_version` of tasks that no policy proposed: the zero triplet, and those of a seed file."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,22 @@ class NewTask:
     """Oldest policy version in the proposal's tokens, or `GIVEN`."""
     episode_id: str
     references: tuple[int, ...] = ()
-    """What its proposer was shown."""
+    """Ids of the tasks that its proposer was shown."""
     reward: float | None = None
-    """The proposer's, where it is known by now."""
+    """The proposer's reward, where it is known by now."""
 
 
 class Added(NamedTuple):
-    """What became of a task."""
+    """The result of adding a task."""
 
     task_id: int | None
     """Its number; None where the buffer knew the task already."""
     duplicate: bool
-    """Whether the buffer knew it: the first proposer keeps it."""
+    """Whether the buffer knew the task: it then stays the first proposer's."""
 
 
 class Buffer(Protocol):
-    """What an episode knows of the buffer."""
+    """The task buffer as episodes use it."""
 
     async def references(self, kinds: tuple[str, ...], count: int, seed: str) -> list[tuple[int, Task]]:
         """Up to `count` distinct tasks of `kinds` with their ids, oldest first."""
@@ -78,7 +78,7 @@ class Buffer(Protocol):
         """Add to a task's history: policy `version` made `attempts` solutions, of which `solved` were correct."""
 
     async def rewarded(self, task_id: int, reward: float) -> None:
-        """What the proposer of a task was paid, once its solutions are judged."""
+        """Record the reward of a task's proposer, once the task's solutions are judged."""
 
 
 class TaskBuffer:

@@ -28,7 +28,7 @@ FILE_BYTES = 4 << 30
 
 
 class Layout(Enum):
-    """How a Megatron-Core parameter is composed of Hugging Face tensors."""
+    """The way a Megatron-Core parameter is composed of Hugging Face tensors."""
 
     WHOLE = auto()
     """One tensor, the same on every rank."""

@@ -101,7 +101,7 @@ def build_gpt(shape: Architecture, config: TransformerConfig) -> GPTModel:
 
 
 def _layer(shape: Architecture, mixture: bool) -> ModuleSpec:
-    """What a transformer layer is made of, with a mixture of experts or a plain MLP."""
+    """The modules of a transformer layer, with a mixture of experts or a plain MLP."""
     layer = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization="RMSNorm")
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RmsNorm

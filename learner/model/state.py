@@ -120,7 +120,7 @@ class ModelState:
             _set_random_states(load_file(directory / _random_file()))
 
     def _tensors(self) -> list[ShardedTensor]:
-        """What this rank owns, as views of the optimizer's tensors."""
+        """The tensors that this rank owns, as views of the optimizer's."""
         self._fill_adam_state()
         distributed = isinstance(self._optimizer, DistributedOptimizer)
         owned = self._optimizer.model_param_group_index_map if distributed else None

@@ -33,12 +33,12 @@ class Example(NamedTuple):
     response_ids: np.ndarray
     """[N], int64"""
     weight: float
-    """How much each token of the response counts."""
+    """The weight of each token of the response in the loss."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a file holds."""
+    """The examples of a file."""
 
     examples: list[Example]
     num_skipped: int
@@ -47,7 +47,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run learns and what it only measures."""
+    """The examples that a run trains on, and those that it only measures."""
 
     train: list[Example]
     validation: list[Example]

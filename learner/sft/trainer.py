@@ -139,7 +139,7 @@ class SftTrainer:
 
 @dataclass(frozen=True)
 class SftHooks:
-    """What happens around the loop."""
+    """Callbacks of the training loop."""
 
     interrupted: Callable[[], bool]
     """Whether to stop before the next step; asked on rank 0."""
@@ -176,7 +176,7 @@ def fine_tune(trainer: SftTrainer, validate_every: int, checkpoint_every: int, h
 
 
 def token_weights(examples: Sequence[Example]) -> np.ndarray:
-    """What each response token of each example counts, float32 [B]; over all response tokens they add up to 1."""
+    """The weight of a response token of each example, float32 [B]; over all response tokens they add up to 1."""
     weights = np.array([example.weight for example in examples], dtype=np.float64)
     lengths = np.array([len(example.response_ids) for example in examples], dtype=np.float64)
     result: np.ndarray = (weights / (weights * lengths).sum()).astype(np.float32)

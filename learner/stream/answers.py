@@ -24,7 +24,7 @@ class Kept:
     slots: tuple[int, ...]
     """The slots that it answers."""
     sent_at: float
-    """When it was last sent, in monotonic seconds, or `NEVER`."""
+    """Time at which it was last sent, in monotonic seconds, or `NEVER`."""
 
 
 class Answers:

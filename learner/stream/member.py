@@ -30,7 +30,7 @@ class Member(Seat):
     identity: bytes
     """ZeroMQ's name of its connection."""
     last_seen: float
-    """When something last came from it, on the monotonic clock in seconds."""
+    """Time of the last message from it, in monotonic seconds."""
     floor: int = 1
     """The lowest number of a message that it may still send."""
     session: int = field(default_factory=lambda: secrets.randbits(48))

@@ -26,7 +26,7 @@ from learner.turns import Turns
 
 
 class Outbox(Protocol):
-    """Where messages leave."""
+    """Sends messages to actors."""
 
     def post(self, identity: bytes, frame: bytes) -> None:
         """Send `frame` soon. It may be lost."""

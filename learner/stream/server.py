@@ -283,7 +283,7 @@ class StreamServer:
             self._members.reports.load_state_dict(state, actors_live)
 
     def _counted(self) -> dict[str, float]:
-        """What this life of the learner has counted."""
+        """The counters of this life of the learner."""
         own = {name: self.counts[name] for name in ("messages", "bytes", "trajectories", "duplicates", "resent")}
         own |= {name: self.counts[name] for name in ("reconnects", "lost")} | self._socket.denied
         own |= {f"refused_{reason}": count for reason, count in self.refused.items()}

@@ -27,7 +27,7 @@ COPIED_BYTES = 8192
 """A frame below that is copied out of ZeroMQ's receive buffer of this size, which it would keep alive as a whole. A
 larger one has its own memory, and is used where it is."""
 BIND_TIMEOUT_S = 30.0
-"""How long a fixed port is waited for: another life of the learner may still be closing it."""
+"""Seconds to wait for a fixed port: an earlier life of the learner may still be closing it."""
 BACKLOG = 4096
 """Connections that may wait to be accepted: a cluster's actors all start at once."""
 PEER_MESSAGES = 1000

@@ -32,7 +32,7 @@ TCP_SILENT_MS = 15_000
 MAX_PENDING = 1 << 14
 """Control messages that an actor may leave untaken before it is lost; far more than its credits allow."""
 MAX_AHEAD = 1 << 16
-"""How far the numbers of an actor's messages may run ahead of the lowest that is missing."""
+"""Largest distance of the numbers of an actor's messages from the lowest that is missing."""
 MAX_SLOTS = 1 << 14
 """Maximum number of slots that one actor may hold."""
 MAX_HELLO_BYTES = 8 * MAX_SLOTS + 1024

@@ -38,7 +38,7 @@ Backend = Literal["gloo", "nccl", "local"]
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """What a receiver needs to join a group. With backend `local`, `host` is the name of a `LocalChannel`."""
+    """The address and size of a group, for a receiver to join. With backend `local`, `host` names a `LocalChannel`."""
 
     group_id: int
     host: str
