@@ -6,16 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executor.user_error import UserError
+from launch.run.folder import RunFolderError
 
 if TYPE_CHECKING:
     from launch.config import AnyConfig
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
-
-
-class RunFolderError(UserError):
-    """A run folder that cannot be used; the message says what to do."""
 
 
 def new_command(commands: Any, name: str, about: str, description: str, epilog: str) -> argparse.ArgumentParser:
@@ -48,6 +44,11 @@ def add_run(command: argparse.ArgumentParser, about_recipe: str, setting: str, r
     add_overrides(command, f"settings on top, such as {setting}")
     command.add_argument("--resume", metavar="RUN", help=f"a run folder to go on with, such as {run}")
     command.add_argument(
+        "--start-over",
+        action="store_true",
+        help="with --resume: begin at step 1 again; what the run recorded moves to attempts/ in its folder",
+    )
+    command.add_argument(
         "--log-level", choices=LOG_LEVELS, metavar="LEVEL", help="of the files in logs/: " + ", ".join(LOG_LEVELS)
     )
 
@@ -58,33 +59,30 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
     return [*arguments.overrides, *arguments.sets, *([f"run.log_level={level}"] if level else [])]
 
 
-def run_config(arguments: argparse.Namespace, root: type[AnyConfig], command: str, example: str) -> AnyConfig:
-    """The configuration of the run that `recipe` starts or that `--resume` goes on with. Raises ConfigError,
-    RunFolderError.
+def run_config(
+    arguments: argparse.Namespace, root: type[AnyConfig], command: str, example: str
+) -> tuple[AnyConfig, AnyConfig | None]:
+    """The configuration of the run that `recipe` starts or that `--resume` goes on with, and that of its last attempt.
 
-    `command`: as the user calls it, `azr train`; `example`: a recipe of this command that ships.
+    The second is None without `--resume`. `command`: as the user calls it, `azr train`; `example`: a recipe of this
+    command that ships. Raises ConfigError, RunFolderError.
     """
     from launch.config import load
 
     overrides = overrides_of(arguments)
     if arguments.resume:
+        if arguments.recipe and "=" not in arguments.recipe:
+            raise RunFolderError(
+                f"a run keeps its recipe: leave {arguments.recipe} out. {command} --resume {arguments.resume} KEY=VALUE changes "
+                f"settings; {command} {arguments.recipe} run.name=NAME starts another run."
+            )
         if arguments.recipe:
             overrides.insert(0, arguments.recipe)  # after --resume RUN, the first positional is an override
-        folder = Path(arguments.resume)
-        if not (folder / "config.toml").is_file():
-            raise RunFolderError(f"{folder} is no run folder: it has no config.toml. `ls runs` shows what there is.")
-        config = load(folder / "config.toml", overrides, root)
-        if config.folder.resolve() != folder.resolve():
-            raise RunFolderError(
-                f"run.dir and run.name say {config.folder}, but --resume says {folder}; resume where the run lies"
-            )
-        return config
+        from launch.run.configuration import load_run
+
+        return load_run(Path(arguments.resume), overrides, root)
+    if arguments.start_over:
+        raise RunFolderError(f"--start-over is for a run that there is: {command} --resume RUN --start-over")
     if not arguments.recipe:
         raise RunFolderError(f"{command} needs a recipe (try {example}) or --resume RUN")
-    config = load(arguments.recipe, overrides, root)
-    if (config.folder / "metrics.jsonl").exists():
-        raise RunFolderError(
-            f"{config.folder} holds a run already. Go on with it: {command} --resume {config.folder}. Start another: "
-            f"add run.name=NAME. Forget it: rm -r {config.folder}."
-        )
-    return config
+    return load(arguments.recipe, overrides, root), None

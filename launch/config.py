@@ -10,7 +10,8 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, overload
 
 import tomli_w
 from pydantic import BaseModel, ValidationError, model_validator
@@ -140,14 +141,38 @@ def load(recipe: str | Path, overrides: Sequence[str] = (), root: Any = Config) 
     `root`: `Config`, or `SftConfig` for a recipe of `azr sft`.
     """
     data, sources = read_recipe(find_recipe(recipe))
-    if root_of(data) is not root:
+    if (root_of(data) is SftConfig) != (root is SftConfig):
         command, has = ("azr sft", "a") if root is Config else ("azr train", "no")
         raise ConfigError(f"{recipe} is a recipe of `{command}`: it has {has} table [sft]")
-    for override in overrides:
-        key, value = parse_override(override)
-        assign(data, key, value)
-        sources[key] = f"override {override!r}"
+    return override(data, sources, overrides, root)
+
+
+def override(
+    data: dict[str, Any], sources: dict[str, str], overrides: Sequence[str], root: type[AnyConfig]
+) -> AnyConfig:
+    """Build a configuration from plain data with `overrides` on top; changes `data` and `sources`. Raises ConfigError.
+
+    What a setting takes decides how its text is read: a text setting takes every text as it is (`run.name=2026`), and
+    `none` unsets an optional one (`run.max_minutes=none`).
+    """
+    for text in overrides:
+        key, value = parse_override(text)
+        assign(data, key, _typed(root, key, text.partition("=")[2].strip(), value))
+        sources[key] = f"override {text!r}"
     return build(data, sources, root)
+
+
+def _typed(root: type[BaseModel], key: str, text: str, value: Any) -> Any:
+    """The value of an override for the setting `key`: `value`, its text read as TOML, unless the setting says
+    otherwise."""
+    annotation: Any = root
+    for part in key.split("."):
+        fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
+        annotation = fields[part].annotation if part in fields else None
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if type(None) in options and text.lower() == "none":
+        return None
+    return text if str in options and not isinstance(value, str) else value
 
 
 def root_of(data: Mapping[str, Any]) -> type[Config] | type[SftConfig]:

@@ -6,6 +6,7 @@ A place of an open batch is *ungranted*, *in flight*, *queued* or *spent*, and n
     queue     in flight -> queued       its trajectory came in
     spend     in flight -> spent        it was returned
     vacate    in flight -> ungranted    it was dropped: the place is granted again
+    unqueue   queued -> ungranted       the same, of a checkpoint's queue: it is too old for the bound of the resume
     advance   an in-flight slot changes places with the earliest place of its cell that is not filled
 
 Says nothing about who may do what, and counts nothing that has ended.
@@ -122,6 +123,13 @@ class Places:
         entry = self._land(slot)
         del self.slots[slot]
         self.batches[entry.batch].ungranted[entry.cell] += 1
+
+    def unqueue(self, slot: int) -> None:
+        """The slot's trajectory will not be trained: its place is ungranted again."""
+        entry = self.slots.pop(slot)
+        batch = self.batches[entry.batch]
+        batch.queued.remove(slot)
+        batch.ungranted[entry.cell] += 1
 
     def held(self, holder: Holder) -> Collection[int]:
         """Slots that `holder` has in flight, in order of grants."""

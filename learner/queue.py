@@ -72,5 +72,5 @@ class BatchQueue(Generic[T]):
         return [self._by_slot[slot] for slot in sorted(self._by_slot)]
 
     def restore(self, trajectories: Iterable[T]) -> None:
-        """Put back the queue of a checkpoint, whose gate is loaded already."""
-        self._by_slot.update({trajectory.slot: trajectory for trajectory in trajectories})
+        """Put back the queue of a checkpoint, whose gate is loaded already and may have dropped some of it."""
+        self._by_slot.update({t.slot: t for t in trajectories if self.gate.is_queued(t.slot)})

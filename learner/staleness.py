@@ -280,6 +280,16 @@ class Gate:
         batch = self._places.batches.get(self._trained_batches)
         return batch is not None and batch.filled
 
+    @property
+    def first_unopened(self) -> int:
+        """The first batch whose places are not made yet, so that it gets the present quotas."""
+        return max(self._places.batches, default=self._trained_batches - 1) + 1
+
+    def is_queued(self, slot: int) -> bool:
+        """Whether the slot's trajectory waits to be trained."""
+        entry = self._places.slots.get(slot)
+        return entry is not None and entry.arrived is not None
+
     def arrivals(self, slots: Iterable[int]) -> dict[int, int]:
         """Return, by queued slot, the version that the learner had made when it came in
         (`learner.metrics.describe_ages`)."""
@@ -360,8 +370,12 @@ class Gate:
             "counts": {cell.name: counts.events() for cell, counts in self._counts.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], keep_in_flight: bool = False) -> None:
-        """Restore a checkpoint of any `on_stale`.
+    def load_state_dict(self, state: Mapping[str, Any], keep_in_flight: bool = False) -> int:
+        """Restore a checkpoint of any `max_staleness` and `on_stale`; returns the number of queued slots that were
+        dropped.
+
+        What is queued and would be older than `max_staleness` when it is trained is dropped as stale, so that G2 holds
+        after a resume with a lower bound too, unless `on_stale` is `train`.
 
         What was in flight is dropped: its actors are gone, and its places are granted again. With `keep_in_flight` they
         may be alive; then this must be a later life (R1; ValueError otherwise), actors that come back `reclaim`, and of
@@ -384,4 +398,19 @@ class Gate:
         if not keep_in_flight:
             in_flight = [slot for slot, entry in self._places.slots.items() if entry.arrived is None]
             self._drop(in_flight, DropReason.LEARNER_RESTART)
+        stale = self._too_old()
+        for slot in stale:
+            self._counts[self._places.slots[slot].cell].dropped[DropReason.STALE] += 1
+            self._places.unqueue(slot)
         self._open()
+        return len(stale)
+
+    def _too_old(self) -> list[int]:
+        """Queued slots that break G2 on the places where they are."""
+        if self.on_stale == "train":
+            return []
+        return [
+            slot
+            for slot, entry in self._places.slots.items()
+            if entry.arrived is not None and entry.batch - entry.oldest > self.max_staleness
+        ]

@@ -81,8 +81,10 @@ class LearnerActor:
     def _run(self, store: str | None, former: str | None, resume: bool, expected: int) -> None:
         from transformers import AutoTokenizer
 
-        from launch.run.assemble import make_gate, make_trainer
+        from launch.run.assemble import make_trainer
+        from launch.run.attempt import adopt
         from launch.run.checkpoints import Saved
+        from launch.run.gate import make_gate
         from launch.run.hooks import make_hooks
         from learner.checkpoint import Checkpoints
         from learner.loop import learn
@@ -118,6 +120,7 @@ class LearnerActor:
                 step,
                 went_on=self._attempt > 0,
             )
+            adopt(self._folder)
             stream.restore_reports(recorder.totals.reports, recorder.totals.actors_live)
             stream.open(recorder.event)
             host = host_of(stream.endpoint)  # reachable for every actor, as the stream is

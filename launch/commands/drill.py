@@ -24,6 +24,7 @@ from launch.arguments import add_overrides, new_command, overrides_of
 
 if TYPE_CHECKING:
     from launch.cluster.supervisor import Supervisor
+    from launch.config import Config
     from launch.run.console import Console
     from launch.run.folder import RunFolder
 
@@ -168,8 +169,7 @@ def _parts(text: str) -> list[str]:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Hold the drill; exit code 0 only where it was passed."""
-    from launch.cluster import driver
-    from launch.commands.train import begin
+    from launch.commands.train import begun
     from launch.config import load
     from launch.run.console import Console
 
@@ -192,7 +192,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if config.folder.exists():
         raise DrillError(f"{config.folder} is there already: add run.name=NAME, or remove it")
     console = Console(config)
-    folder = begin(config, console)
+    with begun(config, console) as folder:
+        assert folder is not None  # a new run
+        return _hold(arguments, config, folder, console)
+
+
+def _hold(arguments: argparse.Namespace, config: Config, folder: RunFolder, console: Console) -> int:
+    from launch.cluster import driver
+
     drill = Drill(arguments.kill, arguments.times, arguments.seed, folder, console)
     restarts: dict[str, int] = {}
 

@@ -42,4 +42,5 @@ def _run(arguments: argparse.Namespace) -> int:
     from launch.config import SftConfig
     from launch.sft.run import run
 
-    return run(run_config(arguments, SftConfig, "azr sft", "sft-smollm2-cpu"), resume=bool(arguments.resume))
+    config, former = run_config(arguments, SftConfig, "azr sft", "sft-smollm2-cpu")
+    return run(config, former, arguments.start_over)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from launch.arguments import add_run, new_command, run_config
@@ -42,49 +44,62 @@ def register(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from launch.config import Config
 
-    return train(run_config(arguments, Config, "azr train", "smollm2-cpu"), resume=bool(arguments.resume))
+    config, former = run_config(arguments, Config, "azr train", "smollm2-cpu")
+    return train(config, former, arguments.start_over)
 
 
-def train(config: Config, resume: bool = False) -> int:
-    """Run to the end; returns the exit code."""
+def train(config: Config, former: Config | None = None, start_over: bool = False) -> int:
+    """Run to the end; returns the exit code. `former`: of a resume, the configuration before it."""
     from launch.logs import close_log
     from launch.run.console import Console
 
     console = Console(config)
-    folder = begin(config, console, resume)
-    # Each mode imports its own libraries (Ray, or vLLM in this process): only those of the mode that runs are loaded.
-    try:
-        if config.run.mode == "serial":
-            from launch.run import serial
+    with begun(config, console, former, start_over) as folder:
+        if folder is None:
+            return 0
+        resume = former is not None and not start_over
+        # Each mode imports its own libraries (Ray, or vLLM in this process): only those of the mode that runs are loaded.
+        try:
+            if config.run.mode == "serial":
+                from launch.run import serial
 
-            return serial.run(config, folder, resume, console)
-        from launch.cluster import driver
+                return serial.run(config, folder, resume, console)
+            from launch.cluster import driver
 
-        return driver.run(config, folder, resume, console)
-    except Exception:
-        _LOG.exception("the run failed")
-        raise
-    finally:
-        close_log()
+            return driver.run(config, folder, resume, console, lambda supervisor: folder.check_owner())
+        except Exception:
+            _LOG.exception("the run failed")
+            raise
+        finally:
+            close_log()
 
 
-def begin(config: Config, console: Console, resume: bool = False) -> RunFolder:
-    """Prepare the model, the run's folder, and the log of this process."""
-    from launch.config import to_toml
+@contextlib.contextmanager
+def begun(
+    config: Config, console: Console, former: Config | None = None, start_over: bool = False
+) -> Iterator[RunFolder | None]:
+    """Own the run's folder until the block ends, and begin an attempt in it; None where the run has all its steps.
+
+    Also prepares the model, and opens the log of this process. Raises RunFolderError, CheckpointError, ModelError.
+    """
     from launch.logs import log_to_file
     from launch.models import prepare
-    from launch.run.folder import RunFolder, append_event
-    from learner.checkpoint import Checkpoints
+    from launch.run.attempt import begin, finished, former_run, new_run
+    from launch.run.changes import changes
+    from launch.run.folder import RunFolder
+    from launch.run.owner import owned
 
-    prepare(config.model.path, console.say)
     folder = RunFolder(config.folder)
-    folder.create()
-    process = "serial" if config.run.mode == "serial" else "driver"
-    log_to_file(folder.logs / f"{process}.0.log", f"{process}.0", config.run.log_level)
-    if resume:
-        for notice in Checkpoints(folder.checkpoints, config.learner.keep_checkpoints).recover():
-            console.say(notice)
-            append_event(folder, "checkpoint_incomplete", notice=notice)
-    folder.config.write_text(to_toml(config))
-    console.say(f"run folder: {folder.path}")
-    return folder
+    with owned(folder, console.say):
+        origin = new_run(config, folder) if former is None else former_run(config, folder, start_over)
+        if former is not None and (done := finished(config, folder, origin, config.learner.steps)):
+            console.say(done)
+            yield None
+            return
+        prepare(config.model.path, console.say)
+        lines = begin(config, folder, origin, changes(former, config, origin.checkpoint) if former else None)
+        process = "serial" if config.run.mode == "serial" else "driver"
+        log_to_file(folder.logs / f"{process}.0.log", f"{process}.0", config.run.log_level)
+        for line in [*lines, f"run folder: {folder.path}"]:
+            console.say(line)
+        yield folder

@@ -11,20 +11,7 @@ from launch.config import Config, SftConfig
 from learner.model.policy import PolicyModel
 from learner.model.process_groups import data_rank, init_parallel
 from learner.ranks import Ranks
-from learner.staleness import Gate
 from learner.trainer import Trainer
-
-
-def make_gate(config: Config, life: int = 0) -> Gate:
-    """The gate of a run that starts. `life`: how often the learner was restarted while the run's actors lived on."""
-    return Gate(
-        config.learner.batch,
-        config.learner.max_staleness,
-        config.selfplay.solutions,
-        config.selfplay.proposals_per_prompt,
-        on_stale=config.learner.on_stale,
-        life=life,
-    )
 
 
 def make_policy(

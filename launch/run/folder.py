@@ -1,5 +1,5 @@
-"""A run's folder, `runs/<name>/`: its paths, the event log that every process appends to, and the processes' own
-logs."""
+"""A run's folder, `runs/<name>/`: its paths, its attempts, the event log that every process appends to, and the
+processes' own logs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,40 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from executor.user_error import UserError
 from launch.json_lines import to_json
 from launch.logs import log_to_stderr
 
 _LOG = logging.getLogger(__name__)
+
+
+class RunFolderError(UserError):
+    """A run folder that cannot be used; the message says what to do."""
+
+
+class AttemptFolder:
+    """`attempts/NNN/`: what one start or resume of the run began with, and what it set aside."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = int(path.name)
+        self.config = path / "config.toml"
+        self.record = path / "attempt.json"
+
+    def began(self) -> dict[str, Any]:
+        """`attempt`, `time` (UTC), `host`, `pid` and `command` of the attempt; empty where they cannot be read."""
+        try:
+            record = json.loads(self.record.read_text())
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def new_aside(self) -> Path:
+        """Make the next of `aside.1/`, `aside.2/` ..., for records that are moved out of the way."""
+        numbers = [int(path.suffix[1:]) for path in self.path.glob("aside.*")]
+        aside = self.path / f"aside.{max(numbers, default=0) + 1}"
+        aside.mkdir(parents=True)
+        return aside
 
 
 class RunFolder:
@@ -34,11 +64,27 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
+        self.attempts = path / "attempts"
+        self.owner = path / "owner.lock"
+        self.check_owner: Callable[[], None] = lambda: None
+        """Raises OwnerLost if this process owned the folder and has lost it (`launch.run.owner`)."""
 
     def create(self) -> None:
         """Make the folders."""
         for folder in (self.trajectories, self.tensorboard, self.checkpoints, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
+
+    def newest_attempt(self) -> AttemptFolder | None:
+        """The attempt that began last, or None."""
+        found = [path for path in self.attempts.glob("*") if path.name.isdecimal()]
+        return AttemptFolder(max(found, key=lambda path: int(path.name))) if found else None
+
+    def new_attempt(self) -> AttemptFolder:
+        """Make the folder of the next attempt."""
+        newest = self.newest_attempt()
+        attempt = AttemptFolder(self.attempts / f"{newest.number + 1 if newest else 1:03d}")
+        attempt.path.mkdir(parents=True)
+        return attempt
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """One object a step, in order."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from launch.json_lines import to_json
 from launch.metric_catalogue import METRICS
+from launch.run.aside import undo_steps
 from launch.run.folder import RunFolder, append_event
 from launch.run.totals import NOTHING, RunTotals
 from learner.catalogue import Catalogue
@@ -32,8 +33,8 @@ class Recorder:
         went_on: bool = False,
         catalogue: Catalogue = METRICS,
     ) -> None:
-        """`resumed_step`: steps after it are forgotten, for they will be taken again. `went_on`: as for `RunTotals`.
-        `catalogue`: where the names of metrics are looked up."""
+        """`resumed_step`: what is recorded of later steps moves aside, since they are taken again. `went_on`: as for
+        `RunTotals`. `catalogue`: where the names of metrics are looked up."""
         from torch.utils.tensorboard import SummaryWriter
 
         folder.create()
@@ -41,13 +42,9 @@ class Recorder:
         self._tokenizer = tokenizer
         self._record_trajectories = record_trajectories
         self._lock = threading.Lock()
-        kept = [row for row in folder.read_metrics() if row["step"] <= resumed_step]
-        fresh = folder.metrics.with_suffix(".partial")
-        fresh.write_text("".join(to_json(row) + "\n" for row in kept))
-        fresh.rename(folder.metrics)
-        for path in folder.trajectories.glob("step_*.jsonl"):
-            if int(path.stem.removeprefix("step_")) > resumed_step:
-                path.unlink()
+        if aside := undo_steps(folder, resumed_step):
+            self.event("steps_set_aside", after=resumed_step, moved_to=str(aside.relative_to(folder.path)))
+        kept = folder.read_metrics()
         self._catalogue = catalogue
         resumed = resumed_step > 0 or went_on
         self.totals = RunTotals(folder.totals, resumed, went_on, kept[-1] if kept else {})
@@ -60,7 +57,8 @@ class Recorder:
         self, metrics: dict[str, float], batch: Sequence[Trajectory], reports: Mapping[str, Any] = NOTHING
     ) -> None:
         """One optimizer step. Of the held-out metrics, which actors report again and again, each version's come
-        once. `reports`: the counters to keep in the run's totals (`Reports.state_dict`)."""
+        once. `reports`: the counters to keep in the run's totals (`Reports.state_dict`). Raises OwnerLost."""
+        self._folder.check_owner()
         if metrics.get("heldout/version", self._heldout_version) == self._heldout_version:
             metrics = {name: value for name, value in metrics.items() if not name.startswith("heldout/")}
         else:

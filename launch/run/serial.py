@@ -25,10 +25,11 @@ from executor.judge import Judge
 from executor.pool import SerialPool
 from launch.config import Config
 from launch.models import prepare
-from launch.run.assemble import make_gate, make_trainer
+from launch.run.assemble import make_trainer
 from launch.run.checkpoints import Saved
 from launch.run.console import Console
 from launch.run.folder import RunFolder, work_log
+from launch.run.gate import make_gate
 from launch.run.hooks import make_hooks
 from launch.run.recorder import Recorder
 from launch.run.status import Progress, RunStatus

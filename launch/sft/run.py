@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from executor.user_error import UserError
-from launch.config import SftConfig, to_toml
+from launch.config import SftConfig
 from launch.logs import close_log, log_to_file
 from launch.metric_catalogue import SFT_METRICS
 from launch.models import prepare
 from launch.recipe import RECIPES, ConfigError
+from launch.run.attempt import adopt, begin, finished, former_run, new_run
+from launch.run.changes import changes
 from launch.run.console import REFRESH_S
 from launch.run.folder import RunFolder, log_to
 from launch.run.interrupts import interrupts
+from launch.run.owner import owned
 from launch.run.recorder import Recorder
 from launch.run.status import Progress, SftStatus
 from launch.sft.console import SftConsole
 from learner.checkpoint import Checkpoints
-from learner.sft.data import Data, load_data
+from learner.sft.data import Data, Order, load_data
 
 _STATE = "sft.json"
 """A checkpoint's file that says which step it is of, and of which data."""
@@ -35,47 +38,57 @@ class SftError(UserError):
     """A fine-tuning run that cannot start or go on; the message says what to do."""
 
 
-def run(config: SftConfig, resume: bool = False) -> int:
-    """Run to the end; returns the exit code."""
+def run(config: SftConfig, former: SftConfig | None = None, start_over: bool = False) -> int:
+    """Run to the end; returns the exit code. `former`: of a resume, the configuration before it."""
     console = SftConsole(config.run.name)
-    prepare(config.model.path, console.say)
-    # What is wrong with the data is said before anything is made or started.
-    data, told = _read(config)
-    console.say(told)
     folder = RunFolder(config.folder)
-    if resume:
-        checkpoints = Checkpoints(folder.checkpoints, config.learner.keep_checkpoints)
-        for notice in checkpoints.recover():
-            console.say(notice)
-        if (latest := checkpoints.latest()) is not None:
-            _resumed_step(latest, _identity(config, data))
-    folder.create()
-    log_to_file(folder.logs / "sft.0.log", "sft.0", config.run.log_level)
-    try:
-        folder.config.write_text(to_toml(config))
-        console.say(f"run folder: {folder.path}")
-        if config.learner.parallel.world_size == 1:
-            why = _here(config, folder, data, resume, console)
-        else:
-            why = _on_ray(config, folder, resume, console)
-        return _summarise(config, folder, why, console)
-    except RankFailed as error:
-        console.say(f"FAILED: {error}")
-        return 1
-    finally:
-        close_log()
+    with owned(folder, console.say):
+        origin = new_run(config, folder) if former is None else former_run(config, folder, start_over)
+        prepare(config.model.path, console.say)
+        # What is wrong with the data is said before anything is made or started.
+        data, told = _read(config)
+        console.say(told)
+        if origin.checkpoint is not None:
+            _resumed_step(origin.checkpoint, _identity(config, data))
+        num_steps = Order(len(data.train), config.sft.batch_size, config.sft.epochs, config.run.seed).num_steps
+        if former is not None and (done := finished(config, folder, origin, num_steps)):
+            console.say(done)
+            return 0
+        lines = begin(config, folder, origin, changes(former, config, origin.checkpoint) if former else None)
+        log_to_file(folder.logs / "sft.0.log", "sft.0", config.run.log_level)
+        try:
+            for line in [*lines, f"run folder: {folder.path}"]:
+                console.say(line)
+            resume = former is not None and not start_over
+            if config.learner.parallel.world_size == 1:
+                why = _here(config, folder, data, resume, console)
+            else:
+                why = _on_ray(config, folder, resume, console)
+            return _summarise(config, folder, why, console)
+        except RankFailed as error:
+            console.say(f"FAILED: {error}")
+            return 1
+        finally:
+            close_log()
 
 
 class SftRank:
     """One learner rank of a fine-tuning run. Rank 0 also writes the run's files."""
 
     def __init__(
-        self, config: SftConfig, folder: Path, rank: int = 0, store: str | None = None, data: Data | None = None
+        self,
+        config: SftConfig,
+        folder: Path,
+        rank: int = 0,
+        store: str | None = None,
+        data: Data | None = None,
+        check_owner: Callable[[], None] = lambda: None,
     ) -> None:
         """`store`: where several ranks meet, `tcp://host:port`; with it, output goes to the rank's log. `data`: where
-        it has been read already."""
+        it has been read already. `check_owner`: `RunFolder.check_owner` of the folder's owner, in the same process."""
         self._config = config
         self._folder = RunFolder(folder.absolute())
+        self._folder.check_owner = check_owner
         self._rank = rank
         self._store = store
         self._data = data
@@ -106,7 +119,9 @@ class SftRank:
             policy.load_checkpoint(latest / "model")
         recorder = None
         if ranks.is_main:
-            recorder = Recorder(self._folder, None, False, trainer.step, catalogue=SFT_METRICS)
+            # The row of step 0 is written again as well, where the run begins at step 1.
+            recorder = Recorder(self._folder, None, False, trainer.step or -1, catalogue=SFT_METRICS)
+            adopt(self._folder)
 
         def on_step(step: int, metrics: dict[str, float]) -> None:
             if recorder is None:
@@ -162,7 +177,7 @@ class RankFailed(UserError):
 
 def _here(config: SftConfig, folder: RunFolder, data: Data, resume: bool, console: SftConsole) -> str:
     """Run the only rank in this process; returns why it stopped early, or ""."""
-    rank = SftRank(config, folder.path, data=data)
+    rank = SftRank(config, folder.path, data=data, check_owner=folder.check_owner)
     with _interrupts(rank.stop, console), console.following(rank.status):
         rank.run(resume)
     return rank.status().stop
@@ -196,6 +211,7 @@ def _on_ray(config: SftConfig, folder: RunFolder, resume: bool, console: SftCons
             with _interrupts(ranks[0].stop.remote, console), console.open():
                 left = list(running)
                 while left:
+                    folder.check_owner()
                     done, left = ray.wait(left, num_returns=1, timeout=REFRESH_S)
                     for ref in done:
                         try:

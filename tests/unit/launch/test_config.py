@@ -114,7 +114,7 @@ def test_cli_reports_mistakes_without_a_traceback(capsys: pytest.CaptureFixture[
 def test_cli_refuses_to_run_over_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "old"
     folder.mkdir()
-    (folder / "metrics.jsonl").write_text("")
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
     assert cli.main(["train", "smollm2-cpu", f"run.dir={tmp_path}", "run.name=old"]) == 2
     assert f"--resume {folder}" in capsys.readouterr().err
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from launch.config import Config
-from launch.run.assemble import make_gate
 from launch.run.checkpoints import Saved
+from launch.run.gate import make_gate
 from learner.checkpoint import Checkpoints
 from learner.ranks import Ranks
 

@@ -1,0 +1,151 @@
+"""An attempt of a run: one start or one resume. Says what it goes on from, and keeps its configuration.
+
+    attempts/NNN/config.toml    the configuration that the attempt began with
+    config.toml                 that of the newest attempt whose learner loaded its checkpoint with it (`adopt`)
+
+So an attempt that fails to start leaves `config.toml`, which the next resume reads, as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch.config import Config, SftConfig
+from launch.run.aside import last_step, set_aside_all
+from launch.run.changes import Changes
+from launch.run.configuration import to_run_toml
+from launch.run.folder import AttemptFolder, RunFolder, RunFolderError, append_event
+from learner.checkpoint import Checkpoints
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The state that an attempt goes on from."""
+
+    checkpoint: Path | None = None
+    """None: the attempt begins at step 1."""
+    recorded: int = 0
+    """The newest step in metrics or trajectories."""
+    start_over: bool = False
+    """Whether everything recorded is set aside first."""
+    notices: list[str] = field(default_factory=list)
+    """Sentences about checkpoints that were mended or set aside."""
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint; 0 without one."""
+        return int(self.checkpoint.name.removeprefix("step_")) if self.checkpoint else 0
+
+
+def new_run(config: Config | SftConfig, folder: RunFolder) -> Origin:
+    """The origin of a new run. Raises RunFolderError where the folder has steps or checkpoints of another one."""
+    if last_step(folder) or any(folder.checkpoints.glob("step_*")):
+        resume = f"{command(config)} --resume {shlex.quote(str(folder.path))}"
+        raise RunFolderError(
+            f"{folder.path} holds a run already. Go on with it: {resume}. Begin it again, with what it recorded set aside: "
+            f"{resume} --start-over. Start another: add run.name=NAME."
+        )
+    return Origin()
+
+
+def former_run(config: Config | SftConfig, folder: RunFolder, start_over: bool = False) -> Origin:
+    """The origin of a resume: the newest complete checkpoint. The folder's owner calls this: it mends the checkpoints.
+
+    Raises RunFolderError where steps are recorded and there is no checkpoint, and CheckpointError. `start_over`: set
+    everything aside in place of that.
+    """
+    recorded = last_step(folder)
+    if start_over:
+        return Origin(None, recorded, start_over=True)
+    checkpoints = Checkpoints(folder.checkpoints, config.learner.keep_checkpoints)
+    notices = checkpoints.recover()
+    latest = checkpoints.latest()
+    if latest is None and recorded:
+        raise RunFolderError(
+            f"{folder.path} has {recorded} recorded steps and no checkpoint to go on from, so these steps cannot be "
+            f"continued. To begin at step 1 again: {command(config)} --resume {shlex.quote(str(folder.path))} --start-over. "
+            "That moves all that is recorded to attempts/ in the run folder and deletes nothing."
+        )
+    return Origin(latest, recorded, notices=notices)
+
+
+def begin(config: Config | SftConfig, folder: RunFolder, origin: Origin, changes: Changes | None = None) -> list[str]:
+    """Begin an attempt: make its folder, with its configuration. The folder's owner calls this; returns lines for the
+    console.
+
+    `changes`: of the settings since the attempt before.
+    """
+    kept = _keep_config(folder)
+    attempt = folder.new_attempt()
+    attempt.config.write_text(to_run_toml(config))
+    now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    began = {"attempt": attempt.number, "time": now, "host": platform.node(), "pid": os.getpid(), "command": sys.argv}
+    attempt.record.write_text(json.dumps(began) + "\n")
+    folder.create()
+    lines = [*origin.notices]
+    for notice in origin.notices:
+        append_event(folder, "checkpoint_incomplete", notice=notice)
+    details: dict[str, Any] = {"attempt": attempt.number, "step": origin.step}
+    if origin.start_over:
+        aside = set_aside_all(folder).relative_to(folder.path)
+        folder.create()
+        details["set_aside"] = str(aside)
+        lines.append(f"starting over: {origin.recorded} steps and all checkpoints were moved to {folder.path / aside}")
+    elif origin.checkpoint is not None:
+        lines.append(f"going on from {origin.checkpoint}, after step {origin.step}")
+        details["checkpoint"] = origin.checkpoint.name
+    if not origin.start_over and origin.recorded > origin.step:
+        lines.append(
+            f"steps {origin.step + 1} to {origin.recorded} are taken again; their former records move to "
+            f"{folder.path / 'attempts' / attempt.path.name}"
+        )
+    if changes:
+        lines += changes.sentences()
+        details["changed"] = changes.values
+    append_event(folder, "run_resumed" if kept else "run_started", **details)
+    return lines
+
+
+def adopt(folder: RunFolder) -> None:
+    """Make the newest attempt's configuration the run's, which the next resume reads. The attempt has really begun."""
+    attempt = folder.newest_attempt()
+    if attempt is None:
+        return
+    fresh = folder.config.with_suffix(".partial")
+    fresh.write_bytes(attempt.config.read_bytes())
+    fresh.rename(folder.config)
+
+
+def finished(config: Config | SftConfig, folder: RunFolder, origin: Origin, num_steps: int) -> str | None:
+    """The sentence for a run that has all its steps; None where some are left."""
+    if origin.step < num_steps:
+        return None
+    more = "learner.steps=N" if isinstance(config, Config) else "sft.epochs=N"
+    return (
+        f"{origin.step} of {num_steps} steps are taken: there is nothing left to do, and nothing was changed. To go on: "
+        f"{command(config)} --resume {shlex.quote(str(folder.path))} {more}"
+    )
+
+
+def command(config: Config | SftConfig) -> str:
+    """The command of this kind of run, as the user calls it."""
+    return "azr train" if isinstance(config, Config) else "azr sft"
+
+
+def _keep_config(folder: RunFolder) -> bool:
+    """Keep the configuration of a run that was begun before attempts had folders. False: the run is new."""
+    if not folder.config.exists():
+        return False
+    if folder.newest_attempt() is None:
+        first = AttemptFolder(folder.attempts / "000")
+        first.path.mkdir(parents=True)
+        first.config.write_bytes(folder.config.read_bytes())
+    return True

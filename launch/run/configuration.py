@@ -1,0 +1,58 @@
+"""The configuration that a run folder keeps: reads it for a resume from any directory, and writes it."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.config import AnyConfig, Config, SftConfig, build, override, root_of, to_toml
+from launch.recipe import ConfigError, assign, read_recipe
+from launch.run.folder import RunFolderError
+
+INPUTS = ("model.path", "selfplay.seed_tasks", "sft.data", "sft.validation_data")
+"""Settings that name a file or a folder; a relative one starts at the working directory."""
+
+
+def load_run(path: Path, overrides: Sequence[str], root: type[AnyConfig]) -> tuple[AnyConfig, AnyConfig]:
+    """Load the configuration of the run in folder `path`: with `overrides` on top, and as it was.
+
+    `run.dir` and `run.name` follow from `path`, which may have been moved or renamed. Raises ConfigError and
+    RunFolderError.
+    """
+    if not (path / "config.toml").is_file():
+        begun = " The run had not begun to train: start it again." if (path / "attempts").is_dir() else ""
+        raise RunFolderError(f"{path} is no run folder: it has no config.toml.{begun} `ls runs` shows what there is.")
+    data, sources = read_recipe(path / "config.toml")
+    if root_of(data) is not root:
+        command = "azr sft" if root is Config else "azr train"
+        raise RunFolderError(f"{path} is a run of `{command}`: go on with it by {command} --resume {path}")
+    # As it was typed, where that has the folder's own name.
+    own = path if path.name not in ("", "..") and not path.is_symlink() else path.resolve()
+    for key, value in (("run.dir", str(own.parent)), ("run.name", own.name)):
+        if any(text.partition("=")[0].strip() == key for text in overrides):
+            raise RunFolderError(
+                f"{key} cannot be changed with --resume: the run stays in {path}. Move the folder instead."
+            )
+        assign(data, key, value)
+        sources[key] = f"the folder {own}"
+    try:
+        former = build(data, sources, root)
+    except ConfigError:
+        if not overrides:
+            raise
+        former = None  # written by another version, or by hand; the overrides may mend it
+    config = override(data, sources, overrides, root)
+    return config, former or config
+
+
+def to_run_toml(config: Config | SftConfig) -> str:
+    """Write the configuration as TOML that means the same from every directory: files and folders are absolute."""
+    data = tomllib.loads(to_toml(config))
+    for key in INPUTS:
+        table, name = key.split(".")
+        value = data.get(table, {}).get(name)
+        if value and (found := Path(value).expanduser()).exists():
+            data[table][name] = os.path.abspath(found)
+    return to_toml(build(data, None, type(config)))

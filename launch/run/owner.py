@@ -1,0 +1,122 @@
+"""One owner of a run folder: a lease that is taken before anything is written or removed in it.
+
+The lease is the file `owner.lock` with the owner's host, process id and start time. Its modification time is the
+heartbeat, which a thread renews every `LEASE_S` / 3 seconds; a clean end removes the file. The library `filelock` makes
+it by exclusive creation, which holds across the hosts of a shared file system; `flock` may not.
+
+    the owner lives on this host      refused at once, also where it is stopped and gives no heartbeat
+    the owner was killed              taken over at once: no process has its id and start time
+    the owner is on another host      taken over after `LEASE_S` without a heartbeat, refused otherwise
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+import psutil
+from filelock import LeaseSettingsMismatch, OwnerRecord, SoftFileLease, Timeout
+
+from launch.run.folder import RunFolder, RunFolderError, append_event
+
+LEASE_S = 60.0
+"""Seconds without a heartbeat after which an owner on another host counts as dead. Equal in every process that starts a
+run in the folder."""
+HERE_S = 1.0
+"""Seconds to try before the owner is looked at: enough to notice that it was killed, and to take its place."""
+
+
+class OwnerLost(RunFolderError):
+    """Another process took over the folder that this process owned."""
+
+    exit_code: ClassVar[int] = 1
+
+
+@contextlib.contextmanager
+def owned(folder: RunFolder, say: Callable[[str], None], lease_s: float = LEASE_S) -> Iterator[None]:
+    """Own `folder` until the block ends; a missing folder is made. Raises RunFolderError where another process owns it.
+
+    `folder.check_owner` then raises OwnerLost once this process has lost the folder: one that is stopped (SIGSTOP, a
+    suspended machine) for longer than `LEASE_S` loses it when another host resumes the run. `say` gets a line when this
+    waits for another host, and when it takes over from a process that is gone. `lease_s` replaces `LEASE_S` in tests.
+    """
+    path = folder.path
+    lease = SoftFileLease(folder.owner, lease_duration=lease_s, thread_local=False, poll_interval=0.1)
+    made = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        former = lease.owner
+        _acquire(folder, lease, say)
+    except OSError as error:
+        raise RunFolderError(
+            f"the run folder {path} cannot be used: {error.strerror} ({error.filename or path}). Set run.dir to a folder "
+            "that can be written"
+        ) from None
+    try:
+        if former is not None:
+            say(f"taking over {path}: {_named(former)} ended without giving it back (killed?)")
+            append_event(folder, "owner_replaced", host=former.hostname, pid=former.pid)
+        folder.check_owner = lambda: _check(folder, lease)
+        yield
+    finally:
+        lease.release()
+        if made:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # it is empty where the start was refused
+
+
+def _check(folder: RunFolder, lease: SoftFileLease) -> None:
+    if loss := lease.compromise:
+        raise OwnerLost(
+            f"this process does not own {folder.path} any more ({loss.reason}), and writes nothing more there: it gave no "
+            f"heartbeat for {LEASE_S:.0f} s and another process took over, or {folder.owner} was removed"
+        )
+
+
+def _acquire(folder: RunFolder, lease: SoftFileLease, say: Callable[[str], None]) -> None:
+    try:
+        with contextlib.suppress(Timeout):
+            lease.acquire(timeout=HERE_S)
+            return
+        owner = lease.owner
+        if owner is not None and not _lives_here(owner):
+            say(
+                f"{folder.path} is owned by {_named(owner)}: waiting up to {lease.lease_duration:.0f} s for its heartbeat "
+                "before it is taken over"
+            )
+            with contextlib.suppress(Timeout):
+                lease.acquire(timeout=lease.lease_duration + 5 * HERE_S)
+                return
+    except LeaseSettingsMismatch as error:
+        raise RunFolderError(f"another version of azr uses {folder.path}: {error}") from None
+    raise RunFolderError(_refusal(folder, lease.owner))
+
+
+def _lives_here(owner: OwnerRecord) -> bool:
+    """Whether the owner is a living process of this host. Its name may have the process namespace after a `?`."""
+    own = socket.gethostname()
+    return owner.hostname.partition("?")[0] == own.partition("?")[0] and psutil.pid_exists(owner.pid)
+
+
+def _named(owner: OwnerRecord) -> str:
+    return f"process {owner.pid} on {owner.hostname.partition('?')[0]}"
+
+
+def _refusal(folder: RunFolder, owner: OwnerRecord | None) -> str:
+    """The message that says who owns the folder, and what to do."""
+    who, beat = "another process", ""
+    if owner is not None:
+        attempt = folder.newest_attempt()
+        began = attempt.began() if attempt is not None else {}
+        number = f"attempt {began['attempt']}, " if began.get("pid") == owner.pid else ""
+        since = f", since {began['time']}" if number else ""
+        who = f"{number}{_named(owner)}{since}"
+    with contextlib.suppress(OSError):
+        beat = f" (last heartbeat {max(0.0, time.time() - folder.owner.stat().st_mtime):.0f} s ago)"
+    return (
+        f"{folder.path} is in use by {who}{beat}. Stop that run first (Ctrl-C, or kill -TERM on its host), or start another "
+        f"one with run.name=NAME. Only if that process is certainly gone: rm {folder.owner}"
+    )

@@ -1,0 +1,156 @@
+"""One owner of a run folder: real processes that hold it, are killed, stopped, or are on another host."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from launch.run.folder import RunFolder, RunFolderError
+from launch.run.owner import OwnerLost, owned
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from launch.run.folder import RunFolder, RunFolderError
+from launch.run.owner import owned
+try:
+    with owned(RunFolder(Path(sys.argv[1])), print, lease_s=float(sys.argv[2])):
+        print("owned", flush=True)
+        sys.stdin.readline()
+except RunFolderError as error:
+    print("refused", error, flush=True)
+"""
+LEASE_S = 1.5
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", PROGRAM, str(folder), str(LEASE_S)]
+    return subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def owner(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that owns `folder` until the block ends."""
+    process = start(folder)
+    try:
+        assert process.stdout and process.stdout.readline() == "owned\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def own(folder: Path, said: Callable[[str], None] = lambda text: None) -> None:
+    with owned(RunFolder(folder), said, LEASE_S):
+        pass
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_of_several_starts_at_once_one_owns_the_folder(tmp_path: Path) -> None:
+    processes = [start(tmp_path / "run") for _ in range(4)]
+    first = [process.stdout.readline() for process in processes if process.stdout]
+    for process in processes:
+        process.communicate("\n")
+    assert [line.split()[0] for line in sorted(first)] == ["owned", "refused", "refused", "refused"]
+
+
+def test_a_folder_that_is_in_use_is_refused_with_its_owner_and_what_to_do(tmp_path: Path) -> None:
+    with owner(tmp_path) as process, pytest.raises(RunFolderError) as caught:
+        own(tmp_path)
+    for words in (f"process {process.pid} on {os.uname().nodename}", "heartbeat", "run.name=NAME", f"rm {tmp_path}"):
+        assert words in str(caught.value)
+
+
+def test_an_owner_that_is_stopped_here_is_never_taken_for_dead(tmp_path: Path) -> None:
+    with owner(tmp_path) as process:
+        process.send_signal(signal.SIGSTOP)
+        lock = RunFolder(tmp_path).owner
+        wait_until(lambda: time.time() - lock.stat().st_mtime > 2 * LEASE_S)
+        with pytest.raises(RunFolderError, match="in use"):
+            own(tmp_path)
+
+
+def test_the_folder_of_an_owner_that_was_killed_is_taken_over_at_once(tmp_path: Path) -> None:
+    with owner(tmp_path) as process:
+        process.kill()
+        process.wait()
+        said: list[str] = []
+        own(tmp_path, said.append)
+    assert f"process {process.pid} on" in said[0] and "killed?" in said[0]
+    assert f'"pid": {process.pid}' in RunFolder(tmp_path).events.read_text()
+    own(tmp_path, said.append)
+    assert len(said) == 1, "it was given back"
+
+
+def test_it_is_given_back_after_an_error_and_an_empty_folder_is_not_left_behind(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a" / "run")
+    with pytest.raises(ZeroDivisionError), owned(folder, lambda text: None):
+        raise ZeroDivisionError
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_an_owner_on_another_host_is_known_by_its_heartbeat(tmp_path: Path, lives: bool) -> None:
+    folder = RunFolder(tmp_path)
+    elsewhere = f"filelock/2\npid={os.getpid()}\nhost=elsewhere\nmode=lease\ntoken={'a' * 32}\nduration={LEASE_S}\n"
+    folder.owner.write_text(elsewhere)
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(LEASE_S / 15):
+            folder.owner.touch()
+
+    heart = threading.Thread(target=beat)
+    if lives:
+        heart.start()
+    said: list[str] = []
+    try:
+        if lives:
+            with pytest.raises(RunFolderError, match="on elsewhere"):
+                own(tmp_path, said.append)
+        else:
+            own(tmp_path, said.append)
+    finally:
+        done.set()
+        if lives:
+            heart.join()
+    assert "waiting up to" in said[0]
+    assert len(said) == (1 if lives else 2)
+
+
+def test_an_owner_that_has_lost_the_folder_finds_out(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with owned(folder, lambda text: None, 0.3):
+        folder.check_owner()
+        folder.owner.unlink()
+
+        def lost() -> bool:
+            try:
+                folder.check_owner()
+            except OwnerLost as error:
+                return "writes nothing more" in str(error)
+            return False
+
+        wait_until(lost)
+
+
+@pytest.mark.parametrize("place", ["file/run", "/proc/foo/run"])
+def test_a_folder_that_cannot_be_made_is_an_error_with_the_reason(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match=r"cannot be used: .*run\.dir"):
+        own(tmp_path / place)
