@@ -77,7 +77,7 @@ class Checkpoints:
             if bad:
                 told = "; ".join(f"{folder}: {why}" for folder, why in bad)
                 raise CheckpointError(
-                    f"no complete checkpoint is left to go on from ({told}). Start a new run, without --resume"
+                    f"no complete checkpoint is left to go on from ({told}). To begin at step 1 again, add --start-over"
                 )
             return []
         notices = []

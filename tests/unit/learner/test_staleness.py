@@ -433,3 +433,35 @@ def test_a_run_may_go_on_with_other_kinds() -> None:
     assert sorted(grant.kind for grant in grants) == ["a", "a", "c"]
     assert conserved(resumed.ledger())
     assert resumed.knows(Cell("b", Role.PROPOSE))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "on_stale"), [(4, 1, "wait"), (3, 0, "wait"), (4, 2, "drop"), (1, 1, "wait")]
+)
+def test_a_resume_with_a_lower_bound_drops_what_is_queued_and_too_old(
+    before: int, after: int, on_stale: OnStale
+) -> None:
+    settings = BatchSettings(propose={"deduction": 3}, solve={})
+    gate = Gate(settings, before, solutions=1)
+    while (grant := gate.grant(HOLDERS[0], 1000)) is not None:
+        assert gate.arrive(grant.propose[0], HOLDERS[0], CELL, 0)
+    assert gate.queued() == 3 * (before + 1)
+    resumed = Gate(settings, after, solutions=1, on_stale=on_stale)
+    dropped = resumed.load_state_dict(gate.state_dict())
+    assert dropped == 3 * (before - after)
+    assert describe_ledger(resumed.ledger()).get("ledger/dropped_stale", 0) == dropped
+    assert conserved(resumed.ledger())
+    for version in range(before + 3):
+        while (grant := resumed.grant(HOLDERS[1], 1000)) is not None:
+            assert resumed.arrive(grant.propose[0], HOLDERS[1], CELL, version)
+        step(resumed)
+    assert conserved(resumed.ledger())
+    assert describe_ledger(resumed.ledger())["ledger/stale_trained"] == 0
+    assert totals(resumed.ledger())["trained"] == 3 * (before + 3)
+
+
+def test_a_run_that_trains_on_stale_trajectories_keeps_its_queue() -> None:
+    gate, _ = straggling("train", staleness=3)
+    resumed = Gate(BatchSettings(propose={"deduction": 2}, solve={}), 0, solutions=1, on_stale="train")
+    assert resumed.load_state_dict(gate.state_dict()) == 0
+    assert resumed.queued() == gate.queued() > 0
