@@ -461,7 +461,10 @@ def test_a_resume_with_a_lower_bound_drops_what_is_queued_and_too_old(
 
 
 def test_a_run_that_trains_on_stale_trajectories_keeps_its_queue() -> None:
-    gate, _ = straggling("train", staleness=3)
-    resumed = Gate(BatchSettings(propose={"deduction": 2}, solve={}), 0, solutions=1, on_stale="train")
+    settings = BatchSettings(propose={"deduction": 2}, solve={})
+    gate = Gate(settings, 3, solutions=1, on_stale="train")
+    while (grant := gate.grant(HOLDERS[0], 1000)) is not None:
+        assert gate.arrive(grant.propose[0], HOLDERS[0], CELL, 0)
+    resumed = Gate(settings, 0, solutions=1, on_stale="train")
     assert resumed.load_state_dict(gate.state_dict()) == 0
-    assert resumed.queued() == gate.queued() > 0
+    assert resumed.queued() == 8
