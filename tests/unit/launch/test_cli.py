@@ -99,7 +99,9 @@ def exceptions() -> dict[str, set[str]]:
         return {name}.union(*(above(base, seen | {name}) for base in bases.get(name, set()) - seen - {name}))
 
     builtin = {
-        name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
+        name
+        for name, value in vars(builtins).items()
+        if isinstance(value, type) and issubclass(value, BaseException) and not issubclass(value, Warning)
     }
     return {name: above(name) for name in bases if above(name) & builtin}
 
