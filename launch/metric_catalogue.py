@@ -56,6 +56,6 @@ RUN = Section(
 )
 
 METRICS = Catalogue([RUN, *LEARNER_SECTIONS, ACTORS, *ACTOR_SECTIONS])
-"""Of `azr train`."""
+"""The metrics of `azr train`."""
 SFT_METRICS = Catalogue([Section("", "", (TIME_S, *SFT.metrics))])
-"""Of `azr sft`."""
+"""The metrics of `azr sft`."""

@@ -43,7 +43,7 @@ class Combine(StrEnum):
     MAX = "max"
     """Largest of the connected actors."""
     NEWEST = "newest"
-    """Those of the actor whose `<group>/version` is highest; an actor that leaves takes none away."""
+    """The values of the actor whose `<group>/version` is highest; they stay when that actor leaves."""
 
 
 class Whose(StrEnum):

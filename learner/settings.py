@@ -230,7 +230,7 @@ class StreamSettings(SettingsTable):
     curve: Literal["auto", "on", "off"] = "auto"
     """Encrypt the stream and admit only holders of this run's keys: `auto`, `on` or `off`.
     The keys are made in the run folder's `keys/`. `auto`: on unless the learner listens on loopback. With `off`,
-    whoever reaches the port can read trajectories and send their own."""
+    any process that reaches the port can read trajectories and send its own."""
     actor_silent_s: float = Field(default=60.0, gt=0)
     """Seconds without a message from an actor, or without it taking one, after which it is declared lost.
     Its slots are granted again. Too short: a busy machine loses healthy actors. Too long: a batch waits that long

@@ -28,9 +28,9 @@ from launch.bench.report import Goal, Report, Samples, Slice, by_run, progress, 
 
 SIZES = (1_000, 100_000, 1_000_000)
 REFERENCES = 6
-"""K of a draw, and of what a task's proposer was shown."""
+"""Number of references of a draw, and of a task's proposer."""
 MAX_ADDS = 250
-"""Of one slice: a buffer of a thousand tasks must not grow far beyond it."""
+"""Most tasks added in one slice: a buffer of a thousand tasks must not grow far beyond that size."""
 OPERATIONS = ("add", "references", "replay", "record")
 GOAL = Goal(2.0, at_most=True)
 RUNS = 3
@@ -66,7 +66,7 @@ class Options:
     """The largest buffer."""
     runs: int = 3
     seconds: float = 0.1
-    """Of one request at one size, in each half of a run."""
+    """Seconds of one request at one size, in each half of a run."""
     folder: Path | None = None
     """Folder of the buffers while they are measured; None: the folder for temporary files."""
 

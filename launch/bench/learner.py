@@ -35,7 +35,7 @@ PEER_BUDGET = 2048
 """Most padded tokens of a micro-batch of transformers: the logits of all of them are held at once, in two precisions,
 with their gradients. With 4,096 it wants more than 20 GiB for the model that ships, and is no faster."""
 TIMEOUT_S = 600.0
-"""Of loading a model and of one step."""
+"""Seconds that loading a model, or one step, may take."""
 RANKS = (1, 2, 4, 8)
 """Data-parallel ranks that the packing is computed for."""
 GOALS = {
@@ -74,10 +74,10 @@ class Options:
 
     runs: int = 5
     threads: int = 0
-    """Of each side; 0 takes every core that this process may use."""
+    """Threads of each side; 0 takes every core that this process may use."""
     model: str = "smollm2-135m-instruct"
     token_budget: int = 4096
-    """Of a micro-batch; transformers takes at most `PEER_BUDGET`."""
+    """Tokens of a micro-batch; transformers takes at most `PEER_BUDGET`."""
     batch: Path = SHIPPED
     layer_rows: int = LAYER_ROWS
 

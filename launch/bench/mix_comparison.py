@@ -19,7 +19,7 @@ from launch.bench.report import Goal, Samples, Slice, by_run
 IN_FLIGHT = 64
 """Items of the mix that are judged at the same time, on both sides. A rollout actor has more under way."""
 GOAL = Goal(5)
-"""Of `mix_over_reference`."""
+"""Goal of `mix_over_reference`."""
 
 
 class Comparison:

@@ -73,7 +73,7 @@ def execute(program: str, expression: str) -> Result:
 
 
 def execute_one(execution: Execution) -> Result:
-    """The same, of one item of a `map`."""
+    """Do as `execute`, for one item of a `map`."""
     return execute(*execution)
 
 

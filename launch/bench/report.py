@@ -198,7 +198,7 @@ class Report:
     rows: list[dict[str, Any]] = field(default_factory=list)
     ratios: dict[str, Ratio] = field(default_factory=dict)
     goals: dict[str, Goal] = field(default_factory=dict)
-    """Of some of the ratios, and of some of `figures`."""
+    """Goals of some of the ratios, and of some of `figures`."""
     figures: dict[str, float] = field(default_factory=dict)
     """Figures with a goal that are no ratios, such as milliseconds."""
     notes: dict[str, str] = field(default_factory=dict)

@@ -63,7 +63,7 @@ class Options:
 
     runs: int = 5
     seconds: float = 0.5
-    """Of one way at one length, in each half of a run."""
+    """Seconds of one way at one length, in each half of a run."""
     tokens: tuple[int, ...] = TOKENS
     peers: tuple[str, ...] = PEERS
 

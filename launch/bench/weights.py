@@ -40,12 +40,12 @@ RATE_GOAL = Goal(0.8)
 PAUSE_GOAL = Goal(0.1, at_most=True)
 ENGINE_PHASES = ("ready", "prepare", "pause", "transfer", "load", "resume")
 REQUESTS = 32
-"""That the engine generates while its weights change."""
+"""Requests that the engine generates while its weights change."""
 UPDATES = 4
-"""Of the engine in one run."""
+"""Weight updates of the engine in one run."""
 MOMENTS_S = 0.25
-"""An engine stands still between two of its steps only: updates come anywhere in this time, which is that of some
-steps."""
+"""Updates come at a random moment within this time, in seconds: it spans several steps of the engine, which pauses only
+between two of them."""
 
 RUNS = 5
 

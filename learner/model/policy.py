@@ -122,7 +122,7 @@ class PolicyModel:
                 group.update(fused=True, foreach=False)
         self.state = ModelState(self.gpt, self._ddp, self._optimizer)
         self.inverse_frequencies = self.architecture.inverse_frequencies(self.device)
-        """Of the rotary embedding."""
+        """Inverse frequencies of the rotary embedding."""
         self._exports = self._list_exports()
 
     @property
