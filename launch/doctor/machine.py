@@ -8,7 +8,7 @@ import platform
 import sys
 
 from launch.config import Config
-from launch.doctor.report import Check, Section, State
+from launch.doctor.report import Check, CheckState, Section
 
 
 def machine(config: Config) -> Section:
@@ -20,7 +20,7 @@ def machine(config: Config) -> Section:
         "cpus": f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} may be used",
         "user": _user(),
     }
-    return Section("machine", tuple(Check(name, State.INFO, text) for name, text in facts.items()))
+    return Section("machine", tuple(Check(name, CheckState.INFO, text) for name, text in facts.items()))
 
 
 def _user() -> str:

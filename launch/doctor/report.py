@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 
-class State(StrEnum):
+class CheckState(StrEnum):
     """The result of a check."""
 
     ON = "on"
@@ -25,7 +25,7 @@ class Check:
     """One line of a report."""
 
     name: str
-    state: State
+    state: CheckState
     detail: str = ""
     """The fact, or why it is not on."""
     purpose: str = ""
@@ -47,7 +47,7 @@ class Section:
     @property
     def failed(self) -> bool:
         """True if anything in it must be mended."""
-        return any(check.state is State.FAILED for check in self.checks)
+        return any(check.state is CheckState.FAILED for check in self.checks)
 
 
 def as_json(sections: list[Section]) -> dict[str, Any]:
@@ -75,18 +75,20 @@ def as_text(sections: list[Section]) -> str:
         lines += [section.name + (f": {section.summary}" if section.summary else "")]
         width = max((len(check.name) for check in section.checks), default=0)
         for check in section.checks:
-            mark = {State.INFO: "", State.OFF: "OFF", State.FAILED: "FAILED"}.get(check.state, check.state.value)
+            mark = {CheckState.INFO: "", CheckState.OFF: "OFF", CheckState.FAILED: "FAILED"}.get(
+                check.state, check.state.value
+            )
             about = check.purpose or check.detail
             lines.append(f"  {mark:6}  {check.name:{width}}  {about}".rstrip())
             indent = " " * (width + 12)
             if check.purpose and check.detail:
                 lines.append(
-                    f"{indent}{'why' if check.state in (State.OFF, State.FAILED) else 'found'}: {check.detail}"
+                    f"{indent}{'why' if check.state in (CheckState.OFF, CheckState.FAILED) else 'found'}: {check.detail}"
                 )
             if check.mend:
                 lines.append(f"{indent}to get it: {'as above' if check.mend == above else check.mend}")
                 above = check.mend
         lines.append("")
-    bad = [check.name for section in sections for check in section.checks if check.state is State.FAILED]
+    bad = [check.name for section in sections for check in section.checks if check.state is CheckState.FAILED]
     lines.append(f"to be mended: {', '.join(bad)}" if bad else "nothing has to be mended")
     return "\n".join(lines)

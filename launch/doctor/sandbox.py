@@ -10,7 +10,7 @@ from executor.outcomes import InfrastructureError, Status
 from executor.pool import SerialPool
 from executor.settings import ExecutorSettings
 from launch.config import Config
-from launch.doctor.report import Check, Section, State
+from launch.doctor.report import Check, CheckState, Section
 
 _C = "import ctypes, os\nlibc = ctypes.CDLL(None)\n"
 _KILLED: tuple[str, ...] = ()
@@ -36,7 +36,9 @@ def sandbox(config: Config) -> Section:
     try:
         return asyncio.run(_sandbox(settings, required))
     except InfrastructureError as error:
-        failed = Check("start", State.FAILED, str(error), "a sandbox that starts, and passes its own test", "see why")
+        failed = Check(
+            "start", CheckState.FAILED, str(error), "a sandbox that starts, and passes its own test", "see why"
+        )
         return Section("sandbox", (failed,), "does not start")
 
 
@@ -51,15 +53,15 @@ async def _sandbox(settings: ExecutorSettings, required: tuple[Layer, ...]) -> S
     finally:
         await pool.close()
     if tier is Tier.D:
-        checks.append(Check("tier", State.FAILED, f"D: {TIER_MEANING[tier]}", mend=_mend(Layer.SECCOMP)))
+        checks.append(Check("tier", CheckState.FAILED, f"D: {TIER_MEANING[tier]}", mend=_mend(Layer.SECCOMP)))
     return Section("sandbox", tuple(checks), f"tier {tier}, {TIER_MEANING[tier]}", {"tier": tier.value})
 
 
 def _layer(layer: Layer, missing: str, required: bool) -> Check:
     if not missing:
-        return Check(layer, State.ON, "", f"stops {PURPOSE[layer]}")
+        return Check(layer, CheckState.ON, "", f"stops {PURPOSE[layer]}")
     why = f"{missing}; executor.require asks for it" if required else missing
-    state = State.FAILED if required else State.OFF
+    state = CheckState.FAILED if required else CheckState.OFF
     return Check(layer, state, why, f"would stop {PURPOSE[layer]}", _mend(layer))
 
 
@@ -69,8 +71,8 @@ async def _attempt(pool: SerialPool, name: str, program: str, stopped_by: tuple[
     detail = f"{outcome.status}{f': {outcome.detail}' if outcome.detail else ''}"
     killed = stopped_by is _KILLED and outcome.status is Status.UNSAFE
     if killed or (outcome.status is Status.ERROR and outcome.detail in stopped_by):
-        return Check(f"cannot {name}", State.ON, f"tried: {detail}")
-    return Check(f"cannot {name}", State.FAILED, f"tried, and not stopped: {detail}", mend="mend the layers above")
+        return Check(f"cannot {name}", CheckState.ON, f"tried: {detail}")
+    return Check(f"cannot {name}", CheckState.FAILED, f"tried, and not stopped: {detail}", mend="mend the layers above")
 
 
 async def _determinism(pool: SerialPool) -> Check:
@@ -81,7 +83,9 @@ async def _determinism(pool: SerialPool) -> Check:
     ]
     holds = hashes[0] != hashes[1] and sums == ["2", "2"]
     purpose = "finds programs that depend on hash order or addresses: two sandboxes differ in their hash seed"
-    return Check("determinism", State.ON if holds else State.FAILED, "" if holds else f"{hashes}, {sums}", purpose)
+    return Check(
+        "determinism", CheckState.ON if holds else CheckState.FAILED, "" if holds else f"{hashes}, {sums}", purpose
+    )
 
 
 _SWITCHES = {

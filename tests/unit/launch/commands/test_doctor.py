@@ -10,7 +10,7 @@ import pytest
 from executor.layers import PURPOSE, Layer
 from launch.cli import main
 from launch.doctor import sandbox
-from launch.doctor.report import Check, Section, State, as_text
+from launch.doctor.report import Check, CheckState, Section, as_text
 
 
 def test_a_report_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,10 +80,10 @@ def test_every_layer_has_a_mend_and_a_purpose(tmp_path: Path) -> None:
 
 def test_text_of_a_report() -> None:
     checks = (
-        Check("one", State.ON, "found", "is good"),
-        Check("two", State.OFF, "no kernel", "would be good", "install"),
-        Check("three", State.INFO, "a fact"),
-        Check("four", State.FAILED, "broken", "must be", "install"),
+        Check("one", CheckState.ON, "found", "is good"),
+        Check("two", CheckState.OFF, "no kernel", "would be good", "install"),
+        Check("three", CheckState.INFO, "a fact"),
+        Check("four", CheckState.FAILED, "broken", "must be", "install"),
     )
     text = as_text([Section("part", checks, "half")])
     assert text.splitlines()[0] == "part: half"
