@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from actors.kinds.registry import kind_of
+from actors.kinds.registry import KindError, kind_of
 from executor.inspection import Facts
 from executor.judge import Judge, JudgeStats
 from executor.tasks import Proposal, Rejection, Task, Verdict
@@ -37,10 +37,16 @@ class Environment:
         return (await self.verify_all(task, [answer]))[0]
 
     async def verify_all(self, task: Task, answers: Sequence[str]) -> list[Verdict]:
-        """Judge whether each of `answers` solves `task`, aligned: as `verify` of each, with less work."""
+        """Judge whether each of `answers` solves `task`, aligned: as `verify` of each, with less work.
+
+        Raises InfrastructureError; KindError for an unknown kind, or one that leaves an answer without a verdict.
+        """
         if self._record:
             self._record({"op": "verify", **_about(task), "outputs": list(task.outputs), "answers": list(answers)})
-        return await kind_of(task.kind).verify(self._judge, task, answers)
+        verdicts = await kind_of(task.kind).verify(self._judge, task, answers)
+        if len(verdicts) != len(answers):
+            raise KindError(f"the kind {task.kind!r} gave {len(verdicts)} verdicts on {len(answers)} answers")
+        return verdicts
 
     async def inspect(self, program: str) -> Facts | None:
         """See `Judge.inspect`."""

@@ -1,10 +1,8 @@
-"""Reading replies: fenced blocks out of model text, and what they say.
+"""Reading replies: what the fenced blocks of model text (`fences.py`) say.
 
-Accepts what a person would accept without guessing: any fence length, any line ending, names in any case, `py` for
-`python`, `inputs` for `input`, a last block that the stop string or the model left open, and an input that is written
-as the call, `f(1, 2)`. A block says what its name says and nothing else: words before a value (`Output: 3`), several
-values, or a block without a name are refused, since one would have to choose what was meant, and a proposer could learn
-to live on that.
+Accepts what a person would accept without guessing, such as an input that is written as the call, `f(1, 2)`. A block
+says what its name says and nothing else: words before a value (`Output: 3`), several values, or a block without a name
+are refused, since one would have to choose what was meant, and a proposer could learn to live on that.
 
 Nothing of the content is evaluated here; that is the executor's business.
 """
@@ -14,12 +12,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Literal
 
-_ALIASES = {"py": "python", "py3": "python", "python3": "python", "inputs": "input", "outputs": "output"}
-_NAMES = ("python", "input", "output", "message", *_ALIASES)
-_OPENING = re.compile(r"^[ \t]*(`{3,})[ \t]*([A-Za-z_]*[0-9]?)[^\n`]*$", re.MULTILINE)
-_OPENING_NAMED = re.compile(rf"^[ \t]*(`{{3,}})[ \t]*(?:{'|'.join(_NAMES)})\d*\b[^\n`]*$", re.MULTILINE | re.IGNORECASE)
+from actors.fences import Block, blocks
+
 _CALL = re.compile(r"f\s*\((.*)\)", re.DOTALL)
 _ANSWER = re.compile(r"<(/?)answer>", re.IGNORECASE)
 
@@ -36,41 +32,6 @@ class FormatError(StrEnum):
     NO_OUTPUT = "no_output"
     EMPTY = "empty"
     """The block that is asked for holds nothing."""
-
-
-class Block(NamedTuple):
-    """One fenced block; `name` in lower case, aliases resolved, "" where the fence had none."""
-
-    name: str
-    text: str
-
-
-def blocks(text: str) -> list[Block]:
-    """Fenced blocks in order. A block ends at a fence at least as long as its opening one, or at the end of the
-    text."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    found = []
-    position = 0
-    while opening := _OPENING.search(text, position):
-        fence, name = opening.group(1), opening.group(2).lower()
-        closing = re.compile(rf"^[ \t]*`{{{len(fence)},}}[ \t]*$", re.MULTILINE).search(text, opening.end())
-        # A block that was not closed ends where the next one opens; a shorter fence opens nothing inside a longer one.
-        openings = _OPENING_NAMED.finditer(text, opening.end())
-        following = next((m for m in openings if len(m.group(1)) >= len(fence)), None)
-        if following and (closing is None or following.start() < closing.start()):
-            closing = following
-        end = closing.start() if closing else len(text)
-        found.append(Block(_name(name), text[opening.end() + 1 : end].strip("\n")))
-        if closing is None:
-            break
-        position = closing.start() if closing is following else closing.end()
-    return found
-
-
-def _name(word: str) -> str:
-    """`input1` is an input; `python3` and `py3` are Python."""
-    plain = word if word in _ALIASES else word.rstrip("0123456789")
-    return _ALIASES.get(plain, plain)
 
 
 def answer_of(text: str, prompt_format: Literal["completion", "r1"]) -> str | None:

@@ -15,7 +15,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 
-from executor.outcomes import Limits, Outcome, Status
+from executor.outcomes import Limits, Outcome, Status, complete
 from executor.pool import Pool
 
 MAX_OTHERS = 8
@@ -73,7 +73,9 @@ async def second_run(
     Otherwise NONDETERMINISTIC, with a detail that says what differed, or the TIMEOUT or MEMORY of this run. `same`
     compares two canonical values. Raises InfrastructureError.
     """
-    second = await pool.execute(program, inputs, seed, limits=limits, fail_fast=True)
+    second = complete(
+        await pool.execute(program, inputs, seed, limits=limits, fail_fast=True), len(inputs), fail_fast=True
+    )
     for one, other in zip(first, second, strict=False):
         if other.status in (Status.TIMEOUT, Status.MEMORY):
             return other

@@ -31,7 +31,7 @@ from executor.determinism import MAX_OTHERS, further_runs, may_vary, second_run,
 from executor.inspection import Facts
 from executor.literals import parse_args, parse_literal
 from executor.memo import MEMO_BYTES, Memo, Recent
-from executor.outcomes import Limits, Outcome, Status
+from executor.outcomes import Limits, Outcome, Status, complete
 from executor.pool import Pool
 from executor.settings import ExecutorSettings
 from executor.tasks import Rejection, RejectionReason, Validated, ValidationRules, Verdict, VerdictReason
@@ -341,7 +341,7 @@ class Judge:
     ) -> list[Outcome]:
         outcomes = await self._pool.execute(program, inputs, seed, limits=limits, fail_fast=fail_fast)
         self.stats.executed += len(outcomes)
-        return outcomes
+        return complete(outcomes, len(inputs), fail_fast)
 
     def _remembered(self, memo: Memo, program: str, given: str) -> str | None:
         value = memo.get(program, given)

@@ -72,3 +72,12 @@ class Limits:
                 f"{self.memory_mb} MiB for one execution is beyond executor.memory_mb = {outer.memory_mb}; raise that"
             )
         return self
+
+
+def complete(outcomes: list[Outcome], inputs: int, fail_fast: bool) -> list[Outcome]:
+    """`outcomes` themselves, if there is one for each of `inputs` inputs; with `fail_fast` they may end early, at one
+    that is not ok. Raises InfrastructureError otherwise: a verdict on fewer would be a guess."""
+    ended = fail_fast and 0 < len(outcomes) < inputs and outcomes[-1].status is not Status.OK
+    if len(outcomes) != inputs and not ended:
+        raise InfrastructureError(f"the sandbox gave {len(outcomes)} outcomes for {inputs} inputs")
+    return outcomes

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from actors.fences import blocks
 from actors.kinds.kind import ProposalRequest, TaskKind
-from actors.parsing import FormatError, blocks, first, inputs_of, last
+from actors.parsing import FormatError, first, inputs_of, last
 from actors.prompts import (
     FENCE,
     FUNCTION_START,

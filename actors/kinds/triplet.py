@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from actors.fences import blocks
 from actors.kinds.kind import ProposalRequest, TaskKind
-from actors.parsing import FormatError, blocks, first, inputs_of
+from actors.parsing import FormatError, first, inputs_of
 from actors.prompts import FENCE, FUNCTION_START, PromptText, block, block_piece, fence_around, frame, r1, triplet
 from executor.judge import Judge
 from executor.tasks import Proposal, Rejection, RejectionReason, Task

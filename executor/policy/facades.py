@@ -86,8 +86,9 @@ def program_builtins() -> dict[str, Any]:
     # Bound methods: unlike functions and instances of classes, they have no attributes that could be set.
     offered |= {
         "getattr": guards.get, "hasattr": guards.has, "setattr": guards.set, "delattr": guards.delete, "vars": guards.dictionary,
-        rewriting.ATTRIBUTE: guards.attribute, rewriting.CLASSES: Classes, "input": no_input, "exit": sys.exit, "quit": sys.exit,
-        "__import__": _Importer(facades).call, "__build_class__": builtins.__build_class__,
+        "id": guards.identity, rewriting.ATTRIBUTE: guards.attribute, rewriting.CLASSES: Classes,
+        "input": no_input, "exit": sys.exit, "quit": sys.exit, "__import__": _Importer(facades).call,
+        "__build_class__": builtins.__build_class__,
     }  # fmt: skip
     return offered
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import _string  # type: ignore[import-not-found]  # what `str.format` reads its texts with
 import functools
 import gc
+import os
 import sys
 import types
 from collections.abc import Callable, Collection
@@ -31,6 +32,8 @@ _FORMATS = frozenset({"format", "format_map"})
 _MISSING = object()
 _flags = type.__dict__["__flags__"].__get__  # `type`'s own: a metaclass may define `__flags__` as it likes
 _HEAP_TYPE = 1 << 9
+_ADDRESS_BITS = 47
+"""Of the addresses that Linux gives to processes."""
 
 
 class Refused(AttributeError):
@@ -59,6 +62,7 @@ class Guards:
         self.offered: dict[str, Any] = {}
         """The builtins of programs: what is evaluated for them gets these."""
         self._older: set[int] = set()
+        self._key = int.from_bytes(os.urandom(8), "big") >> (64 - _ADDRESS_BITS)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("guards can't be copied")
@@ -70,6 +74,13 @@ class Guards:
     def settle(self) -> None:
         """Take all classes that there are now for older than any program: what is made later is a program's own."""
         self._older = {id(kind) for kind in gc.get_objects() if isinstance(kind, type)}
+
+    def identity(self, target: object, /) -> int:
+        """`id` for programs: another number for each object, and another for the same object in each fork server.
+
+        The addresses themselves are the same modulo 4096 in all servers for objects of more than 512 bytes.
+        """
+        return id(target) ^ self._key
 
     # ------------------------------------------------------------------------------------------ attributes by name
 

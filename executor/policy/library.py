@@ -74,6 +74,7 @@ def _copy(
     module.__dict__["__builtins__"] = {
         **vars(builtins),
         "__import__": import_,
+        "id": guards.identity,  # a memo of `deepcopy` is shared with programs
         "getattr": guards.library_get(_NAMES[name]),
         "setattr": guards.library_set,
         "delattr": guards.library_delete,
@@ -173,7 +174,7 @@ def _reconstructing(guards: Guards, deepcopy: Callable[..., Any]) -> Callable[..
 
         y = func(*[deep(arg) for arg in args])
         if memo is not None:
-            memo[id(x)] = y
+            memo[guards.identity(x)] = y
         if state is not None:
             check(state)
             state = deep(state)

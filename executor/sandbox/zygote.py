@@ -157,9 +157,10 @@ class Zygote:
 def shuffle_memory() -> list[object]:
     """Make the addresses of new objects differ between fork servers, in their last digits too.
 
-    The kernel randomises whole pages only. Without this, `id(x)`, or a `repr` with an address in it, would end in the
-    same digits in all runs of a program. Makes objects of many sizes, keeps a random number of each size, and frees the
-    others in random order: CPython reuses their memory in the reverse of that order. Returns the objects to keep alive.
+    The kernel randomises whole pages only. Without this, the hash of an object, or a `repr` with an address in it, would
+    end in the same digits in all runs of a program. Makes objects of many sizes, keeps a random number of each size, and
+    frees the others in random order: CPython reuses their memory in the reverse of that order. Then takes a random
+    number of the gaps of each size. Returns the objects to keep alive.
     """
     chance = random.SystemRandom()
     # CPython keeps lists of free objects of some of these types.
@@ -169,8 +170,8 @@ def shuffle_memory() -> list[object]:
     small += [functools.partial(bytes, size) for size in range(15, 144, 16)]
     kind: type = type
     of_a_class = kind.__basicsize__ + kind.__itemsize__ + 16  # the last for the garbage collector
-    sizes = [*range(159, 480, 32), *range(600, 6000, 900), of_a_class - 33, 70_000]
-    large = [functools.partial(bytes, size) for size in sizes]
+    sizes = [*range(159, 1040, 16), *range(1500, 6000, 900), of_a_class - 33, 70_000]
+    large: list[Callable[[], object]] = [functools.partial(bytes, size) for size in sizes]
     made = [[make() for _ in range(count)] for makers, count in ((small, SMALL), (large, LARGE)) for make in makers]
     kept: list[object] = []
     for objects in made:
@@ -179,6 +180,9 @@ def shuffle_memory() -> list[object]:
     freed = [one for objects in made for one in objects]
     made.clear()
     chance.shuffle(freed)
+    freed.clear()
+    # Gaps that were there before may come first: each server goes on at another one.
+    kept += [make() for make in small + large for _ in range(chance.randrange(LARGE))]
     return kept
 
 

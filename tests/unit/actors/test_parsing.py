@@ -8,80 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.parsing import Block, FormatError, answer_of, blocks
+from actors.parsing import FormatError, answer_of
 from actors.prompts import block
 from executor.tasks import Proposal
 from learner.settings import BatchSettings
-from tests.unit.actors.reading import parse_proposal, parse_solution
+from tests.unit.actors.reading import ANY_TEXT, parse_proposal, parse_solution
 
 KINDS = BatchSettings().kinds
 
 CODE = "def f(x):\n    return x"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", []),
-        ("no fence `x` ``y``", []),
-        ("```python\na\n```", [Block("python", "a")]),
-        ("```\na\n```", [Block("", "a")]),
-        ("``` Python \na\n```", [Block("python", "a")]),
-        ("```PY\na\n```", [Block("python", "a")]),
-        ("```python3\na\n```", [Block("python", "a")]),
-        ("```inputs\n1\n```\n```Outputs\n2\n```", [Block("input", "1"), Block("output", "2")]),
-        ("```input 1:\n7\n```", [Block("input", "7")]),
-        ("`````python\na\n`````", [Block("python", "a")]),
-        ("````python\n```\n````", [Block("python", "```")]),
-        ("```python\na\n`````", [Block("python", "a")]),
-        ("  ```python\n  a\n  ```", [Block("python", "  a")]),
-        ("```python\n\n\na\n\n b\n\n```", [Block("python", "a\n\n b")]),
-        ("```python\n```", [Block("python", "")]),
-        ("```py3\na\n```", [Block("python", "a")]),
-        ("```input2\n7\n```", [Block("input", "7")]),
-        ("```utf8\n7\n```", [Block("utf", "7")]),
-        ("```python\r\na\r\n  b\r\n```\r\n", [Block("python", "a\n  b")]),
-        ("```input\r1\r```", [Block("input", "1")]),
-        ("Sure!```python\na\n```", [Block("", "")]),
-    ],
-)
-def test_blocks(text: str, expected: list[Block]) -> None:
-    assert blocks(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("```output\n42", [Block("output", "42")]),
-        ("```output\n42\n", [Block("output", "42")]),
-        ("```output", [Block("output", "")]),
-        ("```python\na\n```\n```input\n1", [Block("python", "a"), Block("input", "1")]),
-        ("```python\na\n```input\n1\n```", [Block("python", "a"), Block("input", "1")]),
-        ("```input\n1\n```python3\na\n```", [Block("input", "1"), Block("python", "a")]),
-        ("```message\nm\n```inputs\n1\n```input2\n2", [
-            Block("message", "m"), Block("input", "1"), Block("input", "2"),
-        ]),
-        ("```python\na\n```output\n1\n```\ntext\n```input\n2\n```", [
-            Block("python", "a"), Block("output", "1"), Block("input", "2"),
-        ]),
-        ("```python\ns = '''\n```sh\n'''\n```", [Block("python", "s = '''\n```sh\n'''")]),
-    ],
-)  # fmt: skip
-def test_blocks_that_were_left_open(text: str, expected: list[Block]) -> None:
-    assert blocks(text) == expected
-
-
-PIECES = st.sampled_from(
-    ["```", "````", "python", "input", "message", "output", "\n", "\r\n", "f(", ")", "<answer>", "</answer>", "1", " "]
-)
-ANY_TEXT = st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=30).map("".join))
-
-
-@given(ANY_TEXT)
-def test_any_text_is_read(text: str) -> None:
-    for found in blocks(text):
-        assert found.text in text.replace("\r\n", "\n").replace("\r", "\n")
-        assert found.name == found.name.lower()
 
 
 @given(ANY_TEXT, st.sampled_from(list(KINDS)), st.sampled_from(["completion", "r1"]))
@@ -139,20 +74,6 @@ def test_an_input_may_be_written_as_the_call(text: str, arguments: str) -> None:
 @pytest.mark.parametrize("text", ["Output: 3", "x = 3", "The answer is 3"])
 def test_words_around_a_value_are_left_for_the_judge_to_refuse(text: str) -> None:
     assert parse_solution("deduction", f"```output\n{text}\n```") == text
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["python", "input", "output", "message"]),
-            st.lists(st.text(alphabet="`ab\t", max_size=5), max_size=3).map("\n".join),
-        ),
-        max_size=4,
-    )
-)
-def test_what_prompts_write_is_what_parsing_reads(pairs: list[tuple[str, str]]) -> None:
-    text = "and\n".join(block(name, content) for name, content in pairs)
-    assert blocks(text) == [Block(name, content.strip("\n")) for name, content in pairs]
 
 
 def proposal(*parts: tuple[str, str]) -> str:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.composite import composite, definitions, fit
+from actors.fences import Block, blocks
 from actors.kinds.induction import zero_inputs
 from actors.kinds.registry import kind_of
-from actors.parsing import Block, blocks
 from actors.prompt_builder import Prompt, PromptBuilder, PromptTooLong
 from actors.prompts import (
     FENCE,

@@ -13,6 +13,7 @@ from executor.outcomes import Outcome, Status
 from executor.pool import SEEDS, SandboxPool, SerialPool
 from executor.settings import ExecutorSettings
 from executor.tasks import Rejection, RejectionReason, Validated
+from tests.unit.executor.conftest import Run
 
 WORDS = ["red", "green", "blue", "tea", "cup", "sun", "moon", "star"]
 
@@ -42,6 +43,14 @@ def test_the_order_of_two_words_is_found_to_be_random(judge: Judge) -> None:
         ("def f(x): return len(str(f)) if x else str(f)[-6:]", "0"),
         ("def f(x):\n try: [].index(f)\n except ValueError as e: return e.args[0]", "1"),
         ("def f(x): return 1 // (hash('a') % 4)", "1"),
+        ("def f(x): return id('x' * 600) % 4096", "1"),
+        ("def f(x): return id(2 ** 3000) % 16", "1"),
+        ("def f(x): return [sorted([[1], [2], [3], [4]], key=id) for _ in 'ab']", "1"),
+        ("class A: pass\ndef f(x): return hash(A()) % 97", "1"),
+        ("class A: __hash__ = object.__hash__\ndef f(x): return A().__hash__() % 97", "1"),
+        ("def f(x): return repr(i for i in 'ab')", "1"),
+        ("import copy\ndef f(x):\n memo = {}\n copy.deepcopy([x], memo)\n return [k % 4096 for k in memo]", "1"),
+        ("import pprint\ndef f(x):\n x.append(x)\n return pprint.pformat(x)[-6:]", "[1]"),
     ],
 )
 def test_random_programs_are_refused(judge: Judge, program: str, given: str) -> None:
@@ -137,3 +146,21 @@ def test_hash_seeds_are_drawn_for_each_pool_and_in_serial_mode_from_its_seed(set
     drawn = [seeds(SandboxPool(settings)) for _ in range(3)]
     assert len({seed for one in drawn for seed in one}) == 3 * SEEDS
     assert len(seeds(SandboxPool(settings.model_copy(update={"workers": 11})))) == 11
+
+
+def test_an_id_is_one_number_for_one_object_while_it_lives(run: Run) -> None:
+    program = """
+import copy
+class Node:
+    def __init__(self): self.next = self
+    def __deepcopy__(self, memo):
+        made = memo[id(self)] = Node()
+        made.next = copy.deepcopy(self.next, memo)
+        return made
+def f(x):
+    a, b, seen = [x], [x], set()
+    while id(a) not in seen: seen.add(id(a))
+    node = copy.deepcopy(Node())
+    return id(a) == id(a), id(a) != id(b), len({id(one) for one in [a, b, None, 1, 'a']}), node.next is node, id(a) >= 0
+"""
+    assert run(program, "1")[0].value == "(True, True, 5, True, True)"

@@ -291,6 +291,32 @@ def test_a_failing_sandbox_is_never_a_verdict(settings: ExecutorSettings) -> Non
         check(judge, Input(SUM, "[1], 2", "[3]"), "[2], 1")
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("run", [1, 2])
+def test_a_pool_that_answers_for_too_few_inputs_or_too_many_is_never_a_verdict(
+    settings: ExecutorSettings, count: int, run: int
+) -> None:
+    """In the first run of a program, or in the one that confirms it. All that it does answer is right."""
+
+    class Miscounting(SerialPool):
+        runs = 0
+
+        async def execute(self, program: str, inputs: Sequence[str], *args: Any, **options: Any) -> list[Outcome]:
+            self.runs += 1
+            return [Outcome(Status.OK, "4")] * (count + (count >= len(inputs)) if self.runs == run else len(inputs))
+
+    varies = "def f(x): return len({x}) + 3"
+    for request in (
+        lambda judge: judge.validate(varies, ["1", "2"]),
+        lambda judge: judge.determine(varies, "1"),
+        lambda judge: judge.evaluate(varies, ["1"]),
+        lambda judge: judge.check_inputs(varies, "4", ["1"]),
+        lambda judge: judge.check_programs([("1", "4"), ("2", "4")], [varies]),
+    ):
+        with pytest.raises(InfrastructureError):
+            asyncio.run(request(Judge(Miscounting(settings), settings)))
+
+
 # ---------------------------------------------------------------------------------------- several answers, one request
 
 DOUBLE = "def f(x): return x * 2"

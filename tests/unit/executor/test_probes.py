@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -73,27 +74,33 @@ def test_inputs_do_not_hear_of_each_other(name: str, judge: Judge) -> None:
         assert found.reason.value in {"nondeterministic", "unsafe", "error"}
 
 
+@pytest.fixture(scope="module")
+def servers(settings: ExecutorSettings) -> Iterator[SerialPool]:
+    pool = SerialPool(settings.model_copy(update={"workers": 4}))
+    asyncio.run(pool.start())
+    yield pool
+    asyncio.run(pool.close())
+
+
 @pytest.mark.parametrize(
     "expression",
     [
         "id(type('A', (), {})) % 4096",
         "repr(lambda: 1)[-4:]",
         "id(10**20) % 4096",
+        "id('x' * 600) % 4096",
+        "id(2**3000) % 4096",
+        "id([0] * 100_000) & 15",
+        "repr(i for i in 'a')[-4:]",
+        "hash([].append) % 256",
+        "object.__repr__('x' * 600)[-4:]",
         "id([1, 2]) % 4096",
         "hash(object()) % 256",
         "id([]) % 4096",
     ],
 )
-def test_addresses_differ_between_sandboxes(expression: str, settings: ExecutorSettings) -> None:
+def test_addresses_differ_between_sandboxes(expression: str, servers: SerialPool) -> None:
     """In their last digits too, which the kernel's randomisation leaves alone. (By chance 1 in 256 is equal.)"""
-
-    async def places() -> set[str]:
-        pool = SerialPool(settings.model_copy(update={"workers": 4}))
-        await pool.start()
-        try:
-            runs = [await pool.execute(f"def f(x): return {expression}", ["1"], worker) for worker in range(4)]
-            return {outcomes[0].value for outcomes in runs}
-        finally:
-            await pool.close()
-
-    assert len(asyncio.run(places())) > 1
+    program = f"def f(x): return {expression}"
+    runs = [asyncio.run(servers.execute(program, ["1"], worker)) for worker in range(4)]
+    assert len({outcomes[0].value for outcomes in runs}) > 1

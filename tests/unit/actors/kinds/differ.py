@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
+from actors.fences import blocks
 from actors.kinds.kind import ProposalRequest, TaskKind
-from actors.parsing import FormatError, arguments, blocks, inputs_of, last
+from actors.parsing import FormatError, arguments, inputs_of, last
 from actors.prompts import FENCE, FUNCTION_START, Piece, PromptFormat, PromptText, block, block_piece, frame, r1
 from executor.judge import UNPARSEABLE, Judge
 from executor.outcomes import Status

@@ -9,7 +9,8 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from actors.settings import SelfPlaySettings
 from executor.judge import Judge
 from executor.pool import SerialPool
 from executor.settings import ExecutorSettings
-from executor.tasks import Proposal, Rejection, Task
+from executor.tasks import Proposal, Rejection, Task, Verdict
 from launch.config import load
 from launch.recipe import ConfigError
 from launch.sft.data import examples
@@ -206,6 +207,17 @@ def test_a_recipe_may_name_it_once_it_is_registered() -> None:
     assert [(cell, batch.quota(cell)) for cell in batch.cells] == [(PROPOSE, 4), (SOLVE, 8)]
     with pytest.raises(ConfigError, match="'difer'.* Did you mean differ"):
         load("smollm2-cpu", ['learner.batch.kinds=["difer"]'])
+
+
+def test_a_kind_that_leaves_an_answer_without_a_verdict_is_named(environment: Environment) -> None:
+    class Short(Differ):
+        name = "short"
+
+        async def verify(self, judge: Judge, task: Task, answers: Sequence[str]) -> list[Verdict]:
+            return (await super().verify(judge, task, answers))[1:]
+
+    with registered(Short()), pytest.raises(KindError, match="'short' gave 1 verdicts on 2 answers"):
+        asyncio.run(environment.verify_all(replace(TASK, kind="short"), ["3", "4"]))
 
 
 def test_a_name_is_taken_once_and_checked() -> None:
