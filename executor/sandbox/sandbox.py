@@ -136,7 +136,7 @@ class Sandbox:
             found |= pipes.report(deadline)
         if "error" in found:
             self.stop()
-            raise InfrastructureError(f"no sandbox without its wall, so nothing will be run: {found['error']}")
+            raise InfrastructureError(f"the wall could not be built, so no program is run: {found['error']}")
         self.pid, self.pipes = found["zygote"], pipes
         return {Layer(name): why for name, why in found["missing"].items()}
 
@@ -145,8 +145,7 @@ class Sandbox:
         if lacking:
             reasons = "; ".join(f"{layer}: {self.layers[layer]}" for layer in lacking)
             raise InfrastructureError(
-                f"executor.require asks for layers that are not to be had here ({reasons}). `azr doctor` says what "
-                "helps."
+                f"executor.require asks for layers that this machine lacks ({reasons}). `azr doctor` says what helps."
             )
         if self.tier is Tier.D and not self._settings.allow_unsafe:
             raise InfrastructureError(
