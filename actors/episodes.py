@@ -50,7 +50,7 @@ class Player:
         self._sampler = Sampler(engine, settings, identity, seed)
         self._solver = Solver(self._sampler, environment)
         self.proposer = Proposer(self._sampler, environment, buffer)
-        """For proposals without a grant (`actors.seeding`)."""
+        """The proposer, which `actors.seeding` uses without a grant."""
 
     def counts(self) -> dict[str, float]:
         """Counters since the start: `prompts_too_long`, `references_left_out`, `tasks_too_long`."""

@@ -21,19 +21,19 @@ FENCE = "```"
 FUNCTION_START = f"{FENCE}python\ndef f("
 
 ZERO_TASK = Task("deduction", "def f(x):\n    return x", ("'Hello World'",), ("'Hello World'",))
-"""The zero triplet: all that self-play starts from."""
+"""The zero triplet, from which self-play starts with an empty buffer."""
 ZERO_NORMAL = "def f(v0):\n    return v0"
-"""Its program as `Facts.normal` has it (a test holds that), for who stores it without a judge at hand."""
+"""The normal form of its program (`Facts.normal`; a test compares them), for code that stores it without a judge."""
 ZERO_MESSAGE = "f gives back what it gets."
 
 
 class Part(StrEnum):
-    """Whose text a piece of a prompt is."""
+    """The origin of a piece of a prompt."""
 
     FRAME = "frame"
-    """Ours: instructions, headings."""
+    """Text of azr's own: instructions, headings."""
     TASK = "task"
-    """A task's: program, input, output or message, in its fenced block."""
+    """Text of a task: program, input, output or message, in its fenced block."""
     REPLY = "reply"
     """The start of the reply."""
 

@@ -44,10 +44,10 @@ class SeedReport:
     duplicates: int = 0
     """Tasks that the buffer had already."""
     rejected: list[tuple[int, str]] = field(default_factory=list)
-    """Line number and reason of what is no task."""
+    """Line number and reason of each line that is no task."""
 
     def counts(self) -> dict[str, int]:
-        """As plain numbers, for an event."""
+        """The report as plain numbers, for an event."""
         added = {kind: self.added[kind] for kind in names()}
         return {**added, "duplicates": self.duplicates, "rejected": len(self.rejected)}
 

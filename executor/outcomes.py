@@ -66,7 +66,7 @@ class Limits:
         return cls(settings.timeout_s, settings.memory_mb, settings.output_bytes)
 
     def within(self, outer: Limits) -> Limits:
-        """These, if a sandbox made for `outer` can hold to them; its control group is no larger. Raises ValueError."""
+        """Check that a sandbox made for `outer` has the memory for these limits; return them. Raises ValueError."""
         if self.memory_mb > outer.memory_mb:
             raise ValueError(
                 f"{self.memory_mb} MiB for one execution is beyond executor.memory_mb = {outer.memory_mb}; raise that"

@@ -6,7 +6,7 @@ import socket
 
 LOOPBACK = "127.0.0.1"
 AUTO_HOST = "auto"
-"""As `stream.host`: the address of the learner's machine in its Ray cluster; loopback in a Ray of the run's own."""
+"""Value of `stream.host` for the address of the learner's machine in its Ray cluster, or loopback without one."""
 
 
 def free_port(host: str = LOOPBACK) -> int:

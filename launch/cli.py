@@ -11,7 +11,7 @@ from executor.user_error import UserError
 from launch.commands import bench, config, doctor, drill, execute, model, scale, seeds, sft, sft_data, train, verify
 
 COMMANDS = (train, scale, verify, drill, config, model, execute, doctor, seeds, sft, sft_data, bench)
-"""In the order of `azr --help`. These modules import quickly: what a command needs to run, it imports when it runs."""
+"""The commands, in the order of `azr --help`. Their modules import quickly; slow imports wait until a command runs."""
 
 _EXAMPLES = """\
 examples:

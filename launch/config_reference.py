@@ -75,7 +75,7 @@ def plain_text(root: type[BaseModel]) -> str:
 
 
 def _capitalised(text: str) -> str:
-    """With a capital, unless the first word has one further on: vLLM."""
+    """Make the first letter a capital, unless the first word has one further on, as vLLM has."""
     return text[:1].upper() + text[1:] if text.split(" ", maxsplit=1)[0].rstrip(".:").islower() else text
 
 

@@ -76,14 +76,14 @@ class Metric:
     """One metric, or a family of metrics whose names have one pattern."""
 
     name: str
-    """With placeholders in braces: `valid_rate/{kind}`."""
+    """Name, with placeholders in braces: `valid_rate/{kind}`."""
     kind: Kind
     whose: Whose
     meaning: str
     unit: str = ""
     combined: tuple[Combine, ...] = ()
-    """For what actors report: how the values of several are combined. More than one way gives one name each, with the
-    way as the last part: `kv_usage/mean`."""
+    """Ways to combine the values that several actors report. If there is more than one, each has a name of its own with
+    the way as its last part: `kv_usage/mean`."""
     healthy: str = ""
     """The values of a run that is well, in words; empty where there is no such range."""
 

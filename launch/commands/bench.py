@@ -23,7 +23,7 @@ SUBJECTS = {
     "stream": "the stream: trajectories and bytes a second, latency, beside bare ZeroMQ and two queues",
     "learner": "the learner: tokens a second and memory beside transformers, share of the machine's peak, packing",
 }
-"""By name, with a line about each. The module `launch.bench.<name>` has DESCRIPTION, EXAMPLES, RUNS,
+"""Benchmarks by name, with a line about each. The module `launch.bench.<name>` has DESCRIPTION, EXAMPLES, RUNS,
 `add_options(parser)` and `measure(arguments)`, which returns the report; it is imported when it is asked for."""
 
 _EXAMPLES = """\

@@ -34,7 +34,7 @@ CHECKPOINT_EVERY = 2
 MORE_STEPS = 2
 """Steps after the last kill."""
 LONGEST_WAIT_S = 10.0
-"""Between a recovery and the next kill: uniform from 0 to this."""
+"""Longest wait between a recovery and the next kill, in seconds; drawn uniformly from 0 on."""
 
 _EXAMPLES = """\
 examples:

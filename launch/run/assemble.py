@@ -17,8 +17,10 @@ from learner.trainer import Trainer
 def make_policy(
     config: Config | SftConfig, model_dir: Path, rank: int, store: str | None, timeout_s: float
 ) -> tuple[PolicyModel, Ranks]:
-    """This rank's policy, and the ranks. `store`: where several ranks meet, `tcp://host:port`; `timeout_s`: of what
-    they do together."""
+    """Make this rank's policy and the ranks.
+
+    `store`: address at which several ranks meet, `tcp://host:port`; `timeout_s`: deadline of their collectives.
+    """
     learner = config.learner
     if not torch.cuda.is_available():
         torch.set_num_threads(learner.threads or os.cpu_count() or 1)
@@ -28,6 +30,6 @@ def make_policy(
 
 
 def make_trainer(config: Config, model_dir: Path, rank: int = 0, store: str | None = None) -> Trainer:
-    """This rank's policy and trainer; see `make_policy`."""
+    """Make this rank's trainer with its policy; see `make_policy`."""
     policy, ranks = make_policy(config, model_dir, rank, store, config.learner.batch_timeout_s)
     return Trainer(policy, config.learner, ranks, data_rank=data_rank())

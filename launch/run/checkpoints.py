@@ -39,7 +39,7 @@ class Saved:
     snapshot: Callable[[Path], None] = lambda path: None
     """Writes the task buffer, as of now, to a file."""
     exact: Exact | None = None
-    """Of serial mode."""
+    """State that serial mode adds; None in other modes."""
 
     def resume(self, stream: Stream | None, requeue: Callable[[list[Trajectory]], None]) -> int:
         """Load the newest complete checkpoint, if there is one; returns its version. Collective. Raises

@@ -49,7 +49,7 @@ class TreePlan:
     sin: Tensor
 
     blocks: list[tuple[int, int] | Branches] = field(default_factory=list)
-    """In order of rows. (start, stop) is plain causal attention among these rows."""
+    """Blocks of rows, in order. (start, stop) is plain causal attention among these rows."""
     cpu: CpuPlan | None = None
     """The plan of the CPU kernels, in place of `blocks`."""
     context: ProcessGroup | None = None

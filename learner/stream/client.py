@@ -22,7 +22,7 @@ from learner.stream.wire import MAX_CONTROL_BYTES, from_learner, pack, pack_slot
 from learner.trajectory import Trajectory, check, encode
 
 NOW, MORE, READABLE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE), int(zmq.POLLIN)
-"""As plain numbers: with an enum's members each `|` and `&` takes longer than to send a frame."""
+"""Flags of ZeroMQ as plain numbers: with an enum's members, each `|` and `&` takes longer than to send a frame."""
 RECONNECT_MS = 100
 MAX_RECONNECT_MS = 2000
 

@@ -200,14 +200,13 @@ class Membership:
         return [member for member in self.all() if not member.dismissed]
 
     def begin_group(self, group_id: int) -> None:
-        """From now on only failures in this weight group count."""
+        """Count only failures in this weight group from now on."""
         self._group_id = group_id
         self.load_failures.clear()
         self.interrupted.clear()
 
     def expect_load(self, members: Sequence[Member]) -> None:
-        """Before a broadcast: none of `members` has loaded it or failed to, and none is granted anything until it
-        has."""
+        """Mark `members` as having loaded nothing, before a broadcast: until they load, they are granted nothing."""
         self.load_failures.clear()
         self.interrupted.clear()
         for member in members:

@@ -210,13 +210,12 @@ class StreamServer:
             return self._members.staying()
 
     def release_departures(self) -> None:
-        """Retired actors that hold nothing may be told to stop again."""
+        """Allow again that retired actors which hold nothing are told to stop."""
         with self._lock:
             self._members.departures_held = False
 
     def begin_group(self, group_id: int, members: Sequence[Member], manifest: Sequence[Mapping[str, Any]]) -> None:
-        """From now on only failures in this weight group count. Tells `members` the manifest, where they do not know
-        it."""
+        """Count only failures in this weight group from now on, and tell `members` the manifest if they lack it."""
         with self._lock:
             self._members.begin_group(group_id)
             for member in members:
@@ -225,8 +224,7 @@ class StreamServer:
                     self._members.send(member, {"type": "manifest", "manifest": list(manifest)})
 
     def expect_load(self, members: Sequence[Member]) -> None:
-        """Before a broadcast: mark `members` as having loaded nothing, so that they are granted nothing until they
-        have."""
+        """Mark `members` as having loaded nothing, before a broadcast: until they load, they are granted nothing."""
         with self._lock:
             self._members.expect_load(members)
 
