@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from executor.user_error import UserError
+from learner.model.weight_files import weight_files
 
 
 class ModelError(UserError):
@@ -32,6 +33,10 @@ def prepare(name: str, say: Callable[[str], None] = lambda text: None) -> Path:
         missing = [what for what, pattern in _PARTS.items() if not any(folder.glob(pattern))]
         if missing:
             raise ModelError(f"{folder} is no Hugging Face model folder: it lacks {' and '.join(missing)}")
+        try:
+            weight_files(folder)
+        except (FileNotFoundError, ValueError) as error:
+            raise ModelError(f"model.path: {error}") from error
         return folder
     if name not in KNOWN:
         near = difflib.get_close_matches(name, KNOWN, 1)

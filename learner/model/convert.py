@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from learner.model.architecture import Architecture
+from learner.model.weight_files import INDEX_FILE, weight_files
 
 FILE_BYTES = 4 << 30
 """Maximum bytes of weights in one file of a written folder."""
@@ -115,17 +116,19 @@ def join(layout: Layout, pieces: list[Tensor], architecture: Architecture) -> Te
 
 
 class HfReader(contextlib.ExitStack):
-    """Reads pieces of the tensors in a Hugging Face folder's safetensors files. Raises FileNotFoundError without
-    any."""
+    """Reads pieces of the tensors in a Hugging Face folder, from its `weight_files`, whose errors it raises; ValueError
+    for a tensor that is in two of them."""
 
     def __init__(self, model_dir: Path) -> None:
         super().__init__()
         self._files: dict[str, Any] = {}
-        for path in sorted(model_dir.glob("*.safetensors")):
+        paths: dict[str, Path] = {}
+        for path in weight_files(model_dir):
             file = self.enter_context(safe_open(path, framework="pt"))
-            self._files.update(dict.fromkeys(file.keys(), file))
-        if not self._files:
-            raise FileNotFoundError(f"{model_dir} has no safetensors files")
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                if name in paths:
+                    raise ValueError(f"{model_dir}: the tensor {name} is in {paths[name].name} and in {path.name}")
+                self._files[name], paths[name] = file, path
 
     @property
     def names(self) -> list[str]:
@@ -148,11 +151,14 @@ class HfReader(contextlib.ExitStack):
 
 
 class HfWriter:
-    """Writes a Hugging Face folder tensor by tensor; holds at most one file's worth in memory."""
+    """Writes a Hugging Face folder tensor by tensor; holds at most one file's worth in memory. Weights that are in the
+    folder already are removed first."""
 
     def __init__(self, model_dir: Path) -> None:
         self._dir = model_dir
         self._dir.mkdir(parents=True, exist_ok=True)
+        for stale in (self._dir / INDEX_FILE, *self._dir.glob("model*.safetensors")):
+            stale.unlink(missing_ok=True)
         self._held: dict[str, Tensor] = {}
         self._where: dict[str, str] = {}
 
@@ -167,7 +173,7 @@ class HfWriter:
         dtype to `dtype`."""
         self._flush()
         index = {"metadata": {}, "weight_map": self._where}
-        (self._dir / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        (self._dir / INDEX_FILE).write_text(json.dumps(index, indent=2))
         for file in source_dir.iterdir():
             if file.suffix in (".json", ".jinja", ".txt", ".model") and not file.name.endswith(".index.json"):
                 shutil.copyfile(file, self._dir / file.name)
