@@ -35,6 +35,15 @@ RENAMED = {
     "run.watchdog_s": "supervision.watchdog_s",
 }
 """Former key -> its present name: old recipes and run folders are refused with it."""
+SHAPES_SAMPLING = (
+    "selfplay.top_p",
+    "selfplay.top_k",
+    "selfplay.min_p",
+    "selfplay.repetition_penalty",
+    "selfplay.presence_penalty",
+    "selfplay.frequency_penalty",
+)
+"""Keys that users of other systems expect, and why they are refused is worth saying."""
 
 
 class Config(SettingsTable):
@@ -242,6 +251,11 @@ def _explain(item: Any, sources: dict[str, str], root: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
         if key in RENAMED and root is Config:
             return f"{key} is now {RENAMED[key]}{where}: rename it there."
+        if key in SHAPES_SAMPLING:
+            return (
+                f"{key} cannot be set{where}: the learner's log-probabilities have to be of the distribution that is "
+                "sampled, and are those of softmax(logits / selfplay.temperature)."
+            )
         near = _nearest(key, list(keys))
         hint = f" Did you mean {near}?" if near else ""
         docs = "azr config docs" if root is Config else "azr config docs --sft"

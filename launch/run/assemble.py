@@ -15,21 +15,30 @@ from learner.trainer import Trainer
 
 
 def make_policy(
-    config: Config | SftConfig, model_dir: Path, rank: int, store: str | None, timeout_s: float
+    config: Config | SftConfig,
+    model_dir: Path,
+    rank: int,
+    store: str | None,
+    timeout_s: float,
+    temperature: float = 1.0,
 ) -> tuple[PolicyModel, Ranks]:
     """Make this rank's policy and the ranks.
 
-    `store`: address at which several ranks meet, `tcp://host:port`; `timeout_s`: deadline of their collectives.
+    `store`: address at which several ranks meet, `tcp://host:port`; `timeout_s`: deadline of their collectives;
+    `temperature`: at which the policy is sampled.
     """
     learner = config.learner
     if not torch.cuda.is_available():
         torch.set_num_threads(learner.threads or os.cpu_count() or 1)
     init_parallel(learner.parallel, rank, learner.parallel.world_size, store, timeout_s)
-    policy = PolicyModel(model_dir, config.model, learner.optimizer, learner.parallel, seed=config.run.seed)
+    policy = PolicyModel(
+        model_dir, config.model, learner.optimizer, learner.parallel, seed=config.run.seed, temperature=temperature
+    )
     return policy, Ranks(rank, learner.parallel.world_size, policy.device)
 
 
 def make_trainer(config: Config, model_dir: Path, rank: int = 0, store: str | None = None) -> Trainer:
     """Make this rank's trainer with its policy; see `make_policy`."""
-    policy, ranks = make_policy(config, model_dir, rank, store, config.learner.batch_timeout_s)
+    timeout_s, temperature = config.learner.batch_timeout_s, config.selfplay.temperature
+    policy, ranks = make_policy(config, model_dir, rank, store, timeout_s, temperature)
     return Trainer(policy, config.learner, ranks, data_rank=data_rank())

@@ -18,13 +18,15 @@ CHUNK_ELEMENTS = 1 << 24
 class VocabLogprobs(torch.autograd.Function):
     """Log-probabilities and entropies of targets: (hidden_RE, weight_VE, targets_R, ...) -> two float32 [R].
 
+    They are of softmax(logits / `temperature`), the distribution that sampling at this temperature draws from.
+
     The vocabulary is split over the ranks of `group`: this rank has rows `first` to `first + num_valid`; the rest of
     `weight` is padding. The gradient of `hidden` is this rank's part of the sum over ranks. The entropy has no
     gradient.
 
-    The backward pass computes the logits again. With p the softmax, g the incoming gradient and t the target, the
-    gradient of the logits is g (onehot(t) - p). g scales rows, so it multiplies [R, E] matrices, and p is the only [R,
-    V] one.
+    The backward pass computes the logits again. With p the softmax, g the incoming gradient, t the target and T the
+    temperature, the gradient of the logits is g / T (onehot(t) - p). g / T scales rows, so it multiplies [R, E]
+    matrices, and p is the only [R, V] one.
     """
 
     @staticmethod
@@ -36,6 +38,7 @@ class VocabLogprobs(torch.autograd.Function):
         first: int,
         num_valid: int,
         group: dist.ProcessGroup,
+        temperature: float,
     ) -> tuple[Tensor, Tensor]:
         """Compute log-probabilities and entropies; see the class."""
         valid_VE = weight_VE[:num_valid]
@@ -49,6 +52,8 @@ class VocabLogprobs(torch.autograd.Function):
         picked_R = hidden_RE.new_empty(count, dtype=torch.float32)
         for rows in _chunks(count, num_valid, CHUNK_ELEMENTS):
             logits_RV = (hidden_RE[rows] @ valid_VE.t()).float()
+            if temperature != 1.0:
+                logits_RV /= temperature
             picked_R[rows] = logits_RV.gather(1, local_R[rows, None]).squeeze(1)
             top_R1 = logits_RV.amax(dim=1, keepdim=True)
             weights_RV = (logits_RV - top_R1).exp_()
@@ -65,7 +70,7 @@ class VocabLogprobs(torch.autograd.Function):
             dist.all_reduce(sums, dist.ReduceOp.SUM, group)
             lse_R, expected_R, picked_R = sums[0].log() + top_R, sums[1] / sums[0], sums[2]
         ctx.save_for_backward(hidden_RE, weight_VE, local_R, owned_R, (local_lse_R - lse_R).exp())
-        ctx.num_valid = num_valid
+        ctx.num_valid, ctx.temperature = num_valid, temperature
         entropy_R = lse_R - expected_R
         ctx.mark_non_differentiable(entropy_R)
         return picked_R - lse_R, entropy_R
@@ -78,14 +83,18 @@ class VocabLogprobs(torch.autograd.Function):
         grad_hidden_RE = torch.empty_like(hidden_RE)
         grad_weight_VE = torch.zeros_like(weight_VE, dtype=torch.float32)
         grad_valid_VE = grad_weight_VE[: ctx.num_valid]
+        grad_R = grad_R / ctx.temperature
         toward_R1, away_R1 = (grad_R * owned_R)[:, None], (grad_R * share_R)[:, None]
         # Half the bytes an element of the forward pass; and each chunk costs a pass over the weight's gradient.
         for rows in _chunks(len(hidden_RE), ctx.num_valid, 2 * CHUNK_ELEMENTS):
-            probs_RV = torch.softmax(hidden_RE[rows] @ valid_VE.t(), dim=1)
+            logits_RV = hidden_RE[rows] @ valid_VE.t()
+            if ctx.temperature != 1.0:
+                logits_RV /= ctx.temperature
+            probs_RV = torch.softmax(logits_RV, dim=1)
             grad_hidden_RE[rows] = toward_R1[rows] * valid_VE[local_R[rows]] - away_R1[rows] * (probs_RV @ valid_VE)
             grad_valid_VE -= probs_RV.t() @ (away_R1[rows] * hidden_RE[rows]).to(weight_VE.dtype)
         grad_valid_VE.index_add_(0, local_R, toward_R1 * hidden_RE)
-        return grad_hidden_RE, grad_weight_VE.to(weight_VE.dtype), None, None, None, None
+        return grad_hidden_RE, grad_weight_VE.to(weight_VE.dtype), None, None, None, None, None
 
 
 def _chunks(num_rows: int, num_columns: int, num_elements: int) -> list[slice]:

@@ -63,16 +63,19 @@ class PolicyModel:
         optimizer: OptimizerSettings,
         parallel: ParallelSettings,
         seed: int = 0,
+        temperature: float = 1.0,
     ) -> None:
         """Load the Hugging Face folder `model_dir`. Raises ValueError for an unsupported architecture or one that
         `parallel` cannot divide.
 
-        `seed`: seed of this rank's random number generators.
+        `seed`: seed of this rank's random number generators. `temperature`: at which the policy is sampled; its
+        log-probabilities and entropies are of softmax(logits / temperature).
         """
         self.model_dir = Path(model_dir)
         self.architecture = Architecture.read(self.model_dir)
         self.dtype: torch.dtype = getattr(torch, model.dtype)
         self.device = device()
+        self.temperature = temperature
         _check_heads(self.architecture, parallel)
         if model.deterministic:
             torch.use_deterministic_algorithms(True)
@@ -263,7 +266,7 @@ class PolicyModel:
         targets_R = torch.from_numpy(micro.targets).to(self.device)
         group = parallel_state.get_tensor_model_parallel_group()
         logprobs_R, entropy_R = VocabLogprobs.apply(  # type: ignore[no-untyped-call]
-            rows_RE, weight_VE, targets_R, first, num_valid, group
+            rows_RE, weight_VE, targets_R, first, num_valid, group, self.temperature
         )
         return logprobs_R, entropy_R
 

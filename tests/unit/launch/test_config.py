@@ -51,6 +51,8 @@ def test_overrides_are_typed_and_win() -> None:
         ("engine.max_model_len=64", ["engine.max_model_len is 64", "raise it"]),
         ("learner.batch.propose={guess=1}", ["learner.batch.propose"]),
         ("learner.batch.propose.deduction=-4", ["learner.batch.propose.deduction is -4", "0"]),
+        ("selfplay.temperature=0", ["selfplay.temperature", "greater than or equal to 0.01"]),
+        ("selfplay.top_p=0.9", ["selfplay.top_p", "cannot be set", "override", "selfplay.temperature"]),
         ("nonsense", ["table.key=value"]),
         ("learner.=3", ["table.key=value"]),
     ],

@@ -57,10 +57,14 @@ def write_folders(base: Path) -> dict[str, Path]:
 
 
 def build(
-    folder: Path, dtype: str = "float32", parallel: ParallelSettings | None = None, deterministic: bool = False
+    folder: Path,
+    dtype: str = "float32",
+    parallel: ParallelSettings | None = None,
+    deterministic: bool = False,
+    temperature: float = 1.0,
 ) -> PolicyModel:
     model = ModelSettings.model_validate({"dtype": dtype, "deterministic": deterministic})
-    return PolicyModel(folder, model, OPTIMIZER, parallel or ParallelSettings())
+    return PolicyModel(folder, model, OPTIMIZER, parallel or ParallelSettings(), temperature=temperature)
 
 
 def batch() -> list[TokenSequence]:

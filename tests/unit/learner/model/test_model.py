@@ -81,21 +81,25 @@ def assert_close(first: dict[str, Tensor], second: dict[str, Tensor], atol: floa
         torch.testing.assert_close(tensor, second[name], atol=atol, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-untied", "qwen2", "qwen3"])
-def test_two_steps_are_those_of_transformers_and_torch(folders: dict[str, Path], name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "temperature"),
+    [("llama", 1.0), ("llama-untied", 0.7), ("llama-untied", 1.0), ("qwen2", 1.0), ("qwen3", 1.0)],
+)
+def test_two_steps_are_those_of_transformers_and_torch(folders: dict[str, Path], name: str, temperature: float) -> None:
     """Log-probabilities, entropies, gradients, clipping and AdamW, every sequence run alone by the reference."""
     import transformers as tf
 
     reference = tf.AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.float32)
     adam = torch_adam(reference, OPTIMIZER)
-    policy = build(folders[name])
+    policy = build(folders[name], temperature=temperature)
     micros = pack(batch(), 40)
     for _ in range(2):
         values, entropies, loss = [], [], torch.zeros(())
         for index, (prompt, response) in enumerate(batch()):
             (alone,) = pack([(prompt, response)], 1)
             ids = torch.from_numpy(np.concatenate((prompt, response)))
-            table = torch.log_softmax(reference(ids[None]).logits[0, len(prompt) - 1 : -1], dim=-1)
+            logits = reference(ids[None]).logits[0, len(prompt) - 1 : -1]
+            table = torch.log_softmax(logits / temperature, dim=-1)
             values.append(table.gather(1, torch.from_numpy(response)[:, None])[:, 0])
             entropies.append(-(table.exp() * table).sum(-1))
             alone.sequence_index[:] = index

@@ -193,7 +193,7 @@ def run_rank(rank: int, size: int, folders: dict[str, Path], out: Path) -> None:
             torch.save(vars(compute(case, folders[case.model], out / f"hf-{number}")), out / f"{number}-{rank}.pt")
     if size == 2:
         init_parallel(ParallelSettings(tensor=2), rank, size, store, timeout=60.0)
-        torch.save(vocabulary(chunked=False) + vocabulary(chunked=True), out / f"vocabulary-{rank}.pt")
+        torch.save([vocabulary(*case) for case in VOCABULARY_CASES], out / f"vocabulary-{rank}.pt")
 
 
 def logits_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -202,7 +202,11 @@ def logits_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.randn(40, 32), torch.randn(VOCAB, 32), torch.randint(0, VOCAB, (40,)), torch.randn(40)
 
 
-def vocabulary(chunked: bool) -> list[Tensor]:
+VOCABULARY_CASES = ((False, 1.0), (True, 1.0), (True, 0.7))
+"""(in several chunks, temperature)"""
+
+
+def vocabulary(chunked: bool, temperature: float) -> list[Tensor]:
     """Log-probabilities, entropies and gradients from this rank's shard of the vocabulary, padded to an even number."""
     hidden, weight, targets, scale = logits_inputs()
     group = parallel_state.get_tensor_model_parallel_group()
@@ -216,7 +220,7 @@ def vocabulary(chunked: bool) -> list[Tensor]:
     with pytest.MonkeyPatch.context() as patch:
         if chunked:
             patch.setattr(logprobs, "CHUNK_ELEMENTS", 7 * rows)
-        values, entropy = VocabLogprobs.apply(hidden, shard, targets, first, num_valid, group)
+        values, entropy = VocabLogprobs.apply(hidden, shard, targets, first, num_valid, group, temperature)
         (values * scale).sum().backward()
     dist.all_reduce(hidden.grad)
     return [values.detach(), entropy, hidden.grad, shard.grad]
@@ -293,19 +297,19 @@ def test_a_layout_equals_one_rank(
 
 @pytest.mark.slow
 def test_sharded_logprobs_are_a_softmax_in_float64(two: Path) -> None:
-    """Vocabulary over two ranks, in one chunk and in several: values and gradients."""
+    """Vocabulary over two ranks, in one chunk and in several, at temperatures: values and gradients."""
     hidden, weight, targets, scale = logits_inputs()
-    exact, matrix = hidden.double().requires_grad_(), weight.double().requires_grad_()
-    table = torch.log_softmax(exact @ matrix.T, dim=1)
-    values = table.gather(1, targets[:, None])[:, 0]
-    (values * scale).sum().backward()
-    entropy = -(table.exp() * table).sum(1).detach()
     ranks = [torch.load(two / f"vocabulary-{rank}.pt") for rank in range(2)]
-    for start in (0, 4):
+    for case, (_, temperature) in enumerate(VOCABULARY_CASES):
+        exact, matrix = hidden.double().requires_grad_(), weight.double().requires_grad_()
+        table = torch.log_softmax(exact @ matrix.T / temperature, dim=1)
+        values = table.gather(1, targets[:, None])[:, 0]
+        (values * scale).sum().backward()
+        entropy = -(table.exp() * table).sum(1).detach()
         for found in ranks:
-            for ours, theirs in zip(found[start : start + 3], (values.detach(), entropy, exact.grad), strict=True):
+            for ours, theirs in zip(found[case][:3], (values.detach(), entropy, exact.grad), strict=True):
                 torch.testing.assert_close(ours.double(), theirs, atol=2e-5, rtol=1e-5)
-        whole = torch.cat([found[start + 3] for found in ranks])
+        whole = torch.cat([found[case][3] for found in ranks])
         torch.testing.assert_close(whole[:VOCAB].double(), matrix.grad, atol=2e-5, rtol=1e-5)
         assert not whole[VOCAB:].any()
 
