@@ -161,8 +161,8 @@ class Rollout:
         self.stats = RolloutStats()
 
     async def run(self, connect_timeout_s: float = 300.0) -> None:
-        """Play until the learner says shutdown. Raises RolloutBroken where nothing can be played, LearnerLost,
-        SeedingFailed."""
+        """Play until the learner says shutdown. Raises RolloutBroken where nothing can be played, EngineDead,
+        LearnerLost, SeedingFailed."""
         who = Identity("", self._client.actor_id, self._client.incarnation)
         self.stats.seeded = await seed_buffer(
             self._engine, self._environment, self._buffer, self._settings, who, self._seed, _say_seeding
@@ -182,14 +182,15 @@ class Rollout:
         updating = asyncio.create_task(self._update_weights())
         listening = asyncio.create_task(self._listen(player))
         breaking = asyncio.create_task(self._breaks.wait())
+        dying = asyncio.create_task(self._engine.died())
         try:
-            done, _ = await asyncio.wait({listening, updating, breaking}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({listening, updating, breaking, dying}, return_when=asyncio.FIRST_COMPLETED)
             if self._broken is not None and listening not in done:
                 raise self._broken
             for ended in done:
                 ended.result()
         finally:
-            tasks = (listening, updating, breaking, self._measuring, *self._playing)
+            tasks = (listening, updating, breaking, dying, self._measuring, *self._playing)
             background = [task for task in tasks if task is not None]
             for task in background:
                 task.cancel()

@@ -72,9 +72,10 @@ class SelfPlaySettings(SettingsTable):
     max_solve_tokens: int = Field(default=8096, ge=4)
     """Maximum length of a solver's response in tokens; longer ones are cut off there.
     Too short: replies end before the answer and count as unreadable (`truncated/<kind>/solve`)."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=0.01, le=2)
     """Sampling temperature of proposers and solvers.
-    Keep 1.0: the log-probabilities that the engine reports, and so the off-policy correction, are exact only there."""
+    The policy that is trained is the one that samples: engine and learner both compute the log-probabilities of
+    softmax(logits / temperature). Held-out tasks are solved at temperature 0."""
     compat: Literal["paper", "reference"] = "paper"
     """Reward of a valid proposal that all or none of its solutions solve: `paper` pays 0, `reference` -0.5.
     `reference` is the paper's public implementation."""

@@ -24,9 +24,11 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.layers.linear import LinearBase, MergedColumnParallelLinear, QKVParallelLinear
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+from actors.folder_loader import LOAD_FORMAT, FolderLoader
 from learner.device import keep_memory
 from learner.weights.group import GroupSpec, WeightSyncError
 from learner.weights.local import LocalChannel
@@ -45,9 +47,10 @@ _PROBE_ROWS = 512
 
 
 def register() -> None:
-    """Make the engine known to vLLM. Idempotent: plugins are loaded more than once."""
+    """Make the engine and the loader of folders known to vLLM. Idempotent: plugins are loaded more than once."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, __name__, AzrWeightTransferEngine.__name__)
+        register_model_loader(LOAD_FORMAT)(FolderLoader)
 
 
 @dataclass
@@ -82,7 +85,7 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
         self.dirty = False
         """Some weights of an update have gone in, but not all: the model is no policy that anybody trained."""
         self.failure: BaseException | None = None
-        """The error of the last update, None if it succeeded or is under way."""
+        """The error of the last update or of joining a group; None if it succeeded or is under way."""
         self._receiver: WeightReceiver | LocalChannel | None = None
         self._expected: set[str] = set()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="azr-weights")
@@ -92,6 +95,9 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
         """Begin to join a weight group, leaving the one before. A group may be long in coming together, and
         this call holds up generation: so a thread waits for it, and `joined` tells."""
         self.shutdown()
+        if self._joining is not None and not self._joining.cancel():
+            self._joining.add_done_callback(_leave)
+        self._joining = None
         spec = GroupSpec.from_json(init_info.spec)
         rank = init_info.rank + self.parallel_config.rank
         if spec.backend == "local":
@@ -103,6 +109,7 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
         """Whether the group is complete. Raises the error of joining it."""
         if self._joining is not None and self._joining.done():
             joining, self._joining = self._joining, None
+            self.failure = joining.exception()
             self._receiver = joining.result()
         return self._joining is None
 
@@ -127,7 +134,7 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
                 )
         except BaseException as error:
             self.failure = error
-            self._abandon()
+            self.abandon()
             raise
         transfer_s = receiver.timings["transfer_s"]
         self.timings = {"transfer_s": transfer_s, "load_s": time.monotonic() - started - transfer_s}
@@ -141,6 +148,16 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
             self.failure = error
             raise
         self.dirty = False
+
+    def abandon(self) -> None:
+        """Give layers that are not complete their former weights back, so that the next update finds a whole model."""
+        dirty, self.dirty = self.dirty, True
+        for layer in self.model.modules():
+            info = get_layerwise_info(layer)
+            info.loaded_weights.clear()
+            info.load_numel = 0
+        finalize_layerwise_reload(self.model, self.model_config)
+        self.dirty = dirty
 
     def shutdown(self) -> None:
         """Leave the group."""
@@ -159,14 +176,6 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
             self.dirty = True
             yield name, tensor
 
-    def _abandon(self) -> None:
-        """Give layers that are not complete their former weights back, so that the next update finds a whole model."""
-        for layer in self.model.modules():
-            info = get_layerwise_info(layer)
-            info.loaded_weights.clear()
-            info.load_numel = 0
-        finalize_layerwise_reload(self.model, self.model_config)
-
     def _repack_tied_heads(self) -> None:
         """An output head tied to the embedding gets no weights of its own, so reloading passes it by. On a CPU it
         multiplies by a packed copy, which would otherwise stay that of the first policy."""
@@ -177,8 +186,16 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
                 module.quant_method.process_weights_after_loading(module)
 
 
+def _leave(joining: Future[WeightReceiver]) -> None:
+    """Leave a group that was given up before it was whole."""
+    if joining.exception() is None:
+        joining.result().close()
+
+
 class WorkerExtension:
     """Methods that vLLM adds to its workers, for `collective_rpc`. Names begin with `azr_` so that none collides."""
+
+    _weight_update_active: bool  # the worker's own
 
     def azr_joined(self) -> bool:
         """Whether the weight group that was last joined is whole."""
@@ -197,6 +214,14 @@ class WorkerExtension:
             "interrupted": float(interrupted),
             "faulty": float(faulty),
         }
+
+    def azr_abandon_update(self) -> dict[str, float]:
+        """End an update that failed, wherever it was, so that another can start. Returns `azr_update_state`."""
+        engine: AzrWeightTransferEngine = self.weight_transfer_engine  # type: ignore[attr-defined]
+        if self._weight_update_active:
+            self._weight_update_active = False
+            engine.abandon()
+        return self.azr_update_state()
 
     def azr_checksums(self) -> dict[str, str]:
         """`learner.weights.manifest.checksum` of the weights in use."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from actors.engine.base import VllmEngine, split_transfer, update_failed
-from actors.engine.generation import Completion, EngineAborted, Sampling
+from actors.engine.generation import Completion, EngineAborted, EngineDead, Sampling
 from actors.settings import EngineSettings
 from learner.stopwatch import Stopwatch
 from learner.weights.manifest import TensorSpec, manifest_to_json
@@ -16,16 +16,24 @@ from learner.weights.manifest import TensorSpec, manifest_to_json
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
 
+T = TypeVar("T")
+
+_DEATH_POLL_S = 0.2
+
 
 class AsyncEngine(VllmEngine):
     """vLLM's AsyncLLM: the engine in processes of its own, requests batched continuously, updates in flight."""
 
     def __init__(self, model_path: str | Path, settings: EngineSettings, *, seed: int = 0) -> None:
         super().__init__(model_path, settings, seed=seed, in_process=False)
+        self._death: asyncio.Task[None] | None = None
+        self._updates: set[asyncio.Task[dict[str, float]]] = set()
+        self._closing = False
 
     async def start(self) -> None:
         """See `Engine.start`. The event loop keeps running meanwhile."""
         await asyncio.to_thread(self._build)
+        self._death = asyncio.create_task(self._until_dead(self._llm))
         await self.set_version(0)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str) -> Completion:
@@ -33,55 +41,48 @@ class AsyncEngine(VllmEngine):
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         prompt, params = self._prompt(prompt_ids), self._sampling_params(sampling)
+        submitted = self._version
         final: RequestOutput | None = None
         try:
             async for output in self._llm.generate(prompt, params, request_id):
                 final = output
-        except (EngineDeadError, EngineGenerateError) as error:
+        except EngineDeadError as error:
+            raise EngineAborted("the engine was closed") if self._closing else EngineDead() from error
+        except EngineGenerateError as error:
             raise EngineAborted(f"request {request_id}: {error}") from error
         if final is None:
             raise EngineAborted(f"request {request_id} ended without an output")
         times: Any = final.metrics
-        return self._completion(final, times.scheduled_ts - times.queued_ts, times.last_token_ts - times.scheduled_ts)
+        queue_s, generate_s = times.scheduled_ts - times.queued_ts, times.last_token_ts - times.scheduled_ts
+        return self._completion(final, submitted, queue_s, generate_s)
 
     async def set_version(self, version: int) -> None:
         """See `Engine.set_version`."""
-        await self._llm.update_weight_version(str(version))
-        self._now_runs(version)
+        await self._while_alive(self._llm.update_weight_version(str(version)))
+        self._version = version
 
     async def update_weights(self, manifest: Sequence[TensorSpec], version: int) -> dict[str, float]:
         """See `Engine.update_weights`."""
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+        updating = asyncio.create_task(self._update(manifest, version))
+        self._updates.add(updating)
+        updating.add_done_callback(self._updated)
+        return await asyncio.shield(updating)
 
-        async with self._control:
-            watch = Stopwatch()
-            await self._llm.pause_generation(mode="keep", clear_cache=False)
-            watch.lap("pause_s")
-            intact = False
-            try:
-                await self._llm.start_weight_update()
-                watch.lap("start_s")
-                request = WeightTransferUpdateRequest(update_info={"manifest": manifest_to_json(manifest)})
-                await self._llm.update_weights(request)
-                watch.lap("load_s")
-                await self._llm.finish_weight_update(weight_version=str(version))
-                watch.lap("finish_s")
-                self._now_runs(version)
-                intact = True
-            except Exception as error:
-                failure = update_failed(version, await self._rpc("azr_update_state"), error)
-                intact = failure.intact
-                raise failure from error
-            finally:
-                if intact:
-                    await self._llm.resume_generation()
-            watch.lap("resume_s")
-            return split_transfer(watch.seconds, (await self._rpc("azr_update_state"))[0])
+    async def died(self) -> None:
+        """See `Engine.died`."""
+        assert self._death is not None, "start() comes first"
+        await asyncio.shield(self._death)
+        raise EngineDead
 
     async def close(self) -> None:
         """See `Engine.close`."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        self._closing = True
+        tasks = [task for task in (*self._updates, self._death) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         llm, self._llm = self._llm, None
         if llm is not None:
             llm.output_processor.propagate_error(EngineDeadError())
@@ -89,9 +90,72 @@ class AsyncEngine(VllmEngine):
                 llm.output_handler.cancel()  # it would report the end of the engine as a failure
             await asyncio.to_thread(llm.shutdown)
 
+    async def _update(self, manifest: Sequence[TensorSpec], version: int) -> dict[str, float]:
+        """`update_weights`, which goes on to its end when the caller is cancelled: the pause must not outlive it."""
+        async with self._control:
+            watch = Stopwatch()
+            runnable = False
+            try:
+                await self._while_alive(self._load(manifest, version, watch))
+                runnable = True
+            except EngineDead:
+                raise
+            except Exception as error:
+                failure = update_failed(version, await self._rpc("azr_abandon_update"), error)
+                runnable = failure.intact
+                raise failure from error
+            finally:
+                if runnable:
+                    await self._while_alive(self._llm.resume_generation())
+            watch.lap("resume_s")
+            return split_transfer(watch.seconds, (await self._rpc("azr_update_state"))[0])
+
+    def _updated(self, task: asyncio.Task[dict[str, float]]) -> None:
+        self._updates.discard(task)
+        if not task.cancelled():
+            task.exception()  # whether or not the caller still waits for it
+
+    async def _load(self, manifest: Sequence[TensorSpec], version: int, watch: Stopwatch) -> None:
+        """Pause generation and receive one broadcast."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._llm.pause_generation(mode="keep", clear_cache=False)
+        watch.lap("pause_s")
+        await self._llm.start_weight_update()
+        watch.lap("start_s")
+        request = WeightTransferUpdateRequest(update_info={"manifest": manifest_to_json(manifest)})
+        await self._llm.update_weights(request)
+        watch.lap("load_s")
+        if not await self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache")
+        await self._llm.finish_weight_update(weight_version=str(version))
+        self._version = version
+        watch.lap("finish_s")
+
     async def _rpc(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        results: list[Any] = await self._llm.collective_rpc(method, args=args, kwargs=kwargs)
+        results: list[Any] = await self._while_alive(self._llm.collective_rpc(method, args=args, kwargs=kwargs))
         return results
+
+    async def _while_alive(self, call: Coroutine[Any, Any, T]) -> T:
+        """Return what `call` returns. Raises EngineDead if the engine dies first: vLLM leaves such calls waiting."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        assert self._death is not None, "start() comes first"
+        calling = asyncio.create_task(call)
+        try:
+            await asyncio.wait({calling, self._death}, return_when=asyncio.FIRST_COMPLETED)
+            if not calling.done():
+                raise EngineDead
+            return calling.result()
+        except EngineDeadError as error:
+            raise EngineDead from error
+        finally:
+            calling.cancel()
+
+    @staticmethod
+    async def _until_dead(llm: Any) -> None:
+        while not llm.errored:
+            await asyncio.sleep(_DEATH_POLL_S)
 
     def _build(self) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from actors.engine.generation import Completion, EngineAborted, Sampling, WeightUpdateFailed
+from actors.engine.generation import Completion, EngineAborted, EngineDead, Sampling, WeightUpdateFailed
 from actors.settings import EngineSettings
 from learner.trajectory import Status, VersionSpan
 from learner.weights.group import GroupSpec
@@ -47,11 +47,18 @@ class VllmEngine:
         self._llm: Any = None
         self._control = asyncio.Lock()
         self._version = 0
-        self._generation = 0
-        """Counts the versions loaded. Unlike a version it never repeats: a learner that starts again from a checkpoint
-        makes other weights under numbers that were there before."""
         self._stats = dict.fromkeys(
-            ("running", "waiting", "kv_usage", "preempted", "tokens_generated", "tokens_prompt", "tokens_cached"), 0.0
+            (
+                "running",
+                "waiting",
+                "kv_usage",
+                "preempted",
+                "tokens_generated",
+                "tokens_prompt",
+                "tokens_cached",
+                "waited_over_update",
+            ),
+            0.0,
         )
         _set_environment(settings, in_process)
 
@@ -70,9 +77,14 @@ class VllmEngine:
     async def join(self, spec: GroupSpec, rank: int) -> None:
         """See `Engine.join`."""
         async with self._control:
-            await self._rpc("init_weight_transfer_engine", init_info={"spec": spec.to_json(), "rank": rank})
-            while not all(await self._rpc("azr_joined")):
-                await asyncio.sleep(_JOIN_POLL_S)
+            try:
+                await self._rpc("init_weight_transfer_engine", init_info={"spec": spec.to_json(), "rank": rank})
+                while not all(await self._rpc("azr_joined")):
+                    await asyncio.sleep(_JOIN_POLL_S)
+            except EngineDead:
+                raise
+            except Exception as error:
+                raise update_failed(self._version, await self._rpc("azr_update_state"), error) from error
 
     async def checksums(self) -> dict[str, str]:
         """See `Engine.checksums`."""
@@ -88,10 +100,6 @@ class VllmEngine:
         """See `Engine.stats`."""
         return dict(self._stats)
 
-    def _now_runs(self, version: int) -> None:
-        if version != self._version:
-            self._version, self._generation = version, self._generation + 1
-
     async def _rpc(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """Call a method of every worker; one result a worker."""
         raise NotImplementedError
@@ -101,6 +109,8 @@ class VllmEngine:
         from vllm.platforms import current_platform
 
         from actors import weight_engine
+        from actors.engine.scheduler import SCHEDULER
+        from actors.folder_loader import LOAD_FORMAT
 
         settings = self.settings
         args: dict[str, Any] = {
@@ -113,10 +123,12 @@ class VllmEngine:
             "tensor_parallel_size": settings.tensor_parallel,
             "enforce_eager": settings.enforce_eager,
             "enable_prefix_caching": True,
-            "logprobs_mode": "raw_logprobs",
+            "logprobs_mode": "processed_logprobs",
             "disable_log_stats": True,
             "weight_transfer_config": WeightTransferConfig(backend=weight_engine.BACKEND),
             "worker_extension_cls": weight_engine.WORKER_EXTENSION,
+            "scheduler_cls": SCHEDULER,
+            "load_format": LOAD_FORMAT,
         }
         if current_platform.is_cpu():
             args |= {
@@ -136,8 +148,7 @@ class VllmEngine:
     def _prompt(self, prompt_ids: Sequence[int]) -> Any:
         if len(prompt_ids) >= self.settings.max_model_len:
             raise ValueError(f"a prompt of {len(prompt_ids)} tokens; max_model_len is {self.settings.max_model_len}")
-        # The salt keeps keys and values that an older policy left in the prefix cache from being used again.
-        return {"prompt_token_ids": list(prompt_ids), "cache_salt": str(self._generation)}
+        return {"prompt_token_ids": list(prompt_ids)}
 
     def _sampling_params(self, sampling: Sampling) -> SamplingParams:
         from vllm import SamplingParams
@@ -146,7 +157,6 @@ class VllmEngine:
         return SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
-            top_p=sampling.top_p,
             stop=list(sampling.stop),
             seed=sampling.seed,
             logprobs=0,
@@ -154,7 +164,8 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _completion(self, output: RequestOutput, queue_s: float, generate_s: float) -> Completion:
+    def _completion(self, output: RequestOutput, submitted: int, queue_s: float, generate_s: float) -> Completion:
+        """Translate an output. `submitted`: the version that ran when the request was handed in."""
         from vllm.logprobs import FlatLogprobs
 
         result = output.outputs[0]
@@ -168,6 +179,7 @@ class VllmEngine:
             raise EngineAborted(f"request {output.request_id}: vLLM did not report which weights sampled which token")
         self._stats["tokens_prompt"] += len(output.prompt_token_ids or ())
         self._stats["tokens_cached"] += output.num_cached_tokens or 0
+        self._stats["waited_over_update"] += int(spans[0].version) != submitted
         return Completion(
             token_ids=token_ids,
             logprobs=list(logprobs.logprobs),

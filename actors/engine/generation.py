@@ -13,11 +13,14 @@ from learner.weights.manifest import TensorSpec
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample one completion. With `seed` None the engine draws from its own random state."""
+    """How to sample one completion: from softmax(logits / temperature), or the likeliest token at temperature 0. With
+    `seed` None the engine draws from its own random state.
+
+    Nothing else shapes the distribution (top-p, penalties, ...): the learner computes its log-probabilities, too.
+    """
 
     max_tokens: int
     temperature: float = 1.0
-    top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
 
@@ -28,7 +31,8 @@ class Completion:
 
     token_ids: list[int]
     logprobs: list[float]
-    """[R]: log-probability under the policy that sampled the token, at temperature 1."""
+    """[R]: log-probability of each token in the distribution that it was sampled from, at its temperature; of
+    softmax(logits) at temperature 0."""
     text: str
     """The response without the stop string and special tokens."""
     finish: Status
@@ -42,6 +46,13 @@ class Completion:
 
 class EngineAborted(RuntimeError):
     """A generation ended without a completion that can be used: it was aborted, or the engine failed."""
+
+
+class EngineDead(EngineAborted):
+    """A process of the engine has ended, or failed beyond repair. Nothing that is asked of it is answered any more."""
+
+    def __init__(self) -> None:
+        super().__init__("the inference engine has died; its log says why, unless it was killed")
 
 
 class WeightUpdateFailed(RuntimeError):
@@ -76,23 +87,34 @@ class Engine(Protocol):
         """Load the model. Its policy is version 0 until `set_version` says otherwise."""
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str) -> Completion:
-        """Sample one response. Raises `EngineAborted`; ValueError for a prompt that does not fit."""
+        """Sample one response. Raises `EngineAborted`, `EngineDead`; ValueError for a prompt that does not fit."""
 
     async def set_version(self, version: int) -> None:
         """Set the version number of the loaded weights."""
 
     async def join(self, spec: GroupSpec, rank: int) -> None:
-        """Join a weight group with one rank a worker, the first of them `rank`. Generation goes on meanwhile."""
+        """Join a weight group with one rank a worker, the first of them `rank`. Generation goes on meanwhile. Raises
+        `WeightUpdateFailed`."""
 
     async def update_weights(self, manifest: Sequence[TensorSpec], version: int) -> dict[str, float]:
         """Receive one broadcast, under running requests. Returns seconds by phase: `pause_s`, `start_s`,
-        `transfer_s`, `load_s`, `finish_s`, `resume_s`. Raises `WeightUpdateFailed`."""
+        `transfer_s`, `load_s`, `finish_s`, `resume_s`. Raises `WeightUpdateFailed`.
+
+        Tokens that are sampled afterwards are as the new policy has them, with one exception: a request that has
+        tokens of an older version keeps its keys and values of that version. An update that has begun goes on to its
+        end when the caller is cancelled, and generation with it.
+        """
+
+    async def died(self) -> None:
+        """Wait for the engine's death, then raise `EngineDead`."""
 
     async def checksums(self) -> dict[str, str]:
         """`learner.weights.manifest.checksum` of the weights that generation uses, under Hugging Face names."""
 
     def stats(self) -> dict[str, float]:
-        """`running`, `waiting` requests; `kv_usage` in 0..1; `tokens_generated`, `tokens_prompt`, `tokens_cached`."""
+        """`running`, `waiting` requests; `kv_usage` in 0..1; counts since the start: `preempted`, `tokens_generated`,
+        `tokens_prompt`, `tokens_cached` (of the prompt), and `waited_over_update`: requests that were submitted under
+        one version and have their first token from another."""
 
     async def close(self) -> None:
         """Stop the engine. Generations in flight raise `EngineAborted`."""

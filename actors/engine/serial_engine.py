@@ -56,7 +56,7 @@ class SerialEngine(VllmEngine):
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str) -> Completion:
         """See `Engine.generate`."""
-        started = time.monotonic()
+        started, submitted = time.monotonic(), self._version
         self._llm.add_request(request_id, self._prompt(prompt_ids), self._sampling_params(sampling))
         future: asyncio.Future[RequestOutput] = asyncio.get_running_loop().create_future()
         self._pending[request_id] = future
@@ -68,12 +68,12 @@ class SerialEngine(VllmEngine):
             self._pending.pop(request_id, None)
             self._llm.abort_request([request_id])
             raise
-        return self._completion(output, 0.0, time.monotonic() - started)
+        return self._completion(output, submitted, 0.0, time.monotonic() - started)
 
     async def set_version(self, version: int) -> None:
         """See `Engine.set_version`."""
         self._llm.set_weight_version(str(version))
-        self._now_runs(version)
+        self._version = version
 
     async def update_weights(self, manifest: Sequence[TensorSpec], version: int) -> dict[str, float]:
         """See `Engine.update_weights`. Never yields to the event loop, so no step can come between."""
@@ -85,13 +85,18 @@ class SerialEngine(VllmEngine):
             update_info = {"manifest": manifest_to_json(manifest)}
             self._llm.collective_rpc("update_weights", kwargs={"update_info": update_info})
             watch.lap("load_s")
+            self._llm.reset_prefix_cache()
             self._llm.collective_rpc("finish_weight_update")
             watch.lap("finish_s")
         except Exception as error:
-            raise update_failed(version, self._llm.collective_rpc("azr_update_state"), error) from error
+            raise update_failed(version, self._llm.collective_rpc("azr_abandon_update"), error) from error
         await self.set_version(version)
         watch.lap("resume_s")
         return split_transfer(watch.seconds, only(self._llm.collective_rpc("azr_update_state")))
+
+    async def died(self) -> None:
+        """See `Engine.died`. An engine in this process does not die by itself."""
+        await asyncio.Event().wait()
 
     async def rest(self) -> None:
         """With no request running, be as an engine that has just started: nothing cached, no request's place in a batch
@@ -101,7 +106,7 @@ class SerialEngine(VllmEngine):
         while self._llm.engine_core.engine_core.scheduler.has_requests():  # ended ones that the worker was not told of
             self._step()
         if not self._llm.reset_prefix_cache():
-            raise RuntimeError("the engine's prefix cache is in use: a request is still running")
+            raise RuntimeError("the engine's prefix cache is in use, though no request is running")
 
     async def close(self) -> None:
         """See `Engine.close`."""

@@ -69,6 +69,11 @@ ACTORS = Section(
         _count("tokens_generated", "tokens that the engines generated", "tokens"),
         _count("tokens_prompt", "prompt tokens of finished requests", "tokens"),
         _count("tokens_cached", "those of them that were in the engine's prefix cache", "tokens"),
+        _count(
+            "waited_over_update",
+            "requests that were submitted under one version and have their first token from another",
+            "requests",
+        ),
         _count("preempted", "sequences thrown out of the key/value cache and computed again", "sequences", "few"),
         _count("rollouts", "rollouts that were sent to the learner", "rollouts"),
         _count("episodes", "episodes that were played to their end", "episodes"),

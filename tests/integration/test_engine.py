@@ -6,15 +6,19 @@ The tests of an engine share it, in order, and the last one closes it.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
 import torch
+from safetensors.torch import load_file, save_file
 
 from actors.engine.async_engine import AsyncEngine
-from actors.engine.generation import Completion, EngineAborted, Sampling, WeightUpdateFailed
+from actors.engine.generation import Completion, EngineAborted, EngineDead, Sampling, WeightUpdateFailed
 from actors.engine.serial_engine import SerialEngine
 from actors.settings import EngineSettings
 from launch.models import prepare
@@ -26,7 +30,7 @@ from learner.weights.transfer import WeightSender
 
 MODEL = prepare("smollm2-135m-instruct")
 SETTINGS = EngineSettings(
-    dtype="float32", max_model_len=512, max_num_seqs=32, max_num_batched_tokens=512, kv_cache_gib=0.5, threads=1
+    dtype="float32", max_model_len=512, max_num_seqs=8, max_num_batched_tokens=512, kv_cache_gib=0.5, threads=1
 )
 
 pytestmark = [
@@ -38,15 +42,11 @@ Weights = dict[str, torch.Tensor]
 
 
 def model_weights(dtype: torch.dtype) -> Weights:
-    from safetensors.torch import load_file
-
     return {name: tensor.to(dtype) for name, tensor in load_file(MODEL / "model.safetensors").items()}
 
 
 async def weights_of(engine: AsyncEngine | SerialEngine) -> Weights:
     """A copy of the weights that generation uses. A tied output head is listed as well."""
-    from safetensors.torch import load_file
-
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/weights.safetensors"
         await engine._rpc("azr_save_weights", path)
@@ -62,7 +62,9 @@ def perturbed(weights: Weights, seed: int) -> Weights:
     }
 
 
-def reference_logprobs(weights: Weights, prompt: list[int], completion: Completion) -> torch.Tensor:
+def reference_logprobs(
+    weights: Weights, prompt: list[int], completion: Completion, temperature: float = 1.0
+) -> torch.Tensor:
     """[R]: what transformers makes of the same tokens, in float32."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -72,8 +74,15 @@ def reference_logprobs(weights: Weights, prompt: list[int], completion: Completi
     tokens = torch.tensor([*prompt, *completion.token_ids])
     with torch.no_grad():
         logits = model(tokens[None]).logits[0, len(prompt) - 1 : -1]
-    logprobs: torch.Tensor = logits.log_softmax(-1).gather(1, tokens[len(prompt) :, None])[:, 0]
+    logprobs: torch.Tensor = (logits / temperature).log_softmax(-1).gather(1, tokens[len(prompt) :, None])[:, 0]
     return logprobs
+
+
+async def assert_answered_by(weights: Weights, version: int, prompt: list[int], completion: Completion) -> None:
+    """Every token is of this version, and has its log-probability."""
+    assert [span.version for span in completion.versions] == [version]
+    expected = reference_logprobs(weights, prompt, completion)
+    torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-3, rtol=0)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -91,8 +100,13 @@ async def broadcast(engine: AsyncEngine, sender: WeightSender, weights: Weights,
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine() -> AsyncIterator[AsyncEngine]:
-    engine = AsyncEngine(MODEL, SETTINGS, seed=1)
+async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncEngine]:
+    """Its folder has another file of weights, which is not to be read."""
+    folder = tmp_path_factory.mktemp("model")
+    for file in MODEL.iterdir():
+        (folder / file.name).symlink_to(file)
+    save_file({n: torch.zeros_like(w) for n, w in model_weights(torch.bfloat16).items()}, folder / "zzz.safetensors")
+    engine = AsyncEngine(folder, SETTINGS, seed=1)
     await engine.start()
     yield engine
     await engine.close()
@@ -111,12 +125,18 @@ async def connect(engine: AsyncEngine, sender: WeightSender) -> None:
     await asyncio.gather(engine.join(spec, 1), asyncio.to_thread(sender.connect))
 
 
-async def test_logprobs_are_those_of_the_model(engine: AsyncEngine) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
+async def test_logprobs_are_those_of_the_distribution_that_is_sampled(engine: AsyncEngine, temperature: float) -> None:
+    """Beside a greedy request, as the measurement on held-out tasks makes them."""
     prompt = engine.tokenizer.encode("def f(x):\n    return x * 2\n\nf(21) is")
-    completion = await engine.generate(prompt, Sampling(max_tokens=40), "logprobs")
+    sampling = Sampling(max_tokens=40, temperature=temperature)
+    completion, _ = await asyncio.gather(
+        engine.generate(prompt, sampling, f"logprobs-{temperature}"),
+        engine.generate(prompt, Sampling(max_tokens=40, temperature=0.0), f"greedy-{temperature}"),
+    )
     assert len(completion.logprobs) == len(completion.token_ids)
     assert [tuple(span) for span in completion.versions] == [(0, 0, len(completion.token_ids))]
-    expected = reference_logprobs(model_weights(torch.float32), prompt, completion)
+    expected = reference_logprobs(model_weights(torch.float32), prompt, completion, temperature)
     torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
 
 
@@ -199,6 +219,103 @@ async def test_weights_change_under_running_requests(engine: AsyncEngine, sender
     torch.testing.assert_close(torch.tensor(new.logprobs), expected, atol=1e-4, rtol=0)
 
 
+STORY = "Once upon a time, there was a fox who lived in a hole under the old oak. " * 8
+
+
+async def test_a_request_submitted_during_an_update_is_answered_by_the_new_policy(
+    engine: AsyncEngine, sender: WeightSender
+) -> None:
+    """Its prompt is in the prefix cache, from the old policy."""
+    prompt = engine.tokenizer.encode(STORY)
+    await engine.generate(prompt, Sampling(max_tokens=2), "fills the cache")
+    weights = perturbed(model_weights(torch.float32), seed=4)
+    manifest = manifest_of(weights.items())
+    before = engine.stats()["waited_over_update"]
+    updating = asyncio.create_task(engine.update_weights(manifest, 2))
+    await until(lambda: _is_ready(sender))
+    submitted = asyncio.create_task(engine.generate(prompt, Sampling(max_tokens=24), "during"))
+    await asyncio.to_thread(sender.send, weights.items(), manifest)
+    await updating
+    await assert_answered_by(weights, 2, prompt, await submitted)
+    assert engine.stats()["waited_over_update"] == before + 1
+
+
+async def test_a_request_that_waits_over_an_update_is_answered_by_the_new_policy(
+    engine: AsyncEngine, sender: WeightSender
+) -> None:
+    """Every place is taken when it comes, and until after the update."""
+    prompt = engine.tokenizer.encode(STORY)
+    await engine.generate(prompt, Sampling(max_tokens=2), "fills the cache again")
+    places = range(SETTINGS.max_num_seqs)
+    long = [asyncio.create_task(engine.generate([5, 6, 7], Sampling(max_tokens=500), f"long-{i}")) for i in places]
+    await until(lambda: engine.stats()["running"] == len(places))
+    before = engine.stats()["waited_over_update"]
+    waiting = asyncio.create_task(engine.generate(prompt, Sampling(max_tokens=24), "waits"))
+    await until(lambda: engine.stats()["waiting"] == 1)
+    weights = perturbed(model_weights(torch.float32), seed=5)
+    await broadcast(engine, sender, weights, version=3)
+    for task in long:
+        task.cancel()
+    await assert_answered_by(weights, 3, prompt, await waiting)
+    assert engine.stats()["waited_over_update"] == before + 1
+
+
+async def test_nobody_finds_what_a_running_request_computes_after_an_update(
+    engine: AsyncEngine, sender: WeightSender
+) -> None:
+    """Its keys and values depend on those of the old policy, so a prompt that begins with its tokens starts anew."""
+    prompt = engine.tokenizer.encode(STORY)
+    before = engine.stats()["tokens_generated"]
+    running = asyncio.create_task(engine.generate(prompt, Sampling(max_tokens=120), "runs over"))
+    await until(lambda: engine.stats()["tokens_generated"] >= before + 2)
+    weights = perturbed(model_weights(torch.float32), seed=6)
+    await broadcast(engine, sender, weights, version=4)
+    mixed = await running
+    assert [span.version for span in mixed.versions] == [3, 4]
+    assert mixed.versions[1].start < 56, "two blocks and more are filled after the update"
+    longer = [*prompt, *mixed.token_ids]
+    await assert_answered_by(weights, 4, longer, await engine.generate(longer, Sampling(max_tokens=8), "longer"))
+    # What the new policy has computed alone is found again.
+    cached = engine.stats()["tokens_cached"]
+    await assert_answered_by(weights, 4, longer, await engine.generate(longer, Sampling(max_tokens=8), "again"))
+    assert engine.stats()["tokens_cached"] > cached + len(prompt)
+
+
+async def test_an_update_goes_on_when_its_caller_is_cancelled(engine: AsyncEngine, sender: WeightSender) -> None:
+    prompt = engine.tokenizer.encode("Once upon a time")
+    running = asyncio.create_task(engine.generate(prompt, Sampling(max_tokens=100), "paused"))
+    await until(lambda: engine.stats()["running"] == 1)
+    weights = perturbed(model_weights(torch.float32), seed=7)
+    manifest = manifest_of(weights.items())
+    updating = asyncio.create_task(engine.update_weights(manifest, 5))
+    await until(lambda: _is_ready(sender))
+    updating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await updating
+    submitted = asyncio.create_task(engine.generate(prompt, Sampling(max_tokens=8), "meanwhile"))
+    await asyncio.to_thread(sender.send, weights.items(), manifest)
+    await assert_answered_by(weights, 5, prompt, await submitted)
+    assert (await running).versions[-1].version == 5
+    assert (await engine.versioned_checksums())[0] == 5
+
+
+async def test_a_broadcast_that_breaks_after_its_caller_is_cancelled_leaves_the_old_weights(
+    engine: AsyncEngine, sender: WeightSender
+) -> None:
+    weights = model_weights(torch.float32)
+    updating = asyncio.create_task(engine.update_weights(manifest_of(weights.items()), 6))
+    await until(lambda: _is_ready(sender))
+    updating.cancel()
+    running = asyncio.create_task(engine.generate([1, 2, 3], Sampling(max_tokens=20), "left alone"))
+    sender.close()
+    assert [span.version for span in (await running).versions] == [5]
+    # The learner opens another group with those who are left, and sends again.
+    await connect(engine, sender)
+    again = perturbed(model_weights(torch.float32), seed=8)
+    await broadcast(engine, sender, again, version=6)
+    assert {span.version for span in (await engine.generate([1, 2, 3], Sampling(max_tokens=2), "on")).versions} == {6}
+
+
 async def test_weights_that_never_come_leave_the_old_ones(engine: AsyncEngine, sender: WeightSender) -> None:
     prompt = engine.tokenizer.encode("Once upon a time")
     before = await engine.checksums()
@@ -265,8 +382,12 @@ async def test_a_group_that_does_not_come_together_is_an_error(engine: AsyncEngi
     with pytest.raises(WeightSyncError) as caught:
         await asyncio.to_thread(sender.connect)
     assert caught.value.missing == [2]
-    with pytest.raises(Exception, match=r"for ranks \[2\]"):
+    with pytest.raises(WeightUpdateFailed, match=r"for ranks \[2\]") as failed:
         await joining
+    assert failed.value.intact and failed.value.interrupted
+    with pytest.raises(WeightUpdateFailed, match="joined no group") as failed:
+        await engine.update_weights([], 9)
+    assert failed.value.intact and failed.value.interrupted
     sender.close()
 
 
@@ -276,6 +397,52 @@ async def test_closing_aborts_what_runs(engine: AsyncEngine) -> None:
     await engine.close()
     with pytest.raises(EngineAborted):
         await running
+
+
+class ChunkingEngine(AsyncEngine):
+    """Prompts come in chunks, as on a GPU."""
+
+    def _engine_args(self) -> dict[str, Any]:
+        return super()._engine_args() | {"enable_chunked_prefill": True, "max_num_batched_tokens": 32}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def chunking() -> AsyncIterator[ChunkingEngine]:
+    engine = ChunkingEngine(MODEL, SETTINGS, seed=1)
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+async def test_a_prompt_that_is_half_computed_starts_again_under_the_new_policy(chunking: ChunkingEngine) -> None:
+    sender = WeightSender(timeout_s=60)
+    await connect(chunking, sender)
+    prompt = chunking.tokenizer.encode(STORY * 3)[:480]
+    weights = perturbed(model_weights(torch.float32), seed=9)
+    running = asyncio.create_task(chunking.generate(prompt, Sampling(max_tokens=8), "in chunks"))
+    await until(lambda: chunking.stats()["running"] == 1)
+    await broadcast(chunking, sender, weights, version=1)
+    await assert_answered_by(weights, 1, prompt, await running)
+    sender.close()
+
+
+async def test_an_engine_that_is_killed_fails_whatever_waits_for_it(chunking: ChunkingEngine) -> None:
+    """A request, an update of weights that is under way, and who asks whether it lives."""
+    sender = WeightSender(timeout_s=60)
+    await connect(chunking, sender)
+    running = asyncio.create_task(chunking.generate([1, 2, 3], Sampling(max_tokens=400), "cut off"))
+    died = asyncio.create_task(chunking.died())
+    await until(lambda: chunking.stats()["running"] == 1)
+    updating = asyncio.create_task(chunking.update_weights(manifest_of(model_weights(torch.float32).items()), 2))
+    await until(lambda: _is_ready(sender))
+    (process,) = chunking._llm.engine_core.resources.engine_manager.processes
+    os.kill(process.pid, signal.SIGKILL)
+    for waiting in (running, updating, died):
+        with pytest.raises(EngineDead):
+            await asyncio.wait_for(waiting, 60)
+    with pytest.raises(EngineDead):
+        await chunking.generate([1, 2, 3], Sampling(max_tokens=4), "too late")
+    sender.close()
 
 
 def _is_ready(sender: WeightSender) -> bool:

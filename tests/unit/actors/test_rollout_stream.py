@@ -16,6 +16,7 @@ import pytest
 
 import actors.rollout
 from actors.buffer.task_buffer import LocalBuffer
+from actors.engine.generation import EngineDead
 from actors.environment import Environment
 from actors.rollout import MAX_LOAD_FAILURES, Patience, Rollout, RolloutBroken
 from actors.settings import SelfPlaySettings
@@ -36,6 +37,9 @@ class Engine:
 
     async def set_version(self, version: int) -> None:
         pass
+
+    async def died(self) -> None:
+        await asyncio.Event().wait()
 
     async def update_weights(self, manifest: Any, version: int) -> dict[str, float]:
         return {"load_s": 0.0}
@@ -124,6 +128,44 @@ def test_what_the_learner_cancels_is_not_played_on(monkeypatch: pytest.MonkeyPat
     assert conserved(server.gate.ledger())
 
 
+def test_an_actor_whose_engine_dies_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after a number of failed episodes; its supervisor starts it again, and its slots are granted again."""
+    monkeypatch.setattr(actors.rollout, "Player", Player)
+    monkeypatch.setattr(actors.rollout, "seed_buffer", no_seeding)
+    server = StreamServer(Gate(BATCH, 1, solutions=1), "run")
+
+    async def main() -> None:
+        Player.go, Player.cancelled, Player.begun = asyncio.Event(), [], []
+        dead = asyncio.Event()
+
+        class Dying(Engine):
+            async def died(self) -> None:
+                await dead.wait()
+                raise EngineDead
+
+        client = StreamClient(server.endpoint, "a", 0, capacity=100)
+        rollout = Rollout(Dying(), None, None, client, SimpleNamespace())  # type: ignore[arg-type]
+        running = asyncio.create_task(rollout.run(DEADLINE_S))
+        try:
+            await publish(server)
+            await until(lambda: len(client.held) == 8)
+            dead.set()
+            with pytest.raises(EngineDead):
+                await asyncio.wait_for(running, DEADLINE_S)
+            assert len(Player.cancelled) == 4 and rollout.stats.failures == 0
+        finally:
+            client.close()
+
+    try:
+        asyncio.run(main())
+        server.lose(server.members()[0], "its life ended")  # as the supervisor has it
+    finally:
+        server.close()
+    sums = totals(server.gate.ledger())
+    assert (sums["dropped"], sums["queued"]) == (8, 0)
+    assert conserved(server.gate.ledger())
+
+
 @pytest.mark.parametrize("seed", [7, None])
 def test_a_seeded_actor_measures_first_and_plays_then(monkeypatch: pytest.MonkeyPatch, seed: int | None) -> None:
     """As serial mode does; without a seed the measurement goes on beside the episodes."""
@@ -176,6 +218,9 @@ class ScriptedEngine(Script):
 
     async def set_version(self, version: int) -> None:
         pass
+
+    async def died(self) -> None:
+        await asyncio.Event().wait()
 
     async def update_weights(self, manifest: Any, version: int) -> dict[str, float]:
         return {"load_s": 0.0}

@@ -147,6 +147,9 @@ class Engine(Script):
     async def set_version(self, version: int) -> None:
         pass
 
+    async def died(self) -> None:
+        await asyncio.Event().wait()
+
     async def update_weights(self, manifest: Any, version: int) -> dict[str, float]:
         return {}
 
