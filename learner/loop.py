@@ -22,6 +22,7 @@ from learner.metrics import describe_ages
 from learner.phase import Phase
 from learner.publisher import Publisher
 from learner.ranks import Ranks
+from learner.schedule import CheckpointSchedule
 from learner.settings import LearnerSettings
 from learner.staleness import Gate
 from learner.trainer import Trainer
@@ -84,14 +85,22 @@ class Decision(StrEnum):
 
 
 def learn(
-    trainer: Trainer, stream: Stream | None, publisher: Publisher, settings: LearnerSettings, hooks: Hooks
+    trainer: Trainer,
+    stream: Stream | None,
+    publisher: Publisher,
+    settings: LearnerSettings,
+    hooks: Hooks,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Train until `settings.steps` or interrupted. `stream` is None on every rank but 0."""
+    """Train until `settings.steps` or interrupted. `stream` is None on every rank but 0.
+
+    `clock`: seconds, for checkpoints by time.
+    """
     ranks = trainer.ranks
     # Seconds since the last recorded step: of a step also what was spent on publishing to newcomers before it.
     spent: dict[str, float] = defaultdict(float)
     _publish(publisher, trainer.version, spent)
-    saved = trainer.version
+    schedule = CheckpointSchedule(settings.checkpoint_every, settings.checkpoint_minutes, ranks, trainer.version, clock)
     while trainer.version < settings.steps:
         hooks.published(trainer.version)
         waiting_since = time.monotonic()
@@ -99,7 +108,7 @@ def learn(
         decision, batch = _decide(ranks, stream, settings, hooks)
         spent["wait_for_batch_s"] += time.monotonic() - waiting_since
         if decision is Decision.STOP:
-            if saved != trainer.version:
+            if schedule.saved != trainer.version:
                 hooks.on_phase(Phase.DRAINING, None)
                 hooks.drain()
             break
@@ -121,11 +130,11 @@ def learn(
             hooks.on_phase(Phase.RECORDING, None)
             hooks.on_step(metrics, batch)
         spent.clear()
-        if settings.checkpoint_every and trainer.version % settings.checkpoint_every == 0:
+        if schedule.due(trainer.version):
+            schedule.mark_saved(trainer.version)
             hooks.on_phase(Phase.SAVING, None)
             hooks.save(trainer.version)
-            saved = trainer.version
-    if saved != trainer.version:
+    if schedule.saved != trainer.version:
         hooks.on_phase(Phase.SAVING, None)
         hooks.save(trainer.version)
 

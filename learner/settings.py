@@ -199,12 +199,16 @@ class LearnerSettings(SettingsTable):
     """CPU threads of each learner rank; 0: as many as the machine has cores.
     Unused on GPUs. On a CPU, learner and engines share the cores: too many threads slow both down."""
     checkpoint_every: int = Field(default=50, ge=0)
-    """Steps between checkpoints; 0: only the one at the end of the run.
-    One is always written at the end. A learner that dies goes on from the last checkpoint, so without one the run
-    stops. The run waits only while the state is copied in memory (16 bytes a parameter on rank 0, held until it is
-    on disk)."""
+    """Steps between checkpoints; 0: they do not count.
+    A checkpoint is also written after `learner.checkpoint_minutes`, and at the end of the run. The run waits only
+    while the state is copied in memory (16 bytes a parameter on rank 0, held until it is on disk)."""
+    checkpoint_minutes: float = Field(default=10.0, ge=0)
+    """Minutes after which a step is followed by a checkpoint; 0: they do not count.
+    A run that is killed loses at most the work since the last checkpoint, and a learner that dies before the first one
+    ends the run. Serial mode counts steps only: its checkpoints are part of the path that it repeats."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Number of newest checkpoints to keep; older ones are deleted."""
+    """Number of newest checkpoints to keep; older ones are deleted.
+    One more is on the disk while it is written. A checkpoint has about 16 bytes a parameter: 2.2 GB for 135 million."""
     sync_timeout_s: float = Field(default=120.0, gt=0)
     """Deadline in seconds of each phase of a weight update: connecting, sending, loading.
     An actor that misses it is counted out and replaced. Too short: healthy engines are lost on a busy machine. Too

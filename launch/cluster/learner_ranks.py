@@ -215,7 +215,7 @@ class LearnerRanks:
         if step and checkpoints.latest() is None:
             raise RunFailed(
                 f"the learner ended after step {step}, and there is no checkpoint to go on from: set "
-                "learner.checkpoint_every to some steps"
+                "learner.checkpoint_minutes or learner.checkpoint_every lower"
             )
 
     def _follow_endpoint(self) -> None:

@@ -275,7 +275,9 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
     hooks = make_hooks(config, recorder, save, progress, store.metrics, stream.reports.state_dict)
     try:
         with view.following(status):
-            learn(trainer, stream, publisher, config.learner, hooks)
+            # By steps only: a checkpoint changes how requests share batches, and a run by its seed is repeatable.
+            settings = config.learner.model_copy(update={"checkpoint_minutes": 0.0})
+            learn(trainer, stream, publisher, settings, hooks)
             saved.wait()
     finally:
         checkpoints.join()  # its writer asks the process group, which ends with the engine, for its rank

@@ -28,6 +28,7 @@ from launch.run.recorder import Recorder
 from launch.run.status import Progress, SftStatus
 from launch.sft.console import SftConsole
 from learner.checkpoint import Checkpoints
+from learner.schedule import CheckpointSchedule
 from learner.sft.data import Data, Order, load_data
 
 _STATE = "sft.json"
@@ -146,7 +147,9 @@ class SftRank:
 
         hooks = SftHooks(make_interrupted(config.run, progress), on_step, save, progress.enter)
         try:
-            fine_tune(trainer, config.sft.validate_every, config.learner.checkpoint_every, hooks)
+            learner = config.learner
+            schedule = CheckpointSchedule(learner.checkpoint_every, learner.checkpoint_minutes, ranks, trainer.step)
+            fine_tune(trainer, config.sft.validate_every, schedule, hooks)
         finally:
             if recorder is not None:
                 recorder.close()

@@ -58,7 +58,11 @@ class SftLearnerSettings(SettingsTable):
     threads: int = Field(default=0, ge=0)
     """CPU threads of each learner rank; 0: as many as the machine has cores."""
     checkpoint_every: int = Field(default=0, ge=0)
-    """Steps between checkpoints; 0: only the one at the end of the run."""
+    """Steps between checkpoints; 0: they do not count.
+    A checkpoint is also written after `learner.checkpoint_minutes`, and at the end of the run."""
+    checkpoint_minutes: float = Field(default=10.0, ge=0)
+    """Minutes after which a step is followed by a checkpoint; 0: they do not count.
+    A run that is killed loses at most the work since the last one. Training waits until it is on disk."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Number of newest checkpoints to keep; older ones are deleted."""
     rank_timeout_s: float = Field(default=600.0, gt=0)

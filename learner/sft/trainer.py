@@ -24,6 +24,7 @@ from learner.batching.packing import MicroBatch, pack_rank
 from learner.model.policy import PolicyModel
 from learner.phase import Phase
 from learner.ranks import Ranks
+from learner.schedule import CheckpointSchedule
 from learner.settings import OptimizerSettings
 from learner.sft.data import Data, Example, Order
 from learner.sft.settings import SftLearnerSettings, SftSettings
@@ -151,13 +152,12 @@ class SftHooks:
     """The phase that the loop enters, and the step it works on, where it works on one."""
 
 
-def fine_tune(trainer: SftTrainer, validate_every: int, checkpoint_every: int, hooks: SftHooks) -> None:
+def fine_tune(trainer: SftTrainer, validate_every: int, schedule: CheckpointSchedule, hooks: SftHooks) -> None:
     """Train to the last step, or until interrupted; then save. Collective."""
     if trainer.step == 0:
         hooks.on_phase(Phase.VALIDATING, None)
         if before := trainer.validate():
             hooks.on_step(0, before)
-    saved = trainer.step
     while trainer.step < trainer.num_steps and not trainer.ranks.share(hooks.interrupted):
         hooks.on_phase(Phase.TRAINING, trainer.step + 1)
         metrics = trainer.train()
@@ -166,11 +166,11 @@ def fine_tune(trainer: SftTrainer, validate_every: int, checkpoint_every: int, h
             hooks.on_phase(Phase.VALIDATING, None)
             metrics |= trainer.validate()
         hooks.on_step(trainer.step, metrics)
-        if checkpoint_every and trainer.step % checkpoint_every == 0 and not last:
+        if not last and schedule.due(trainer.step):
+            schedule.mark_saved(trainer.step)
             hooks.on_phase(Phase.SAVING, None)
             hooks.save()
-            saved = trainer.step
-    if saved != trainer.step:
+    if schedule.saved != trainer.step:
         hooks.on_phase(Phase.SAVING, None)
         hooks.save()
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from learner.phase import Phase
 from learner.places import Holder
 from learner.queue import BatchQueue
 from learner.ranks import Ranks
+from learner.schedule import CheckpointSchedule
 from learner.settings import BatchSettings, LearnerSettings
 from learner.staleness import Gate, Grant
 from learner.stream.reports import Reports
@@ -118,6 +120,9 @@ class Run:
     steps: int = 3
     max_staleness: int = 1
     checkpoint_every: int = 0
+    checkpoint_minutes: float = 0
+    step_s: float = 0
+    """Seconds that a step takes on the clock of the loop."""
     version: int = 0
     stop_at: int | None = None
     """Interrupt the run once this version is published."""
@@ -165,9 +170,10 @@ class Run:
             published=lambda version: self.log.append(("published", version)),
         )
         settings = LearnerSettings(
-            steps=self.steps, max_staleness=self.max_staleness, checkpoint_every=self.checkpoint_every, batch=BATCH
-        )
-        learn(self, self.actors, self, settings, hooks)  # type: ignore[arg-type]
+            steps=self.steps, max_staleness=self.max_staleness, checkpoint_every=self.checkpoint_every,
+            checkpoint_minutes=self.checkpoint_minutes, batch=BATCH,
+        )  # fmt: skip
+        learn(self, self.actors, self, settings, hooks, lambda: self.step_s * self.version)  # type: ignore[arg-type]
 
     def on_step(self, metrics: dict[str, float], batch: Sequence[Trajectory]) -> None:
         assert list(batch) == self.batches[-1]
@@ -250,6 +256,42 @@ def test_checkpoints_are_written_when_they_are_due_and_once_at_the_end() -> None
     due = Run(steps=4, checkpoint_every=2)
     due.learn()
     assert due.of("save") == [("save", 2), ("save", 4)]
+
+
+def test_checkpoints_are_written_after_minutes_as_well() -> None:
+    run = Run(steps=8, checkpoint_minutes=1, step_s=25)
+    run.learn()
+    assert run.of("save") == [("save", 3), ("save", 6), ("save", 8)]
+    both = Run(steps=8, checkpoint_minutes=1, step_s=25, checkpoint_every=5)
+    both.learn()
+    assert run.of("save") != both.of("save") == [("save", 3), ("save", 5), ("save", 8)]
+
+
+def test_rank_0_decides_for_all_ranks_when_a_checkpoint_is_due() -> None:
+    """The clock of another rank says something else."""
+    shared: list[bool] = []
+
+    class Rank0(Ranks):
+        def share(self, decide: Callable[[], Any]) -> Any:
+            shared.append(decide())
+            return shared[-1]
+
+    class Rank1(Ranks):
+        def share(self, decide: Callable[[], Any]) -> Any:
+            return shared[-1]
+
+    times = {0: 0.0, 1: 0.0}
+    schedules = [CheckpointSchedule(4, 1, rank(i, 2), 0, lambda i=i: times[i]) for i, rank in enumerate((Rank0, Rank1))]  # type: ignore[misc]
+    found = []
+    for step in range(1, 9):
+        times = {0: 35.0 * step, 1: 1000.0 * (step % 2)}
+        due = [schedule.due(step) for schedule in schedules]
+        assert due[0] == due[1]
+        if due[0]:
+            found.append(step)
+            for schedule in schedules:
+                schedule.mark_saved(step)
+    assert found == [2, 4, 6, 8]
 
 
 def test_an_interrupted_run_drains_and_saves_what_it_has() -> None:

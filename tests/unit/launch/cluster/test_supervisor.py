@@ -228,7 +228,9 @@ def test_a_write_that_the_learner_died_in_is_mended_before_it_starts_again(tmp_p
     assert "learner0.1" in run.ray.started
 
 
-@pytest.mark.parametrize(("names", "match"), [([], "set learner.checkpoint_every"), (["step_00000002"], "no complete")])
+@pytest.mark.parametrize(
+    ("names", "match"), [([], "set learner.checkpoint_minutes"), (["step_00000002"], "no complete")]
+)
 def test_without_a_checkpoint_to_go_on_from_the_run_ends(tmp_path: Path, names: list[str], match: str) -> None:
     run = Run(tmp_path).start(RunStatus(last={"step": 2}))
     run.poll()

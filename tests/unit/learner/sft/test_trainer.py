@@ -13,6 +13,7 @@ from torch import Tensor
 from learner.model.policy import PolicyModel
 from learner.model.process_groups import init_parallel
 from learner.ranks import Ranks
+from learner.schedule import CheckpointSchedule
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 from learner.sft.data import Data, Example
 from learner.sft.settings import SftLearnerSettings, SftSettings
@@ -118,7 +119,8 @@ def test_three_steps_equal_a_plain_torch_loop(folder: Path) -> None:
 def run(trainer: SftTrainer, save: Any = lambda: None, stop_at: int = 10**9) -> list[tuple[int, Metrics]]:
     rows: list[tuple[int, Metrics]] = []
     hooks = SftHooks(lambda: trainer.step >= stop_at, lambda step, numbers: rows.append((step, numbers)), save)
-    fine_tune(trainer, validate_every=2, checkpoint_every=2, hooks=hooks)
+    schedule = CheckpointSchedule(2, 0, trainer.ranks, trainer.step)
+    fine_tune(trainer, validate_every=2, schedule=schedule, hooks=hooks)
     return rows
 
 
