@@ -21,7 +21,7 @@ from launch.bench.options import LateParser
 
 ROOT = Path(cli.__file__).parents[1]
 INTERNAL = {
-    "BatchTimeout", "BudgetError", "CallFailed", "CodecError", "DeadError", "EngineAborted", "JailError", "LearnerLost",
+    "BatchTimeout", "BudgetError", "CallFailed", "CodecError", "DeadError", "EngineAborted", "EngineDead", "JailError", "LearnerLost",
     "LiteralError", "ProcessEnded", "ProcessRestarting", "PromptTooLong", "Refused", "RolloutBroken",
     "UnserialisableError", "WeightSyncError", "WeightSyncTimeout", "WeightUpdateFailed", "WireError",
 }  # fmt: skip
