@@ -35,8 +35,8 @@ SELF_PLAY = Section(
         _gauge("trajectories/{cell}", "trajectories", "those of the batch; below the quota where slots were returned"),
         _share(
             "learnability/{kind}/{bin}",
-            "fresh tasks whose solve rate is 0 (`0`), in (0, .25], (.25, .5], (.5, .75], (.75, 1) (`0_25` to `75_100`), "
-            "or 1 (`100`). At either end a task teaches nothing",
+            "fresh tasks whose solve rate is 0 (`0`), in (0, .25], (.25, .5], (.5, .75], (.75, 1) (`0_25` to "
+            "`75_100`), or 1 (`100`). At either end a task teaches nothing",
         ),
         _share("answer_diversity/{kind}", "0 where all answers to one task are the same, 1 where all differ; mean over "
                "tasks tried more than once"),
@@ -57,8 +57,8 @@ SELF_PLAY = Section(
         _gauge(
             "fact/{name}/{kind}",
             "",
-            "mean of a number that a kind counts of its valid proposals by itself (`TaskKind.facts`); none of the three "
-            "kinds has one",
+            "mean of a number that a kind counts of its valid proposals by itself (`TaskKind.facts`); none of the "
+            "three kinds has one",
         ),
     ),
 )  # fmt: skip

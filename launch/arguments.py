@@ -73,8 +73,8 @@ def run_config(
     if arguments.resume:
         if arguments.recipe and "=" not in arguments.recipe:
             raise RunFolderError(
-                f"a run keeps its recipe: leave {arguments.recipe} out. {command} --resume {arguments.resume} KEY=VALUE changes "
-                f"settings; {command} {arguments.recipe} run.name=NAME starts another run."
+                f"a run keeps its recipe: leave {arguments.recipe} out. {command} --resume {arguments.resume} "
+                f"KEY=VALUE changes settings; {command} {arguments.recipe} run.name=NAME starts another run."
             )
         if arguments.recipe:
             overrides.insert(0, arguments.recipe)  # after --resume RUN, the first positional is an override

@@ -1,6 +1,6 @@
-"""The reference of metrics in Markdown (docs/metrics.md), written from the catalogue: `python -m launch.metric_reference`.
+"""The reference of metrics in Markdown (docs/metrics.md), written from the catalogue.
 
-`make docs` writes the page.
+`python -m launch.metric_reference` prints the page; `make docs` writes it.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ class ActorsSettings(SettingsTable):
 
     num_actors: int = Field(default=1, ge=1)
     """Number of rollout actors; each has its own engine and sandboxes.
-    Too few: the learner waits (`wait_for_batch_share`). Too many: actors wait for grants (`wait_for_policy_share`). `azr
-    scale` changes the number of a running run."""
+    Too few: the learner waits (`wait_for_batch_share`). Too many: actors wait for grants (`wait_for_policy_share`).
+    `azr scale` changes the number while a run goes on."""
     concurrency: int = Field(default=256, ge=1, le=16384)
     """Maximum number of slots (rollouts) that one actor holds at a time.
     Too low: the engine idles. Too high: requests wait inside the engine and trajectories age; with `actors.adapt`

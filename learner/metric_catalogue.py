@@ -55,8 +55,8 @@ OFF_POLICY = Section(
             "logprob_mismatch",
             "nats",
             "mean |learner - engine| of log-probabilities of tokens that the present version sampled: the numerical "
-            "difference of the two ends. Taken on the batch where it has such tokens, else on trajectories that came in "
-            "during the forward and backward pass",
+            "difference of the two ends. Taken on the batch where it has such tokens, else on trajectories that came "
+            "in during the forward and backward pass",
             "below 0.05 in bfloat16, 0.001 in float32",
         ),
         _gauge("mismatch_tokens", _TOKENS, "response tokens that `logprob_mismatch` is over", "above 0"),

@@ -35,6 +35,7 @@ class SkippedUpdates:
             raise UpdatesSkipped(
                 f"training stops at step {step}: the last {len(self._norms)} optimizer steps were skipped, because the "
                 f"gradient was not finite (norms {', '.join(map(str, self._norms))}), so nothing is learned any more. "
-                "Compare loss, grad_norm and rewards of the steps before in metrics.jsonl; then go on from a checkpoint "
-                "with a lower learner.optimizer.lr or with model.dtype=float32, or raise learner.max_skipped_updates"
+                "Compare loss, grad_norm and rewards of the steps before in metrics.jsonl; then go on from a "
+                "checkpoint with a lower learner.optimizer.lr or with model.dtype=float32, or raise "
+                "learner.max_skipped_updates"
             )

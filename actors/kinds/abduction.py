@@ -23,13 +23,13 @@ from executor.tasks import Task, Verdict
 
 
 class Abduction(TripletKind):
-    """Follow a program backwards."""
+    """The kind of tasks to find an input for which a program gives an output."""
 
     name = "abduction"
     position = 1
     difficulty = (
-        "Somebody who sees the function and the output will have to find an input: let it take many steps of reasoning to go "
-        "back from the output to an input that gives it."
+        "Somebody who sees the function and the output will have to find an input: let it take many steps of reasoning "
+        "to go back from the output to an input that gives it."
     )
 
     def solution_prompt(self, task: Task, prompt_format: PromptFormat) -> PromptText:

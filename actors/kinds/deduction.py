@@ -23,13 +23,13 @@ from executor.tasks import Task, Verdict
 
 
 class Deduction(TripletKind):
-    """Follow a program forwards."""
+    """The kind of tasks to find the output of a program for an input."""
 
     name = "deduction"
     position = 0
     difficulty = (
-        "Somebody who sees the function and the input will have to find the output: let it take many steps of reasoning to "
-        "follow the function from the input to its output."
+        "Somebody who sees the function and the input will have to find the output: let it take many steps of "
+        "reasoning to follow the function from the input to its output."
     )
 
     def solution_prompt(self, task: Task, prompt_format: PromptFormat) -> PromptText:

@@ -32,16 +32,16 @@ _ZERO_INPUTS = ("'Hello World'", "7", "[1, 2, 3]", "{'a': 1}", "-2.5", "(1, 'x')
 
 
 class Induction(TaskKind):
-    """Find a program from what it does."""
+    """The kind of tasks to find a program from examples of its inputs and outputs."""
 
     name = "induction"
     position = 2
     writes_program = False
     difficulty = (
-        "Somebody who sees half of the inputs with their outputs, and the message, will have to write f: let the inputs "
-        "together show all that f does, so that it can be found, but not at a glance."
+        "Somebody who sees half of the inputs with their outputs, and the message, will have to write f: let the "
+        "inputs together show all that f does, so that it can be found, but not at a glance."
     )
-    """What makes such a task hard, as its proposer is told."""
+    """Text for the proposer: the properties that make such a task hard."""
 
     @property
     def reference_kinds(self) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ class Induction(TaskKind):
 
 
 def num_shown(task: Task) -> int:
-    """How many pairs the solver sees: the first half, rounded down."""
+    """Number of pairs that the solver sees: the first half, rounded down."""
     return len(task.inputs) // 2
 
 
@@ -151,8 +151,8 @@ def zero_inputs(count: int) -> list[str]:
 
 _PROPOSE_R1 = (
     "Below is a Python function f. Write {n} inputs for it, as different from each other as possible, and a message "
-    "that hints at what f does without giving its code. Answer with one fenced block named input for each input, and one "
-    "fenced block named message. "
+    "that hints at what f does without giving its code. Answer with one fenced block named input for each input, and "
+    "one fenced block named message. "
 )
 _SOLVE_R1 = (
     "Write the Python function f that fits the message and maps each input to its output; it will be tried on further "

@@ -1,4 +1,4 @@
-"""What a kind of task is: everything that the rest of self-play asks of one."""
+"""The interface of a kind of task: everything that the rest of self-play asks of one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from executor.tasks import Proposal, Rejection, Task, Verdict
 
 @dataclass(frozen=True)
 class ProposalRequest:
-    """What a proposer is asked with."""
+    """The material of a proposer's prompt."""
 
     prompt_format: PromptFormat
     references: Sequence[Task]
     """Past tasks, oldest first: exactly one for a kind that writes about a given program."""
     num_inputs: int
-    """N: how many inputs to ask for, where a kind takes several (`selfplay.induction_inputs`)."""
+    """N: number of inputs to ask for, where a kind takes several (`selfplay.induction_inputs`)."""
     definitions: str = ""
     """Source of earlier functions g_0, g_1, ... for the new one to call (`actors.composite`), or nothing."""
 
@@ -33,7 +33,7 @@ class TaskKind(ABC):
     """Its name in settings, metrics, files and on the wire: a lower-case letter, then at most 39 letters, digits, `_`,
     `-`."""
     position: ClassVar[int] = 100
-    """Where it stands in lists of all kinds, lowest first; equal ones are in the order of their names."""
+    """Its position in lists of all kinds, lowest first; equal ones are in the order of their names."""
     writes_program: ClassVar[bool] = True
     """Whether its proposer writes the task's program. It is then shown up to `selfplay.references` past tasks to differ
     from, may be given earlier functions to call, and is paid what `selfplay.intrinsic` pays for a program. Otherwise it
@@ -48,7 +48,7 @@ class TaskKind(ABC):
 
     @abstractmethod
     def proposal_prompt(self, request: ProposalRequest) -> PromptText:
-        """What a proposer is shown and asked."""
+        """The prompt of a proposer: the text that it is shown, and the request."""
 
     @abstractmethod
     def read_proposal(self, text: str, references: Sequence[Task], num_inputs: int) -> Proposal | FormatError:
@@ -62,7 +62,7 @@ class TaskKind(ABC):
 
     @abstractmethod
     def solution_prompt(self, task: Task, prompt_format: PromptFormat) -> PromptText:
-        """What a solver is shown and asked: never what it is asked for."""
+        """The prompt of a solver. It must not contain the answer."""
 
     @abstractmethod
     def read_answer(self, text: str) -> str | FormatError:
@@ -79,7 +79,7 @@ class TaskKind(ABC):
 
     @abstractmethod
     async def verify(self, judge: Judge, task: Task, answers: Sequence[str]) -> list[Verdict]:
-        """Whether each of `answers` solves `task`, aligned. Raises InfrastructureError."""
+        """Judge whether each of `answers` solves `task`, aligned. Raises InfrastructureError."""
 
     # -- what is counted and stored ----------------------------------------------------------------------------------
 
@@ -94,8 +94,10 @@ class TaskKind(ABC):
         return ()
 
     def from_triplet(self, triplet: Task) -> Task | None:
-        """The task of this kind that a bare triplet of program, input and output gives: how the zero triplet and what
-        the seeding phase finds enter the buffer. None: this kind starts without."""
+        """The task of this kind that a bare triplet of program, input and output gives; None if it gives none.
+
+        The zero triplet and the triplets of the seeding phase enter the buffer in this form.
+        """
         return None
 
     # -- replies as data, for fine-tuning (`azr sft-data`) -----------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Which kinds of tasks there are: those that installed packages register as entry points of the group `azr.kinds`.
+"""The registered kinds of tasks: those that installed packages name as entry points of the group `azr.kinds`.
 
     [project.entry-points."azr.kinds"]
     differ = "mypackage.differ:Differ"
@@ -47,7 +47,7 @@ def names() -> tuple[str, ...]:
 
 
 def kind_of(name: str) -> TaskKind:
-    """The kind called `name`; raises KindError, which lists those that there are."""
+    """The kind called `name`; raises KindError, which lists the registered kinds."""
     everything = kinds()
     if name not in _registered:
         raise KindError(

@@ -1,4 +1,4 @@
-"""What deduction and abduction share: the proposer writes a program and one input, and the executor adds the output."""
+"""The base of deduction and abduction: a proposer writes a program and one input, and the executor adds the output."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from executor.judge import Judge
 from executor.tasks import Proposal, Rejection, RejectionReason, Task
 
 _RULES = (
-    "Write a Python function named f and one input for it. The function must be deterministic, return a value built from "
-    "Python literals, make use of its input, and use no randomness, time, files, network or processes. The input is the text "
-    "between the parentheses of the call, as Python literals. Make the function unlike the examples that follow. Answer with "
-    "a fenced block named python and a fenced block named input. "
+    "Write a Python function named f and one input for it. The function must be deterministic, return a value built "
+    "from Python literals, make use of its input, and use no randomness, time, files, network or processes. The input "
+    "is the text between the parentheses of the call, as Python literals. Make the function unlike the examples that "
+    "follow. Answer with a fenced block named python and a fenced block named input. "
 )
 _COMPOSITE_R1 = "These functions are there already; f has to call them, and must not define them again.\n"
 
@@ -25,7 +25,7 @@ class TripletKind(TaskKind):
     """A kind whose task is one triplet of program, input and output."""
 
     difficulty: ClassVar[str]
-    """What makes a task of this kind hard, as its proposer is told."""
+    """Text for the proposer: the properties that make a task of this kind hard."""
 
     def proposal_prompt(self, request: ProposalRequest) -> PromptText:
         """See `TaskKind`: the references are examples, and the new function is to be unlike them."""

@@ -1,11 +1,11 @@
-"""What a program finds when it runs: its globals, its builtins, and facades in place of modules.
+"""The surroundings of a program that runs: its globals, its builtins, and facades in place of modules.
 
-The runtime half of the policy; the gate (`safety.py`) looks at a program before it runs. What reaches attributes by a
-name that only the run knows, or evaluates text, is a guard (`guards.py`) or runs with guards (`library.py`).
+They are the runtime half of the policy; the gate (`safety.py`) reads a program before it runs. Functions that take an
+attribute's name at run time, or evaluate text, are guards (`guards.py`) or run with guards (`library.py`).
 
-Inputs that share a child share the objects that no call makes anew: the builtins and, for a program that imports, the
-members of the facades. Their types can't be changed once they are sealed, and the facades refuse to be; a program that
-is set on it can still change what is mutable otherwise, such as `keyword.kwlist`, a registry, or the attributes of a
+Inputs that share a child share the objects that are not made anew for each call: the builtins and, for a program that
+imports, the members of the facades. Their types cannot be changed once they are sealed, and the facades refuse changes.
+A malicious program can still change other mutable objects, such as `keyword.kwlist`, a registry, or the attributes of a
 function.
 """
 
@@ -27,22 +27,22 @@ from executor.policy.guards import Classes, Guards
 from executor.policy.library import Stream, guarded_modules, no_input
 from executor.policy.safety import ALLOWED_MODULES, BANNED_NAMES, OFFERED
 
-# What would be a way round the policy, and has no guard.
+# Names that would be a way round the policy, and have no guard.
 _LEFT_OUT = {
     "collections": {"UserString"},  # formats text
     # They write into any module, read from any class, and hand out the interpreter's own `getattr`.
     "enum": {
-        "global_enum", "global_enum_repr", "global_flag_repr", "global_str", "pickle_by_enum_name", "pickle_by_global_name",
-        "property",
+        "global_enum", "global_enum_repr", "global_flag_repr", "global_str", "pickle_by_enum_name",
+        "pickle_by_global_name", "property",
     },
 }  # fmt: skip
 
-# Those that `str.encode` would have to load from files, which can't be opened inside the wall.
+# Codecs that `str.encode` would have to load from files, which cannot be opened inside the wall.
 _CODECS = (
-    "ascii", "latin_1", "utf_7", "utf_8", "utf_8_sig", "utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be", "utf_32_le",
-    "unicode_escape", "raw_unicode_escape", "punycode", "idna", "hex", "base64", "rot13", "zlib", "quopri", "uu", "big5", "gb2312",
-    "gbk", "gb18030", "shift_jis", "euc_jp", "euc_kr", "iso2022_jp", "cp437", "cp850", "cp852", "cp866", "cp874", "cp932", "cp949",
-    "koi8_r", "koi8_u", "mac_roman", *[f"cp125{digit}" for digit in range(9)],
+    "ascii", "latin_1", "utf_7", "utf_8", "utf_8_sig", "utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be",
+    "utf_32_le", "unicode_escape", "raw_unicode_escape", "punycode", "idna", "hex", "base64", "rot13", "zlib", "quopri",
+    "uu", "big5", "gb2312", "gbk", "gb18030", "shift_jis", "euc_jp", "euc_kr", "iso2022_jp", "cp437", "cp850", "cp852",
+    "cp866", "cp874", "cp932", "cp949", "koi8_r", "koi8_u", "mac_roman", *[f"cp125{digit}" for digit in range(9)],
     *[f"iso8859_{part}" for part in range(1, 17) if part != 12],
 )  # fmt: skip
 
@@ -68,7 +68,8 @@ def program_globals(offered: dict[str, Any]) -> dict[str, Any]:
     They are those of a module of this name, which the library looks up for a class's annotations.
     """
     sys.setrecursionlimit(_RECURSION)
-    sys.stdin = sys.stdout = sys.stderr = _STREAM  # type: ignore[assignment]  # not those of the process, which lead to files
+    # Not the streams of the process, which lead to files.
+    sys.stdin = sys.stdout = sys.stderr = _STREAM  # type: ignore[assignment]
     module = sys.modules[NAME] = types.ModuleType(NAME)
     found = vars(module)
     found["__builtins__"] = offered
@@ -85,10 +86,10 @@ def program_builtins() -> dict[str, Any]:
     guards.offered = offered
     # Bound methods: unlike functions and instances of classes, they have no attributes that could be set.
     offered |= {
-        "getattr": guards.get, "hasattr": guards.has, "setattr": guards.set, "delattr": guards.delete, "vars": guards.dictionary,
-        "id": guards.identity, rewriting.ATTRIBUTE: guards.attribute, rewriting.CLASSES: Classes,
-        "input": no_input, "exit": sys.exit, "quit": sys.exit, "__import__": _Importer(facades).call,
-        "__build_class__": builtins.__build_class__,
+        "getattr": guards.get, "hasattr": guards.has, "setattr": guards.set, "delattr": guards.delete,
+        "vars": guards.dictionary, "id": guards.identity, rewriting.ATTRIBUTE: guards.attribute,
+        rewriting.CLASSES: Classes, "input": no_input, "exit": sys.exit, "quit": sys.exit,
+        "__import__": _Importer(facades).call, "__build_class__": builtins.__build_class__,
     }  # fmt: skip
     return offered
 

@@ -1,11 +1,10 @@
-"""Guards: attributes by names that only the run knows, and text that is evaluated, within the policy.
+"""Guards: functions that check at run time the attribute names and the texts that a program computes.
 
-The gate (`safety.py`) sees the names that a program's text writes out. Here are the functions that take a name or a
-text as a value: `getattr` and its like, `str.format`, positional class patterns, `eval` in the library. They let
-through what the gate would.
+The gate (`safety.py`) sees only the names that a program's text writes out. A guard stands in for a function that takes
+a name or a text as a value: `getattr` and its like, `str.format`, positional class patterns, `eval` in the library. It
+permits what the gate permits.
 
-What programs get of them are bound methods and functions: neither leads anywhere by an attribute that the policy
-permits.
+Programs get guards as bound methods and functions: no attribute that the policy permits leads on from either.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ _MISSING = object()
 _flags = type.__dict__["__flags__"].__get__  # `type`'s own: a metaclass may define `__flags__` as it likes
 _HEAP_TYPE = 1 << 9
 _ADDRESS_BITS = 47
-"""Of the addresses that Linux gives to processes."""
+"""Number of bits of the addresses that Linux gives to processes."""
 
 
 class Refused(AttributeError):
-    """What a program that is not allowed something sees, and its outcome if it does not catch it. The text is the
-    detail."""
+    """A program used something that the policy forbids. It may catch this; otherwise its outcome is `unsafe`, with the
+    text as the detail."""
 
 
 def refuse(name: object) -> NoReturn:

@@ -1,10 +1,9 @@
-"""Modules of the standard library as programs get them: some in copies of their own, whose own `getattr`, `eval` and the
-like are the guards.
+"""The standard library's modules as programs get them: in some, `getattr`, `eval` and the like are guards.
 
 `functools.update_wrapper` reads the attributes that its caller names, `typing` evaluates text, `dataclasses` puts names
-into a text that it executes, and so on. In a copy, the same source runs with other builtins (`Guards.library_get`), so
-that all of these are within the policy, and whatever else the module does is as it was. The process's own modules stay
-as they are.
+into a text that it executes, and so on. Programs get copies of such modules. A copy runs the same source with other
+builtins (`Guards.library_get`), so that all of these are within the policy, and everything else in the module stays the
+same. The process's own modules are not changed.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ _NAMES: dict[str, frozenset[str]] = {
     for name, names in {
         "copy": "__reduce_ex__ __reduce__ CodeType",
         "functools": "__isabstractmethod__ __module__",
-        "typing": "__parameters__ __typing_unpacked_tuple_args__ __typing_is_unpacked_typevartuple__ __unpacked__ __globals__"
-        " __typing_prepare_subst__ __typing_subst__ __no_type_check__ __module__ __func__",
+        "typing": "__parameters__ __typing_unpacked_tuple_args__ __typing_is_unpacked_typevartuple__ __unpacked__"
+        " __globals__ __typing_prepare_subst__ __typing_subst__ __no_type_check__ __module__ __func__",
         "dataclasses": "__dataclass_fields__ __dataclass_params__",
         "string": "",
         "pprint": "",
@@ -42,7 +41,7 @@ name."""
 def guarded_modules(guards: Guards) -> dict[str, types.ModuleType]:
     """The copies, by their names."""
     modules: dict[str, types.ModuleType] = {}
-    # Where the copies look for each other.
+    # The copies find each other here.
     system = types.ModuleType("sys")
     vars(system).update(vars(sys), modules=ChainMap(modules, sys.modules))
     for name in _NAMES:
@@ -53,7 +52,7 @@ def guarded_modules(guards: Guards) -> dict[str, types.ModuleType]:
     _mend_copies_of_methods(modules["copy"], guards)
     modules["copy"].__dict__["_reconstruct"] = _reconstructing(guards, modules["copy"].deepcopy)
     _mend_text_annotations(modules["dataclasses"])
-    # What a queue waits for never comes: the first look at the clock after its beginning is late.
+    # A program has no thread that could end a queue's wait, so this clock has passed every deadline at its second look.
     ages = itertools.count(step=1 << 40)
     vars(modules["queue"])["time"] = ages.__next__
     return modules
@@ -205,12 +204,12 @@ def _reconstructing(guards: Guards, deepcopy: Callable[..., Any]) -> Callable[..
 
 
 class Stream:
-    """What a program finds as standard input, output and error: nothing comes, and what is written is lost."""
+    """Stands for a program's standard input, output and error: nothing comes in, and output is lost."""
 
     __slots__ = ()
 
     def write(self, text: str) -> int:
-        """The length of `text`."""
+        """Discard `text`. Returns its length."""
         return len(text)
 
     def flush(self) -> None:

@@ -1,10 +1,11 @@
-"""Programs as trees, changed before they are compiled: code that never runs is left out, and the few forms that reach
-an attribute whose name is not in the text become calls of guards (`guards.py`).
+"""Changes to a program's tree before it is compiled: code that never runs is removed, and guards are put in.
 
-What is left out is what no part of the program can get to: the block under `if __name__ == "__main__"` (a program's
-name is `solution`), the bodies of functions that no name in the rest of the program refers to, and imports of names
-that nothing reads. So a program is judged by what it uses. That names are the only way to a function holds because the
-gate refuses `eval`, `globals` and the like.
+A guard (`guards.py`) replaces each of the few forms that reach an attribute whose name is not in the text.
+
+Removed is code that nothing in the program can reach: the block under `if __name__ == "__main__"` (a program's name is
+`solution`), the bodies of functions that no name in the rest of the program refers to, and imports of names that
+nothing reads. So a program is judged by what it uses. A name is the only way to a function, because the gate refuses
+`eval`, `globals` and the like.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ CLASSES = "<classes>"
 """Names of the guards among a program's builtins. No program can write them: they are not identifiers."""
 
 GUARDED_ATTRIBUTES = frozenset({"format", "format_map", "__setattr__", "__delattr__", "__dict__"})
-"""Attributes that lead to others by names which only the run knows."""
+"""Attributes that lead to others by names which are known only at run time."""
 
 
 # ------------------------------------------------------------------------------------------------ what never runs
@@ -36,7 +37,7 @@ def prune(tree: ast.Module, offered: Collection[str]) -> bool:
 
 
 def _prune_once(tree: ast.Module, offered: Collection[str]) -> bool:
-    """Remove once. What is removed may have been the only use of something else, so the caller repeats it."""
+    """Remove once. A part that is removed may hold the only use of another, so the caller repeats this."""
     bound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
     changed = False
     if "__name__" not in bound and any(_is_main_block(node) for node in tree.body):

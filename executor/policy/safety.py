@@ -21,57 +21,59 @@ from executor.policy import rewriting
 from executor.policy.rewriting import GUARDED_ATTRIBUTES
 
 ALLOWED_MODULES = (
-    "__future__", "abc", "array", "base64", "binascii", "bisect", "cmath", "codecs", "collections", "collections.abc", "contextlib",
-    "copy", "dataclasses", "decimal", "difflib", "enum", "fractions", "functools", "graphlib", "hashlib", "heapq", "io",
-    "itertools", "json", "keyword", "math", "numbers", "operator", "pprint", "queue", "re", "statistics", "string", "struct", "sys",
-    "textwrap", "typing", "unicodedata", "zlib",
+    "__future__", "abc", "array", "base64", "binascii", "bisect", "cmath", "codecs", "collections", "collections.abc",
+    "contextlib", "copy", "dataclasses", "decimal", "difflib", "enum", "fractions", "functools", "graphlib", "hashlib",
+    "heapq", "io", "itertools", "json", "keyword", "math", "numbers", "operator", "pprint", "queue", "re", "statistics",
+    "string", "struct", "sys", "textwrap", "typing", "unicodedata", "zlib",
 )  # fmt: skip
 """Dotted names, each as a whole: nothing is allowed because a part of its name is."""
 
 OFFERED: dict[str, frozenset[str]] = {
     "codecs": frozenset({"decode", "encode"}),
     "hashlib": frozenset({
-        "blake2b", "blake2s", "md5", "sha1", "sha224", "sha256", "sha384", "sha512", "sha3_224", "sha3_256", "sha3_384", "sha3_512",
+        "blake2b", "blake2s", "md5", "sha1", "sha224", "sha256", "sha384", "sha512", "sha3_224", "sha3_256", "sha3_384",
+        "sha3_512",
     }),
     "io": frozenset({"BytesIO", "StringIO"}),
     "sys": frozenset({
-        "byteorder", "exit", "float_info", "getrecursionlimit", "getsizeof", "hash_info", "int_info", "intern", "maxsize",
-        "maxunicode", "setrecursionlimit", "stderr", "stdin", "stdout", "version_info",
+        "byteorder", "exit", "float_info", "getrecursionlimit", "getsizeof", "hash_info", "int_info", "intern",
+        "maxsize", "maxunicode", "setrecursionlimit", "stderr", "stdin", "stdout", "version_info",
     }),
 }  # fmt: skip
-"""Of these modules, only so much. Of all others, what they call public."""
+"""The names that are offered of these modules. Of all others, the public names are."""
 
 BANNED_NAMES = frozenset({
-    "__import__", "__builtins__", "__build_class__", "__loader__", "__module__", "__spec__", "breakpoint", "compile", "eval", "exec",
-    "globals", "help", "locals", "open",
+    "__import__", "__builtins__", "__build_class__", "__loader__", "__module__", "__spec__", "breakpoint", "compile",
+    "eval", "exec", "globals", "help", "locals", "open",
 })  # fmt: skip
 
 BANNED_ATTRIBUTES = frozenset({
-    "_convert_", "ag_await", "ag_code", "ag_frame", "cr_await", "cr_code", "cr_frame", "cr_origin", "f_back", "f_builtins", "f_code",
-    "f_globals", "f_lineno", "f_locals", "f_trace", "gi_code", "gi_frame", "gi_yieldfrom", "mro", "tb_frame", "tb_next",
+    "_convert_", "ag_await", "ag_code", "ag_frame", "cr_await", "cr_code", "cr_frame", "cr_origin", "f_back",
+    "f_builtins", "f_code", "f_globals", "f_lineno", "f_locals", "f_trace", "gi_code", "gi_frame", "gi_yieldfrom",
+    "mro", "tb_frame", "tb_next",
 })  # fmt: skip
 
 _SPECIAL_METHODS = """
-abs add and annotations bool bytes call cause ceil class complex contains context copy deepcopy delattr delitem dir divmod
-doc enter eq exit float floor floordiv format ge get getattr getitem gt hash iadd iand ifloordiv ilshift imatmul imod imul
-index init init_subclass int invert ior ipow irshift isub iter itruediv ixor le len length_hint lshift lt match_args matmul
-members missing mod mul name ne neg new next notes or pos post_init pow qualname radd rand rdivmod repr reversed rfloordiv
-rlshift rmatmul rmod rmul ror round rpow rrshift rshift rsub rtruediv rxor set set_name setattr setitem slots str sub
-truediv trunc wrapped xor
+abs add and annotations bool bytes call cause ceil class complex contains context copy deepcopy delattr delitem dir
+divmod doc enter eq exit float floor floordiv format ge get getattr getitem gt hash iadd iand ifloordiv ilshift imatmul
+imod imul index init init_subclass int invert ior ipow irshift isub iter itruediv ixor le len length_hint lshift lt
+match_args matmul members missing mod mul name ne neg new next notes or pos post_init pow qualname radd rand rdivmod
+repr reversed rfloordiv rlshift rmatmul rmod rmul ror round rpow rrshift rshift rsub rtruediv rxor set set_name setattr
+setitem slots str sub truediv trunc wrapped xor
 """
 ALLOWED_DUNDERS = frozenset(f"__{name}__" for name in _SPECIAL_METHODS.split())
 """Special attributes that a program may name. Those that lead from a value to the interpreter are not among them."""
 
 ALLOWED_DUNDER_NAMES = frozenset({"__class__", "__debug__", "__doc__", "__name__"})
-"""The same for names that stand alone."""
+"""Special names that a program may use by themselves."""
 
 
 _ELSEWHERE = frozenset({"input", "queue", "sys"})
-"""Names and modules that programs have here, in a harmless form, and that wait, or change the process, elsewhere."""
+"""Names and modules that are harmless in a sandbox's form; elsewhere they wait, or change the process."""
 
 
 class Unsafe(StrEnum):
-    """What the gate objects to."""
+    """A reason of the gate for refusing a program."""
 
     IMPORT = "import"
     """An import of a module that is not allowed."""
@@ -100,10 +102,10 @@ _SUSPICIOUS = BANNED_NAMES | BANNED_ATTRIBUTES | GUARDED_ATTRIBUTES | {"case", "
 
 
 def compile_checked(program: str, mode: str = "exec", pruned: bool = True) -> types.CodeType | tuple[Unsafe, str]:
-    """The compiled program, or with the mode `eval` an expression, with guards; or what `check` says of it.
+    """Compile the program (with the mode `eval`, an expression) with guards; or return the objection of `check`.
 
-    Where the gate would refuse it, it is `pruned` first: what never runs is left out. That is for a text that is all of a
-    program. Raises what `compile` does: SyntaxError, ValueError, RecursionError, MemoryError.
+    A program that the gate would refuse is `pruned` first: parts that never run are left out. Only for a text that is a
+    whole program. Raises what `compile` does: SyntaxError, ValueError, RecursionError, MemoryError.
     """
     compiled: Any = program
     if not _is_plain(program):

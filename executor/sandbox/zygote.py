@@ -157,10 +157,10 @@ class Zygote:
 def shuffle_memory() -> list[object]:
     """Make the addresses of new objects differ between fork servers, in their last digits too.
 
-    The kernel randomises whole pages only. Without this, the hash of an object, or a `repr` with an address in it, would
-    end in the same digits in all runs of a program. Makes objects of many sizes, keeps a random number of each size, and
-    frees the others in random order: CPython reuses their memory in the reverse of that order. Then takes a random
-    number of the gaps of each size. Returns the objects to keep alive.
+    The kernel randomises whole pages only. Without this, the hash of an object, or a `repr` with an address in it,
+    would end in the same digits in all runs of a program. Makes objects of many sizes, keeps a random number of each
+    size, and frees the others in random order: CPython reuses their memory in the reverse of that order. Then fills a
+    random number of the gaps of each size. Returns the objects to keep alive.
     """
     chance = random.SystemRandom()
     # CPython keeps lists of free objects of some of these types.

@@ -82,9 +82,8 @@ def as_text(sections: list[Section]) -> str:
             lines.append(f"  {mark:6}  {check.name:{width}}  {about}".rstrip())
             indent = " " * (width + 12)
             if check.purpose and check.detail:
-                lines.append(
-                    f"{indent}{'why' if check.state in (CheckState.OFF, CheckState.FAILED) else 'found'}: {check.detail}"
-                )
+                label = "why" if check.state in (CheckState.OFF, CheckState.FAILED) else "found"
+                lines.append(f"{indent}{label}: {check.detail}")
             if check.mend:
                 lines.append(f"{indent}to get it: {'as above' if check.mend == above else check.mend}")
                 above = check.mend

@@ -67,7 +67,9 @@ def test_every_metric_of_a_batch_is_listed_also_of_a_kind_that_a_plug_in_brings(
     METRICS.check(numbers)  # a warning is an error in tests
     assert len(numbers) > 200
     for name in numbers:
-        assert name.count("/") == 0 or name.split("/")[0] == METRICS.find(name).name.split("/")[0]  # type: ignore[union-attr]
+        metric = METRICS.find(name)
+        assert metric is not None
+        assert name.count("/") == 0 or name.split("/")[0] == metric.name.split("/")[0]
 
 
 def test_everything_that_an_actor_reports_is_listed(tmp_path: Path) -> None:
