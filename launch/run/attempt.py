@@ -50,8 +50,8 @@ def new_run(config: Config | SftConfig, folder: RunFolder) -> Origin:
     if last_step(folder) or any(folder.checkpoints.glob("step_*")):
         resume = f"{command(config)} --resume {shlex.quote(str(folder.path))}"
         raise RunFolderError(
-            f"{folder.path} holds a run already. Go on with it: {resume}. Begin it again, with what it recorded set aside: "
-            f"{resume} --start-over. Start another: add run.name=NAME."
+            f"{folder.path} holds a run already. Go on with it: {resume}. Begin it again, with what it recorded set "
+            f"aside: {resume} --start-over. Start another: add run.name=NAME."
         )
     return Origin()
 
@@ -71,8 +71,8 @@ def former_run(config: Config | SftConfig, folder: RunFolder, start_over: bool =
     if latest is None and recorded:
         raise RunFolderError(
             f"{folder.path} has {recorded} recorded steps and no checkpoint to go on from, so these steps cannot be "
-            f"continued. To begin at step 1 again: {command(config)} --resume {shlex.quote(str(folder.path))} --start-over. "
-            "That moves all that is recorded to attempts/ in the run folder and deletes nothing."
+            f"continued. To begin at step 1 again: {command(config)} --resume {shlex.quote(str(folder.path))} "
+            "--start-over. That moves all that is recorded to attempts/ in the run folder and deletes nothing."
         )
     return Origin(latest, recorded, notices=notices)
 
@@ -130,8 +130,8 @@ def finished(config: Config | SftConfig, folder: RunFolder, origin: Origin, num_
         return None
     more = "learner.steps=N" if isinstance(config, Config) else "sft.epochs=N"
     return (
-        f"{origin.step} of {num_steps} steps are taken: there is nothing left to do, and nothing was changed. To go on: "
-        f"{command(config)} --resume {shlex.quote(str(folder.path))} {more}"
+        f"{origin.step} of {num_steps} steps are taken: there is nothing left to do, and nothing was changed. To go "
+        f"on: {command(config)} --resume {shlex.quote(str(folder.path))} {more}"
     )
 
 

@@ -54,8 +54,8 @@ class Saved:
                 self.exact.load_state_dict(json.loads((latest / _EXACT).read_text()))
         except Exception as error:
             raise CheckpointError(
-                f"the checkpoint {latest} cannot be loaded ({type(error).__name__}: {error}). If its files are damaged, move it "
-                "away: the run then goes on from the one before"
+                f"the checkpoint {latest} cannot be loaded ({type(error).__name__}: {error}). If its files are "
+                "damaged, move it away: the run then goes on from the one before"
             ) from error
         self.trainer.version = gate_state["trained_batches"]
         if stream is not None:

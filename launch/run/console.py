@@ -137,7 +137,8 @@ class Console(View[RunStatus]):
         table.add_row(
             "slots",
             f"{ledger.get('queued', 0)} queued, {ledger.get('in_flight', 0)} in flight",
-            f"{ledger.get('trained', 0)} trained, {ledger.get('returned', 0)} returned, {ledger.get('dropped', 0)} dropped",
+            f"{ledger.get('trained', 0)} trained, {ledger.get('returned', 0)} returned, {ledger.get('dropped', 0)} "
+            "dropped",
         )
         table.add_row(
             "tokens/s",
@@ -167,10 +168,11 @@ def step_line(metrics: Mapping[str, float], steps: int) -> str:
     if "heldout/mean" in metrics:
         more += f" | held-out (version {metrics['heldout/version']:.0f}): {_percent(metrics['heldout/mean'])}"
     return (
-        f"step {int(metrics['step'])}/{steps} | valid: {valid} | solved: {solved}{more} | age {metrics['age_mean']:.2f} (max "
-        f"{metrics['age_max']:.0f}) | tokens/s: generate {metrics.get('generate_tokens_per_s', 0):.0f}, train "
-        f"{metrics['learner_tokens_per_s']:.0f} | waits: learner {metrics.get('wait_for_batch_share', 0):.0%}, actors "
-        f"{metrics.get('wait_for_policy_share', 0):.0%} | queued {metrics.get('ledger/queued', 0):.0f}"
+        f"step {int(metrics['step'])}/{steps} | valid: {valid} | solved: {solved}{more} | age "
+        f"{metrics['age_mean']:.2f} (max {metrics['age_max']:.0f}) | tokens/s: generate "
+        f"{metrics.get('generate_tokens_per_s', 0):.0f}, train {metrics['learner_tokens_per_s']:.0f} | waits: learner "
+        f"{metrics.get('wait_for_batch_share', 0):.0%}, actors {metrics.get('wait_for_policy_share', 0):.0%} | queued "
+        f"{metrics.get('ledger/queued', 0):.0f}"
     )
 
 

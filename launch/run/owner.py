@@ -52,8 +52,8 @@ def owned(folder: RunFolder, say: Callable[[str], None], lease_s: float = LEASE_
         _acquire(folder, lease, say)
     except OSError as error:
         raise RunFolderError(
-            f"the run folder {path} cannot be used: {error.strerror} ({error.filename or path}). Set run.dir to a folder "
-            "that can be written"
+            f"the run folder {path} cannot be used: {error.strerror} ({error.filename or path}). Set run.dir to a "
+            "folder that can be written"
         ) from None
     try:
         if former is not None:
@@ -71,8 +71,8 @@ def owned(folder: RunFolder, say: Callable[[str], None], lease_s: float = LEASE_
 def _check(folder: RunFolder, lease: SoftFileLease) -> None:
     if loss := lease.compromise:
         raise OwnerLost(
-            f"this process does not own {folder.path} any more ({loss.reason}), and writes nothing more there: it gave no "
-            f"heartbeat for {LEASE_S:.0f} s and another process took over, or {folder.owner} was removed"
+            f"this process does not own {folder.path} any more ({loss.reason}), and writes nothing more there: it gave "
+            f"no heartbeat for {LEASE_S:.0f} s and another process took over, or {folder.owner} was removed"
         )
 
 
@@ -84,8 +84,8 @@ def _acquire(folder: RunFolder, lease: SoftFileLease, say: Callable[[str], None]
         owner = lease.owner
         if owner is not None and not _lives_here(owner):
             say(
-                f"{folder.path} is owned by {_named(owner)}: waiting up to {lease.lease_duration:.0f} s for its heartbeat "
-                "before it is taken over"
+                f"{folder.path} is owned by {_named(owner)}: waiting up to {lease.lease_duration:.0f} s for its "
+                "heartbeat before it is taken over"
             )
             with contextlib.suppress(Timeout):
                 lease.acquire(timeout=lease.lease_duration + 5 * HERE_S)
@@ -117,6 +117,6 @@ def _refusal(folder: RunFolder, owner: OwnerRecord | None) -> str:
     with contextlib.suppress(OSError):
         beat = f" (last heartbeat {max(0.0, time.time() - folder.owner.stat().st_mtime):.0f} s ago)"
     return (
-        f"{folder.path} is in use by {who}{beat}. Stop that run first (Ctrl-C, or kill -TERM on its host), or start another "
-        f"one with run.name=NAME. Only if that process is certainly gone: rm {folder.owner}"
+        f"{folder.path} is in use by {who}{beat}. Stop that run first (Ctrl-C, or kill -TERM on its host), or start "
+        f"another one with run.name=NAME. Only if that process is certainly gone: rm {folder.owner}"
     )

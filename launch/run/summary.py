@@ -77,8 +77,8 @@ def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             known = _known(rows, f"{prefix}/{kind}")[-3:]
             if known and _average(known) >= COLLAPSED:
                 found.append(
-                    f"collapse?     {_average(known):.0%} of the last {kind} proposals that ran {words}: their solve rate says "
-                    "little. What holds against it: docs/selfplay.md"
+                    f"collapse?     {_average(known):.0%} of the last {kind} proposals that ran {words}: their solve "
+                    "rate says little. What holds against it: docs/selfplay.md"
                 )
     return found
 

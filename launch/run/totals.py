@@ -71,7 +71,7 @@ class RunTotals:
         return row
 
     def write(self, time_s: float, reports: Mapping[str, Any]) -> None:
-        """Keep the totals, in one step. `time_s`: those of the row that was written; `reports`: `Reports.state_dict`."""
+        """Write the totals in one step. `time_s`: of the row that was just written; `reports`: `Reports.state_dict`."""
         fresh = self._path.with_suffix(".partial")
         saved = {"time_s": time_s, "written": time.time(), "reports": reports}
         fresh.write_text(to_json(saved))
@@ -79,7 +79,7 @@ class RunTotals:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What was written; None where there is no such file, or it cannot be read."""
+    """The totals that were written; None if there is no such file, or it cannot be read."""
     try:
         saved = json.loads(path.read_text())
         return {"time_s": float(saved["time_s"]), "written": float(saved["written"]), "reports": saved["reports"]}
