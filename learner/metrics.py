@@ -1,4 +1,4 @@
-"""What a batch says about training: advantages by cell, and ages. Of self-play: `actors/metrics.py`."""
+"""The metrics of training in a batch: advantages by cell, and ages. Those of self-play: `actors/metrics.py`."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ from learner.weights.manifest import TensorSpec
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample one completion: from softmax(logits / temperature), or the likeliest token at temperature 0. With
-    `seed` None the engine draws from its own random state.
+    """The sampling of one completion: from softmax(logits / temperature), or the likeliest token at temperature 0.
+
+    With `seed` None the engine draws from its own random state.
 
     Nothing else shapes the distribution (top-p, penalties, ...): the learner computes its log-probabilities, too.
     """

@@ -21,8 +21,8 @@ from launch.bench.options import LateParser
 
 ROOT = Path(cli.__file__).parents[1]
 INTERNAL = {
-    "BatchTimeout", "BudgetError", "CallFailed", "CodecError", "DeadError", "EngineAborted", "EngineDead", "JailError", "LearnerLost",
-    "LiteralError", "ProcessEnded", "ProcessRestarting", "PromptTooLong", "Refused", "RolloutBroken",
+    "BatchTimeout", "BudgetError", "CallFailed", "CodecError", "DeadError", "EngineAborted", "EngineDead", "JailError",
+    "LearnerLost", "LiteralError", "ProcessEnded", "ProcessRestarting", "PromptTooLong", "Refused", "RolloutBroken",
     "UnserialisableError", "WeightSyncError", "WeightSyncTimeout", "WeightUpdateFailed", "WireError",
 }  # fmt: skip
 """Exceptions that this project catches itself: they become an outcome, or end a process that is started again, with

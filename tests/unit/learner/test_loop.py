@@ -281,7 +281,10 @@ def test_rank_0_decides_for_all_ranks_when_a_checkpoint_is_due() -> None:
             return shared[-1]
 
     times = {0: 0.0, 1: 0.0}
-    schedules = [CheckpointSchedule(4, 1, rank(i, 2), 0, lambda i=i: times[i]) for i, rank in enumerate((Rank0, Rank1))]  # type: ignore[misc]
+    schedules = [
+        CheckpointSchedule(4, 1, rank(i, 2), 0, lambda i=i: times[i])  # type: ignore[misc]
+        for i, rank in enumerate((Rank0, Rank1))
+    ]
     found = []
     for step in range(1, 9):
         times = {0: 35.0 * step, 1: 1000.0 * (step % 2)}
