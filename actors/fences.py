@@ -1,15 +1,15 @@
-"""Fenced blocks of model text, read as a person would.
+"""Reads the fenced blocks of model text, in the forms that CommonMark has and in others that models write.
 
-What CommonMark reads as a fenced block is one: fences of three or more backticks or tildes, indented, in a list or in a
-quote, closed by a fence that is at least as long. Besides, models write what CommonMark does not read:
+CommonMark's blocks have fences of three or more backticks or tildes, may be indented, in a list or in a quote, and are
+closed by a fence that is at least as long. Also read are:
 
-- a block closes at the end of the answer's line (`[1, 2]` and the fence), or with text after the fence;
-- a block is on one line, its name first, or is named on its opening line and says the rest there;
-- a block that is not closed ends where the next one with a name of ours opens, or at the end of the text;
-- a block that is closed by a shorter fence only ends there.
+- a block that closes at the end of the answer's line (`[1, 2]` and the fence), or with text after the fence;
+- a block on one line, its name first, or with its name and its content on the opening line;
+- a block that is not closed: it ends where the next one with a known name opens, or at the end of the text;
+- a block that only a shorter fence closes: it ends there.
 
-In a block of Python (a program, an input, an output), what is in a string closes nothing, so that a docstring may show
-a block. Elsewhere in Python there are no backticks, so a line that begins or ends with a fence closes.
+In a block of Python (a program, an input, an output), nothing inside a string closes it, so that a docstring may show a
+block. Elsewhere in Python there are no backticks, so a line that begins or ends with a fence closes.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class _Fence(NamedTuple):
     markers: str
     run: str
     info: str
-    """All that follows the run."""
+    """The text that follows the run of backticks or tildes."""
     name: str
     """The name of the block, if one opens here."""
     rest: str
-    """What follows the name."""
+    """The text that follows the name."""
 
     @classmethod
     def of(cls, line: re.Match[str]) -> _Fence:
@@ -74,7 +74,7 @@ class _Fence(NamedTuple):
 
     @property
     def opens_ours(self) -> bool:
-        """Whether a block with a name of ours opens here. After a space, `Output is 5` is a sentence."""
+        """Whether a block with a known name opens here. After a space, `Output is 5` is a sentence."""
         sentence = self.is_spaced and len(self.rest.split()) > 1
         return self.name in _OURS and not self.is_inline and not sentence
 
@@ -90,14 +90,14 @@ class _Fence(NamedTuple):
 
 
 class _End(NamedTuple):
-    """Where a block's text ends, and where the search for the next block goes on."""
+    """The end of a block's text, and the position from which to search for the next block."""
 
     text: int
     after: int
 
 
 def blocks(text: str) -> list[Block]:
-    """Fenced blocks in order."""
+    """The fenced blocks of `text`, in order."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     found: list[Block] = []
     position = 0

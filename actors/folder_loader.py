@@ -1,4 +1,4 @@
-"""How vLLM reads a model folder: the weight files that the learner reads, and no other.
+"""vLLM's loader of model folders, restricted to the weight files that the learner reads.
 
 vLLM's own loader takes every safetensors file of a folder without an index.
 """

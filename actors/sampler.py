@@ -57,17 +57,17 @@ class Sampler:
         return f"{self._seed or 0}/{number}/{what}"
 
     def draw(self, number: int | str, what: str) -> int:
-        """A whole number below 2**63, as good as drawn."""
+        """A pseudo-random integer from 0 to 2**63 - 1: a function of the seed, `number` and `what`."""
         return hash_seed(self._seed or 0, f"{number}/{what}")
 
 
 def hash_seed(seed: int, name: str) -> int:
-    """A 63-bit seed that is the same in every process."""
+    """A seed of 63 bits from `seed` and `name`, the same in every process."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 
 
 async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run them together. The first failure cancels the rest and is raised as it is."""
+    """Run coroutines concurrently; results in their order. The first failure cancels the rest and is raised as it is."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         return list(await asyncio.gather(*tasks))

@@ -113,7 +113,7 @@ def copy_database(source: Path, target: Path) -> None:
 
 
 class Transaction:
-    """All that is done inside is in the file afterwards, or, where it raises, none of it."""
+    """A transaction: the file keeps all changes made inside it, or none if it raises."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database

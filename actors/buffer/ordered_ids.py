@@ -1,4 +1,4 @@
-"""A growing set of ids in ascending order, with access by rank: what the task buffer draws from.
+"""A growing set of ids in ascending order, with access by rank, from which the task buffer draws.
 
 Ids lie in blocks of 8-byte integers, and a Fenwick tree over the blocks' lengths finds the block of a rank. Ten million
 ids take 80 MB. Of n ids, `append`, `remove` and access by rank take O(log n) steps, and move one block in memory at
@@ -17,7 +17,7 @@ BLOCK = 512
 
 
 class OrderedIds:
-    """See the head of this file."""
+    """A set of ids in ascending order, with access by rank."""
 
     def __init__(self, ids: Iterable[int] = ()) -> None:
         """`ids` in ascending order, without repetition; raises ValueError otherwise."""

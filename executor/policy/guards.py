@@ -46,7 +46,10 @@ def refuse(name: object) -> NoReturn:
 
 
 def permitted(name: object) -> str:
-    """`name`, if a program may touch an attribute of it. Of exact type: a subclass of str could change its mind."""
+    """Return `name` if a program may use an attribute of this name; raise Refused otherwise.
+
+    It must be an exact str: a subclass could compare differently the next time.
+    """
     if type(name) is not str or is_banned_attribute(name):
         refuse(name)
     return name
@@ -216,7 +219,7 @@ class Guards:
     # ------------------------------------------------------------------------------------------ text that is evaluated
 
     def namespace(self, globals: dict[str, Any] | None) -> dict[str, Any]:
-        """Globals for text that the library evaluates: a program's own, or what a program wrote; none of a module."""
+        """Globals for text that the library evaluates: those of a program or made by it, never those of a module."""
         if type(globals) is dict and "__builtins__" in globals:
             return globals if self._is_program(globals) else {"__builtins__": self.offered}
         return {**(globals or {}), "__builtins__": self.offered}
@@ -241,7 +244,7 @@ def _text(name: object) -> str:
 
 
 def permitted_or_guarded(name: object) -> str:
-    """`name`, if a program may touch an attribute of it, through a guard or not."""
+    """Return `name` if a program may use an attribute of this name, through a guard or not; raise Refused otherwise."""
     return name if type(name) is str and name in GUARDED_ATTRIBUTES else permitted(name)
 
 
@@ -267,7 +270,7 @@ def checked_code(text: str, filename: str = "", mode: str = "exec", *_: object, 
 
 # ------------------------------------------------------------------------------------------------------ class patterns
 
-# Where a class pattern takes one position for the whole value.
+# Classes whose pattern takes one position for the whole value.
 _SELF_MATCHING = (bool, bytearray, bytes, dict, float, frozenset, int, list, set, str, tuple)
 
 
@@ -291,7 +294,7 @@ class Classes:
 
 
 def stand_in(target: Any) -> Any:
-    """For a class in a pattern: one with the same instances, whose `__match_args__` are checked and can't change."""
+    """Make a class for a pattern in place of `target`, with the same instances and with checked `__match_args__`."""
     if not isinstance(target, type) or any(target is kind for kind in _SELF_MATCHING):
         return target
     names = getattr(target, "__match_args__", None)

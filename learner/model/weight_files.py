@@ -1,4 +1,4 @@
-"""Which files of a Hugging Face folder hold the weights."""
+"""The files of a Hugging Face folder that hold the weights."""
 
 from __future__ import annotations
 
