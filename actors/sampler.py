@@ -67,7 +67,7 @@ def hash_seed(seed: int, name: str) -> int:
 
 
 async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run coroutines concurrently; results in their order. The first failure cancels the rest and is raised as it is."""
+    """Run coroutines concurrently; results in order. The first failure cancels the rest and is raised as it is."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
