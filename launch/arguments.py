@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +74,9 @@ def run_config(
     if arguments.resume:
         if arguments.recipe and "=" not in arguments.recipe:
             raise RunFolderError(
-                f"a run keeps its recipe: leave {arguments.recipe} out. {command} --resume {arguments.resume} "
-                f"KEY=VALUE changes settings; {command} {arguments.recipe} run.name=NAME starts another run."
+                f"a run keeps its recipe: leave {arguments.recipe} out. "
+                f"{command} --resume {shlex.quote(arguments.resume)} KEY=VALUE changes settings; "
+                f"{command} {shlex.quote(arguments.recipe)} run.name=NAME starts another run."
             )
         if arguments.recipe:
             overrides.insert(0, arguments.recipe)  # after --resume RUN, the first positional is an override

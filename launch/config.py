@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, overload
@@ -246,7 +247,7 @@ def documented(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tu
 def _explain(item: Any, sources: dict[str, str], root: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in item["loc"] if part != "[key]")
     keys = dict(documented(root))
-    source = next((sources[k] for k in (key, *(s for s in sources if s.startswith(f"{key}."))) if k in sources), "")
+    source = _source(key, sources, keys)
     where = f" ({source})" if source else ""
     if item["type"] == "extra_forbidden":
         if key in RENAMED and root is Config:
@@ -263,10 +264,21 @@ def _explain(item: Any, sources: dict[str, str], root: type[BaseModel]) -> str:
     if item["type"] == "missing":
         return f"{key} must be set{where}: {keys.get(key, 'a table')}"
     if not key:
-        return str(item["msg"]).removeprefix("Value error, ")
+        text = str(item["msg"]).removeprefix("Value error, ")
+        named = {name: _source(name, sources, keys) for name in re.findall(r"[a-z_]+(?:\.[a-z_]+)+", text)}
+        told = "; ".join(f"{name}: {source}" for name, source in named.items() if source)
+        return f"{text} ({told})" if told else text
     about = keys.get(key, "")
     text = f"{key} = {item['input']!r} cannot be used{where}: {item['msg'].removeprefix('Value error, ')}."
     return f"{text} ({about.split(chr(10))[0]})" if about else text
+
+
+def _source(key: str, sources: Mapping[str, str], settings: Collection[str]) -> str:
+    """Where `key` was set: itself, a part of it, or the setting that it is a part of; empty for a default."""
+    parts = key.split(".")
+    inner = (name for name in sources if name.startswith(f"{key}."))
+    wholes = (whole for end in range(len(parts) - 1, 0, -1) if (whole := ".".join(parts[:end])) in settings)
+    return next((sources[name] for name in (key, *inner, *wholes) if name in sources), "")
 
 
 def _nearest(key: str, keys: Sequence[str]) -> str | None:

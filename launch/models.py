@@ -22,14 +22,21 @@ class ModelError(UserError):
 
 
 def cache() -> Path:
-    """The folder of prepared models."""
-    return Path(os.environ.get("AZR_CACHE") or Path.home() / ".cache" / "azr") / "models"
+    """The folder of prepared models. Raises ModelError where it is in the home directory and there is none."""
+    if own := os.environ.get("AZR_CACHE"):
+        return Path(own) / "models"
+    try:
+        return Path.home() / ".cache" / "azr" / "models"
+    except RuntimeError:  # no HOME, and a user id without an entry in the list of users
+        raise ModelError(
+            "this user has no home directory: set AZR_CACHE to a folder for prepared models that can be written"
+        ) from None
 
 
 def prepare(name: str, say: Callable[[str], None] = lambda text: None) -> Path:
     """The folder of a model, built first where it has to be; raises ModelError."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):  # False, too, where a folder above it may not be entered
         missing = [what for what, pattern in _PARTS.items() if not any(folder.glob(pattern))]
         if missing:
             raise ModelError(f"{folder} is no Hugging Face model folder: it lacks {' and '.join(missing)}")
@@ -45,18 +52,29 @@ def prepare(name: str, say: Callable[[str], None] = lambda text: None) -> Path:
             f"model.path = {name!r} is neither a folder nor a known model.{hint} Known: {', '.join(KNOWN)}."
         )
     target = cache() / name
-    if not target.is_dir():
+    if not os.path.isdir(target):
         say(f"preparing {name} in {target} (once)")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as scratch:
-            built = Path(scratch) / name
-            KNOWN[name](built)
-            try:
-                built.rename(target)
-            except OSError:
-                if not target.is_dir():  # another process was faster: fine
-                    raise
+        try:
+            _build(name, target)
+        except OSError as error:
+            raise ModelError(
+                f"{name} cannot be prepared in {target}: {error.strerror or error} ({error.filename or target}). Set AZR_CACHE "
+                "to a folder that can be written, with room for the model"
+            ) from None
     return target
+
+
+def _build(name: str, target: Path) -> None:
+    """Build a known model in a folder beside `target`, and give it that name once it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as scratch:
+        built = Path(scratch) / name
+        KNOWN[name](built)
+        try:
+            built.rename(target)
+        except OSError:
+            if not target.is_dir():  # another process was faster: fine
+                raise
 
 
 def _smollm2(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,9 +32,13 @@ def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
         chain = " -> ".join(p.name for p in (*above[above.index(here) :], here))
         raise ConfigError(f"recipes are each other's base, round in a circle: {chain}. Take the base line out of one.")
     try:
-        data = tomllib.loads(path.read_text())
+        data = tomllib.loads(path.read_bytes().decode())
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text, as TOML must be: {error}. Save it as UTF-8.") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     base = data.pop("base", None)
     sources = dict.fromkeys(_leaves(data), str(path))
     if base is None:
@@ -51,14 +56,24 @@ def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any
 
 
 def find_recipe(recipe: str | Path, folder: Path = Path()) -> Path:
-    """Find the file of a recipe: a path, relative to `folder`, or a name that ships. Raises ConfigError with the
-    names."""
+    """Find the file of a recipe: a path, relative to `folder`, or the bare name of one that ships.
+
+    A text with a slash or with the ending `.toml` is a path: it is that file or an error. Raises ConfigError with the
+    names that ship.
+    """
     path = Path(recipe)
-    for candidate in (folder / path, folder / f"{path}.toml", RECIPES / path.name, RECIPES / f"{path.name}.toml"):
-        if candidate.is_file():
+    is_path = "/" in str(recipe) or path.suffix == ".toml"
+    candidates = [folder / path] if path.suffix == ".toml" else [folder / path, folder / f"{path}.toml"]
+    if not is_path:
+        candidates.append(RECIPES / f"{path}.toml")
+    for candidate in candidates:
+        if os.path.isfile(candidate):
             return candidate
     names = sorted(p.stem for p in RECIPES.glob("*.toml"))
-    near = difflib.get_close_matches(path.stem, names, 1)
+    stem = path.name.removesuffix(".toml")
+    if is_path and stem in names:
+        raise ConfigError(f"no recipe at {recipe}: there is no such file. The recipe that ships is called {stem}.")
+    near = difflib.get_close_matches(stem, names, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise ConfigError(f"no recipe at {recipe}, and none of that name ships.{hint} There are: {', '.join(names)}.")
 

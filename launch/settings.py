@@ -13,10 +13,10 @@ from executor.settings_table import SettingsTable
 class RunBasics(SettingsTable):
     """`[run]`, the settings that every kind of run has."""
 
-    name: str = Field(default="azr", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(default="azr", pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)
     """Name of the run; its folder is `<run.dir>/<run.name>`.
-    Letters, digits, dots, underscores and hyphens."""
-    dir: str = "runs"
+    Letters, digits, dots, underscores and hyphens, and not dots alone."""
+    dir: str = Field(default="runs", min_length=1)
     """Folder that holds the run folders.
     A relative path starts at the working directory."""
     seed: int = Field(default=0, ge=0, lt=2**31)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +22,15 @@ def load_run(path: Path, overrides: Sequence[str], root: type[AnyConfig]) -> tup
     `run.dir` and `run.name` follow from `path`, which may have been moved or renamed. Raises ConfigError and
     RunFolderError.
     """
-    if not (path / "config.toml").is_file():
+    if not os.path.isfile(path / "config.toml"):
         begun = " The run had not begun to train: start it again." if (path / "attempts").is_dir() else ""
         raise RunFolderError(f"{path} is no run folder: it has no config.toml.{begun} `ls runs` shows what there is.")
     data, sources = read_recipe(path / "config.toml")
     if root_of(data) is not root:
         command = "azr sft" if root is Config else "azr train"
-        raise RunFolderError(f"{path} is a run of `{command}`: go on with it by {command} --resume {path}")
+        raise RunFolderError(
+            f"{path} is a run of `{command}`: go on with it by {command} --resume {shlex.quote(str(path))}"
+        )
     # As it was typed, where that has the folder's own name.
     own = path if path.name not in ("", "..") and not path.is_symlink() else path.resolve()
     for key, value in (("run.dir", str(own.parent)), ("run.name", own.name)):
@@ -53,6 +56,6 @@ def to_run_toml(config: Config | SftConfig) -> str:
     for key in INPUTS:
         table, name = key.split(".")
         value = data.get(table, {}).get(name)
-        if value and (found := Path(value).expanduser()).exists():
+        if value and os.path.exists(found := os.path.expanduser(value)):
             data[table][name] = os.path.abspath(found)
     return to_toml(build(data, None, type(config)))

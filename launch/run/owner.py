@@ -12,6 +12,8 @@ it by exclusive creation, which holds across the hosts of a shared file system; 
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +47,7 @@ def owned(folder: RunFolder, say: Callable[[str], None], lease_s: float = LEASE_
     """
     path = folder.path
     lease = SoftFileLease(folder.owner, lease_duration=lease_s, thread_local=False, poll_interval=0.1)
-    made = not path.exists()
+    made = not os.path.exists(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         former = lease.owner
@@ -118,5 +120,6 @@ def _refusal(folder: RunFolder, owner: OwnerRecord | None) -> str:
         beat = f" (last heartbeat {max(0.0, time.time() - folder.owner.stat().st_mtime):.0f} s ago)"
     return (
         f"{folder.path} is in use by {who}{beat}. Stop that run first (Ctrl-C, or kill -TERM on its host), or start "
-        f"another one with run.name=NAME. Only if that process is certainly gone: rm {folder.owner}"
+        "another one with run.name=NAME. Only if that process is certainly gone: "
+        f"rm {shlex.quote(str(folder.owner))}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,10 +32,12 @@ def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str
         terminal.print(_speed(rows), markup=False)
     newest = sorted(folder.checkpoints.glob("step_*"))
     terminal.print(f"run folder    {folder.path}  (metrics.jsonl, tasks.sqlite, trajectories/, logs/)", markup=False)
-    terminal.print(f"tensorboard   tensorboard --logdir {folder.tensorboard}", markup=False)
+    terminal.print(f"tensorboard   tensorboard --logdir {shlex.quote(str(folder.tensorboard))}", markup=False)
     if newest:
         terminal.print(f"checkpoint    {newest[-1]}  (hf/ loads in transformers and vLLM)", markup=False)
-        terminal.print(f"go on         azr train --resume {folder.path} learner.steps=N", markup=False)
+        terminal.print(
+            f"go on         azr train --resume {shlex.quote(str(folder.path))} learner.steps=N", markup=False
+        )
     terminal.print(verdict(ledger), markup=False)
     return 0 if conserved(ledger) and rows else 1
 

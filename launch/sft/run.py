@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -259,8 +261,9 @@ def _read(config: SftConfig) -> tuple[Data, str]:
 
 def _find(name: str, key: str) -> Path:
     """A data file, as the user names it or among those that ship."""
-    for path in (Path(name).expanduser(), RECIPES / name):
-        if path.is_file():
+    shipped = [] if "/" in name else [RECIPES / name]
+    for path in (Path(os.path.expanduser(name)), *shipped):
+        if os.path.isfile(path):
             return path
     raise ConfigError(f"{key} = {name} is no file, neither from {Path.cwd()} nor among those that ship ({RECIPES})")
 
@@ -308,8 +311,9 @@ def _summarise(config: SftConfig, folder: RunFolder, why: str, console: SftConso
             f"-> {last['validation_perplexity']:.2f})"
         )
     if why:
-        console.say(f"go on: azr sft --resume {folder.path}")
+        console.say(f"go on: azr sft --resume {shlex.quote(str(folder.path))}")
     recipe = "smollm2-cpu" if config.model.path == "smollm2-135m-instruct" else "RECIPE"
     console.say("self-play from here:")
-    print(f"azr train {recipe} model.path={folder.path / 'hf'}")
+    model = shlex.quote(str(folder.path / "hf"))
+    print(f"azr train {recipe} model.path={model}")
     return 0

@@ -26,6 +26,27 @@ def test_recipes_are_found_by_name() -> None:
     assert load("smollm2-cpu") == load(RECIPES / "smollm2-cpu.toml")
 
 
+@pytest.mark.parametrize(
+    "typed", ["no/such/dir/smollm2-cpu.toml", "no/such/smollm2-cpu", "./smollm2-cpu", "smollm2-cpu.toml"]
+)
+def test_a_path_that_is_typed_is_that_file_or_an_error(
+    typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (["train", typed], ["config", "show", typed], ["drill", typed], ["sft", typed]):
+        assert cli.main(command) == 2
+        assert "there is no such file. The recipe that ships is called smollm2-cpu." in capsys.readouterr().err
+    above = tmp_path / "mine.toml"
+    above.write_text(f'base = "{typed}"')
+    with pytest.raises(ConfigError, match="no such file"):
+        load(above)
+    file = tmp_path / typed
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.with_name("smollm2-cpu.toml").write_text("[learner]\nsteps = 7")
+    assert load(typed).learner.steps == 7
+    assert load(above).learner.steps == 7
+
+
 def test_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="Did you mean smollm2-cpu"):
         load("smolm2-cpu")
@@ -77,6 +98,47 @@ def test_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
     recipe.write_text("[learner\n")
     with pytest.raises(ConfigError, match="not valid TOML"):
         load(recipe)
+    recipe.write_bytes('[run]\nname = "caf\xe9"\n'.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"mine\.toml is not UTF-8 text"):
+        load(recipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[learner.batch]\nkinds = ['deducton']", "learner.batch.kinds"),
+        ("[learner.batch]\nkinds = [1]", "learner.batch.kinds"),
+        ("[learner.batch.propose]\ndeduction = -4", "learner.batch.propose.deduction"),
+        ("[engine]\nmax_model_len = 64", "engine.max_model_len"),
+        ("[learner.loss]\naggregation = 'fixed'", "learner.loss"),
+        ("[run]\nname = '..'", "run.name"),
+    ],
+)
+def test_a_mistake_in_a_value_names_the_file_wherever_it_is_found(text: str, key: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(recipe)
+    assert key in str(caught.value) and str(recipe) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "...", "", "a/b", "../x", "/tmp", "a b"])
+def test_names_that_lead_out_of_the_folder_of_runs_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"run\.name"):
+        load("smollm2-cpu", [f"run.name={name}"])
+
+
+@pytest.mark.parametrize("name", ["2026", "2026-11-27", "1e5", "true", "none", "v1.2", ".hidden", "'quoted'"])
+def test_a_setting_of_text_takes_every_text(name: str) -> None:
+    assert load("smollm2-cpu", [f"run.name={name}"]).run.name == name.strip("'")
+
+
+def test_an_optional_setting_is_unset_by_none_and_another_is_not() -> None:
+    config = load("smollm2-cpu", ["run.max_minutes=none", "ray.address=None", "learner.loss.correction=none"])
+    assert (config.run.max_minutes, config.ray.address, config.learner.loss.correction) == (None, None, "none")
+    assert load("smollm2-cpu", ["ray.address=7"]).ray.address == "7"
+    with pytest.raises(ConfigError, match=r"learner\.steps = 'none'"):
+        load("smollm2-cpu", ["learner.steps=none"])
 
 
 def test_override_values_are_toml_or_else_text() -> None:
