@@ -58,8 +58,8 @@ def prepare(name: str, say: Callable[[str], None] = lambda text: None) -> Path:
             _build(name, target)
         except OSError as error:
             raise ModelError(
-                f"{name} cannot be prepared in {target}: {error.strerror or error} ({error.filename or target}). Set AZR_CACHE "
-                "to a folder that can be written, with room for the model"
+                f"{name} cannot be prepared in {target}: {error.strerror or error} ({error.filename or target}). Set "
+                "AZR_CACHE to a folder that can be written, with room for the model"
             ) from None
     return target
 
