@@ -82,8 +82,9 @@ class Checkpoints:
             return []
         notices = []
         for broken, why in bad:
-            aside = self.directory / broken.name.replace("step_", "broken_")
-            shutil.rmtree(aside, ignore_errors=True)
+            name = broken.name.replace("step_", "broken_")
+            number = len(list(self.directory.glob(f"{name}*")))  # of earlier ones of this version, which stay
+            aside = self.directory / (f"{name}.{number + 1}" if number else name)
             broken.rename(aside)
             notices.append(f"checkpoint {broken} is incomplete ({why}), now {aside.name}; going on from {folder.name}")
         return notices

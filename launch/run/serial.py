@@ -26,6 +26,7 @@ from executor.pool import SerialPool
 from launch.config import Config
 from launch.models import prepare
 from launch.run.assemble import make_trainer
+from launch.run.attempt import adopt
 from launch.run.checkpoints import Saved
 from launch.run.console import Console
 from launch.run.folder import RunFolder, work_log
@@ -262,6 +263,7 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
     saved = Saved(checkpoints, trainer, store.snapshot, state)
     step = saved.resume(stream, stream.requeue) if resume else 0
     recorder = Recorder(folder, engine.tokenizer, config.run.record_trajectories, step)
+    adopt(folder)
     publisher = SerialPublisher(trainer.policy, engine, loop, stream, heldout)
 
     def save(version: int) -> None:

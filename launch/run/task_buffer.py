@@ -25,14 +25,16 @@ SNAPSHOT = "tasks.sqlite"
 def open_tasks(config: Config, folder: RunFolder, resume: bool) -> TaskBuffer:
     """The buffer of a run that starts or goes on; a new one gets the tasks of `selfplay.seed_tasks`.
 
+    A resume without a checkpoint, which has taken no step, keeps the buffer: the tasks that were proposed to seed it.
     Raises TaskBufferError for a file that cannot be used, SeedError for a seed file that cannot, and
     InfrastructureError.
     """
     checkpoint = Checkpoints(folder.checkpoints, 1).latest() if resume else None
-    if checkpoint is None:
-        set_aside(folder, "no checkpoint to go on from" if resume else "a new run")
-    else:
+    if checkpoint is not None:
         restore(folder, checkpoint)
+    elif not resume or config.run.mode == "serial":
+        # Serial mode repeats a run by its seed, so it begins with an empty buffer.
+        set_aside(folder, "no checkpoint to go on from" if resume else "a new run")
     store = TaskBuffer(folder.tasks, config.buffer)
     try:
         if checkpoint is None and config.selfplay.seed_tasks:

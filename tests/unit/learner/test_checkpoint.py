@@ -230,6 +230,9 @@ def test_an_incomplete_checkpoint_is_named_and_the_one_before_is_used(tmp_path: 
     assert len(told) == 2
     assert "step_00000003" in told[0] and why in told[0] and "going on from step_00000001" in told[0]
     assert names(tmp_path) == ["broken_00000002", "broken_00000003", "step_00000001"]
+    (tmp_path / "step_00000003").mkdir()
+    checkpoints.recover()
+    assert names(tmp_path) == ["broken_00000002", "broken_00000003", "broken_00000003.2", "step_00000001"]
     assert checkpoints.recover() == []
     assert checkpoints.latest() == tmp_path / "step_00000001"
 

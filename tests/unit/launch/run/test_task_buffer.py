@@ -118,15 +118,26 @@ def test_every_resume_has_an_aside_file_of_its_own(folder: RunFolder) -> None:
     assert programs(folder.tasks) == []
 
 
-@pytest.mark.parametrize("resume", [False, True])
-def test_without_a_checkpoint_a_run_starts_from_the_zero_triplet(folder: RunFolder, resume: bool) -> None:
+@pytest.mark.parametrize(("mode", "resume"), [("async", False), ("serial", False), ("serial", True)])
+def test_without_a_checkpoint_a_run_starts_from_the_zero_triplet(folder: RunFolder, mode: Any, resume: bool) -> None:
     store = open_tasks(CONFIG, folder, resume=False)
     put(store, 1)
     store.close()
-    again = open_tasks(CONFIG, folder, resume)
+    again = open_tasks(Config(run=RunSettings(name="run", mode=mode)), folder, resume)
     assert again.sizes() == {"deduction": 1, "abduction": 1, "induction": 0}
     again.close()
     assert programs(folder.path / "tasks.aside.1.sqlite") == ["1"]
+
+
+def test_a_run_that_was_stopped_while_it_was_seeded_keeps_its_tasks(folder: RunFolder) -> None:
+    store = open_tasks(CONFIG, folder, resume=False)
+    put(store, 1)
+    store.close()
+    again = open_tasks(CONFIG, folder, resume=True)
+    put(again, 2)
+    again.close()
+    assert programs(folder.tasks) == ["1", "2"]
+    assert events(folder) == []
 
 
 def test_a_restore_that_was_cut_short_can_be_done_again(folder: RunFolder) -> None:
