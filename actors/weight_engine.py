@@ -29,6 +29,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from actors.folder_loader import LOAD_FORMAT, FolderLoader
+from actors.vllm_log import silence_reload
 from learner.device import keep_memory
 from learner.weights.group import GroupSpec, WeightSyncError
 from learner.weights.local import LocalChannel
@@ -79,6 +80,7 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
         self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: torch.nn.Module
     ) -> None:
         super().__init__(config, vllm_config, device, model)
+        silence_reload(bool(getattr(vllm_config.model_config.hf_config, "tie_word_embeddings", False)))
         if device.type == "cpu":
             keep_memory()
         self.timings: dict[str, float] = {}

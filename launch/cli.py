@@ -7,11 +7,26 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from executor.user_error import UserError
-from launch.commands import bench, config, doctor, drill, execute, model, scale, seeds, sft, sft_data, train, verify
+COMMANDS = (
+    "train",
+    "scale",
+    "verify",
+    "drill",
+    "config",
+    "model",
+    "execute",
+    "doctor",
+    "seeds",
+    "sft",
+    "sft_data",
+    "bench",
+)
+"""The modules of `launch.commands`, in the order of `azr --help`. They import quickly: what a command needs to run, it
+imports when it runs."""
 
-COMMANDS = (train, scale, verify, drill, config, model, execute, doctor, seeds, sft, sft_data, bench)
-"""The commands, in the order of `azr --help`. Their modules import quickly; slow imports wait until a command runs."""
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+"""Exit code where the reader of the output has gone, as `head` does: what a shell reports for a death by SIGPIPE."""
 
 _EXAMPLES = """\
 examples:
@@ -28,12 +43,31 @@ examples:
   azr exec program.py --input "[3, 1], 'abc'"        run a program in the sandbox, by hand
   azr doctor                                         what the sandbox is made of on this machine
 
+exit codes: 0 done, 1 failed, 2 the command, a setting or a file is wrong, 3 the sandbox failed, 75 a run was stopped
+early and saved, 130 interrupted with nothing to save.
+
 Every command has examples: azr COMMAND --help
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code. 2: the command or the configuration is wrong; 130: Ctrl-C."""
+    """Entry point; returns the exit code."""
+    try:
+        try:
+            return _main(argv)
+        finally:
+            sys.stdout.flush()  # here, where a reader that has gone can be dealt with
+    except KeyboardInterrupt:
+        print("azr: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        _forget_stdout()
+        return BROKEN_PIPE
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    from executor.user_error import UserError
+
     parser = make_parser()
     # argparse takes positionals in one stretch only: overrides that follow a --set come back as unknown.
     arguments, rest = parser.parse_known_args(argv)
@@ -46,13 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"azr: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("azr: interrupted", file=sys.stderr)
-        return 130
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser with every command; each sets `run`, a function of the parsed arguments that returns the exit code."""
+    from importlib import import_module
+
     parser = argparse.ArgumentParser(
         prog="azr",
         description="Absolute Zero self-play: a language model proposes Python tasks, solves them, and learns from "
@@ -60,10 +93,38 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Version, help="show the version of azr and of what it runs on, and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
-        command.register(commands)
+        import_module(f"launch.commands.{command}").register(commands)
     return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version. An action of its own, because reading the versions takes longer than parsing."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+        import platform
+        from importlib.metadata import PackageNotFoundError, version
+
+        found = []
+        for name in ("torch", "vllm", "megatron-core", "ray"):
+            try:
+                found.append(f"{name} {version(name)}")
+            except PackageNotFoundError:
+                found.append(f"no {name}")
+        print(f"azr {version('azr')} (Python {platform.python_version()}, {', '.join(found)})")
+        parser.exit()
+
+
+def _forget_stdout() -> None:
+    """Let the interpreter's last flush of stdout succeed, although nobody reads it."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -43,8 +44,13 @@ class CheckpointError(UserError):
 class Checkpoints:
     """The folder `checkpoints/` of a run; keeps the newest `keep` checkpoints."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
+    def __init__(
+        self, directory: Path, keep: int, on_complete: Callable[[int, float], object] = lambda version, seconds: None
+    ) -> None:
+        """`on_complete` is called on rank 0 with the version and the seconds that it took, once a checkpoint is complete;
+        on the thread that writes it."""
         self.directory = directory
+        self._on_complete = on_complete
         self._keep = keep
         self._group: dist.ProcessGroup | None = None
         self._writer: threading.Thread | None = None
@@ -97,6 +103,7 @@ class Checkpoints:
         raises CheckpointError if that one failed.
         """
         self.wait()
+        began = time.monotonic()
         if ranks.world_size > 1 and self._group is None:
             # Apart from training's groups, whose collectives must not come between this one's.
             self._group = dist.new_group(backend="gloo", timeout=WRITE_TIMEOUT)
@@ -108,7 +115,7 @@ class Checkpoints:
         finish = write(partial)
         # Not a daemon: a run that ends by an exception still completes what it has begun.
         self._writer = threading.Thread(
-            target=self._complete, args=(version, partial, ranks.is_main, finish), name=f"checkpoint {version}"
+            target=self._complete, args=(version, partial, ranks.is_main, finish, began), name=f"checkpoint {version}"
         )
         self._writer.start()
 
@@ -125,11 +132,13 @@ class Checkpoints:
             self._writer.join()
             self._writer = None
 
-    def _complete(self, version: int, partial: Path, is_main: bool, finish: Finish | None) -> None:
+    def _complete(self, version: int, partial: Path, is_main: bool, finish: Finish | None, began: float) -> None:
         final = self.directory / f"step_{version:08d}"
         try:
             self._together(lambda: finish(self._group) if finish is not None else None)
             self._together(lambda: self._name(version, partial, final) if is_main else None)
+            if is_main:
+                self._on_complete(version, time.monotonic() - began)
         except Exception as error:
             self._failure = (final, error)
 

@@ -196,7 +196,8 @@ class LearnerSettings(SettingsTable):
     """Maximum number of rows (tokens, shared prompts counted once) in one forward and backward pass.
     Higher is faster until memory runs out. A single sequence may be longer; it is then a micro-batch by itself."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads of each learner rank; 0: as many as the machine has cores.
+    """CPU threads of each learner rank; 0: as many as this process may use.
+    That is the least of its CPU affinity, the quota of its control groups and `SLURM_CPUS_PER_TASK`.
     Unused on GPUs. On a CPU, learner and engines share the cores: too many threads slow both down."""
     checkpoint_every: int = Field(default=50, ge=0)
     """Steps between checkpoints; 0: they do not count.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from actors.engine.base import VllmEngine, split_transfer, update_failed
 from actors.engine.generation import Completion, EngineAborted, EngineDead, Sampling
 from actors.settings import EngineSettings
+from actors.vllm_log import silence_shutdown
+from executor.signals import withheld
 from learner.stopwatch import Stopwatch
 from learner.weights.manifest import TensorSpec, manifest_to_json
 
@@ -88,7 +91,8 @@ class AsyncEngine(VllmEngine):
             llm.output_processor.propagate_error(EngineDeadError())
             if llm.output_handler is not None:
                 llm.output_handler.cancel()  # it would report the end of the engine as a failure
-            await asyncio.to_thread(llm.shutdown)
+            # At once, by SIGKILL: the engine's processes never receive SIGTERM (see `_build`).
+            await asyncio.to_thread(llm.shutdown, timeout=0)
 
     async def _update(self, manifest: Sequence[TensorSpec], version: int) -> dict[str, float]:
         """`update_weights`, which goes on to its end when the caller is cancelled: the pause must not outlive it."""
@@ -162,7 +166,10 @@ class AsyncEngine(VllmEngine):
         from vllm.v1.engine.async_llm import AsyncLLM
 
         args = AsyncEngineArgs(**self._engine_args())
-        self._llm = AsyncLLM.from_engine_args(args, stat_loggers=[self._stat_logger])
+        silence_shutdown()
+        resource_tracker.ensure_running()  # the thread that starts it gets the signals back, whatever its mask was
+        with withheld():
+            self._llm = AsyncLLM.from_engine_args(args, stat_loggers=[self._stat_logger])
 
     def _stat_logger(self, vllm_config: Any, engine_index: int = 0) -> Any:
         from vllm.v1.metrics.loggers import StatLoggerBase

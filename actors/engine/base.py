@@ -24,6 +24,7 @@ import torch
 
 from actors.engine.generation import Completion, EngineAborted, EngineDead, Sampling, WeightUpdateFailed
 from actors.settings import EngineSettings
+from executor.cpus import allowed_cpus
 from learner.trajectory import Status, VersionSpan
 from learner.weights.group import GroupSpec
 
@@ -229,3 +230,5 @@ def _set_environment(settings: EngineSettings, in_process: bool) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         if settings.threads:
             os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+        else:
+            os.environ.setdefault("OMP_NUM_THREADS", str(allowed_cpus()))

@@ -51,6 +51,7 @@ def main(supervisor: int, config: dict[str, Any]) -> NoReturn:
     if server == 0:
         zygote.main(config, wanted, missing)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(server, signal.SIGKILL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the processes of a run are started without it
     with contextlib.suppress(OSError):
         _announce(server)
     for fd in (REQUESTS, REPLIES, VALUES):

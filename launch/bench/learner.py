@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from executor.cpus import allowed_cpus
 from launch import models
 from launch.bench.learner_side import SHIPPED, load_batch
 from launch.bench.options import add_model, positive
@@ -110,7 +111,7 @@ class Side(LineProcess):
         try:
             loaded = self.request(
                 "load", side=name, model_dir=str(model_dir), batch=str(options.batch), keep_memory=keep_memory,
-                threads=options.threads or len(os.sched_getaffinity(0)), token_budget=min(budget, options.token_budget),
+                threads=options.threads or allowed_cpus(), token_budget=min(budget, options.token_budget),
             )  # fmt: skip
         except BaseException:
             self.close()
@@ -126,7 +127,7 @@ def run(options: Options) -> Report:
     """Measure. Ctrl-C ends it with the runs that are complete. Raises PeerError, ModelError, OSError, ValueError."""
     batch = load_batch(options.batch)
     model_dir = models.prepare(options.model)
-    threads = options.threads or len(os.sched_getaffinity(0))
+    threads = options.threads or allowed_cpus()
     report = Report(
         "learner",
         settings={

@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
+from executor.cpus import allowed_cpus
 from launch.json_lines import to_json
 
 
@@ -169,7 +170,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "processor": processor,
         "architecture": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": allowed_cpus(),
         "memory_gib": memory_gib,
         "system": f"{platform.system()} {platform.release()}",
         "load_at_start": round(os.getloadavg()[0], 2),

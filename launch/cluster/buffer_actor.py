@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sqlite3
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ import ray
 from actors.buffer.file import TaskBufferError
 from actors.buffer.remote import RemoteBuffer
 from actors.buffer.task_buffer import Added, NewTask, TaskBuffer
+from executor.signals import ignore_signals
 from executor.tasks import Task
 from launch.config import Config
 from launch.run.folder import RunFolder, log_to
@@ -38,10 +40,14 @@ class BufferActor:
     def __init__(self, config: Config, folder: Path) -> None:
         self._config = config
         self._folder = RunFolder(folder.absolute())
+        ignore_signals()
         log_to(self._folder, "buffer", 0, config.run.log_level)
         self._store: TaskBuffer | None = None
         self._failure: Exception | None = None
-        if ray.get_runtime_context().was_current_actor_reconstructed and self._folder.tasks.exists():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray calls a deprecated function of its own there
+            restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        if restarted and self._folder.tasks.exists():
             self._store = TaskBuffer(self._folder.tasks, config.buffer)
 
     def open(self, resume: bool) -> None:

@@ -1,15 +1,12 @@
 """Both ends of a run's control socket, over which `azr scale` and `azr verify` send requests to the driver.
 
-The socket is in a folder that only the run's user can enter; its path follows from the path of the run folder. Requests
-and answers are JSON objects: an answer is `{"ok": true, ...}` or `{"ok": false, "error": why}`.
+The socket is in the run's scratch folder (`launch/run/scratch.py`), which only the run's user can enter. Requests and
+answers are JSON objects: an answer is `{"ok": true, ...}` or `{"ok": false, "error": why}`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +16,7 @@ import zmq
 
 from executor.user_error import UserError
 from launch.json_lines import to_json
+from launch.run.scratch import check_private, scratch_of
 
 ANSWER_S = 10.0
 """Seconds that `ask` waits for the driver's answer."""
@@ -34,14 +32,12 @@ class ControlServer:
     """Answers requests on the run's socket, on a thread of its own, until closed."""
 
     def __init__(self, run: Path, handlers: Mapping[str, Handler]) -> None:
-        """`handlers`: by name, the function that answers `{"do": name, ...}`.
+        """The run's scratch folder must exist. `handlers`: by name, the function that answers `{"do": name, ...}`.
 
         Its UserError or ValueError is sent as `error`.
         """
         self._handlers = handlers
         path = socket_path(run)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        _check_private(path.parent)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -82,7 +78,7 @@ def ask(run: Path, do: str, **details: Any) -> dict[str, Any]:
     socket.setsockopt(zmq.LINGER, 0)
     try:
         if path.exists():
-            _check_private(path.parent)
+            check_private(path.parent.parent)
             socket.connect(f"ipc://{path}")
             socket.send(to_json({"do": do, **details}).encode())
         if not path.exists() or not socket.poll(int(1000 * ANSWER_S)):
@@ -100,17 +96,5 @@ def ask(run: Path, do: str, **details: Any) -> dict[str, Any]:
 
 
 def socket_path(run: Path) -> Path:
-    """The path of the control socket of the run in folder `run`.
-
-    Short, because a socket's path is limited to 107 bytes.
-    """
-    digest = hashlib.blake2b(str(run.resolve()).encode(), digest_size=8).hexdigest()
-    return Path(tempfile.gettempdir()) / f"azr-{os.getuid()}" / digest
-
-
-def _check_private(folder: Path) -> None:
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ControlError(
-            f"{folder} can be entered by others: remove it (rm -r {folder}); it is made again, mode 0700"
-        )
+    """The path of the control socket of the run in folder `run`."""
+    return scratch_of(run) / "control"

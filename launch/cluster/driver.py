@@ -1,4 +1,4 @@
-"""Drives a distributed run: starts Ray and the supervisor, shows the run's state, turns Ctrl-C into a clean stop.
+"""Drives a distributed run: starts Ray and the supervisor, shows the run's state, turns signals into a clean stop.
 
 Ray carries no bulk data: trajectories go over ZeroMQ, weights over a process group of their own.
 """
@@ -15,8 +15,9 @@ from launch.cluster.supervisor import Supervisor
 from launch.cluster.verify import differences
 from launch.config import Config
 from launch.run.console import Console
-from launch.run.folder import RunFolder
-from launch.run.interrupts import interrupts
+from launch.run.folder import RunFolder, append_event
+from launch.run.interrupts import COMPLETE, INTERRUPTED, SAVED, Interrupts
+from launch.run.scratch import remove, scratch
 from launch.run.summary import summarise
 
 
@@ -26,38 +27,63 @@ def run(
     resume: bool,
     console: Console,
     watch: Callable[[Supervisor], None] = lambda supervisor: None,
+    interrupts: Interrupts | None = None,
 ) -> int:
-    """Run to the end; returns the exit code. `watch` is called after each poll of the supervisor, for drills."""
+    """Run to the end; returns the exit code.
+
+    `watch` is called after each poll of the supervisor. `interrupts`: where signals are listened to.
+    """
+    interrupts = interrupts or Interrupts()
     num_processes = config.learner.parallel.world_size + config.actors.num_actors
+    try:
+        with scratch(folder.path) as private:
+            interrupts.last_acts.append(lambda why: remove(private))
+            with ray_session(config.ray.address, num_processes, private, console.say, interrupts):
+                return _drive(config, folder, resume, console, watch, interrupts)
+    except RunFailed as error:
+        console.say(f"FAILED: {error}")
+        append_event(folder, "run_ended", why=f"failed: {error}")
+        return error.exit_code
+
+
+def _drive(
+    config: Config,
+    folder: RunFolder,
+    resume: bool,
+    console: Console,
+    watch: Callable[[Supervisor], None],
+    interrupts: Interrupts,
+) -> int:
+    """The run itself, with Ray started. Raises RunFailed."""
     ray = Ray()
     supervisor = Supervisor(config, folder, ray, console.say)
     requests = Requests(config, ray)
-    with ray_session(config.ray.address, num_processes, console.say), interrupts() as interrupted:
-        console.say("starting the task buffer, the learner and the rollout actors (about a minute on a CPU)")
-        num_interrupts = 0
-        try:
-            supervisor.start(resume)
+    console.say("starting the task buffer, the learner and the rollout actors (about a minute on a CPU)")
+    stopping = False
+    try:
+        supervisor.start(resume)
+        with interrupts.running(supervisor.has_unsaved_work, console.say):
             with console.open(), requests.accepted():
                 while not supervisor.poll():
                     watch(supervisor)
                     requests.serve(supervisor)
-                    if interrupted.count > num_interrupts:
-                        num_interrupts = interrupted.count
-                        if num_interrupts > 1:
-                            raise RunFailed("stopped at once by a second interrupt; what was not saved is lost")
-                        console.say("stopping after the present step, and saving; interrupt again to stop at once")
-                        supervisor.stop("interrupted")
+                    if interrupts.stopping and not stopping:
+                        stopping = True
+                        append_event(folder, "stopping", why=INTERRUPTED)
+                        supervisor.stop(INTERRUPTED)
                     console.show(supervisor.status())
                 console.show(supervisor.status())
             ledger, why, version, learned = supervisor.result()
+            interrupts.saved()
+            console.say("everything is saved; the rollout actors end")
             running = supervisor.wait_for_actors()
-        except RunFailed as error:
-            console.say(f"FAILED: {error}")
-            return 1
-        finally:
-            supervisor.kill()
+    finally:
+        supervisor.kill()
     equal = not config.run.verify_weights or report_weights(version, learned, running, console)
-    return summarise(folder, ledger, why) or int(not equal)
+    step = int(supervisor.status().last.get("step", 0))
+    append_event(folder, "run_ended", why=why or COMPLETE, step=step)
+    code = summarise(folder, ledger, why) or int(not equal)
+    return SAVED if stopping and step < config.learner.steps and not code else code
 
 
 def report_weights(

@@ -12,11 +12,12 @@ from typing import Any
 
 import ray
 
+from executor.signals import ignore_signals
 from launch.addresses import AUTO_HOST, free_port, host_of
 from launch.cluster.buffer_actor import ask_buffer
 from launch.config import Config
 from launch.models import prepare
-from launch.run.folder import RunFolder, log_to
+from launch.run.folder import RunFolder, checkpoint_event, log_to
 from launch.run.recorder import Recorder
 from launch.run.status import Progress, RunStatus
 from learner.phase import Phase
@@ -43,6 +44,7 @@ class LearnerActor:
         """`attempt`: how often the learner was restarted before. `keys`: of the stream; None: it is not encrypted."""
         self._config = config
         self._folder = RunFolder(folder.absolute())
+        ignore_signals()
         log_to(self._folder, f"learner{rank}", attempt, config.run.log_level)
         self._rank = rank
         self._attempt = attempt
@@ -79,6 +81,7 @@ class LearnerActor:
             raise
 
     def _run(self, store: str | None, former: str | None, resume: bool, expected: int) -> None:
+        import torch
         from transformers import AutoTokenizer
 
         from launch.run.assemble import make_trainer
@@ -106,11 +109,16 @@ class LearnerActor:
                 open_now=False,
             )
             self._bound.set()
+            _LOG.info("the stream listens at %s", stream.endpoint)
         model_dir = prepare(config.model.path)
+        _LOG.info("loading the model %s", model_dir)
         trainer = make_trainer(config, model_dir, self._rank, store)
-        checkpoints = Checkpoints(self._folder.checkpoints, config.learner.keep_checkpoints)
+        checkpoints = Checkpoints(
+            self._folder.checkpoints, config.learner.keep_checkpoints, checkpoint_event(self._folder)
+        )
         saved = Saved(checkpoints, trainer, lambda path: ask_buffer(self._buffer, "snapshot", path))
         step = saved.resume(stream, stream.requeue if stream else lambda queued: None) if resume else 0
+        _LOG.info("the learner is ready, with %d CPU threads, after step %d", torch.get_num_threads(), step)
         recorder = sender = None
         if stream is not None:
             recorder = Recorder(
@@ -143,6 +151,11 @@ class LearnerActor:
             learn(trainer, stream, publisher, config.learner, hooks)
             saved.wait()
             self._progress.enter(Phase.DONE)
+            _LOG.info(
+                "the loop has ended after step %d%s",
+                trainer.version,
+                f": {why}" if (why := self._progress.stop) else "",
+            )
             if config.run.verify_weights:
                 self._checksums = checksum(trainer.policy.export())
             if stream is not None:

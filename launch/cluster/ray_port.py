@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from executor.outcomes import InfrastructureError
+from executor.user_error import UserError
 from launch.cluster.placement import Assignment, Node
 
 Handle = Any
@@ -22,6 +24,9 @@ Reference = Any
 
 class CallFailed(Exception):
     """A call on an actor raised; the message is the cause in one line."""
+
+    lasting = False
+    """Whether another try would fail in the same way."""
 
 
 class ProcessEnded(CallFailed):
@@ -119,6 +124,10 @@ def translated(error: Exception) -> CallFailed:
         return ProcessEnded("its process ended")  # Ray's own text is a paragraph of guesses
     if isinstance(cause, ray.exceptions.OutOfMemoryError):
         return ProcessEnded("Ray ended its process: the machine was short of memory")
+    if isinstance(cause, UserError):
+        failed = CallFailed(str(cause))
+        failed.lasting = not isinstance(cause, InfrastructureError)  # a sandbox may start the next time
+        return failed
     return CallFailed(f"{type(cause).__name__}: {_last_line(cause)}")
 
 

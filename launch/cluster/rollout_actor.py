@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from actors.buffer.remote import RemoteBuffer
+from executor.signals import ignore_signals
+from launch.cluster.engine_failure import explain
 from launch.config import Config
 from launch.models import prepare
 from launch.run.folder import RunFolder, log_to, work_log
@@ -36,7 +40,8 @@ class RolloutActor:
         self._keys = keys
         self._buffer = buffer
         self._folder = RunFolder(folder.absolute())
-        log_to(self._folder, self._id, incarnation, config.run.log_level)
+        ignore_signals()
+        self._log = log_to(self._folder, self._id, incarnation, config.run.log_level)
         self._engine: Any = None
         self._pool: Any = None
 
@@ -56,8 +61,16 @@ class RolloutActor:
     async def run(self) -> tuple[int, dict[str, str]]:
         """Play until the learner sends `shutdown`.
 
+        Raises EngineStartFailed for an engine that cannot start with these settings.
+
         Returns the version that the engine runs and, if `run.verify_weights` is set, digests of its weights.
         """
+        # vLLM's sockets. On this machine the folder is within the run's scratch folder, by TMPDIR.
+        with tempfile.TemporaryDirectory(prefix="azr-") as sockets:
+            os.environ["VLLM_RPC_BASE_PATH"] = sockets
+            return await self._run()
+
+    async def _run(self) -> tuple[int, dict[str, str]]:
         from actors.concurrency import ConcurrencyController
         from actors.engine.async_engine import AsyncEngine
         from actors.environment import Environment
@@ -69,13 +82,13 @@ class RolloutActor:
 
         config = self._config
         pool = self._pool = SandboxPool(config.executor)
+        _LOG.info("starting %d sandboxes", config.executor.workers)
         await pool.start()
         # Incarnation 0 of rollout0 has the run's own seed, as serial mode has.
         seed = config.run.seed + 7919 * self._incarnation + int(self._id.removeprefix("rollout"))
         self._engine = AsyncEngine(prepare(config.model.path), config.engine, seed=seed)
         try:
-            await self._engine.start()
-            _LOG.info("the engine is ready")
+            await self._start_engine()
             client = StreamClient(
                 self._endpoint,
                 self._id,
@@ -98,12 +111,22 @@ class RolloutActor:
                     self._engine, environment, buffer, client, config.selfplay, heldout, concurrency, sampled_by
                 )
                 await rollout.run()
+                _LOG.info("the learner has ended the run")
                 return await self.checksums() if config.run.verify_weights else (-1, {})
             finally:
                 client.close()
         finally:
             await self._engine.close()
             await pool.close()
+
+    async def _start_engine(self) -> None:
+        _LOG.info("starting the engine with %s", self._config.model.path)
+        began, written = time.monotonic(), self._log.stat().st_size
+        try:
+            await self._engine.start()
+        except Exception as error:
+            raise explain(error, self._log, written) from error
+        _LOG.info("the engine is ready after %.1f s", time.monotonic() - began)
 
 
 def _log(name: str, **details: Any) -> None:

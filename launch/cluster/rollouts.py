@@ -26,6 +26,7 @@ class Rollouts:
         self._lives: dict[int, ActorLife] = {}
         self._first = 0
         self._attempt = 0
+        self._has_joined = False
         self._buffer: Handle = None
         self._keys: ActorKeys | None = None
         self.wanted = context.config.actors.num_actors
@@ -105,18 +106,20 @@ class Rollouts:
     def ended(self, run: Reference) -> None:
         """Deal with the end of an actor's process; `run`: its key in `running`.
 
-        Raises RunFailed if it failed too often.
+        Raises RunFailed if it failed too often, or if no actor has joined yet and this one could never work.
         """
         life = self.running[run]
+        log = self._context.folder.logs / f"{life.name}.{life.incarnation}.log"
         failure: CallFailed | None = None
         try:
             self.results[life.name] = self._context.ray.result(run)
         except CallFailed as error:
             failure = error
             self._learner.lost(life.name, life.incarnation)
+            if error.lasting and not self._has_joined:
+                raise RunFailed(f"{life.name} failed: {error}\nIts log: {log}") from None
         now = self._context.clock()
         ending = lives.ended(life, failure is not None, self._learner.is_up, now)
-        log = self._context.folder.logs / f"{life.name}.{life.incarnation}.log"
         if ending is Ending.LEFT:
             self.results.pop(life.name, None)
             self._context.say(f"{life.name} has left")
@@ -131,11 +134,17 @@ class Rollouts:
             )
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for the actors that still run, and keep their results."""
-        running = self.running
-        for run in self._context.ray.finished(list(running), timeout_s if running else 0.0, count=len(running)):
+        """Wait for the actors that have joined, and keep the results of all that end well. Kill those that have not
+        joined: they may start for minutes."""
+        ray, running = self._context.ray, self.running
+        ended = ray.finished(list(running), count=len(running))
+        for run, life in list(running.items()):
+            if run not in ended and life.state not in (lives.State.JOINED, lives.State.LEAVING):
+                ray.kill(life.handle)
+                del running[run]
+        for run in ray.finished(list(running), timeout_s if running else 0.0, count=len(running)):
             with contextlib.suppress(CallFailed):
-                self.results[running[run].name] = self._context.ray.result(run)
+                self.results[running[run].name] = ray.result(run)
 
     def kill(self) -> None:
         """End every process."""
@@ -150,6 +159,7 @@ class Rollouts:
                 life.seen_at = now  # nobody can be connected while no learner runs
         if (status := self._learner.fresh_status()) is not None:
             lives.observe(self._lives.values(), status, now)
+            self._has_joined |= bool(self.joined)
 
     def _start(self, life: ActorLife, endpoint: str, now: float) -> None:
         assignment = self._assignments.get(life.index)

@@ -34,7 +34,7 @@ from launch.cluster.verify import WeightComparison
 from launch.config import Config
 from launch.run.console import REFRESH_S
 from launch.run.folder import RunFolder
-from launch.run.status import RunStatus
+from launch.run.status import RunStatus, has_unsaved_work
 from learner.phase import Phase
 from learner.stream.keys import RunKeys
 
@@ -101,8 +101,15 @@ class Supervisor:
         """See `LearnerActor.result`; call it after `poll` has returned True. Raises RunFailed."""
         return self._learner.result()
 
+    def has_unsaved_work(self) -> bool:
+        """See `launch.run.status.has_unsaved_work`. Any thread may call it."""
+        return self._learner.is_up and has_unsaved_work(self._learner.status)
+
     def wait_for_actors(self, timeout_s: float = 60.0) -> dict[str, tuple[int, dict[str, str]]]:
-        """Wait for the actors to end after the learner; returns name -> result of `RolloutActor.run`."""
+        """Wait for the actors that have joined to end after the learner; returns name -> result of `RolloutActor.run`.
+
+        The others are killed: they have nothing to give back.
+        """
         self._rollouts.wait(timeout_s)
         return self._rollouts.results
 

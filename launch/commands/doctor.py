@@ -38,6 +38,7 @@ def register(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from launch.config import executor_config, load
+    from launch.doctor.leftovers import leftovers
     from launch.doctor.machine import machine
     from launch.doctor.report import as_json, as_text
     from launch.doctor.sandbox import sandbox
@@ -50,6 +51,6 @@ def _run(arguments: argparse.Namespace) -> int:
         config = load(arguments.recipe, overrides)
     else:
         config = executor_config([(text, f"override {text!r}") for text in overrides], "azr doctor without a recipe")
-    sections = [machine(config), sandbox(config)]
+    sections = [machine(config), sandbox(config), leftovers()]
     print(to_json(as_json(sections), indent=2) if arguments.json else as_text(sections))
     return NOT_OK if any(section.failed for section in sections) else OK

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from executor.user_error import UserError
 from launch.arguments import add_overrides, new_command, overrides_of
+from launch.run.interrupts import listening
 
 if TYPE_CHECKING:
     from launch.cluster.supervisor import Supervisor
     from launch.config import Config
     from launch.run.console import Console
     from launch.run.folder import RunFolder
+    from launch.run.interrupts import Interrupts
 
 PARTS = ("actor", "executor", "buffer", "learner")
 CHECKPOINT_EVERY = 2
@@ -169,9 +171,15 @@ def _parts(text: str) -> list[str]:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Hold the drill; exit code 0 only where it was passed."""
+    with listening() as interrupts:  # before the imports, which take seconds
+        return _drill(arguments, interrupts)
+
+
+def _drill(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     from launch.commands.train import begun
     from launch.config import load
     from launch.run.console import Console
+    from launch.run.folder import end_at_once
 
     if arguments.times < 1:
         raise DrillError(f"--times {arguments.times}: at least one kill")
@@ -194,10 +202,13 @@ def _run(arguments: argparse.Namespace) -> int:
     console = Console(config)
     with begun(config, console) as folder:
         assert folder is not None  # a new run
-        return _hold(arguments, config, folder, console)
+        interrupts.last_acts.append(lambda why: end_at_once(folder, why))
+        return _hold(arguments, config, folder, console, interrupts)
 
 
-def _hold(arguments: argparse.Namespace, config: Config, folder: RunFolder, console: Console) -> int:
+def _hold(
+    arguments: argparse.Namespace, config: Config, folder: RunFolder, console: Console, interrupts: Interrupts
+) -> int:
     from launch.cluster import driver
 
     drill = Drill(arguments.kill, arguments.times, arguments.seed, folder, console)
@@ -207,7 +218,7 @@ def _hold(arguments: argparse.Namespace, config: Config, folder: RunFolder, cons
         drill.watch(supervisor)
         restarts.update(supervisor.restarts())
 
-    code = driver.run(config, folder, resume=False, console=console, watch=watch)
+    code = driver.run(config, folder, resume=False, console=console, watch=watch, interrupts=interrupts)
     wrong = audit(folder)
     killed = ", ".join(f"{count} {part}" for part, count in sorted(drill.killed.items()))
     console.say(f"drill: killed {drill.killed.total()} ({killed}); restarts: {restarts}")

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from launch.arguments import add_run, new_command, run_config
+from launch.run.interrupts import listening
 
 _EPILOG = """\
 A line of the data is one example:
@@ -20,6 +21,8 @@ examples:
   azr train smollm2-cpu model.path=runs/mine/hf      self-play from there
   azr sft-data tasks.jsonl mine.jsonl                examples out of any tasks
   azr config docs --sft                              every setting
+
+exit codes: 0 complete, 75 stopped and saved, 130 stopped while there was nothing to save, 1 failed, 2 wrong use
 """
 
 
@@ -30,7 +33,7 @@ def register(commands: Any) -> None:
         "sft",
         "supervised fine-tuning, as a warm start",
         "Learn prompts and their responses from a JSON Lines file. Self-play starts from the model that this leaves. "
-        "Ctrl-C once stops after the present step and saves; twice stops at once.",
+        "Ctrl-C or SIGTERM stops after the present step and saves; a second one, 5 s later or more, stops at once.",
         _EPILOG,
     )
     about = "a TOML file with a table [sft], or the name of a recipe that ships"
@@ -39,8 +42,9 @@ def register(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from launch.config import SftConfig
-    from launch.sft.run import run
+    with listening() as interrupts:  # before the imports, which take seconds
+        from launch.config import SftConfig
+        from launch.sft.run import run
 
-    config, former = run_config(arguments, SftConfig, "azr sft", "sft-smollm2-cpu")
-    return run(config, former, arguments.start_over)
+        config, former = run_config(arguments, SftConfig, "azr sft", "sft-smollm2-cpu")
+        return run(config, former, arguments.start_over, interrupts)

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from launch.arguments import add_run, new_command, run_config
+from launch.run.interrupts import listening
 
 if TYPE_CHECKING:
     from launch.config import Config
     from launch.run.console import Console
     from launch.run.folder import RunFolder
+    from launch.run.interrupts import Interrupts
 
 _LOG = logging.getLogger(__name__)
 
@@ -25,6 +27,14 @@ examples:
   azr train smollm2-cpu run.mode=serial learner.max_staleness=0      one process, one thread, deterministic
   azr train my-recipe.toml --log-level debug         more in runs/NAME/logs
   azr config docs                                    every setting
+
+exit codes:
+  0    the run is complete, or its time (run.max_minutes) is up
+  75   stopped by Ctrl-C or SIGTERM, and saved: `azr train --resume` goes on
+  130  stopped by Ctrl-C or SIGTERM while there was nothing to save
+  1    failed, or stopped at once by a second Ctrl-C or SIGTERM
+  2    the command, a setting or a file is wrong
+  3    the sandbox failed
 """
 
 
@@ -34,7 +44,8 @@ def register(commands: Any) -> None:
         commands,
         "train",
         "run self-play training",
-        "Train from a recipe, or go on with a run. Ctrl-C once stops after the present step and saves; twice stops at once.",
+        "Train from a recipe, or go on with a run. Ctrl-C or SIGTERM stops after the present step and saves; a second one, 5 s "
+        "later or more, stops at once.",
         _EXAMPLES,
     )
     add_run(command, "a TOML file, or the name of a recipe that ships", "learner.steps=40", "runs/smollm2-cpu")
@@ -42,31 +53,41 @@ def register(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from launch.config import Config
+    with listening() as interrupts:  # before the imports, which take seconds
+        from launch.config import Config
 
-    config, former = run_config(arguments, Config, "azr train", "smollm2-cpu")
-    return train(config, former, arguments.start_over)
+        config, former = run_config(arguments, Config, "azr train", "smollm2-cpu")
+        return train(config, former, arguments.start_over, interrupts)
 
 
-def train(config: Config, former: Config | None = None, start_over: bool = False) -> int:
-    """Run to the end; returns the exit code. `former`: of a resume, the configuration before it."""
+def train(
+    config: Config, former: Config | None = None, start_over: bool = False, interrupts: Interrupts | None = None
+) -> int:
+    """Run to the end; returns the exit code.
+
+    `former`: of a resume, the configuration before it. `interrupts`: where signals are listened to.
+    """
     from launch.logs import close_log
     from launch.run.console import Console
+    from launch.run.folder import end_at_once
+    from launch.run.interrupts import Interrupts
 
+    interrupts = interrupts or Interrupts()
     console = Console(config)
     with begun(config, console, former, start_over) as folder:
         if folder is None:
             return 0
         resume = former is not None and not start_over
+        interrupts.last_acts.append(lambda why: end_at_once(folder, why))
         # Each mode imports its own libraries (Ray, or vLLM in this process): only those of the mode that runs are loaded.
         try:
             if config.run.mode == "serial":
                 from launch.run import serial
 
-                return serial.run(config, folder, resume, console)
+                return serial.run(config, folder, resume, console, interrupts)
             from launch.cluster import driver
 
-            return driver.run(config, folder, resume, console, lambda supervisor: folder.check_owner())
+            return driver.run(config, folder, resume, console, lambda supervisor: folder.check_owner(), interrupts)
         except Exception:
             _LOG.exception("the run failed")
             raise
@@ -83,6 +104,7 @@ def begun(
     Also prepares the model, and opens the log of this process. Raises RunFolderError, CheckpointError, ModelError.
     """
     from launch.logs import log_to_file
+    from launch.model_check import check_model
     from launch.models import prepare
     from launch.run.attempt import begin, finished, former_run, new_run
     from launch.run.changes import changes
@@ -96,7 +118,7 @@ def begun(
             console.say(done)
             yield None
             return
-        prepare(config.model.path, console.say)
+        check_model(config, prepare(config.model.path, console.say))
         lines = begin(config, folder, origin, changes(former, config, origin.checkpoint) if former else None)
         process = "serial" if config.run.mode == "serial" else "driver"
         log_to_file(folder.logs / f"{process}.0.log", f"{process}.0", config.run.log_level)

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 
+from executor.cpus import allowed_cpus
 from launch.config import Config
 from launch.doctor.report import Check, CheckState, Section
 
@@ -17,7 +18,7 @@ def machine(config: Config) -> Section:
         "python": f"{platform.python_version()} ({sys.executable})",
         "kernel": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
-        "cpus": f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} may be used",
+        "cpus": f"{allowed_cpus()} of {os.cpu_count()} may be used",
         "user": _user(),
     }
     return Section("machine", tuple(Check(name, CheckState.INFO, text) for name, text in facts.items()))

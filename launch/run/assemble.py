@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
+from executor.cpus import allowed_cpus
 from launch.config import Config, SftConfig
 from learner.model.policy import PolicyModel
 from learner.model.process_groups import data_rank, init_parallel
@@ -29,7 +29,7 @@ def make_policy(
     """
     learner = config.learner
     if not torch.cuda.is_available():
-        torch.set_num_threads(learner.threads or os.cpu_count() or 1)
+        torch.set_num_threads(learner.threads or allowed_cpus())
     init_parallel(learner.parallel, rank, learner.parallel.world_size, store, timeout_s)
     policy = PolicyModel(
         model_dir, config.model, learner.optimizer, learner.parallel, seed=config.run.seed, temperature=temperature

@@ -8,7 +8,6 @@ So an attempt that fails to start leaves `config.toml`, which the next resume re
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.config import Config, SftConfig
+from launch.json_lines import to_json
 from launch.run.aside import last_step, set_aside_all
 from launch.run.changes import Changes
 from launch.run.configuration import to_run_toml
@@ -88,7 +88,7 @@ def begin(config: Config | SftConfig, folder: RunFolder, origin: Origin, changes
     attempt.config.write_text(to_run_toml(config))
     now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     began = {"attempt": attempt.number, "time": now, "host": platform.node(), "pid": os.getpid(), "command": sys.argv}
-    attempt.record.write_text(json.dumps(began) + "\n")
+    attempt.record.write_text(to_json(began) + "\n")
     folder.create()
     lines = [*origin.notices]
     for notice in origin.notices:

@@ -76,4 +76,4 @@ def _leaves(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _shown(value: Any) -> str:
-    return "unset" if value is None else json.dumps(value, ensure_ascii=False)
+    return "unset" if value is None else json.dumps(value, ensure_ascii=False, allow_nan=False)

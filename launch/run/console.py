@@ -65,8 +65,8 @@ class View(ABC, Generic[StatusT]):
         elif last.get("step", 0) > self._printed_step:
             self._printed_step = int(last["step"])
             self.say(self._line(last))
-        elif not self._printed_step and (phase := describe(status)) != self._printed_phase:
-            self._printed_phase = phase  # until the first step there is nothing else to see
+        elif (status.stop or not self._printed_step) and (phase := describe(status)) != self._printed_phase:
+            self._printed_phase = phase  # before the first step and after the last one there is nothing else to see
             self.say(f"learner: {phase}")
 
     @contextmanager
@@ -113,6 +113,9 @@ class Console(View[RunStatus]):
         table = Table.grid(padding=(0, 2))
         table.add_row("step", f"{int(last.get('step', 0))} of {self._config.learner.steps}", f"{elapsed:.0f} s elapsed")
         table.add_row("learner", describe(status), f"for {status.phase_s:.0f} s")
+        if status.seeding is not None:
+            have, wanted = status.seeding
+            table.add_row("seeding", f"{have} of {wanted} triplets", "")
         for kind in names():
             if f"valid_rate/{kind}" in last or f"solve_rate/{kind}" in last:
                 table.add_row(
@@ -153,10 +156,20 @@ class Console(View[RunStatus]):
         )
         table.add_row(
             "engines",
-            f"{int(live.get('actors', 0))} actors, {int(live.get('running', 0))} running",
+            f"{counted(int(live.get('actors', 0)), 'actor')}, {int(live.get('running', 0))} running",
             f"{int(live.get('waiting', 0))} waiting",
         )
-        return Panel(table, title=f"azr: {self._config.run.name}", subtitle="Ctrl-C stops and saves", expand=False)
+        return Panel(table, title=f"azr: {self._config.run.name}", subtitle=subtitle(status), expand=False)
+
+
+def subtitle(status: TrainingStatus) -> str:
+    """What Ctrl-C does now."""
+    return "stopping; Ctrl-C again stops at once" if status.stop else "Ctrl-C stops and saves"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun in the singular or plural."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def step_line(metrics: Mapping[str, float], steps: int) -> str:

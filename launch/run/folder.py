@@ -103,6 +103,18 @@ def append_event(folder: RunFolder, name: str, **details: Any) -> None:
         file.write(line + "\n")
 
 
+def end_at_once(folder: RunFolder, why: str) -> None:
+    """Record the end of a run whose process ends at once, and give its folder back."""
+    _LOG.error("the process ends at once: %s", why)
+    append_event(folder, "run_ended", why=why)
+    folder.owner.unlink(missing_ok=True)
+
+
+def checkpoint_event(folder: RunFolder) -> Callable[[int, float], None]:
+    """A function for `Checkpoints(on_complete=...)` that records each checkpoint as an event."""
+    return lambda step, seconds: append_event(folder, "checkpoint", step=step, seconds=round(seconds, 3))
+
+
 def work_log(folder: RunFolder, actor_id: str, wanted: bool) -> Callable[[dict[str, Any]], None] | None:
     """A function that appends an entry to `executor_work.<actor>.jsonl`, for `Judge(record=...)`; None unless
     `wanted`."""

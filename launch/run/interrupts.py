@@ -1,38 +1,179 @@
-"""SIGINT and SIGTERM (SLURM's) as requests to stop."""
+"""SIGINT and SIGTERM as requests to stop, heard in every phase of a run.
+
+    state      signal                             effect
+    STARTING   any                                the process ends at once, exit code `NOTHING_TO_SAVE`
+    RUNNING    any, with unsaved work             the run is asked to stop; STOPPING
+    RUNNING    any, without unsaved work          the process ends at once, exit code `NOTHING_TO_SAVE`
+    STOPPING   within `SAME_S` of the first one   none: schedulers send several signals for one request
+    STOPPING   later                              the process ends at once, exit code `LOST` (`SAVED` after `saved`)
+
+Signals are handled on a thread of their own, because the main thread can be inside of a library for a minute. "At once"
+is a SIGKILL to all descendants and `os._exit`: no library code runs, so none can hang, crash, or print a traceback.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from enum import StrEnum
+
+from executor.signals import SIGNALS
+
+INTERRUPTED = "interrupted"
+"""The reason of a stop that a signal asked for, as `TrainingStatus.stop` has it."""
+COMPLETE = "complete"
+"""The reason of an end with all steps taken, in events."""
+SAME_S = 5.0
+"""Seconds after the first signal in which further ones count as the same request."""
+
+SAVED = 75
+"""Exit code of a run that was stopped early and saved; `EX_TEMPFAIL` of sysexits.h: try again later."""
+NOTHING_TO_SAVE = 130
+"""Exit code of a run that was interrupted while it had no unsaved work: before its first step, for example."""
+LOST = 1
+"""Exit code of a run that a second signal ended: work since its last checkpoint is lost."""
+
+_LOOK_S = 0.2
+_SHOW_CURSOR = b"\x1b[?25h"
+
+
+class State(StrEnum):
+    """How far the run is, as the effect of a signal depends on it."""
+
+    STARTING = "starting"
+    """It has no work to save yet."""
+    RUNNING = "running"
+    """It can be asked to stop."""
+    STOPPING = "stopping"
+    """It was asked to stop."""
 
 
 class Interrupts:
-    """A counter of the interrupts that have come."""
+    """Decides what a signal does to this run. `listening` makes one that signals reach."""
 
-    count = 0
+    def __init__(self, end: Callable[[int], object] = os._exit, clock: Callable[[], float] = time.monotonic) -> None:
+        """`end` ends the process with an exit code; `clock` returns seconds."""
+        self._end = end
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._ending = threading.Lock()
+        self._stop: Callable[[], bool] = lambda: False
+        self._say: Callable[[str], None] = _say_on_stderr
+        self._asked_at = 0.0
+        self._saved = False
+        self.state = State.STARTING
+        self.last_acts: list[Callable[[str], object]] = []
+        """Called with the reason before the process ends at once, newest first: what must not stay behind."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run was asked to stop."""
+        return self.state is State.STOPPING
+
+    @contextlib.contextmanager
+    def running(self, stop: Callable[[], bool], say: Callable[[str], None]) -> Iterator[None]:
+        """Until the block ends, the first signal asks the run to stop and save.
+
+        `stop` asks; it returns False where the run has no unsaved work. It is called on another thread. `say` prints a
+        line on the console.
+        """
+        self._stop, self._say = stop, say
+        if self.state is State.STARTING:
+            self.state = State.RUNNING
+        try:
+            yield
+        finally:
+            if self.state is State.RUNNING:
+                self.state = State.STARTING
+            self._say = _say_on_stderr
+
+    def saved(self) -> None:
+        """Note that the run has saved all its work, and only closes what it opened."""
+        self._saved = True
+
+    def came(self) -> None:
+        """Act on one signal."""
+        with self._lock:
+            if self.state is State.STOPPING:
+                if self._clock() < self._asked_at + SAME_S:
+                    return
+                if self._saved:
+                    self.end(SAVED, "ended at once by a second interrupt; the run was saved before")
+                else:
+                    self.end(LOST, "stopped at once by a second interrupt; what was not saved is lost")
+            elif self.state is State.RUNNING and self._stop():
+                self.state, self._asked_at = State.STOPPING, self._clock()
+                with contextlib.suppress(OSError):  # the console may be gone
+                    self._say(
+                        "stopping after the present step, and saving; to stop at once, interrupt again after "
+                        f"{SAME_S:.0f} s"
+                    )
+            else:
+                self.end(NOTHING_TO_SAVE, "interrupted; there was nothing to save")
+
+    def end(self, code: int, why: str) -> None:
+        """End this process and its descendants at once; `why` is shown. Only the first call does it."""
+        if not self._ending.acquire(blocking=False):
+            return
+        _say_on_stderr(why)
+        with contextlib.suppress(Exception):
+            from launch.run.descendants import (
+                descendants,
+                end_all,
+            )  # not imported before it is needed: starts are quick
+
+            end_all(descendants())
+        for act in reversed(self.last_acts):
+            with contextlib.suppress(Exception):
+                act(why)
+        self._end(code)
 
 
 @contextlib.contextmanager
-def interrupts(react: Callable[[int], None] = lambda count: None) -> Iterator[Interrupts]:
-    """Count SIGINT and SIGTERM until the block ends, and call `react` with the count at each, in the signal handler.
+def listening() -> Iterator[Interrupts]:
+    """Listen to SIGINT and SIGTERM until the block ends.
 
-    On a thread other than the main one nothing is caught, since Python delivers signals to the main thread.
+    On a thread other than the main one nothing is heard. Call it before other threads are started: the signals are
+    blocked in this thread, and so in all that follow, and one thread waits for them. So no handler of a library, such
+    as Ray's for SIGTERM, gets them.
     """
     found = Interrupts()
     if threading.current_thread() is not threading.main_thread():
         yield found
         return
-
-    def handle(signum: int, frame: Any) -> None:
-        found.count += 1
-        react(found.count)
-
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    ended = threading.Event()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    # For a library that unblocks them, as Python's `multiprocessing` does on the thread that starts its tracker.
+    handlers = {number: signal.signal(number, lambda *_: _in_thread(found.came)) for number in SIGNALS}
+    thread = threading.Thread(target=_listen, args=(found, ended), name="azr-interrupts", daemon=True)
+    thread.start()
     try:
         yield found
     finally:
-        for number, handler in previous.items():
+        ended.set()
+        thread.join()
+        for number, handler in handlers.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _listen(found: Interrupts, ended: threading.Event) -> None:
+    while not ended.is_set():
+        if signal.sigtimedwait(SIGNALS, _LOOK_S) is not None:
+            found.came()
+
+
+def _in_thread(act: Callable[[], None]) -> None:
+    threading.Thread(target=act, daemon=True).start()
+
+
+def _say_on_stderr(text: str) -> None:
+    with contextlib.suppress(OSError):
+        if sys.stderr.isatty():
+            os.write(2, _SHOW_CURSOR)  # a live view hides it
+        os.write(2, f"azr: {text}\n".encode())

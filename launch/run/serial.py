@@ -29,11 +29,13 @@ from launch.run.assemble import make_trainer
 from launch.run.attempt import adopt
 from launch.run.checkpoints import Saved
 from launch.run.console import Console
-from launch.run.folder import RunFolder, work_log
+from launch.run.folder import RunFolder, append_event, checkpoint_event, work_log
 from launch.run.gate import make_gate
 from launch.run.hooks import make_hooks
+from launch.run.interrupts import COMPLETE, INTERRUPTED, SAVED, Interrupts
 from launch.run.recorder import Recorder
-from launch.run.status import Progress, RunStatus
+from launch.run.scratch import environment, remove, scratch
+from launch.run.status import Progress, RunStatus, has_unsaved_work
 from launch.run.summary import summarise
 from launch.run.task_buffer import open_tasks
 from learner.checkpoint import Checkpoints
@@ -220,9 +222,21 @@ class SerialState:
         self._engine.random_state = torch.frombuffer(bytearray.fromhex(state["engine_random"]), dtype=torch.uint8)
 
 
-def run(config: Config, folder: RunFolder, resume: bool, console: Console | None = None) -> int:
+def run(
+    config: Config,
+    folder: RunFolder,
+    resume: bool,
+    console: Console | None = None,
+    interrupts: Interrupts | None = None,
+) -> int:
     """Run to the end; returns the exit code."""
-    view = console or Console(config)
+    view, interrupts = console or Console(config), interrupts or Interrupts()
+    with scratch(folder.path) as private, environment(TMPDIR=str(private / "tmp")):
+        interrupts.last_acts.append(lambda why: remove(private))
+        return _run(config, folder, resume, view, interrupts)
+
+
+def _run(config: Config, folder: RunFolder, resume: bool, view: Console, interrupts: Interrupts) -> int:
     model_dir = prepare(config.model.path)
     store = open_tasks(config, folder, resume)
     loop = asyncio.new_event_loop()
@@ -259,7 +273,7 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
     stream = SerialStream(gate, player, config.actors.concurrency, loop)
     heldout = Heldout(engine, environment, config.selfplay)
     state = SerialState(engine, player, stream, heldout)
-    checkpoints = Checkpoints(folder.checkpoints, config.learner.keep_checkpoints)
+    checkpoints = Checkpoints(folder.checkpoints, config.learner.keep_checkpoints, checkpoint_event(folder))
     saved = Saved(checkpoints, trainer, store.snapshot, state)
     step = saved.resume(stream, stream.requeue) if resume else 0
     recorder = Recorder(folder, engine.tokenizer, config.run.record_trajectories, step)
@@ -271,16 +285,26 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
         saved.save(version, stream)
 
     def status() -> RunStatus:
-        return RunStatus(phase=progress.phase, step=progress.step, phase_s=progress.phase_s, last=progress.last)
+        return RunStatus(
+            phase=progress.phase, step=progress.step, phase_s=progress.phase_s, last=progress.last, stop=progress.stop
+        )
+
+    def stop() -> bool:
+        unsaved = has_unsaved_work(status())
+        if unsaved:
+            progress.stop = INTERRUPTED
+            append_event(folder, "stopping", why=INTERRUPTED)
+        return unsaved
 
     stream.reports.load_state_dict(recorder.totals.reports, actors_live=False)
     hooks = make_hooks(config, recorder, save, progress, store.metrics, stream.reports.state_dict)
     try:
-        with view.following(status):
+        with interrupts.running(stop, view.say), view.following(status):
             # By steps only: a checkpoint changes how requests share batches, and a run by its seed is repeatable.
             settings = config.learner.model_copy(update={"checkpoint_minutes": 0.0})
             learn(trainer, stream, publisher, settings, hooks)
             saved.wait()
+            interrupts.saved()
     finally:
         checkpoints.join()  # its writer asks the process group, which ends with the engine, for its rank
         stream.close()
@@ -290,4 +314,6 @@ def run(config: Config, folder: RunFolder, resume: bool, console: Console | None
         recorder.close()
         store.close()
         loop.close()
-    return summarise(folder, gate.ledger(), stopped=progress.stop)
+    append_event(folder, "run_ended", why=progress.stop or COMPLETE, step=trainer.version)
+    code = summarise(folder, gate.ledger(), stopped=progress.stop)
+    return SAVED if interrupts.stopping and trainer.version < config.learner.steps and not code else code

@@ -12,6 +12,9 @@ from learner.phase import Phase
 _LOG = logging.getLogger(__name__)
 
 
+_OF_EVERY_STEP = (Phase.WAITING_FOR_BATCH, Phase.TRAINING, Phase.PUBLISHING, Phase.RECORDING, Phase.VALIDATING)
+
+
 class Progress:
     """The state that the training process updates as it runs; another thread may set `stop`."""
 
@@ -27,7 +30,9 @@ class Progress:
     def enter(self, phase: Phase, step: int | None = None) -> None:
         """Note that `phase` begins; `step`: the step it works on, where it works on one."""
         self.phase, self.step, self._since = phase, step, time.monotonic()
-        _LOG.debug("phase %s%s", phase.value, "" if step is None else f", step {step}")
+        # Those of every step are many; a step's end is logged by `Recorder`.
+        level = logging.DEBUG if phase in _OF_EVERY_STEP else logging.INFO
+        _LOG.log(level, "phase %s%s", phase.value, "" if step is None else f", step {step}")
 
     @property
     def phase_s(self) -> float:
@@ -91,6 +96,15 @@ def describe(status: TrainingStatus) -> str:
     return words
 
 
+def has_unsaved_work(status: TrainingStatus) -> bool:
+    """Whether a stop has to wait for a step or a checkpoint."""
+    return status.phase in _WORKING or (status.phase in _BETWEEN and bool(status.last))
+
+
+_WORKING = (Phase.TRAINING, Phase.PUBLISHING, Phase.RECORDING, Phase.SAVING, Phase.DRAINING, Phase.DONE)
+"""Phases in which a step is taken or saved."""
+_BETWEEN = (Phase.WAITING_FOR_BATCH, Phase.VALIDATING)
+"""Phases between two steps: the steps of this attempt, if there are any, may not be saved."""
 _WORDS = {
     Phase.STARTING: "starting",
     Phase.WAITING_FOR_ACTORS: "waiting for rollout actors",

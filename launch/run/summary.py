@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,18 +12,24 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from actors.kinds.registry import names
+from launch.run.console import counted
 from launch.run.folder import RunFolder
 from learner.ledger import CellCounts, conserved, verdict
 from learner.trajectory import Cell
 
+_LOG = logging.getLogger(__name__)
+
+_WIDE = 1000
 _BARS = "▁▂▃▄▅▆▇█"
 COLLAPSED = 0.5
 """Share of proposals from which on the summary warns."""
 
 
 def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str = "") -> int:
-    """Print the closing summary; returns the run's exit code: 1 where the ledger is violated or nothing was trained."""
-    terminal = Terminal(highlight=False, width=120)
+    """Print and log the closing summary; returns the run's exit code: 1 where the ledger is violated or nothing was
+    trained."""
+    # Where no terminal sets a width, lines stay whole.
+    terminal = Terminal(highlight=False, record=True, width=None if sys.stdout.isatty() else _WIDE)
     rows = folder.read_metrics()
     if stopped:
         terminal.print(f"stopped: {stopped}", markup=False)
@@ -39,6 +47,7 @@ def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str
             f"go on         azr train --resume {shlex.quote(str(folder.path))} learner.steps=N", markup=False
         )
     terminal.print(verdict(ledger), markup=False)
+    _LOG.info(terminal.export_text())
     return 0 if conserved(ledger) and rows else 1
 
 
@@ -48,7 +57,7 @@ def learning_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     A solve rate rises as well when the tasks become trivial. So beside it stand how much is solved of tasks that stay
     what they are (held-out), and how many proposals ignore their input or repeat what the buffer has.
     """
-    table = Table(title=f"{len(rows)} steps in {rows[-1]['time_s']:.0f} s")
+    table = Table(title=f"{counted(len(rows), 'step')} in {rows[-1]['time_s']:.0f} s")
     for heading in ("", "first", "last", "curve (one bar a step, 0 to 100%)"):
         table.add_column(heading)
     for label, prefix, window in _LINES:

@@ -10,10 +10,10 @@ import json
 import os
 import shlex
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from executor.signals import ignore_signals
 from executor.user_error import UserError
 from launch.config import SftConfig
 from launch.logs import close_log, log_to_file
@@ -23,15 +23,18 @@ from launch.recipe import RECIPES, ConfigError
 from launch.run.attempt import adopt, begin, finished, former_run, new_run
 from launch.run.changes import changes
 from launch.run.console import REFRESH_S
-from launch.run.folder import RunFolder, log_to
-from launch.run.interrupts import interrupts
+from launch.run.folder import RunFolder, append_event, checkpoint_event, end_at_once, log_to
+from launch.run.interrupts import COMPLETE, INTERRUPTED, SAVED, Interrupts
 from launch.run.owner import owned
 from launch.run.recorder import Recorder
-from launch.run.status import Progress, SftStatus
+from launch.run.status import Progress, SftStatus, has_unsaved_work
 from launch.sft.console import SftConsole
 from learner.checkpoint import Checkpoints
 from learner.schedule import CheckpointSchedule
 from learner.sft.data import Data, Order, load_data
+
+if TYPE_CHECKING:
+    from launch.cluster.ray_port import Handle, RayPort
 
 _STATE = "sft.json"
 """A checkpoint's file that says which step it is of, and of which data."""
@@ -41,11 +44,21 @@ class SftError(UserError):
     """A fine-tuning run that cannot start or go on; the message says what to do."""
 
 
-def run(config: SftConfig, former: SftConfig | None = None, start_over: bool = False) -> int:
-    """Run to the end; returns the exit code. `former`: of a resume, the configuration before it."""
+def run(
+    config: SftConfig,
+    former: SftConfig | None = None,
+    start_over: bool = False,
+    interrupts: Interrupts | None = None,
+) -> int:
+    """Run to the end; returns the exit code.
+
+    `former`: of a resume, the configuration before it. `interrupts`: where signals are listened to.
+    """
+    interrupts = interrupts or Interrupts()
     console = SftConsole(config.run.name)
     folder = RunFolder(config.folder)
     with owned(folder, console.say):
+        interrupts.last_acts.append(lambda why: end_at_once(folder, why))
         origin = new_run(config, folder) if former is None else former_run(config, folder, start_over)
         prepare(config.model.path, console.say)
         # What is wrong with the data is said before anything is made or started.
@@ -64,12 +77,15 @@ def run(config: SftConfig, former: SftConfig | None = None, start_over: bool = F
                 console.say(line)
             resume = former is not None and not start_over
             if config.learner.parallel.world_size == 1:
-                why = _here(config, folder, data, resume, console)
+                why = _here(config, folder, data, resume, console, interrupts)
             else:
-                why = _on_ray(config, folder, resume, console)
-            return _summarise(config, folder, why, console)
+                why = _on_ray(config, folder, resume, console, interrupts)
+            append_event(folder, "run_ended", why=why or COMPLETE)
+            code = _summarise(config, folder, why, console)
+            return SAVED if interrupts.stopping and why and not code else code
         except RankFailed as error:
             console.say(f"FAILED: {error}")
+            append_event(folder, "run_ended", why=f"failed: {error}")
             return 1
         finally:
             close_log()
@@ -99,6 +115,7 @@ class SftRank:
         self._num_steps = 0
         self._validation: dict[str, float] = {}
         if store is not None:
+            ignore_signals()
             log_to(self._folder, f"learner{rank}", 0, config.run.log_level)
 
     def run(self, resume: bool) -> None:
@@ -114,7 +131,9 @@ class SftRank:
         policy, ranks = make_policy(config, prepare(config.model.path), self._rank, self._store, timeout_s)
         trainer = SftTrainer(policy, data, config.sft, config.learner, ranks, config.run.seed, data_rank())
         self._num_steps = trainer.num_steps
-        checkpoints = Checkpoints(self._folder.checkpoints, config.learner.keep_checkpoints)
+        checkpoints = Checkpoints(
+            self._folder.checkpoints, config.learner.keep_checkpoints, checkpoint_event(self._folder)
+        )
         identity = _identity(config, data)
         latest = checkpoints.latest() if resume else None
         if latest is not None:
@@ -180,70 +199,81 @@ class RankFailed(UserError):
     exit_code = 1
 
 
-def _here(config: SftConfig, folder: RunFolder, data: Data, resume: bool, console: SftConsole) -> str:
+def _here(
+    config: SftConfig, folder: RunFolder, data: Data, resume: bool, console: SftConsole, interrupts: Interrupts
+) -> str:
     """Run the only rank in this process; returns why it stopped early, or ""."""
     rank = SftRank(config, folder.path, data=data, check_owner=folder.check_owner)
-    with _interrupts(rank.stop, console), console.following(rank.status):
+
+    def stop() -> bool:
+        unsaved = has_unsaved_work(rank.status())
+        if unsaved:
+            rank.stop(INTERRUPTED)
+        return unsaved
+
+    with interrupts.running(stop, console.say), console.following(rank.status):
         rank.run(resume)
+        interrupts.saved()
     return rank.status().stop
 
 
-def _on_ray(config: SftConfig, folder: RunFolder, resume: bool, console: SftConsole) -> str:
+def _on_ray(config: SftConfig, folder: RunFolder, resume: bool, console: SftConsole, interrupts: Interrupts) -> str:
     """Run every rank in an actor of its own; the same otherwise. Raises RankFailed."""
-    import ray
-
     from launch.addresses import LOOPBACK, free_port
     from launch.cluster.placement import PlacementError, place_ranks
     from launch.cluster.ray_port import Ray
     from launch.cluster.ray_session import ray_session
+    from launch.run.scratch import remove, scratch
 
     world = config.learner.parallel.world_size
-    with ray_session(config.ray.address, world, console.say):
-        port = Ray()
-        try:
-            assignments = place_ranks(config.learner.parallel, port.nodes())
-        except PlacementError as error:
-            raise RankFailed(str(error)) from None
-        store = f"tcp://{LOOPBACK}:{free_port()}"
-        # One call runs the rank, another one asks it for its status.
-        ranks = [
-            port.start(each, SftRank, config, folder.path, each.index, store, max_concurrency=4) for each in assignments
-        ]
-        status = SftStatus()
-        running = {rank.run.remote(resume): index for index, rank in enumerate(ranks)}
-        # `Ranks.share` spreads rank 0's decision to stop.
-        try:
-            with _interrupts(ranks[0].stop.remote, console), console.open():
-                left = list(running)
-                while left:
-                    folder.check_owner()
-                    done, left = ray.wait(left, num_returns=1, timeout=REFRESH_S)
-                    for ref in done:
-                        try:
-                            ray.get(ref)
-                        except Exception as error:
-                            log = folder.logs / f"learner{running[ref]}.0.log"
-                            cause = getattr(error, "cause", None) or error
-                            raise RankFailed(f"learner rank {running[ref]}: {cause}\nIts log: {log}") from None
-                    with contextlib.suppress(ray.exceptions.RayError):  # it just died, which `ray.wait` says next
-                        status = ray.get(ranks[0].status.remote())
-                    console.show(status)
-            return status.stop
-        finally:
-            for rank in ranks:
-                ray.kill(rank)
+    with scratch(folder.path) as private:
+        interrupts.last_acts.append(lambda why: remove(private))
+        with ray_session(config.ray.address, world, private, console.say, interrupts):
+            port = Ray()
+            try:
+                assignments = place_ranks(config.learner.parallel, port.nodes())
+            except PlacementError as error:
+                raise RankFailed(str(error)) from None
+            store = f"tcp://{LOOPBACK}:{free_port()}"
+            # One call runs the rank, another one asks it for its status.
+            ranks = [
+                port.start(each, SftRank, config, folder.path, each.index, store, max_concurrency=4)
+                for each in assignments
+            ]
+            try:
+                return _follow(port, ranks, folder, resume, console, interrupts)
+            finally:
+                for rank in ranks:
+                    port.kill(rank)
 
 
-def _interrupts(stop: Callable[[str], Any], console: SftConsole) -> AbstractContextManager[object]:
-    """The first interrupt calls `stop`, the second raises KeyboardInterrupt where the program is."""
+def _follow(
+    port: RayPort, ranks: list[Handle], folder: RunFolder, resume: bool, console: SftConsole, interrupts: Interrupts
+) -> str:
+    """Run the ranks and show what rank 0 says; returns why they stopped early, or "". Raises RankFailed."""
+    from launch.cluster.ray_port import CallFailed
 
-    def react(count: int) -> None:
-        if count > 1:
-            raise KeyboardInterrupt
-        stop("interrupted")
-        console.say("stopping after the present step, and saving; interrupt again to stop at once")
-
-    return interrupts(react)
+    status = SftStatus()
+    running = {port.call(rank, "run", resume): index for index, rank in enumerate(ranks)}
+    stopping = False
+    with interrupts.running(lambda: has_unsaved_work(status), console.say), console.open():
+        while running:
+            folder.check_owner()
+            for run in port.finished(list(running), REFRESH_S):
+                index = running.pop(run)
+                try:
+                    port.result(run)
+                except CallFailed as error:
+                    log = folder.logs / f"learner{index}.0.log"
+                    raise RankFailed(f"learner rank {index}: {error}\nIts log: {log}") from None
+            if interrupts.stopping and not stopping:
+                stopping = True
+                port.call(ranks[0], "stop", INTERRUPTED)  # `Ranks.share` spreads rank 0's decision to stop
+            with contextlib.suppress(CallFailed):  # it just died, which `finished` says next
+                status = port.result(port.call(ranks[0], "status"))
+            console.show(status)
+        interrupts.saved()
+    return status.stop
 
 
 def _read(config: SftConfig) -> tuple[Data, str]:

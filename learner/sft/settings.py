@@ -56,7 +56,7 @@ class SftLearnerSettings(SettingsTable):
     max_skipped_updates: int = Field(default=3, ge=1)
     """Number of steps in a row that may be skipped because the gradient is not finite; then the run stops."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads of each learner rank; 0: as many as the machine has cores."""
+    """CPU threads of each learner rank; 0: as many as this process may use."""
     checkpoint_every: int = Field(default=0, ge=0)
     """Steps between checkpoints; 0: they do not count.
     A checkpoint is also written after `learner.checkpoint_minutes`, and at the end of the run."""

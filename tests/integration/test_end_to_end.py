@@ -1,11 +1,12 @@
 """The whole run with the real parts: SmolLM2, Ray, vLLM, ZeroMQ under CURVE, Megatron, gloo, the sandbox.
 
 One run in a process of its own is started, asked for more rollout actors and for fewer, asked whether its engines run
-what it trains, stopped by Ctrl-C, looked through, and resumed.
+what it trains, stopped by a SIGTERM to all its processes, looked through, and resumed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -24,6 +26,8 @@ from launch.commands.train import train
 from launch.config import load
 from launch.models import prepare
 from launch.run.folder import RunFolder
+from launch.run.interrupts import SAVED
+from launch.run.scratch import scratch_of
 from tests.integration.azr_process import azr, command, easy_tasks
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -126,10 +130,16 @@ def test_actors_come_and_go_and_run_what_the_learner_has(run: Run) -> None:
     run.wait_for("the second actor's farewell", lambda: run.events("actor_left", "rollout1"))
     after = run.steps()
     run.wait_for("a step without it", lambda: run.steps() > after)
-    run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(timeout=400) == 0, run.printed.read_text()
+    processes = [psutil.Process(run.process.pid), *psutil.Process(run.process.pid).children(recursive=True)]
+    for process in processes:  # as SLURM does at `scancel`, at preemption and at the time limit
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    assert run.process.wait(timeout=400) == SAVED, run.printed.read_text()
+    assert not psutil.wait_procs(processes, timeout=60)[1], "it left processes behind"
+    assert not scratch_of(run.folder.path).exists()
 
     printed = run.printed.read_text()
+    assert "Traceback" not in printed
     assert "rollout1 has left" in printed
     assert "ledger: conserved" in printed
     assert "weights: rollout0 equals the learner in all 272 tensors, bit by bit" in printed

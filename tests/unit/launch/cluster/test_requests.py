@@ -14,6 +14,7 @@ from launch.cluster.requests import Requests
 from launch.cluster.supervisor import Supervisor
 from launch.config import Config
 from launch.run.folder import RunFolder
+from launch.run.scratch import scratch
 from launch.run.status import RunStatus
 from launch.settings import RunSettings
 from learner.phase import Phase
@@ -47,10 +48,9 @@ class Driver:
 
 
 @pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
-    monkeypatch.setattr(control.tempfile, "gettempdir", lambda: str(tmp_path))
+def driver(tmp_path: Path) -> Iterator[Driver]:
     driver = Driver(tmp_path / "runs")
-    with driver.requests.accepted():
+    with scratch(driver.folder), driver.requests.accepted():
         yield driver
 
 

@@ -12,6 +12,7 @@ import ray
 
 from actors.settings import SelfPlaySettings
 from launch.cluster.context import RunFailed
+from launch.cluster.engine_failure import EngineStartFailed
 from launch.cluster.lives import ENDING_S
 from launch.cluster.placement import Node
 from launch.cluster.supervisor import Supervisor
@@ -139,6 +140,49 @@ def test_the_run_is_over_when_every_rank_has_ended_well(tmp_path: Path) -> None:
     assert run.supervisor.result() == ({}, "interrupted", 3, {"a": "1"})
     run.end("rollout0.0", {"a": "2"})
     assert run.supervisor.wait_for_actors() == {"rollout0": {"a": "2"}}
+
+
+def test_an_actor_that_still_starts_is_not_waited_for(tmp_path: Path) -> None:
+    run = Run(tmp_path, num_actors=2).start()
+    run.tell(playing(1))
+    run.poll(times=2)
+    run.end("rollout1.0", {})
+    assert run.supervisor.wait_for_actors() == {"rollout1": {}}
+    assert run.ray.killed == ["rollout0.0"]
+
+
+@pytest.mark.parametrize(
+    ("status", "unsaved"),
+    [
+        (RunStatus(), False),
+        (RunStatus(phase=Phase.WAITING_FOR_ACTORS, last={"step": 3}), False),
+        (RunStatus(phase=Phase.WAITING_FOR_BATCH), False),
+        (RunStatus(phase=Phase.WAITING_FOR_BATCH, last={"step": 3}), True),
+        (RunStatus(phase=Phase.TRAINING, step=1), True),
+        (RunStatus(phase=Phase.SAVING, last={"step": 3}), True),
+    ],
+)
+def test_a_stop_waits_only_for_work_that_is_not_saved(tmp_path: Path, status: RunStatus, unsaved: bool) -> None:
+    run = Run(tmp_path).start(status)
+    run.poll()
+    assert run.supervisor.has_unsaved_work() is unsaved
+    run.end("learner0.0", DIED)
+    run.poll()
+    assert not run.supervisor.has_unsaved_work(), "the last checkpoint is all there is"
+
+
+def test_an_actor_that_can_never_work_ends_the_run_unless_others_work(tmp_path: Path) -> None:
+    failure = EngineStartFailed("the engine cannot start: too small. Look at engine.kv_cache_gib.")
+    alone = Run(tmp_path / "alone").start()
+    alone.end("rollout0.0", failure)
+    with pytest.raises(RunFailed, match=r"rollout0 failed: the engine cannot start: too small.(.|\n)*rollout0\.0\.log"):
+        alone.poll()
+    beside = Run(tmp_path / "beside", num_actors=2).start()
+    beside.tell(playing(0))
+    beside.poll(times=2)
+    beside.end("rollout1.0", failure)
+    beside.poll()
+    assert "starting it again" in beside.said[-1]
 
 
 def test_kill_ends_everything_and_lets_the_buffer_close_its_file_first(tmp_path: Path) -> None:

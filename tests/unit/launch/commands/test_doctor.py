@@ -19,7 +19,7 @@ def test_a_report_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capsys.readouterr().out)
     assert code == 0
     assert report["ok"]
-    machine, sandbox = report["sections"]
+    machine, sandbox, leftovers = report["sections"]
     assert {check["name"] for check in machine["checks"]} >= {"python", "kernel", "architecture", "user"}
     assert sandbox["tier"] in {"A", "B", "C"}
     checks = {check["name"]: check for check in sandbox["checks"]}

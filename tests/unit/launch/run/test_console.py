@@ -73,3 +73,20 @@ def test_the_view_lives_before_the_first_step() -> None:
     terminal = Terminal(width=120, record=True, file=io.StringIO())
     terminal.print(Console(load("smollm2-cpu"))._render(RunStatus()))
     assert "starting" in terminal.export_text()
+
+
+def test_a_run_that_stops_shows_its_phases_and_one_that_seeds_how_far_it_is() -> None:
+    view = Console(load("smollm2-cpu"))
+    view._terminal = Terminal(width=200, record=True, force_terminal=False, file=io.StringIO())
+    view.show(STATUS)
+    view.show(replace(STATUS, phase=Phase.SAVING))
+    view.show(replace(STATUS, phase=Phase.DRAINING, stop="interrupted"))
+    view.show(replace(STATUS, phase=Phase.SAVING, stop="interrupted"))
+    lines = view._terminal.export_text().splitlines()
+    assert [line.partition("] ")[2][:20] for line in lines] == [
+        "step 3/16 | valid: d", "learner: waiting for", "learner: saving",
+    ]  # fmt: skip
+    seeding = RunStatus(phase=Phase.WAITING_FOR_ACTORS, seeding=(37, 200), live={"actors": 1})
+    view._terminal.print(view._render(seeding))
+    shown = view._terminal.export_text()
+    assert "37 of 200 triplets" in shown and "1 actor," in shown

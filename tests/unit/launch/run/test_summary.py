@@ -91,3 +91,14 @@ def test_models_are_refused_with_the_mend(tmp_path: Path) -> None:
         prepare(str(tmp_path))
     with pytest.raises(ModelError, match="Did you mean smollm2-135m-instruct"):
         prepare("smollm2-135m-instrct")
+
+
+def test_lines_are_whole_where_there_is_no_terminal_and_the_log_has_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / ("long" * 40)
+    with caplog.at_level("INFO", logger="launch.run.summary"):
+        summarise(finished(run), {CELL: CellCounts()})
+    printed = capsys.readouterr().out
+    assert f"run folder    {run}  (metrics.jsonl" in printed
+    assert "ledger: conserved" in caplog.text and "3 steps in 30 s" in caplog.text

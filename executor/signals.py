@@ -1,0 +1,37 @@
+"""Keeps SIGINT and SIGTERM from processes of a run: its driver alone acts on them.
+
+A scheduler sends them to every process of a job, a terminal to every process in the foreground.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+from collections.abc import Iterator
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def withheld() -> Iterator[None]:
+    """Processes that this thread starts in the block, and theirs, never receive the signals: they inherit the mask.
+
+    `Popen.terminate` does not end such a process either; `kill` does.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_signals() -> None:
+    """Ignore the signals in this process, whichever thread calls it.
+
+    `signal.signal` works on the main thread only, and a Ray actor runs on another one.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    for number in SIGNALS:
+        libc.signal(number, int(signal.SIG_IGN))
