@@ -3,8 +3,8 @@
 A guard (`guards.py`) replaces each of the few forms that reach an attribute whose name is not in the text.
 
 Removed is code that nothing in the program can reach: the block under `if __name__ == "__main__"` (a program's name is
-`solution`), the bodies of functions that no name in the rest of the program refers to, and imports of names that
-nothing reads. So a program is judged by what it uses. A name is the only way to a function, because the gate refuses
+`solution`), the bodies of functions that no name in the rest of the program refers to, such classes if they are derived
+from a module that programs do not get (unit tests), and imports of names that nothing reads. So a program is judged by what it uses. A name is the only way to a function, because the gate refuses
 `eval`, `globals` and the like.
 """
 
@@ -42,6 +42,9 @@ def _prune_once(tree: ast.Module, offered: Collection[str]) -> bool:
     changed = False
     if "__name__" not in bound and any(_is_main_block(node) for node in tree.body):
         tree.body = [left for node in tree.body for left in _live(node)]
+        changed = True
+    if unused := _unused_classes(tree, offered):
+        tree.body = [node for node in tree.body if node not in unused]
         changed = True
     used = _used(tree)
     for node in tree.body:
@@ -96,6 +99,27 @@ def _used(tree: ast.Module) -> set[str]:
             used.add(name)
         live = [part for name in used & set(bodies) for part in bodies.pop(name)]
     return used | {getattr(node, "name", "") for node in tree.body if getattr(node, "decorator_list", None)}
+
+
+def _unused_classes(tree: ast.Module, offered: Collection[str]) -> list[ast.ClassDef]:
+    """Classes that nothing else refers to, with a base from a module that is not among `offered`: unit tests, mostly.
+
+    Any other base could take note of the class.
+    """
+    foreign = {
+        one.asname or one.name.partition(".")[0]
+        for node in tree.body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for one in node.names
+        if (one.name if isinstance(node, ast.Import) else node.module) not in offered
+    }
+    found = []
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.decorator_list and foreign & set(_names(ast.Tuple(node.bases))):
+            others = ast.Module([other for other in tree.body if other is not node], [])
+            if node.name not in _used(others):
+                found.append(node)
+    return found
 
 
 def _names(part: ast.AST) -> Iterator[str]:

@@ -21,7 +21,7 @@ from executor.policy import rewriting
 from executor.policy.rewriting import GUARDED_ATTRIBUTES
 
 ALLOWED_MODULES = (
-    "__future__", "abc", "array", "base64", "binascii", "bisect", "cmath", "codecs", "collections", "collections.abc",
+    "__future__", "abc", "array", "ast", "base64", "binascii", "bisect", "cmath", "codecs", "collections", "collections.abc",
     "contextlib", "copy", "dataclasses", "decimal", "difflib", "enum", "fractions", "functools", "graphlib", "hashlib",
     "heapq", "io", "itertools", "json", "keyword", "math", "numbers", "operator", "pprint", "queue", "re", "statistics",
     "string", "struct", "sys", "textwrap", "typing", "unicodedata", "zlib",
@@ -29,6 +29,7 @@ ALLOWED_MODULES = (
 """Dotted names, each as a whole: nothing is allowed because a part of its name is."""
 
 OFFERED: dict[str, frozenset[str]] = {
+    "ast": frozenset({"literal_eval"}),
     "codecs": frozenset({"decode", "encode"}),
     "hashlib": frozenset({
         "blake2b", "blake2s", "md5", "sha1", "sha224", "sha256", "sha384", "sha512", "sha3_224", "sha3_256", "sha3_384",
