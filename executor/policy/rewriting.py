@@ -4,8 +4,8 @@ A guard (`guards.py`) replaces each of the few forms that reach an attribute who
 
 Removed is code that nothing in the program can reach: the block under `if __name__ == "__main__"` (a program's name is
 `solution`), the bodies of functions that no name in the rest of the program refers to, such classes if they are derived
-from a module that programs do not get (unit tests), and imports of names that nothing reads. So a program is judged by what it uses. A name is the only way to a function, because the gate refuses
-`eval`, `globals` and the like.
+from a module that programs do not get (unit tests), and imports of names that nothing reads. So a program is judged by
+what it uses. A name is the only way to a function, because the gate refuses `eval`, `globals` and the like.
 """
 
 from __future__ import annotations
