@@ -99,6 +99,10 @@ class Heldout:
         finally:
             self._busy = False
 
+    def undo(self, version: int) -> None:
+        """The learner goes on from `version`, as after a restart: later versions are measured anew."""
+        self.measured = min(self.measured, version)
+
     async def run(self, version: int) -> dict[str, float]:
         """Solve every task once, at temperature 0, with the policy that the engine runs: `version`, in name.
 

@@ -30,6 +30,7 @@ from actors.sampler import Identity
 from actors.seeding import seed_buffer
 from actors.settings import SelfPlaySettings
 from executor.outcomes import InfrastructureError
+from learner.lineage import split_label
 from learner.staleness import Grant
 from learner.stream.client import StreamClient
 from learner.stream.wire import grant_from_message
@@ -48,6 +49,9 @@ class Measure(Protocol):
 
     async def maybe_run(self, version: int) -> dict[str, float] | None:
         """Numbers for the heartbeat, or None where nothing is due at this version."""
+
+    def undo(self, version: int) -> None:
+        """The learner goes on from `version`: later ones are measured anew."""
 
 
 class RolloutBroken(RuntimeError):
@@ -153,6 +157,8 @@ class Rollout:
         """The error after which this actor cannot go on."""
         self._breaks = asyncio.Event()
         self._measured: dict[str, float] = {}
+        self._life = 0
+        """The learner's life whose weights the engine runs."""
         self._measuring: asyncio.Task[None] | None = None
         self._playing: dict[asyncio.Task[None], set[int]] = {}
         """Episodes in play, and the slots of each that are not answered yet."""
@@ -281,14 +287,21 @@ class Rollout:
                     f"the last {self._patience.in_a_row} episodes have failed, the last with {why}"
                 ) from error
 
-    def _measure(self, version: int) -> None:
+    def _measure(self, version: int, life: int) -> None:
         """Measure on held-out tasks beside the episodes, unless the last measurement is still going on."""
+        if life != self._life:  # a restart of the learner undid what was measured of later versions
+            self._life, self._measured = life, {}
+            if self._heldout is not None:
+                self._heldout.undo(version)
         if self._heldout is not None and (self._measuring is None or self._measuring.done()):
             self._measuring = asyncio.create_task(self._run_heldout(self._heldout, version))
 
     async def _run_heldout(self, heldout: Measure, version: int) -> None:
+        life = self._life
         try:
-            self._measured = await heldout.maybe_run(version) or self._measured
+            measured = await heldout.maybe_run(version)
+            if measured and life == self._life:
+                self._measured = measured
         except Exception as error:  # a measurement that failed is no reason to stop playing
             self.stats.heldout_failures += 1
             _LOG.warning("the held-out measurement at version %d failed: %s: %s", version, type(error).__name__, error)
@@ -308,11 +321,11 @@ class Rollout:
                         group = spec.group_id
                         await self._engine.join(spec, int(message["rank"]))
                     case _:
-                        version = int(message["version"])
-                        timings = await self._engine.update_weights(manifest, version)
-                        self._measure(version)  # before the learner hears of it, and grants
-                        await self._client.send_loaded(version, timings)
-                        _LOG.debug("version %d is loaded", version)
+                        label = int(message["version"])
+                        timings = await self._engine.update_weights(manifest, label)
+                        self._measure(*split_label(label))  # before the learner hears of it, and grants
+                        await self._client.send_loaded(label, timings)
+                        _LOG.debug("version %d of the learner's life %d is loaded", *split_label(label))
                         failures = 0
             except Exception as error:  # the learner decides what a failed update means
                 why = f"{type(error).__name__}: {error}"

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import torch
 
+from learner.lineage import label_of
 from learner.model.policy import PolicyModel
 from learner.ranks import Ranks
 from learner.stream.member import Member
@@ -109,8 +110,9 @@ class GroupPublisher:
         assert self._stream is not None and self._sender is not None
         members = self._joined
         self._stream.expect_load(members)
+        label = label_of(version, self._stream.gate.life_id)
         for member in members:
-            self._stream.send(member, {"type": "weights", "version": version})
+            self._stream.send(member, {"type": "weights", "version": label})
         started = time.monotonic()
         try:
             self._sender.send(tensors, self._manifest)

@@ -47,8 +47,8 @@ dropped. What was granted *after* the checkpoint is unknown to the restored gate
       life_id * 2**32, where life_id = the checkpoint's life_id + life. `life` counts the restarts under one supervisor,
       so life ids rise from life to life, also where two lives start from the same checkpoint or from none.
 
-Tokens that were sampled from a version which the restart undid carry its number. Their log-probabilities are their own,
-so the correction holds for them as for any other.
+Tokens that were sampled from a version which the restart undid count as of the version from which the learner went on
+(`learner/lineage.py`). Their log-probabilities are their own, so the correction holds for them as for any other.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from learner.ledger import CellCounts, DropReason
+from learner.lineage import Lineage
 from learner.places import Holder, OpenBatch, Places
 from learner.settings import BatchSettings, OnStale
 from learner.trajectory import Cell, Role
@@ -113,12 +114,19 @@ class Gate:
         self._solutions = solutions
         self._proposals_per_prompt = proposals_per_prompt
         self._life_id = life
+        self.lineage = Lineage({life: version} if life else {})
+        """The versions from which the lives of the learner went on."""
         self._next_slot = self._next_episode = self._life_id * NUMBERS_PER_LIFE
         self._places = Places()
         self._retired: set[Holder] = set()
         self._counts: dict[Cell, CellCounts] = {cell: CellCounts() for cell in self._cells}
         self._trained_batches = version
         self._open()
+
+    @property
+    def life_id(self) -> int:
+        """The present life, among all lives of the run (R1)."""
+        return self._life_id
 
     # -- granting ------------------------------------------------------------------------------------------------
 
@@ -362,6 +370,7 @@ class Gate:
             "version": self.version,
             "trained_batches": self._trained_batches,
             "life_id": self._life_id,
+            "lineage": self.lineage.state(),
             "next_slot": self._next_slot,
             "next_episode": self._next_episode,
             "late": self.late,
@@ -387,6 +396,9 @@ class Gate:
         self._trained_batches = state["trained_batches"]
         before = state["life_id"] if "life_id" in state else state["epoch"]  # its name in older checkpoints
         self._life_id = before + self.life
+        self.lineage = Lineage.of_state(state.get("lineage", ()))
+        if self.life:
+            self.lineage.begin(self._life_id, self._trained_batches)
         self._next_slot = max(state["next_slot"], self._life_id * NUMBERS_PER_LIFE)
         self._next_episode = max(state["next_episode"], self._life_id * NUMBERS_PER_LIFE)
         self.late = state["late"]

@@ -25,7 +25,7 @@ from learner.settings import LearnerSettings
 from learner.skipped_updates import SkippedUpdates
 from learner.trajectory import Trajectory
 
-MISMATCH_TRAJECTORIES = 4
+MISMATCH_TRAJECTORIES = 32
 """Maximum number of trajectories outside the batch that the two ends' log-probabilities are compared on, each step."""
 MISMATCH_ROWS = 0.05
 """Maximum number of their tokens, as a share of the rows of the batch. A forward pass costs about a third of a training
@@ -70,6 +70,8 @@ class Trainer:
         self.settings = settings
         self.ranks = ranks
         self.version = version
+        self.life = 0
+        """The learner's life that makes the versions from now on (`Gate.life_id`)."""
         self._data_rank = data_rank
         self._skipped_updates = SkippedUpdates(settings.max_skipped_updates)
 
@@ -209,16 +211,18 @@ class Trainer:
     def _is_present(self, trajectory: Trajectory) -> bool:
         """Whether the present version sampled the whole response. Where weights changed in between, the engine's cache
         is partly of the older ones, and a difference says nothing about the two ends' arithmetic."""
-        return trajectory.oldest_version == trajectory.newest_version == self.version
+        return all((span.version, span.life) == (self.version, self.life) for span in trajectory.versions)
 
     def _compare(self, fresh: Callable[[], Sequence[Trajectory]], num_rows: int) -> tuple[float, float]:
         """Sum and count of |learner - engine| over response tokens of queued trajectories of the present version.
 
-        The shortest are taken, as many as `MISMATCH_TRAJECTORIES` and `MISMATCH_ROWS` allow, but one in any case.
+        Those are taken that are mostly response, as many as `MISMATCH_TRAJECTORIES` and `MISMATCH_ROWS` allow, but one
+        in any case.
         """
 
         def choose() -> Sequence[Trajectory]:
-            present = sorted((t for t in fresh() if self._is_present(t)), key=lambda t: t.num_tokens)
+            present = [t for t in fresh() if self._is_present(t)]
+            present.sort(key=lambda t: len(t.prompt_ids) / len(t.response_ids))
             rows = np.cumsum([t.num_tokens for t in present[:MISMATCH_TRAJECTORIES]])
             return present[: max(1, int((rows <= MISMATCH_ROWS * num_rows).sum()))]
 

@@ -29,6 +29,7 @@ from learner.fields import (
     unpack_header,
     whole,
 )
+from learner.lineage import VERSIONS_PER_LIFE, label_of, split_label
 
 SCHEMA_VERSION = 2
 """Written into every header. Schema 1 also had the number of the message in it (`seq`), which is in the envelope alone
@@ -89,11 +90,18 @@ class Status(StrEnum):
 
 
 class VersionSpan(NamedTuple):
-    """Response tokens `start:end` were sampled from policy version `version`."""
+    """Response tokens `start:end` were sampled from policy version `version`, made by the learner's life `life`."""
 
     version: int
     start: int
     end: int
+    life: int = 0
+
+    @classmethod
+    def of_label(cls, label: int, start: int, end: int) -> VersionSpan:
+        """The span of a version that is named by its label (`learner/lineage.py`)."""
+        version, life = split_label(label)
+        return cls(version, start, end, life)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,11 +171,15 @@ def check(trajectory: Trajectory) -> None:
         raise WireError(Refusal.TOO_LARGE, f"{len(trajectory.versions)} version spans, at most {MAX_ITEMS}")
     expected = 0
     for span in trajectory.versions:
-        if span.start != expected or span.end <= span.start or span.version < 0:
+        if span.start != expected or span.end <= span.start or not _is_version(span):
             raise WireError(Refusal.VERSIONS, f"span {tuple(span)} where one starting at {expected} was due")
         expected = span.end
     if expected != num_response:
         raise WireError(Refusal.VERSIONS, f"spans cover {expected} of {num_response} tokens")
+
+
+def _is_version(span: VersionSpan) -> bool:
+    return 0 <= span.version < VERSIONS_PER_LIFE and span.life >= 0
 
 
 def encode(trajectory: Trajectory) -> list[bytes | memoryview]:
@@ -182,7 +194,7 @@ def encode(trajectory: Trajectory) -> list[bytes | memoryview]:
             "episode_id": trajectory.episode_id,
             "cell": trajectory.cell.name,
             "lengths": [len(trajectory.prompt_ids), len(trajectory.response_ids)],
-            "versions": [list(span) for span in trajectory.versions],
+            "versions": [[label_of(span.version, span.life), span.start, span.end] for span in trajectory.versions],
             "reward": trajectory.reward,
             "reward_parts": trajectory.reward_parts,
             "status": trajectory.status.value,
@@ -230,7 +242,7 @@ def decode(frames: Sequence[bytes | memoryview], schemas: Collection[int] = froz
             prompt_ids=np.frombuffer(frames[1], _INT32),
             response_ids=np.frombuffer(frames[2], _INT32),
             logprobs=np.frombuffer(frames[3], _FLOAT32),
-            versions=tuple([VersionSpan(*map(whole, span)) for span in header["versions"]]),
+            versions=tuple([VersionSpan.of_label(*map(whole, span)) for span in header["versions"]]),
             reward=number(header["reward"]),
             reward_parts=number_map(header["reward_parts"]),
             status=Status(header["status"]),

@@ -226,9 +226,9 @@ class Fuzz:
         self._context = zmq.Context()
         self._sockets = {name: self._connect(name) for name in (MEMBER, STRANGER)}
         # A member that is at another version than the learner: it is granted nothing.
-        for message in (hello(MEMBER), {"type": "loaded", "seq": 2, "version": 1 << 40, "timings": {}}):
+        for message in (hello(MEMBER), {"type": "loaded", "seq": 2, "version": 1 << 31, "timings": {}}):
             self._sockets[MEMBER].send(pack(message))
-        self._wait(lambda: [m.loaded_version for m in self.server.members()] == [1 << 40])
+        self._wait(lambda: [m.loaded_version for m in self.server.members()] == [1 << 31])
         self._threads = [threading.Thread(target=target) for target in (self._act, self._learn)]
         for thread in self._threads:
             thread.start()

@@ -186,7 +186,7 @@ class VllmEngine:
             logprobs=list(logprobs.logprobs),
             text=result.text,
             finish=Status.STOPPED if result.finish_reason == "stop" else Status.TRUNCATED,
-            versions=tuple(VersionSpan(int(s.version), s.start, s.end) for s in spans),
+            versions=tuple(VersionSpan.of_label(int(s.version), s.start, s.end) for s in spans),
             queue_s=queue_s,
             generate_s=generate_s,
         )

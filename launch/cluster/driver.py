@@ -19,6 +19,7 @@ from launch.run.folder import RunFolder, append_event
 from launch.run.interrupts import COMPLETE, INTERRUPTED, SAVED, Interrupts
 from launch.run.scratch import remove, scratch
 from launch.run.summary import summarise
+from learner.lineage import split_label
 
 
 def run(
@@ -92,13 +93,14 @@ def report_weights(
     """Say whether every engine runs the learner's weights, by their digests. False where one differs, or none was
     compared.
 
-    `version`: the learner's last; only engines that were sent it are compared. An actor that joined while the run
-    stopped has an older one. `running`: by actor, its version and digests.
+    `version`: label of the learner's last (`learner/lineage.py`); only engines that were sent it are compared. An actor
+    that joined while the run stopped has an older one. `running`: by actor, its version's label and digests.
     """
     equal = compared = 0
     for actor, (loaded, weights) in sorted(running.items()):
         if loaded != version:
-            console.say(f"weights: {actor} was not compared: it has version {loaded}, the learner ended at {version}")
+            theirs, ours = split_label(loaded)[0], split_label(version)[0]
+            console.say(f"weights: {actor} was not compared: it has version {theirs}, the learner ended at {ours}")
             continue
         compared += 1
         if different := differences(learned, weights):

@@ -20,6 +20,7 @@ from launch.models import prepare
 from launch.run.folder import RunFolder, checkpoint_event, log_to
 from launch.run.recorder import Recorder
 from launch.run.status import Progress, RunStatus
+from learner.lineage import label_of
 from learner.phase import Phase
 from learner.stream.keys import LearnerKeys
 
@@ -119,6 +120,7 @@ class LearnerActor:
         saved = Saved(checkpoints, trainer, lambda path: ask_buffer(self._buffer, "snapshot", path))
         step = saved.resume(stream, stream.requeue if stream else lambda queued: None) if resume else 0
         _LOG.info("the learner is ready, with %d CPU threads, after step %d", torch.get_num_threads(), step)
+        trainer.life = trainer.ranks.share(lambda: stream.gate.life_id if stream is not None else 0)
         recorder = sender = None
         if stream is not None:
             recorder = Recorder(
@@ -171,20 +173,21 @@ class LearnerActor:
 
         On every rank.
         """
-        if trainer.ranks.share(lambda: self._digests_wanted > 0 and version not in self._digests):
+        label = label_of(version, trainer.life)
+        if trainer.ranks.share(lambda: self._digests_wanted > 0 and label not in self._digests):
             from learner.weights.manifest import checksum
 
             digests = checksum(trainer.policy.export())  # collective
             self._digests_wanted -= 1
             # Replaced in one assignment, because `digests` runs on another thread.
-            self._digests = dict([*self._digests.items(), (version, digests)][-DIGESTS:])
+            self._digests = dict([*self._digests.items(), (label, digests)][-DIGESTS:])
 
     def take_digests(self) -> None:
         """Take digests of the weights of the next `DIGESTS` publications. Rank 0 only."""
         self._digests_wanted = DIGESTS
 
     def digests(self) -> dict[int, dict[str, str]]:
-        """The newest digests that were taken: version -> (tensor's name -> digest)."""
+        """The newest digests that were taken: version's label -> (tensor's name -> digest)."""
         return self._digests
 
     def status(self) -> RunStatus:
@@ -245,7 +248,8 @@ class LearnerActor:
     def result(self) -> tuple[Any, str, int, dict[str, str]]:
         """(final ledger, reason for an early stop or "", final version, digests of its weights with
         `run.verify_weights`)."""
-        return self._stream.gate.ledger(), self._progress.stop, self._stream.gate.version, self._checksums
+        gate = self._stream.gate
+        return gate.ledger(), self._progress.stop, label_of(gate.version, gate.life_id), self._checksums
 
 
 def meeting_point(config: Config) -> str:

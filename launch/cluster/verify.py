@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from launch.cluster.ray_port import CallFailed, Handle, RayPort, Reference
+from learner.lineage import split_label
 
 
 def differences(learned: Mapping[str, str], running: Mapping[str, str]) -> list[str]:
@@ -86,11 +87,11 @@ class WeightComparison:
             except CallFailed as error:
                 self.results[actor] = {"error": f"it gave no digests: {error}"}
                 return
-        version, running = self._answers.get(actor, (-1, {}))
+        version, running = self._answers.get(actor, (-1, {}))  # labels, which tell apart what a restart made anew
         if version in self._learned:
             learned = self._learned[version]
             different = differences(learned, running)
-            self.results[actor] = {"version": version, "tensors": len(learned), "different": different}
+            self.results[actor] = {"version": split_label(version)[0], "tensors": len(learned), "different": different}
         elif version < max(self._learned) and actor not in self._asked:
             self._asked[actor] = self._port.call(handle, "checksums")
 

@@ -39,6 +39,7 @@ from launch.run.status import Progress, RunStatus, has_unsaved_work
 from launch.run.summary import summarise
 from launch.run.task_buffer import open_tasks
 from learner.checkpoint import Checkpoints
+from learner.lineage import label_of
 from learner.loop import learn
 from learner.model.policy import PolicyModel
 from learner.places import Holder
@@ -170,7 +171,8 @@ class SerialPublisher:
         watch = Stopwatch()
         self._channel.send(self._policy.export(), self._manifest)
         watch.lap("send_s")
-        timings = self._loop.run_until_complete(self._engine.update_weights(self._manifest, version))
+        label = label_of(version, self._stream.gate.life_id)
+        timings = self._loop.run_until_complete(self._engine.update_weights(self._manifest, label))
         watch.lap("wait_loaded_s")
         self._stream.reports.report(HOLDER, {f"engine_weights/{phase}": s for phase, s in timings.items()})
         self._stream.mark_loaded(version)
@@ -296,6 +298,7 @@ def _run(config: Config, folder: RunFolder, resume: bool, view: Console, interru
             append_event(folder, "stopping", why=INTERRUPTED)
         return unsaved
 
+    trainer.life = gate.life_id
     stream.reports.load_state_dict(recorder.totals.reports, actors_live=False)
     hooks = make_hooks(config, recorder, save, progress, store.metrics, stream.reports.state_dict)
     try:

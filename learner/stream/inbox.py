@@ -10,9 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import Any
 
 from learner.fields import Refusal, WireError
+from learner.lineage import split_label
 from learner.queue import BatchQueue
 from learner.stream.member import Member
 from learner.stream.membership import Membership, Outbox
@@ -121,7 +123,9 @@ class Inbox:
                     self._gate.fail(slot, member.holder)
                 self._members.on_event("rollout_failed", actor=member.holder.actor_id, why=message["why"])
             case "loaded":
-                member.loaded_version = message["version"]
+                version, life = split_label(message["version"])
+                if life == self._gate.life_id:  # else it was said to the learner's life before
+                    member.loaded_version = version
                 phases = {f"engine_weights/{phase}": seconds for phase, seconds in message["timings"].items()}
                 self._members.reports.report(member.holder, phases)
             case "load_failed":
@@ -136,10 +140,22 @@ class Inbox:
         if not self._gate.knows(trajectory.cell):
             raise WireError(Refusal.CELL, f"{trajectory.cell.name}: learner.batch.kinds leaves that kind out")
         self._counts["trajectories"] += 1
-        self._queue.arrive(trajectory, member.holder)
+        self._queue.arrive(self._settle_versions(trajectory), member.holder)
+
+    def _settle_versions(self, trajectory: Trajectory) -> Trajectory:
+        """The trajectory with undone versions counted as those that the present policy descends from (V2)."""
+        if all(span.life == self._gate.life_id for span in trajectory.versions):
+            return trajectory
+        ancestor = self._gate.lineage.ancestor
+        spans = tuple(span._replace(version=ancestor(span.version, span.life)) for span in trajectory.versions)
+        return replace(trajectory, versions=spans)
 
     def _on_beat(self, member: Member, message: dict[str, Any]) -> None:
-        self._members.reports.report(member.holder, message["stats"])
+        numbers = message["stats"]
+        if member.loaded_version < 0:
+            # What it measured may be of a version that a restart of the learner undid.
+            numbers = {name: value for name, value in numbers.items() if not name.startswith("heldout/")}
+        self._members.reports.report(member.holder, numbers)
         grown = message["capacity"] > member.capacity
         member.capacity = message["capacity"]
         if grown:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from learner.events import OnEvent
 from learner.fields import Refusal, WireError
+from learner.lineage import label_of
 from learner.places import Holder
 from learner.staleness import Gate
 from learner.stream.member import Member
@@ -256,9 +257,8 @@ class Membership:
         self.reports.leave(member.holder)
 
     def _welcome(self, member: Member) -> bytes:
-        return pack(
-            {"type": "welcome", "run_id": self._run_id, "version": self.gate.version, "session": member.session}
-        )
+        label = label_of(self.gate.version, self.gate.life_id)
+        return pack({"type": "welcome", "run_id": self._run_id, "version": label, "session": member.session})
 
     def _resend(self, member: Member) -> None:
         for pending in member.pending:

@@ -316,6 +316,10 @@ def test_the_engine_is_compared_at_equal_versions(folder: Path, batch: list[Traj
     one = trainer(folder, settings(updates_per_batch=2))
     assert one.train(old, lambda: [*old, *waiting])["logprob_mismatch"] == pytest.approx(0.125, rel=1e-3)
     assert one.train(old, lambda: [])["mismatch_tokens"] == 0
+    one = trainer(folder, settings(updates_per_batch=2))
+    one.life = 1
+    undone = one.train(waiting, lambda: waiting)
+    assert undone["mismatch_tokens"] == 0, "a version of the same number, of a life of the learner that was undone"
     # After the first of two updates the weights are no longer those of the version: its part alone is compared.
     one = trainer(folder, settings(updates_per_batch=2))
     assert one.train(waiting)["logprob_mismatch"] == pytest.approx(0.125, rel=1e-3)

@@ -71,7 +71,8 @@ def same(one: Trajectory, other: Trajectory) -> bool:
 def trajectories(draw: st.DrawFn) -> Trajectory:
     length = draw(st.integers(1, 6))
     cuts = sorted({0, length, *draw(st.lists(st.integers(1, length), max_size=3))})
-    spans = [VersionSpan(draw(st.integers(0, 2**40)), a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    versions, lives = st.integers(0, 2**32 - 1), st.integers(0, 2**16)
+    spans = [VersionSpan(draw(versions), a, b, draw(lives)) for a, b in zip(cuts, cuts[1:], strict=False)]
     ids = st.integers(0, 2**31 - 1)
     numbers = st.dictionaries(st.text(max_size=6), st.floats(allow_nan=False, allow_infinity=False), max_size=3)
     return make(
@@ -226,9 +227,10 @@ def test_what_encode_writes_from_a_sound_trajectory_is_sound() -> None:
     check(decode(on_wire(make())))
 
 
-def test_a_negative_version_is_refused_before_it_is_sent() -> None:
+@pytest.mark.parametrize("span", [VersionSpan(-1, 0, 2), VersionSpan(2**32, 0, 2), VersionSpan(0, 0, 2, -1)])
+def test_what_is_no_version_is_refused_before_it_is_sent(span: VersionSpan) -> None:
     with pytest.raises(WireError) as caught:
-        check(make(versions=(VersionSpan(-1, 0, 2),)))
+        check(make(versions=(span,)))
     assert caught.value.refusal is Refusal.VERSIONS
 
 

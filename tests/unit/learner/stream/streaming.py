@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from learner.lineage import label_of
 from learner.settings import BatchSettings
 from learner.stream.client import StreamClient
 from learner.stream.server import StreamServer
@@ -48,7 +49,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def load(server: StreamServer, client: StreamClient, version: int = 0) -> None:
     """Say that the weights are loaded, as an engine does after a broadcast."""
-    await client.send_loaded(version, {})
+    await client.send_loaded(label_of(version, server.gate.life_id), {})
     await until(lambda: all(m.loaded_version == version for m in server.members()))
     server.mark_loaded()
 

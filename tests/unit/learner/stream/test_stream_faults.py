@@ -12,10 +12,12 @@ import pytest
 
 from learner.events import OnEvent, ignore_event
 from learner.ledger import conserved, totals
+from learner.metrics import describe_ages
 from learner.staleness import Gate
 from learner.stream.client import LearnerLost, StreamClient
 from learner.stream.member import Member
 from learner.stream.server import StreamServer
+from learner.trajectory import Role, Trajectory, VersionSpan, dumps, loads
 from tests.unit.learner.stream.streaming import BATCH, DEADLINE_S, answer, load, make, play, run, settled, take, until
 
 
@@ -191,6 +193,71 @@ def test_a_learner_that_restarts_goes_on_with_what_its_actors_hold(server: Strea
         assert lives[1].next_batch(DEADLINE_S)
         sums = totals(lives[1].gate.ledger())
         assert (sums["queued"], sums["in_flight"], sums["dropped"]) == (8, 0, 1)
+        assert conserved(lives[1].gate.ledger())
+        assert lives[1].gate.late == 0
+    finally:
+        lives[-1].close()
+
+
+def test_tokens_of_a_version_that_a_restart_undid_count_as_of_the_version_it_went_on_from(server: StreamServer) -> None:
+    """A checkpoint of version 1; version 2 is published and samples; then the learner is killed, and makes another
+    version 2. Tokens of the first one come in beside tokens of the second, from an engine that says which is which."""
+    lives = [server]
+
+    def spans(*found: tuple[int, int]) -> tuple[VersionSpan, ...]:
+        """Of (version, life) for a token each."""
+        return tuple(VersionSpan(version, at, at + 1, life) for at, (version, life) in enumerate(found))
+
+    async def send(client: StreamClient, grant: dict[str, Any], versions: tuple[VersionSpan, ...]) -> None:
+        for role, slots in ((Role.PROPOSE, grant["propose"]), (Role.SOLVE, grant["solve"])):
+            for slot in slots:
+                await client.send_trajectory(make(slot, role, versions=versions))
+
+    async def train(server: StreamServer, client: StreamClient) -> list[Trajectory]:
+        batch = await asyncio.to_thread(server.next_batch, DEADLINE_S)
+        assert batch is not None
+        server.mark_trained([t.slot for t in batch])
+        version = server.gate.version + 1
+        server.expect_load(server.members())
+        await load(server, client, version)
+        server.mark_published(version)
+        return batch
+
+    async def story(client: StreamClient) -> None:
+        await load(server, client)
+        grants = await take(client, "grant", 4)
+        for grant in grants[:2]:
+            await send(client, grant, spans((0, 0), (0, 0)))
+        await train(server, client)
+        held = [*grants[2:], *await take(client, "grant", 2)]  # of batches 1 and 2
+        with server.frozen():
+            state = server.gate.state_dict()
+        await send(client, held[0], spans((1, 0), (1, 0)))
+        await send(client, held[1], spans((1, 0), (1, 0)))
+        await train(server, client)  # version 2, which the restart undoes
+        await settled(client)
+        server._socket.stop(lambda: True, 0)
+        again = restarted(server, state=state)
+        lives.append(again)
+        listening = asyncio.create_task(take(client, "grant", 2))
+        await until(lambda: bool(again.members()))
+        await send(client, held[2], spans((2, 0), (2, 0)))
+        await load(again, client, 1)
+        await send(client, held[3], spans((2, 0), (1, 1)))
+        for grant in await listening:
+            await send(client, grant, spans((1, 1), (1, 1)))
+        await settled(client)
+        first = await train(again, client)
+        second = await train(again, client)
+        for version, batch in ((1, first), (2, second)):
+            ages = describe_ages(batch, version, dict.fromkeys((t.slot for t in batch), version))
+            assert all(0 <= ages[name] <= 1 for name in ages), ages
+        found = {span for t in second for span in t.versions}
+        assert {(span.version, span.life) for span in found} == {(1, 0), (1, 1)}, "the first version 2 counts as 1"
+        assert loads(dumps(second))[0].versions == second[0].versions, "a checkpoint keeps the lives"
+
+    try:
+        run(server, story)
         assert conserved(lives[1].gate.ledger())
         assert lives[1].gate.late == 0
     finally:
