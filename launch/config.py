@@ -71,8 +71,9 @@ class Config(SettingsTable):
                     near = difflib.get_close_matches(kind, names(), 1)
                     hint = f" Did you mean {near[0]}?" if near else ""
                     raise ValueError(
-                        f"learner.batch.{table} names {kind!r:.60}, which is no registered kind of task.{hint} There are "
-                        f"{', '.join(names())}; a package adds one as an entry point of the group {GROUP} (docs/extending.md)"
+                        f"learner.batch.{table} names {kind!r:.60}, which is no registered kind of task.{hint} There "
+                        f"are {', '.join(names())}; a package adds one as an entry point of the group {GROUP} "
+                        "(docs/extending.md)"
                     )
         if not any(batch.quota(cell) for cell in batch.cells):
             raise ValueError("learner.batch asks for nothing: give a kind at least one proposal or solution")
@@ -93,7 +94,8 @@ class Config(SettingsTable):
             )
         if self.run.mode == "serial" and (self.actors.num_actors > 1 or self.learner.parallel.world_size > 1):
             raise ValueError(
-                "run.mode = serial has one actor and one learner rank: set actors.num_actors = 1 and learner.parallel to 1 x 1"
+                "run.mode = serial has one actor and one learner rank: set actors.num_actors = 1 and learner.parallel "
+                "to 1 x 1"
             )
         return self
 

@@ -100,8 +100,8 @@ def _lengths(config: Config, model_dir: Path) -> list[str]:
     if longest is None or scaled or config.engine.max_model_len <= longest:
         return []
     return [
-        f"engine.max_model_len = {config.engine.max_model_len} is more than the {longest} positions of the model: lower "
-        "it, and selfplay.max_prompt_tokens and the response limits with it"
+        f"engine.max_model_len = {config.engine.max_model_len} is more than the {longest} positions of the model: "
+        "lower it, and selfplay.max_prompt_tokens and the response limits with it"
     ]
 
 
@@ -112,8 +112,8 @@ def _cache(config: Config, model: Architecture) -> list[str]:
         return []
     return [
         f"engine.kv_cache_gib = {config.engine.kv_cache_gib:g} is too small for one sequence of engine.max_model_len = "
-        f"{config.engine.max_model_len} tokens, which takes {needed / _GIB:.4f} GiB: raise it (many sequences are decoded at "
-        "once, so to a multiple of that), or lower engine.max_model_len"
+        f"{config.engine.max_model_len} tokens, which takes {needed / _GIB:.4f} GiB: raise it (many sequences are "
+        "decoded at once, so to a multiple of that), or lower engine.max_model_len"
     ]
 
 
@@ -126,7 +126,7 @@ def _memory(config: Config, model: Architecture) -> list[str]:
         return []
     return [
         f"this machine has {total / _GIB:.1f} GiB of memory, and the run needs more: the learner at least "
-        f"{learner / _GIB:.1f} GiB, the engines {engines / _GIB:.1f} GiB ({config.actors.num_actors} with engine.kv_cache_gib "
-        f"= {config.engine.kv_cache_gib:g} each). Lower engine.kv_cache_gib, actors.num_actors or learner.parallel, or take "
-        "a smaller model"
+        f"{learner / _GIB:.1f} GiB, the engines {engines / _GIB:.1f} GiB ({config.actors.num_actors} with "
+        f"engine.kv_cache_gib = {config.engine.kv_cache_gib:g} each). Lower engine.kv_cache_gib, actors.num_actors or "
+        "learner.parallel, or take a smaller model"
     ]

@@ -47,8 +47,8 @@ class Checkpoints:
     def __init__(
         self, directory: Path, keep: int, on_complete: Callable[[int, float], object] = lambda version, seconds: None
     ) -> None:
-        """`on_complete` is called on rank 0 with the version and the seconds that it took, once a checkpoint is complete;
-        on the thread that writes it."""
+        """`on_complete` is called on rank 0 with the version and the seconds that it took, once a checkpoint is
+        complete; on the thread that writes it."""
         self.directory = directory
         self._on_complete = on_complete
         self._keep = keep

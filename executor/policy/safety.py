@@ -21,10 +21,10 @@ from executor.policy import rewriting
 from executor.policy.rewriting import GUARDED_ATTRIBUTES
 
 ALLOWED_MODULES = (
-    "__future__", "abc", "array", "ast", "base64", "binascii", "bisect", "cmath", "codecs", "collections", "collections.abc",
-    "contextlib", "copy", "dataclasses", "decimal", "difflib", "enum", "fractions", "functools", "graphlib", "hashlib",
-    "heapq", "io", "itertools", "json", "keyword", "math", "numbers", "operator", "pprint", "queue", "re", "statistics",
-    "string", "struct", "sys", "textwrap", "typing", "unicodedata", "zlib",
+    "__future__", "abc", "array", "ast", "base64", "binascii", "bisect", "cmath", "codecs", "collections",
+    "collections.abc", "contextlib", "copy", "dataclasses", "decimal", "difflib", "enum", "fractions", "functools",
+    "graphlib", "hashlib", "heapq", "io", "itertools", "json", "keyword", "math", "numbers", "operator", "pprint",
+    "queue", "re", "statistics", "string", "struct", "sys", "textwrap", "typing", "unicodedata", "zlib",
 )  # fmt: skip
 """Dotted names, each as a whole: nothing is allowed because a part of its name is."""
 

@@ -12,7 +12,8 @@ _NO_CAUSE = "Engine core initialization failed"
 _LASTING = ("ValueError", "ValidationError", "NotImplementedError", "KeyError", "OutOfMemoryError", "MemoryError")
 """Exceptions that the same settings raise again; others, such as a port that is taken, may pass."""
 _SETTINGS = (
-    ("kv cache|cache blocks|gpu_memory_utilization|free memory", "engine.kv_cache_gib on a CPU, engine.gpu_memory_utilization on GPUs"),
+    ("kv cache|cache blocks|gpu_memory_utilization|free memory",
+     "engine.kv_cache_gib on a CPU, engine.gpu_memory_utilization on GPUs"),
     ("max_model_len|max seq len", "engine.max_model_len"),
     ("tensor.parallel", "engine.tensor_parallel"),
     ("max_num_batched_tokens", "engine.max_num_batched_tokens"),
@@ -21,11 +22,11 @@ _SETTINGS = (
     ("out of memory|allocate", "engine.kv_cache_gib, engine.gpu_memory_utilization, actors.num_actors"),
     ("architecture|config.json|tokenizer|safetensors", "model.path"),
 )  # fmt: skip
-"""What vLLM's message speaks of, and the settings of ours that decide it."""
+"""Subjects of vLLM's messages, and azr's settings that decide them."""
 
 
 class EngineStartFailed(UserError):
-    """An engine cannot start with these settings, now or later; the message has vLLM's reason and our settings' names."""
+    """An engine cannot start with these settings, now or later. The message has vLLM's reason and azr's settings."""
 
     exit_code = 1
 

@@ -92,8 +92,8 @@ def check_cluster(address: str) -> None:
         if found.returncode == 0:
             return
     raise ConfigError(
-        f"ray.address = {address}: what listens there is no healthy Ray cluster of version {ray.__version__}. Look with "
-        f"`ray status --address={address}`. A cluster that asks for a token wants RAY_AUTH_MODE=token here as well"
+        f"ray.address = {address}: what listens there is no healthy Ray cluster of version {ray.__version__}. Look "
+        f"with `ray status --address={address}`. A cluster that asks for a token wants RAY_AUTH_MODE=token here as well"
     )
 
 

@@ -44,8 +44,8 @@ def register(commands: Any) -> None:
         commands,
         "train",
         "run self-play training",
-        "Train from a recipe, or go on with a run. Ctrl-C or SIGTERM stops after the present step and saves; a second one, 5 s "
-        "later or more, stops at once.",
+        "Train from a recipe, or go on with a run. Ctrl-C or SIGTERM stops after the present step and saves; a second "
+        "one, 5 s later or more, stops at once.",
         _EXAMPLES,
     )
     add_run(command, "a TOML file, or the name of a recipe that ships", "learner.steps=40", "runs/smollm2-cpu")
@@ -79,7 +79,7 @@ def train(
             return 0
         resume = former is not None and not start_over
         interrupts.last_acts.append(lambda why: end_at_once(folder, why))
-        # Each mode imports its own libraries (Ray, or vLLM in this process): only those of the mode that runs are loaded.
+        # Each mode imports its own libraries (Ray, or vLLM in this process): only those that it needs are loaded.
         try:
             if config.run.mode == "serial":
                 from launch.run import serial

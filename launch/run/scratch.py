@@ -58,7 +58,8 @@ def scratch(run: Path) -> Iterator[Path]:
         os.write(lock, f"{run.resolve()}\n".encode())
     except OSError as error:
         raise ScratchError(
-            f"the folder for sockets, {folder}, cannot be made: {error.strerror}. Set TMPDIR to a folder on a local disk"
+            f"the folder for sockets, {folder}, cannot be made: {error.strerror}. Set TMPDIR to a folder on a local "
+            "disk"
         ) from None
     try:
         yield folder

@@ -15,9 +15,9 @@ from launch.recipe import ConfigError
 from learner.model.architecture import Architecture
 
 SMOLLM2: dict[str, Any] = {
-    "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
-    "num_key_value_heads": 3, "vocab_size": 49152, "rms_norm_eps": 1e-5, "max_position_embeddings": 8192,
-    "tie_word_embeddings": True, "rope_theta": 100000.0,
+    "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 8192, "tie_word_embeddings": True, "rope_theta": 100000.0,
 }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def test_the_shipped_recipe_can_work(model: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["engine.kv_cache_gib=0.0005"], "engine.kv_cache_gib = 0.0005 is too small .* engine.max_model_len = 640 tokens"),
+        (["engine.kv_cache_gib=0.0005"], "engine.kv_cache_gib = 0.0005 is too small .* max_model_len = 640 tokens"),
         (["engine.kv_cache_gib=100000"], "this machine has .* engine.kv_cache_gib = 100000"),
         (["engine.max_model_len=10000"], "engine.max_model_len = 10000 is more than the 8192 positions"),
         (["engine.tensor_parallel=2"], "engine.tensor_parallel = 2 does not divide the model's 9 attention heads"),

@@ -17,10 +17,16 @@ CORE = "(EngineCore pid=7) ERROR 11-27 08:58:29 [core.py:1510] "
     ("why", "setting"),
     [
         ("ValueError: To serve at least one request (0.03 GiB KV cache is needed", "engine.kv_cache_gib"),
-        ("ValueError: Total number of attention heads (9) must be divisible by tensor parallel size (2).", "engine.tensor_parallel"),
-        ("ValueError: User-specified max_model_len (9000) is greater than the derived max_model_len", "engine.max_model_len"),
+        (
+            "ValueError: Total number of attention heads (9) must be divisible by tensor parallel size (2).",
+            "engine.tensor_parallel",
+        ),
+        (
+            "ValueError: User-specified max_model_len (9000) is greater than the derived max_model_len",
+            "engine.max_model_len",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_settings_that_decide_it_are_named(tmp_path: Path, why: str, setting: str) -> None:
     log = tmp_path / "log"
     log.write_text(f"{BEFORE}{CORE}EngineCore failed to start.\n{CORE}{why}\n{CORE}\nRuntimeError: {FAILED}\n")
