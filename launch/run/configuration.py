@@ -23,7 +23,9 @@ def load_run(path: Path, overrides: Sequence[str], root: type[AnyConfig]) -> tup
     RunFolderError.
     """
     if not os.path.isfile(path / "config.toml"):
-        begun = " The run had not begun to train: start it again." if (path / "attempts").is_dir() else ""
+        begun = (
+            " Its learner has not begun yet, or never did: then start it again." if (path / "attempts").is_dir() else ""
+        )
         raise RunFolderError(f"{path} is no run folder: it has no config.toml.{begun} `ls runs` shows what there is.")
     data, sources = read_recipe(path / "config.toml")
     if root_of(data) is not root:

@@ -4,6 +4,7 @@ does."""
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.cli import main
-from launch.config import Config, load
+from launch.config import Config, SftConfig, load, to_toml
 from launch.run.attempt import adopt, begin, finished, former_run, new_run
 from launch.run.changes import changes
 from launch.run.configuration import load_run
 from launch.run.folder import RunFolder, RunFolderError
 from launch.run.gate import make_gate
+from launch.run.owner import owned
 from launch.run.recorder import Recorder
 from learner.checkpoint import CheckpointError, seal
 from tests.examples import examples
@@ -238,3 +240,23 @@ def test_a_file_that_a_setting_names_is_found_from_any_directory(
 def test_a_resumed_run_stays_in_its_folder(run: Run, key: str) -> None:
     with pytest.raises(RunFolderError, match=f"{key} cannot be changed with --resume"):
         load_run(run.folder.path, [f"{key}=x"], Config)
+
+
+@pytest.mark.parametrize("mode", ["async", "serial", "sft"])
+@pytest.mark.parametrize("resumes", [False, True])
+def test_every_kind_of_run_is_refused_a_folder_that_another_process_owns(
+    mode: str, resumes: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, recipe = ("sft", "sft-smollm2-cpu") if mode == "sft" else ("train", "smollm2-cpu")
+    overrides = [f"run.dir={tmp_path}", "run.name=run", *([] if mode == "sft" else [f"run.mode={mode}"])]
+    folder = RunFolder(tmp_path / "run")
+    with owned(folder, lambda text: None):
+        if resumes:
+            folder.create()
+            folder.config.write_text(to_toml(load(recipe, overrides, SftConfig if mode == "sft" else Config)))
+        (folder.path / "checkpoints" / ".partial_00000009").mkdir(parents=True)
+        before = files(folder)
+        arguments = ["--resume", str(folder.path), "learner.checkpoint_every=3"] if resumes else [recipe, *overrides]
+        assert main([command, *arguments]) == 2
+        assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+        assert files(folder) == before and (folder.checkpoints / ".partial_00000009").exists()
