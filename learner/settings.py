@@ -206,10 +206,11 @@ class LearnerSettings(SettingsTable):
     checkpoint_minutes: float = Field(default=10.0, ge=0)
     """Minutes after which a step is followed by a checkpoint; 0: they do not count.
     A run that is killed loses at most the work since the last checkpoint, and a learner that dies before the first one
-    ends the run. Serial mode counts steps only: its checkpoints are part of the path that it repeats."""
+    ends the run. Cost for 135 million parameters on two busy cores: the run waits 1 to 3 s for the copy, then 10 to 15
+    s of writing beside training. Serial mode counts steps only: its checkpoints are part of the path that it repeats."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Number of newest checkpoints to keep; older ones are deleted.
-    One more is on the disk while it is written. A checkpoint has about 16 bytes a parameter: 2.2 GB for 135 million."""
+    One more is on the disk while it is written. A checkpoint has 14 bytes a parameter: 1.9 GB for 135 million."""
     sync_timeout_s: float = Field(default=120.0, gt=0)
     """Deadline in seconds of each phase of a weight update: connecting, sending, loading.
     An actor that misses it is counted out and replaced. Too short: healthy engines are lost on a busy machine. Too

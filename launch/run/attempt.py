@@ -103,10 +103,9 @@ def begin(config: Config | SftConfig, folder: RunFolder, origin: Origin, changes
         lines.append(f"going on from {origin.checkpoint}, after step {origin.step}")
         details["checkpoint"] = origin.checkpoint.name
     if not origin.start_over and origin.recorded > origin.step:
-        lines.append(
-            f"steps {origin.step + 1} to {origin.recorded} are taken again; their former records move to "
-            f"{folder.path / 'attempts' / attempt.path.name}"
-        )
+        one = origin.recorded == origin.step + 1
+        again = f"step {origin.recorded} is" if one else f"steps {origin.step + 1} to {origin.recorded} are"
+        lines.append(f"{again} taken again; what was recorded of that moves to {attempt.path}")
     if changes:
         lines += changes.sentences()
         details["changed"] = changes.values

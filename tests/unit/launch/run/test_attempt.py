@@ -156,7 +156,7 @@ def test_a_resume_says_what_it_goes_on_from_what_is_taken_again_and_what_changed
     lines = begin(present, run.folder, origin, changes(former, present, origin.checkpoint))
     assert [line.partition(":")[0] if line.startswith("changed") else line for line in lines][1:] == [
         f"going on from {run.folder.checkpoints / 'step_00000003'}, after step 3",
-        f"steps 4 to 4 are taken again; their former records move to {run.folder.attempts / '002'}",
+        f"step 4 is taken again; what was recorded of that moves to {run.folder.attempts / '002'}",
         "changed",
         "changed",
     ]
