@@ -104,8 +104,9 @@ def append_event(folder: RunFolder, name: str, **details: Any) -> None:
 
 
 def end_at_once(folder: RunFolder, why: str) -> None:
-    """Record the end of a run whose process ends at once, and give its folder back."""
+    """Record the end of a run whose process ends at once, and give its folder back. Raises OwnerLost."""
     _LOG.error("the process ends at once: %s", why)
+    folder.check_owner()
     append_event(folder, "run_ended", why=why)
     folder.owner.unlink(missing_ok=True)
 
