@@ -39,7 +39,7 @@ def test_the_shipped_recipe_can_work(model: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["engine.kv_cache_gib=0.0005"], "engine.kv_cache_gib = 0.0005 is too small .* max_model_len = 640 tokens"),
+        (["engine.kv_cache_gib=0.0005"], "engine.kv_cache_gib = 0.0005 is too small .*max_model_len = 640 tokens"),
         (["engine.kv_cache_gib=100000"], "this machine has .* engine.kv_cache_gib = 100000"),
         (["engine.max_model_len=10000"], "engine.max_model_len = 10000 is more than the 8192 positions"),
         (["engine.tensor_parallel=2"], "engine.tensor_parallel = 2 does not divide the model's 9 attention heads"),
