@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from learner.trajectory import Cell
+from learner.trajectory import Cell, Role
 
 
 class Holder(NamedTuple):
@@ -58,6 +58,29 @@ class OpenBatch:
     def filled(self) -> bool:
         """Whether each place is queued or spent."""
         return not any(self.ungranted.values()) and not any(self.in_flight.values())
+
+    def neediest(self, quota: Mapping[Cell, int]) -> str:
+        """The kind with the largest share of ungranted proposals, since their solutions take longest; then of ungranted
+        solutions; among equals the last of `quota` (cell -> places in a batch)."""
+
+        def urgency(kind: str) -> tuple[float, float]:
+            propose, solve = Cell(kind, Role.PROPOSE), Cell(kind, Role.SOLVE)
+            return (
+                self.ungranted[propose] / max(1, quota.get(propose, 0)),
+                self.ungranted[solve] / max(1, quota.get(solve, 0)),
+            )
+
+        return max(reversed(dict.fromkeys(cell.kind for cell in self.ungranted)), key=urgency)
+
+    def episode_size(self, kind: str, proposals: int, solutions: int) -> tuple[int, int]:
+        """Number of proposals and solutions of the next episode: at most `proposals`, and `solutions` for each. Solve
+        slots are distributed evenly over proposals."""
+        to_propose, to_solve = self.ungranted[Cell(kind, Role.PROPOSE)], self.ungranted[Cell(kind, Role.SOLVE)]
+        if not to_propose:
+            return 0, min(to_solve, solutions)
+        propose = min(to_propose, proposals)
+        fair_share = -(-to_solve * propose // to_propose)
+        return propose, min(fair_share, propose * solutions)
 
 
 class Places:
@@ -143,6 +166,11 @@ class Places:
     def num_queued(self) -> int:
         """Slots whose trajectories wait to be trained."""
         return sum(len(batch.queued) for batch in self.batches.values())
+
+    def queued_beyond(self, max_staleness: int) -> list[int]:
+        """Queued slots that would be older than `max_staleness` when they are trained on the places where they are."""
+        queued = ((slot, entry) for slot, entry in self.slots.items() if entry.arrived is not None)
+        return [slot for slot, entry in queued if entry.batch - entry.oldest > max_staleness]
 
     def lacking(self, number: int) -> str:
         """Return a text for people: the places that open batch `number` lacks, and the actors that hold them; empty if

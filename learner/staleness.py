@@ -140,8 +140,8 @@ class Gate:
         if number is None or holder in self._retired:
             return None
         batch = self._places.batches[number]
-        kind = self._neediest(batch)
-        propose, solve = self._episode_size(batch, kind)
+        kind = batch.neediest(self._quota)
+        propose, solve = batch.episode_size(kind, self._proposals_per_prompt, self._solutions)
         held = self.in_flight(holder)
         if held and held + propose + solve > room:
             return None
@@ -170,28 +170,6 @@ class Gate:
         return next(
             (n for n, batch in self._places.batches.items() if n <= newest and any(batch.ungranted.values())), None
         )
-
-    def _neediest(self, batch: OpenBatch) -> str:
-        """The kind with the largest share of ungranted proposals, since their solutions take longest; then of ungranted
-        solutions; among equals the last of `learner.batch.kinds`."""
-
-        def urgency(kind: str) -> tuple[float, float]:
-            propose, solve = Cell(kind, Role.PROPOSE), Cell(kind, Role.SOLVE)
-            return (
-                batch.ungranted[propose] / max(1, self._quota[propose]),
-                batch.ungranted[solve] / max(1, self._quota[solve]),
-            )
-
-        return max(reversed(dict.fromkeys(cell.kind for cell in self._cells)), key=urgency)
-
-    def _episode_size(self, batch: OpenBatch, kind: str) -> tuple[int, int]:
-        """Number of proposals and solutions of the next episode. Solve slots are distributed evenly over proposals."""
-        to_propose, to_solve = batch.ungranted[Cell(kind, Role.PROPOSE)], batch.ungranted[Cell(kind, Role.SOLVE)]
-        if not to_propose:
-            return 0, min(to_solve, self._solutions)
-        propose = min(to_propose, self._proposals_per_prompt)
-        fair_share = -(-to_solve * propose // to_propose)
-        return propose, min(fair_share, propose * self._solutions)
 
     def _take(self, number: int, cell: Cell, count: int, holder: Holder) -> tuple[int, ...]:
         self._counts[cell].granted += count
@@ -410,19 +388,9 @@ class Gate:
         if not keep_in_flight:
             in_flight = [slot for slot, entry in self._places.slots.items() if entry.arrived is None]
             self._drop(in_flight, DropReason.LEARNER_RESTART)
-        stale = self._too_old()
+        stale = self._places.queued_beyond(self.max_staleness) if self.on_stale != "train" else []
         for slot in stale:
             self._counts[self._places.slots[slot].cell].dropped[DropReason.STALE] += 1
             self._places.unqueue(slot)
         self._open()
         return len(stale)
-
-    def _too_old(self) -> list[int]:
-        """Queued slots that break G2 on the places where they are."""
-        if self.on_stale == "train":
-            return []
-        return [
-            slot
-            for slot, entry in self._places.slots.items()
-            if entry.arrived is not None and entry.batch - entry.oldest > self.max_staleness
-        ]
