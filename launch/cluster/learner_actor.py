@@ -56,7 +56,8 @@ class LearnerActor:
         self._bound = threading.Event()
         self._digests: dict[int, dict[str, str]] = {}
         self._digests_wanted = 0
-        self._generated = (0.0, 0.0, time.monotonic())
+        self._generated: tuple[float, float, float] | None = None
+        """(total, rate, time) of the last look at the tokens generated."""
         self._checksums: dict[str, str] = {}
 
     def rendezvous(self) -> str:
@@ -217,10 +218,12 @@ class LearnerActor:
 
     def _generating(self, tokens: float) -> float:
         """Tokens generated per second over the last 2 s; `tokens`: generated so far."""
-        total, rate, since = self._generated
         now = time.monotonic()
+        if self._generated is None:  # what an earlier life of the learner saw is in the total, and in no rate
+            self._generated = (tokens, 0.0, now)
+        total, rate, since = self._generated
         if now - since > 2.0:
-            rate = max(0.0, tokens - total) / (now - since)
+            rate = (tokens - total) / (now - since)
             self._generated = (tokens, rate, now)
         return rate
 

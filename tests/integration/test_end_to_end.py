@@ -24,10 +24,12 @@ from safetensors.torch import load_file
 
 from launch.commands.train import train
 from launch.config import load
+from launch.metric_catalogue import METRICS
 from launch.models import prepare
 from launch.run.folder import RunFolder
 from launch.run.interrupts import SAVED
 from launch.run.scratch import scratch_of
+from learner.catalogue import Kind
 from tests.integration.azr_process import azr, command, easy_tasks
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -153,6 +155,15 @@ def test_what_the_run_recorded_keeps_its_promises(run: Run) -> None:
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert all(math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]) for row in rows)
     assert any(row["grad_norm"] > 0 for row in rows)
+    before: dict[str, float] = {}
+    for row in rows:
+        for name, value in row.items():
+            metric = METRICS.find(name)
+            assert metric is not None, f"{name} is in no catalogue"
+            assert metric.kind is not Kind.SHARE or 0 <= value <= 1, (name, value)
+            assert metric.kind is not Kind.COUNTER or value >= before.get(name, value), (name, value)
+            before[name] = value
+    assert sum("logprob_mismatch" in row for row in rows) > len(rows) / 2, "the engine is compared all the time"
     assert all(0 <= row["age_max"] <= MAX_STALENESS for row in rows)
     assert max(row["age_max"] for row in rows) >= 1
     assert any(row["logprob_mismatch"] < 0.1 for row in rows if "logprob_mismatch" in row)
