@@ -45,7 +45,7 @@ OVERRIDES = [
     "selfplay.max_solve_tokens=12",
 ]
 NOT_SAMPLED = ("actor", "timings")
-OF_A_MOMENT = ("time", "ledger/", "buffer/", "tokens_generated", "generate_")
+OF_A_MOMENT = ("time", "ledger/", "buffer/", "tokens_generated", "generate_", "engine_weights/", "wait_for_")
 """Asked for while the next batch is being played already, or not yet."""
 
 
