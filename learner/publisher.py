@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Protocol
@@ -60,7 +61,7 @@ class GroupPublisher:
 
     def publish(self, version: int) -> dict[str, float]:
         """See `Publisher`. Returns when each engine has loaded the version or is counted out."""
-        timings: dict[str, float] = {}
+        timings: defaultdict[str, float] = defaultdict(float)  # with broadcasts that broke
         self._repeats = 0
         try:
             while self._ranks.share(lambda: self._prepare(timings)):
@@ -80,7 +81,7 @@ class GroupPublisher:
         """Rank 0's answer whether the broadcast is done, on every rank."""
         return bool(self._ranks.share(lambda: done))
 
-    def _prepare(self, timings: dict[str, float]) -> bool:
+    def _prepare(self, timings: defaultdict[str, float]) -> bool:
         """On rank 0, build the group of the present members if it is not there. False if no actor is connected."""
         assert self._stream is not None and self._sender is not None
         started = time.monotonic()
@@ -98,10 +99,10 @@ class GroupPublisher:
                 self._joined = members
             except WeightSyncError as error:
                 self._count_out(members, error)
-        timings["connect_s"] = time.monotonic() - started
+        timings["connect_s"] += time.monotonic() - started
         return bool(members)
 
-    def _transfer(self, version: int, timings: dict[str, float]) -> bool:
+    def _transfer(self, version: int, timings: defaultdict[str, float]) -> bool:
         """Broadcast once. False if it has to be repeated with the actors that are left."""
         tensors = self._policy.export()
         if not self._ranks.is_main:
@@ -118,6 +119,7 @@ class GroupPublisher:
             self._sender.send(tensors, self._manifest)
         except WeightSyncError as error:
             _drain(tensors)
+            timings["send_s"] += time.monotonic() - started
             self._joined = []
             self._count_out(members, error)
             return False
@@ -126,8 +128,10 @@ class GroupPublisher:
             reasons = self._stream.interrupted() | self._stream.load_failures()
             self._stream.lose(member, reasons.get(member.holder.actor_id, "did not load the weights in time"))
         self._stream.mark_loaded()
-        timings |= {phase: seconds for phase, seconds in self._sender.timings.items() if phase != "connect_s"}
-        timings |= {"send_s": sent - started, "wait_loaded_s": time.monotonic() - sent}
+        done = {"send_s": sent - started, "wait_loaded_s": time.monotonic() - sent}
+        # The sender's `connect_s` is that of the group's start, which `_prepare` has counted.
+        for phase, seconds in (self._sender.timings | done).items():
+            timings[phase] += seconds if phase != "connect_s" else 0.0
         return True
 
     def _count_out(self, members: list[Member], error: WeightSyncError) -> None:
