@@ -423,8 +423,10 @@ class AnyOrder(RuleBasedStateMachine):
         copy = self.successor(state)
         after = copy.state_dict()
         assert all(after[key] > state[key] for key in NUMBERING)
-        assert {k: v for k, v in after.items() if k not in NUMBERING} == {
-            k: v for k, v in state.items() if k not in NUMBERING
+        assert after["lineage"] == [*state["lineage"], [after["life_id"], state["trained_batches"]]]
+        changed = {*NUMBERING, "lineage"}
+        assert {k: v for k, v in after.items() if k not in changed} == {
+            k: v for k, v in state.items() if k not in changed
         }
         assert (copy.ready(), copy.is_shut, copy.ledger()) == (
             self.gate.ready(), self.gate.is_shut, self.gate.ledger(),
