@@ -8,8 +8,9 @@ its NCCL engine does it, because workers repack weights after loading (on a CPU 
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,12 @@ if TYPE_CHECKING:
 BACKEND = "azr"
 WORKER_EXTENSION = "actors.weight_engine.WorkerExtension"
 
+# Warnings of vLLM about what is in order here, as (logger, text). Layers without weights of their own (rotary embeddings,
+# a tied head) get none; `receive_weights` checks by itself that nothing is missing. The scheduler is vLLM's, extended.
+_FALSE_ALARMS = (
+    ("vllm.model_executor.model_loader.reload.layerwise", "Failed to load weights"),
+    ("vllm.config.scheduler", "Using custom scheduler class"),
+)
 # Rows of the identity that are pushed through a layer at once, to read its weight back.
 _PROBE_ROWS = 512
 
@@ -52,6 +59,12 @@ def register() -> None:
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, __name__, AzrWeightTransferEngine.__name__)
         register_model_loader(LOAD_FORMAT)(FolderLoader)
+        for name, text in _FALSE_ALARMS:
+            logging.getLogger(name).addFilter(_without(text))
+
+
+def _without(text: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: text not in str(record.msg)
 
 
 @dataclass
