@@ -46,7 +46,9 @@ class SerialEngine(VllmEngine):
 
         set_num_threads = torch.set_num_threads
         python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        self._llm = LLMEngine.from_engine_args(EngineArgs(**self._engine_args()))
+        # Asynchronous scheduling would have a step in flight when the weights change, and report it as of the new ones.
+        args = EngineArgs(**self._engine_args(), async_scheduling=False)
+        self._llm = LLMEngine.from_engine_args(args)
         # vLLM takes the process for its own: it seeds every random state, and disarms this function.
         torch.set_num_threads = set_num_threads
         random.setstate(python_state)
