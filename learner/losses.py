@@ -16,6 +16,8 @@ sg stops the gradient. With sg(pi_theta) as the anchor the ratio is 1, never cli
 log pi_theta. pi_prox is the policy at the start of the batch's first update: with one update it is sg(pi_theta), and
 then `decoupled` is `tis`. Weights carry no gradient.
 
+Log-probabilities, pi_theta's and pi_behave's, are of the distribution that is sampled: softmax(logits / temperature).
+
 Shapes: R response tokens of one micro-batch. Everything is summed here and divided by counts over the *global* batch,
 so neither micro-batches nor ranks change the result.
 """

@@ -40,7 +40,10 @@ TRAINING = Section(
         _gauge("micro_batches", "micro-batches", "micro-batches of rank 0"),
         _gauge("learner_tokens_per_s", "rows/s", "`tokens_computed` / `train_s`"),
         _gauge(
-            "entropy", "nats", "mean entropy of the policy over response tokens", "above 0; a fall to 0 is collapse"
+            "entropy",
+            "nats",
+            "mean entropy of the policy over response tokens, at the sampling temperature",
+            "above 0; a fall to 0 is collapse",
         ),
         _gauge("advantage_mean/{cell}", "", "mean advantage of the cell's sequences"),
         _gauge("advantage_std/{cell}", "", "standard deviation of the cell's advantages", "above 0"),

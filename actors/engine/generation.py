@@ -53,7 +53,9 @@ class EngineDead(EngineAborted):
     """A process of the engine has ended, or failed beyond repair. Nothing that is asked of it is answered any more."""
 
     def __init__(self) -> None:
-        super().__init__("the inference engine has died; its log says why, unless it was killed")
+        super().__init__(
+            "a process of the inference engine (vLLM) has ended; this actor's log shows why, unless it was killed"
+        )
 
 
 class WeightUpdateFailed(RuntimeError):

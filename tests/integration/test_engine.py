@@ -10,6 +10,7 @@ import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -62,13 +63,18 @@ def perturbed(weights: Weights, seed: int) -> Weights:
     }
 
 
+@cache
+def reference_model() -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL), dtype=torch.float32)
+
+
 def reference_logprobs(
     weights: Weights, prompt: list[int], completion: Completion, temperature: float = 1.0
 ) -> torch.Tensor:
     """[R]: what transformers makes of the same tokens, in float32."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL), dtype=torch.float32)
+    model = reference_model()
     model.load_state_dict(weights, strict=False)
     model.tie_weights()
     tokens = torch.tensor([*prompt, *completion.token_ids])
