@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
+from actors.buffer.journal import JournalChoice, prepare, set_journal
 from executor.tasks import Task
 from executor.user_error import UserError
 from learner.disk import sync
@@ -65,10 +66,14 @@ class TaskBufferError(UserError):
     """A file that cannot be used as a task buffer; the message says what to do."""
 
 
-def open_database(path: Path) -> tuple[sqlite3.Connection, bool]:
-    """Open or create; the flag says whether the file is new. Raises TaskBufferError for a file of another form."""
+def open_database(path: Path, journal: JournalChoice = "auto") -> tuple[sqlite3.Connection, bool]:
+    """Open or create; the flag says whether the file is new.
+
+    Raises TaskBufferError for a file of another form, JournalError for a file system that permits no journal.
+    """
     database = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False, isolation_level=None)
     try:
+        why = prepare(database, path, journal)
         try:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -84,8 +89,7 @@ def open_database(path: Path) -> tuple[sqlite3.Connection, bool]:
                 "azr that wrote it, or move the file away and start a new run (its tasks can come along as a seed "
                 "file, selfplay.seed_tasks)"
             )
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=NORMAL")
+        set_journal(database, path, why)
         database.execute("PRAGMA cache_size=-65536")  # KiB
         if not tables:
             database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")

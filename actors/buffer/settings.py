@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from actors.buffer.journal import JournalChoice
 from executor.settings_table import SettingsTable
 
 
@@ -26,3 +27,7 @@ class BufferSettings(SettingsTable):
     settled_attempts: int = Field(default=16, ge=1)
     """Attempts after which a task that was always or never solved leaves first when `buffer.capacity` is reached.
     After those, the oldest leaves. Small: tasks are judged settled by chance."""
+    journal: JournalChoice = "auto"
+    """Journal of the task buffer's file: `auto`, `wal` or `rollback`.
+    `wal`: a write-ahead log, which is faster, and safe on a local file system only. `rollback`: a rollback journal, on
+    any file system with file locks. `auto`: a log unless the file system is one that machines share (NFS, Lustre)."""

@@ -86,10 +86,10 @@ class TaskBuffer:
 
     def __init__(self, path: Path, settings: BufferSettings | None = None) -> None:
         """Open or create; a new buffer starts with the zero triplet. Raises TaskBufferError for a file of another
-        form."""
+        form, JournalError."""
         self._path = path
         self._settings = settings or BufferSettings()
-        self._database, new = open_database(path)
+        self._database, new = open_database(path, self._settings.journal)
         try:
             self._apply_settings()
             self._active = {kind: self._active_ids(kind) for kind in self._kinds()}

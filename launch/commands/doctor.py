@@ -16,6 +16,7 @@ examples:
   azr doctor                                         the machine, and the sandbox with its default settings
   azr doctor smollm2-cpu                             the sandbox as a recipe sets it
   azr doctor executor.require=[landlock]             with a layer that must be there
+  azr doctor smollm2-cpu run.dir=/scratch/runs       the file system for run folders
   azr doctor --json                                  for programs
 """
 
@@ -42,6 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from launch.doctor.machine import machine
     from launch.doctor.report import as_json, as_text
     from launch.doctor.sandbox import sandbox
+    from launch.doctor.storage import storage
 
     overrides = overrides_of(arguments)
     if arguments.recipe and "=" in arguments.recipe:  # without a recipe, the first positional is an override
@@ -51,6 +53,6 @@ def _run(arguments: argparse.Namespace) -> int:
         config = load(arguments.recipe, overrides)
     else:
         config = executor_config([(text, f"override {text!r}") for text in overrides], "azr doctor without a recipe")
-    sections = [machine(config), sandbox(config), leftovers()]
+    sections = [machine(config), storage(config), sandbox(config), leftovers()]
     print(to_json(as_json(sections), indent=2) if arguments.json else as_text(sections))
     return NOT_OK if any(section.failed for section in sections) else OK

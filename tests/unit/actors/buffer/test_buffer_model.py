@@ -26,6 +26,7 @@ CHOICES = st.builds(
     recency_half_life=st.sampled_from([1.0, 3.0]),
     capacity=st.sampled_from([0, 1, 3, 5]),
     settled_attempts=st.integers(1, 4),
+    journal=st.sampled_from(["wal", "rollback"]),
 )
 
 
@@ -129,6 +130,8 @@ class BufferMachine(RuleBasedStateMachine):
         before = self.store
         if closed:
             before.close()
+        elif choice is not None:  # a journal is changed when nobody else has the file open
+            choice = choice.model_copy(update={"journal": self.choice.journal})
         self.store = TaskBuffer(self.path, choice or self.choice)
         before.close()  # where it was open, as a killed process would have had it
         if choice is None:

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from actors.buffer.journal import file_system
 from executor.layers import PURPOSE, Layer
 from launch.cli import main
+from launch.config import Config
 from launch.doctor import sandbox
 from launch.doctor.report import Check, CheckState, Section, as_text
+from launch.doctor.storage import storage
 
 
 def test_a_report_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,8 +22,9 @@ def test_a_report_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capsys.readouterr().out)
     assert code == 0
     assert report["ok"]
-    machine, sandbox, leftovers = report["sections"]
+    machine, storage, sandbox, leftovers = report["sections"]
     assert {check["name"] for check in machine["checks"]} >= {"python", "kernel", "architecture", "user"}
+    assert [check["name"] for check in storage["checks"]] == ["journal"]
     assert sandbox["tier"] in {"A", "B", "C"}
     checks = {check["name"]: check for check in sandbox["checks"]}
     assert set(Layer) <= set(checks)
@@ -90,3 +94,17 @@ def test_text_of_a_report() -> None:
     assert "to get it: install" in text
     assert "to get it: as above" in text
     assert text.splitlines()[-1] == "to be mended: four"
+
+
+def test_the_journal_of_a_run_directory_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(journal: str = "auto") -> Check:
+        config = Config.model_validate({"run": {"dir": str(tmp_path / "not" / "yet")}, "buffer": {"journal": journal}})
+        (check,) = storage(config).checks
+        return check
+
+    assert found().state is CheckState.ON
+    assert found("rollback").state is CheckState.OFF
+    monkeypatch.setattr("actors.buffer.journal.NETWORKED", frozenset({file_system(tmp_path)}))
+    assert found().state is CheckState.OFF
+    assert file_system(tmp_path) in found().detail and "run.dir" in found().mend
+    assert list(tmp_path.iterdir()) == []
