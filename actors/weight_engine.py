@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 BACKEND = "azr"
 WORKER_EXTENSION = "actors.weight_engine.WorkerExtension"
 
-# Warnings of vLLM about what is in order here, as (logger, text). Layers without weights of their own (rotary embeddings,
-# a tied head) get none; `receive_weights` checks by itself that nothing is missing. The scheduler is vLLM's, extended.
+# Warnings of vLLM about what is in order here, as (logger, text). Layers without weights of their own (rotary
+# embeddings, a tied head) get none; `receive_weights` checks by itself that nothing is missing. The scheduler is
+# vLLM's, extended.
 _FALSE_ALARMS = (
     ("vllm.model_executor.model_loader.reload.layerwise", "Failed to load weights"),
     ("vllm.config.scheduler", "Using custom scheduler class"),
