@@ -90,3 +90,15 @@ def test_a_run_that_stops_shows_its_phases_and_one_that_seeds_how_far_it_is() ->
     view._terminal.print(view._render(seeding))
     shown = view._terminal.export_text()
     assert "37 of 200 triplets" in shown and "1 actor," in shown
+
+
+def test_a_skipped_update_is_said_once() -> None:
+    console = Console(load("smollm2-cpu"))
+    said: list[str] = []
+    console.say = said.append  # type: ignore[method-assign]
+    skipped = replace(STATUS, last=NUMBERS | {"skipped_update": 1.0})
+    for status in (STATUS, skipped, skipped):
+        console.show(status)
+    assert [line for line in said if "skipped" in line] == [
+        "step 3: an update was skipped, because its gradient was not finite"
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 from launch.run.folder import RunFolder
@@ -48,3 +50,13 @@ def test_a_resumed_run_forgets_what_lies_beyond_its_checkpoint(tmp_path: Path) -
     assert [row["step"] for row in folder.read_metrics()] == [1, 2, 3]
     Recorder(folder, None, True, resumed_step=1).close()
     assert [path.name for path in folder.trajectories.iterdir()] == ["step_00000001.jsonl"]
+
+
+def test_a_skipped_update_is_an_event_with_its_norm(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    recorder = Recorder(folder, None, False)
+    recorder.step({"step": 1, "version": 1, "skipped_update": 0.0, "grad_norm": 1.0}, [])
+    recorder.step({"step": 2, "version": 2, "skipped_update": 1.0, "grad_norm": math.inf}, [])
+    recorder.close()
+    (event,) = (json.loads(line) for line in folder.events.read_text().splitlines())
+    assert (event["event"], event["step"], event["grad_norm"]) == ("update_skipped", 2, None)
