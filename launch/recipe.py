@@ -71,8 +71,9 @@ def find_recipe(recipe: str | Path, folder: Path = Path()) -> Path:
             return candidate
     names = sorted(p.stem for p in RECIPES.glob("*.toml"))
     stem = path.name.removesuffix(".toml")
-    if is_path and stem in names:
-        raise ConfigError(f"no recipe at {recipe}: there is no such file. The recipe that ships is called {stem}.")
+    if is_path:
+        ships = f" The recipe that ships is called {stem}." if stem in names else ""
+        raise ConfigError(f"no recipe at {recipe}: there is no such file, or it may not be read.{ships}")
     near = difflib.get_close_matches(stem, names, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise ConfigError(f"no recipe at {recipe}, and none of that name ships.{hint} There are: {', '.join(names)}.")

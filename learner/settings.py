@@ -206,8 +206,8 @@ class LearnerSettings(SettingsTable):
     checkpoint_minutes: float = Field(default=10.0, ge=0)
     """Minutes after which a step is followed by a checkpoint; 0: they do not count.
     A run that is killed loses at most the work since the last checkpoint, and a learner that dies before the first one
-    ends the run. Cost for 135 million parameters on two busy cores: the run waits 1 to 3 s for the copy, then 10 to 15
-    s of writing beside training. Serial mode counts steps only: its checkpoints are part of the path it repeats."""
+    ends the run. For 135 million parameters on two busy cores the run waits 1 to 3 s for the copy, which is written
+    beside training in 10 to 15 s. Serial mode counts steps only: a checkpoint changes the path that a seed repeats."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Number of newest checkpoints to keep; older ones are deleted.
     One more is on the disk while it is written. A checkpoint has 14 bytes a parameter: 1.9 GB for 135 million."""

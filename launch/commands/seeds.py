@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,9 @@ def _save(arguments: argparse.Namespace) -> int:
     from actors.seed_file import SeedError, save
 
     path: Path = arguments.folder
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "tasks.sqlite"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SeedError(f"{arguments.folder} is no run folder: it has no tasks.sqlite. `ls runs` shows what there is.")
     kinds = [kind_of(kind).name for kind in arguments.kind] if arguments.kind else None
     counts = save(path, arguments.file, kinds, arguments.max_version, arguments.limit)

@@ -24,7 +24,9 @@ def load_run(path: Path, overrides: Sequence[str], root: type[AnyConfig]) -> tup
     """
     if not os.path.isfile(path / "config.toml"):
         begun = (
-            " Its learner has not begun yet, or never did: then start it again." if (path / "attempts").is_dir() else ""
+            " Its learner has not begun yet, or never did: then start it again."
+            if os.path.isdir(path / "attempts")
+            else ""
         )
         raise RunFolderError(f"{path} is no run folder: it has no config.toml.{begun} `ls runs` shows what there is.")
     data, sources = read_recipe(path / "config.toml")

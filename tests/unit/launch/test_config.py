@@ -35,7 +35,10 @@ def test_a_path_that_is_typed_is_that_file_or_an_error(
     monkeypatch.chdir(tmp_path)
     for command in (["train", typed], ["config", "show", typed], ["drill", typed], ["sft", typed]):
         assert cli.main(command) == 2
-        assert "there is no such file. The recipe that ships is called smollm2-cpu." in capsys.readouterr().err
+        assert (
+            "there is no such file, or it may not be read. The recipe that ships is called smollm2-cpu."
+            in capsys.readouterr().err
+        )
     above = tmp_path / "mine.toml"
     above.write_text(f'base = "{typed}"')
     with pytest.raises(ConfigError, match="no such file"):
