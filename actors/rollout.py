@@ -75,11 +75,11 @@ class Patience:
         """Failures since an episode was last played to its end."""
 
     def played(self) -> None:
-        """An episode was played to its end."""
+        """Note that an episode was played to its end."""
         self.in_a_row = 0
 
     def failed(self, now: float) -> float | None:
-        """Count a failure at `now` (seconds); returns for how long to keep it to oneself, None to give up."""
+        """Count a failure at `now` (seconds). Returns the seconds to delay its report, or None to give up."""
         if not self.in_a_row:
             self._since = now
         self.in_a_row += 1
@@ -99,7 +99,7 @@ class RolloutStats:
     """Proposals of the seeding phase."""
     heldout_failures: int = 0
     wait_for_policy_s: float = 0.0
-    """Seconds of spells without anything to play that have ended."""
+    """Seconds that the actor had nothing to play, without the present spell."""
     ready_since: float = field(default_factory=time.monotonic)
     """Time at which the actor was ready to play, in monotonic seconds."""
     idle_since: float | None = field(default_factory=time.monotonic)
@@ -107,7 +107,7 @@ class RolloutStats:
     """The learner starts no new rollouts for now."""
 
     def numbers(self) -> dict[str, float]:
-        """As a flat map, the present idle spell included."""
+        """The numbers as a flat map, the present idle spell included."""
         now = time.monotonic()
         idle = now - self.idle_since if self.idle_since is not None else 0.0
         return {

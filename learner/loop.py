@@ -50,7 +50,7 @@ class Stream(Protocol):
         """Nothing arrives and nothing is granted while held."""
 
     def stats(self) -> dict[str, float]:
-        """What the actors reported, combined over them (`learner.stream.reports`)."""
+        """The metrics that actors reported, combined over them (`learner.stream.reports`)."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Hooks:
     """Every engine has loaded this version, and training has not gone on from it. On every rank."""
 
 
-class Decision(StrEnum):
+class Action(StrEnum):
     """The next action of all learner ranks."""
 
     TRAIN = "train"
@@ -105,14 +105,14 @@ def learn(
         hooks.published(trainer.version)
         waiting_since = time.monotonic()
         hooks.on_phase(Phase.WAITING_FOR_BATCH, None)
-        decision, batch = _decide(ranks, stream, settings, hooks)
+        action, batch = _decide(ranks, stream, settings, hooks)
         spent["wait_for_batch_s"] += time.monotonic() - waiting_since
-        if decision is Decision.STOP:
+        if action is Action.STOP:
             if schedule.saved != trainer.version:
                 hooks.on_phase(Phase.DRAINING, None)
                 hooks.drain()
             break
-        if decision is Decision.PUBLISH:
+        if action is Action.PUBLISH:
             _publish(publisher, trainer.version, spent)
             continue
         trained_at = trainer.version
@@ -147,10 +147,10 @@ def _publish(publisher: Publisher, version: int, spent: dict[str, float]) -> Non
 
 def _decide(
     ranks: Ranks, stream: Stream | None, settings: LearnerSettings, hooks: Hooks
-) -> tuple[Decision, Sequence[Trajectory]]:
+) -> tuple[Action, Sequence[Trajectory]]:
     """Wait for the next batch, on rank 0, and tell every rank what to do. Collective.
 
-    Returns the decision and the trajectories to train on, in the order of grants; none unless it is `TRAIN`.
+    Returns the action and the trajectories to train on, in the order of grants; none unless it is `TRAIN`.
     """
     batch: Sequence[Trajectory] = ()
 
@@ -159,17 +159,17 @@ def _decide(
         assert stream is not None
         ready = None if hooks.interrupted() else stream.next_batch(settings.batch_timeout_s, hooks.interrupted)
         if ready is None:
-            return Decision.STOP if hooks.interrupted() else Decision.PUBLISH
+            return Action.STOP if hooks.interrupted() else Action.PUBLISH
         if not ready:
             raise RuntimeError(
                 "a batch came to nothing: every slot was returned, because the buffer has no task of the kinds that "
                 "are only solved; ask for proposals of these kinds too (learner.batch.propose)"
             )
         batch = ready
-        return Decision.TRAIN
+        return Action.TRAIN
 
-    decision = Decision(ranks.share(decide))
-    return decision, ranks.share_batch(lambda: batch) if decision is Decision.TRAIN else ()
+    action = Action(ranks.share(decide))
+    return action, ranks.share_batch(lambda: batch) if action is Action.TRAIN else ()
 
 
 def _stream_metrics(stream: Stream) -> dict[str, float]:

@@ -181,7 +181,7 @@ class LearnerSettings(SettingsTable):
     0 is synchronous: the learner waits for the actors and they for it. 1 overlaps both. More helps only while the
     learner still waits for batches, and makes the data more off-policy. docs/staleness.md has figures."""
     on_stale: OnStale = "wait"
-    """What a batch does about its stragglers: `wait`, `drop` or `train`.
+    """Treatment of a batch's stragglers: `wait`, `drop` or `train`.
     `wait`: the batch waits for them, so slow and hard tasks keep their share. `drop`: the batch is filled with what
     comes first, and a trajectory that is then too old is dropped and counted. `train`: the same, but it is trained
     on, above `max_staleness`, and counted. The last two favour short responses."""

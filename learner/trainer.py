@@ -34,7 +34,7 @@ step's rows, so the comparison takes less than 2% of it."""
 
 @dataclass
 class _Part:
-    """What one optimizer step is over: B sequences, whose N response tokens lie end to end in the tensors."""
+    """The data of one optimizer step: B sequences, whose N response tokens lie end to end in the tensors."""
 
     micros: list[MicroBatch]
     """This data-parallel rank's."""

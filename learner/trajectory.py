@@ -1,4 +1,4 @@
-"""The trajectory: what one finished rollout is, and how it crosses the wire.
+"""The trajectory: one finished rollout, and its encoding for the wire.
 
 A trajectory is one prompt, one response, the behaviour policy's log-probabilities, the policy versions that produced
 its tokens, and its reward. On the wire it is a msgpack header followed by three raw little-endian arrays, each its own
@@ -47,7 +47,7 @@ KIND_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 
 
 class Role(StrEnum):
-    """Which side of self-play a rollout played."""
+    """The side of self-play that a rollout played."""
 
     PROPOSE = "propose"
     SOLVE = "solve"

@@ -1,4 +1,4 @@
-"""What both inference engines share: vLLM's configuration and environment, and the translation to and from its types.
+"""The base of both inference engines: vLLM's configuration and environment, and translation to and from its types.
 
 `AsyncEngine` (`async_engine.py`) runs vLLM in processes of its own; `SerialEngine` (`serial_engine.py`) runs it in this
 process, one step at a time, so that a run with one seed repeats bit by bit. Which policy version sampled which token is
@@ -39,7 +39,7 @@ _CPU_BLOCK_SIZE = 32
 
 class VllmEngine:
     """The base of both engines: everything but how vLLM is run. Its methods are documented in
-    `actors.generation.Engine`."""
+    `actors.engine.generation.Engine`."""
 
     def __init__(self, model_path: str | Path, settings: EngineSettings, *, seed: int = 0, in_process: bool) -> None:
         self.model_path = str(model_path)

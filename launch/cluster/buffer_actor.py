@@ -56,7 +56,7 @@ class BufferActor:
         _LOG.info("the task buffer is open: %s", self._store.sizes())
 
     def references(self, kinds: tuple[str, ...], count: int, seed: str) -> list[tuple[int, Task]]:
-        """See `actors.buffer.Buffer`."""
+        """See `actors.buffer.task_buffer.Buffer`."""
         return self._ask(lambda store: store.references(kinds, count, seed))
 
     def replay(self, kind: str, seed: str) -> tuple[int, Task] | None:

@@ -55,7 +55,7 @@ class ActorLife:
     start_at: float = 0.0
     """While WAITING: the time from which it may be started, in seconds of the caller's clock."""
     seen_at: float = 0.0
-    """When it was last seen among the learner's members with weights loaded, or else the start of its process."""
+    """Time at which it was last among the learner's members with weights loaded, or else its process was started."""
     endpoint: str = ""
     """The learner's endpoint that its process was given."""
     handle: Any = None

@@ -22,7 +22,7 @@ _PROCESSES = ("ray::", "raylet", "gcs_server", "VLLM::")
 def leftovers(
     temporary: Path | None = None, shared: Path = Path("/dev/shm"), processes: Path = Path("/proc")
 ) -> Section:
-    """What this user's killed runs left; no check can fail.
+    """The section about what this user's killed runs left; no check can fail.
 
     Looks in the folder of temporary files, in that of shared memory, and among the processes, unless others are given.
     """

@@ -163,7 +163,7 @@ class Console(View[RunStatus]):
 
 
 def subtitle(status: TrainingStatus) -> str:
-    """What Ctrl-C does now."""
+    """The present effect of Ctrl-C, in words."""
     return "stopping; Ctrl-C again stops at once" if status.stop else "Ctrl-C stops and saves"
 
 

@@ -186,7 +186,7 @@ class SerialPublisher:
 
 
 class SerialState:
-    """What the next steps of a serial run depend on, beyond weights, ledger, queue and buffer: counts and memories.
+    """The state of a serial run beyond weights, ledger, queue and buffer: counts and memories that later steps use.
 
     Samples and draws need none: each is a function of the seed and of its slot's number.
     """

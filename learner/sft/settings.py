@@ -32,7 +32,7 @@ class SftSettings(SettingsTable):
     """Maximum length of an example in tokens, prompt and response together.
     Longer ones are treated as `sft.too_long` says. Must not exceed `learner.micro_batch_tokens`."""
     too_long: Literal["skip", "refuse"] = "skip"
-    """What to do with an example longer than `sft.max_tokens`: `skip` or `refuse`.
+    """Treatment of an example longer than `sft.max_tokens`: `skip` or `refuse`.
     `skip` leaves it out and reports how many there were; `refuse` stops before training."""
     append_eos: bool = True
     """Append the tokenizer's end-of-sequence token to responses that lack it.

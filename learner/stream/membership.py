@@ -1,4 +1,4 @@
-"""Which actors are connected, what they are told, and what becomes of their slots when they come, fall silent or leave.
+"""The connected actors: greets, loses and retires them, tells them what to do, and frees the slots of those that go.
 
     consumes     greetings, and the passing of time (`tick`)
     gated by     turns and the gate: they say who is granted what
