@@ -24,10 +24,10 @@ from executor.user_error import UserError
 JournalChoice = Literal["auto", "wal", "rollback"]
 
 NETWORKED = frozenset({
-    "9p", "afs", "beegfs", "ceph", "cifs", "davfs", "gfs2", "glusterfs", "gpfs", "lustre", "mmfs", "ncpfs", "nfs", "nfs4",
-    "ocfs2", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "wekafs",
+    "9p", "afs", "beegfs", "ceph", "cifs", "davfs", "gfs2", "glusterfs", "gpfs", "lustre", "mmfs", "ncpfs", "nfs",
+    "nfs4", "ocfs2", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "wekafs",
 })  # fmt: skip
-"""Types of file systems, as the kernel calls them, that several machines share. So do those of type `fuse.*`, mostly."""
+"""File systems that several machines share, as the kernel names their types. Most of type `fuse.*` are shared, too."""
 
 _LOG = logging.getLogger(__name__)
 
