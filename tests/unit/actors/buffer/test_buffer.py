@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -26,13 +27,16 @@ from actors.prompts import ZERO_TASK
 from actors.seed_file import save
 from executor.tasks import Task
 from learner.settings import BatchSettings
+from tests.unit.actors.buffer.test_buffer_model import in_memory
 
 KINDS = BatchSettings().kinds
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "tasks.sqlite"
+def path(tmp_path: Path) -> Iterator[Path]:
+    """In a file system in memory, if there is one: a rollback journal waits for the disk at every commit."""
+    with tempfile.TemporaryDirectory(dir=in_memory() or tmp_path) as folder:
+        yield Path(folder) / "tasks.sqlite"
 
 
 @pytest.fixture(params=["wal", "rollback"])
