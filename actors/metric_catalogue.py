@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learner.catalogue import Kind, Metric, Section, Whose
+from learner.metrics.catalogue import Kind, Metric, Section, Whose
 
 
 def _share(name: str, meaning: str, healthy: str = "") -> Metric:

@@ -2,7 +2,7 @@
 
 Names are `<what>/<kind>` or `<what>/<kind>/<role>`. A number whose cell, or whose occasion, is empty is absent, never
 0. The glossary is in docs/selfplay.md. Ages and advantages, which any kind of training has, are in
-`learner/metrics.py`.
+`learner/metrics/batch.py`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from actors.metric_catalogue import ACTOR_SECTIONS
-from learner.catalogue import SECONDS, Catalogue, Kind, Metric, Section, Whose
-from learner.metric_catalogue import LEARNER_SECTIONS
+from learner.metrics.catalogue import SECONDS, Catalogue, Kind, Metric, Section, Whose
+from learner.metrics.entries import LEARNER_SECTIONS
 from learner.sft.metric_catalogue import SFT
 from learner.stream.reports import ACTORS
 

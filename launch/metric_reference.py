@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable
 
 from launch.metric_catalogue import METRICS, SFT_METRICS
-from learner.catalogue import Combine, Metric, Section
+from learner.metrics.catalogue import Combine, Metric, Section
 
 WIDTH = 120
 

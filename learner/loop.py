@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from learner.ledger import describe_ledger
-from learner.metrics import describe_ages
+from learner.metrics.batch import describe_ages
 from learner.phase import Phase
 from learner.publisher import Publisher
 from learner.ranks import Ranks

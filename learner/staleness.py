@@ -278,7 +278,7 @@ class Gate:
 
     def arrivals(self, slots: Iterable[int]) -> dict[int, int]:
         """Return, by queued slot, the version that the learner had made when it came in
-        (`learner.metrics.describe_ages`)."""
+        (`learner.metrics.batch.describe_ages`)."""
         return {slot: arrived for slot in slots if (arrived := self._places.slots[slot].arrived) is not None}
 
     def trained(self, slots: Iterable[int]) -> None:

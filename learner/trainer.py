@@ -18,7 +18,7 @@ from learner.advantages import advantages
 from learner.batching.minibatches import split_batch
 from learner.batching.packing import MicroBatch, pack_rank
 from learner.losses import DIAGNOSTICS, diagnostics, policy_loss, token_weights
-from learner.metrics import describe_advantages
+from learner.metrics.batch import describe_advantages
 from learner.model.policy import PolicyModel
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings

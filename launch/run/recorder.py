@@ -15,7 +15,7 @@ from launch.metric_catalogue import METRICS
 from launch.run.aside import undo_steps
 from launch.run.folder import RunFolder, append_event
 from launch.run.totals import NOTHING, RunTotals
-from learner.catalogue import Catalogue
+from learner.metrics.catalogue import Catalogue
 from learner.trajectory import Trajectory
 
 _LOG = logging.getLogger(__name__)

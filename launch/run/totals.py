@@ -16,7 +16,7 @@ from typing import Any
 
 from launch.json_lines import to_json
 from launch.metric_catalogue import METRICS
-from learner.catalogue import Combine, Kind
+from learner.metrics.catalogue import Combine, Kind
 
 NOTHING: Mapping[str, Any] = {"ended": {}, "lives": []}
 """`Reports.state_dict` of a run that has counted nothing."""

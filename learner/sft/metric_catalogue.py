@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learner.catalogue import SECONDS, Kind, Metric, Section, Whose
+from learner.metrics.catalogue import SECONDS, Kind, Metric, Section, Whose
 
 
 def _gauge(name: str, unit: str, meaning: str, healthy: str = "") -> Metric:

@@ -14,8 +14,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from learner.catalogue import ACTOR_SECONDS, SECONDS, Catalogue, Combine, Kind, Metric, Section, Whose
-from learner.metric_catalogue import STREAM
+from learner.metrics.catalogue import ACTOR_SECONDS, SECONDS, Catalogue, Combine, Kind, Metric, Section, Whose
+from learner.metrics.entries import STREAM
 from learner.places import Holder
 
 _SUM = (Combine.SUM,)

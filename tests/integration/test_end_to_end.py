@@ -29,7 +29,7 @@ from launch.models import prepare
 from launch.run.folder import RunFolder
 from launch.run.interrupts import SAVED
 from launch.run.scratch import scratch_of
-from learner.catalogue import Kind
+from learner.metrics.catalogue import Kind
 from tests.integration.azr_process import azr, command, easy_tasks
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]

@@ -10,7 +10,7 @@ import pytest
 from actors.metrics import SOLVE_RATE_BINS, describe_batch, solve_rate_bin
 from actors.parsing import FormatError
 from actors.propose import ProposalOutcome
-from learner.metrics import describe_ages
+from learner.metrics.batch import describe_ages
 from learner.trajectory import Cell, Role, Status, Trajectory, VersionSpan
 
 

@@ -17,9 +17,9 @@ from actors.rollout import RolloutStats
 from actors.settings import EngineSettings
 from launch.metric_catalogue import METRICS, SFT_METRICS
 from launch.metric_reference import markdown
-from learner.catalogue import Kind, UnlistedMetric, Whose
 from learner.ledger import CellCounts, DropReason, describe_ledger
-from learner.metrics import describe_advantages, describe_ages
+from learner.metrics.batch import describe_advantages, describe_ages
+from learner.metrics.catalogue import Kind, UnlistedMetric, Whose
 from learner.settings import BatchSettings
 from learner.stream.reports import Reports
 from learner.trajectory import Cell, Role, Status, Trajectory, VersionSpan

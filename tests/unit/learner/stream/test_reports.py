@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.catalogue import UnlistedMetric
+from learner.metrics.catalogue import UnlistedMetric
 from learner.places import Holder
 from learner.stream.reports import Reports
 

@@ -12,7 +12,7 @@ import pytest
 
 from learner.events import OnEvent, ignore_event
 from learner.ledger import conserved, totals
-from learner.metrics import describe_ages
+from learner.metrics.batch import describe_ages
 from learner.staleness import Gate
 from learner.stream.client import LearnerLost, StreamClient
 from learner.stream.member import Member

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learner.metrics import describe_advantages, describe_ages
+from learner.metrics.batch import describe_advantages, describe_ages
 from learner.trajectory import Cell, Role, Status, Trajectory, VersionSpan
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learner.catalogue import SECONDS, Kind, Metric, Section, Whose
+from learner.metrics.catalogue import SECONDS, Kind, Metric, Section, Whose
 
 _TOKENS = "tokens"
 

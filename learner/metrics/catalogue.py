@@ -1,6 +1,6 @@
 """The description of a metric, and the catalogue of all metrics that a program may record.
 
-Each package lists its own metrics: `learner/metric_catalogue.py`, `learner/stream/reports.py` (what actors report),
+Each package lists its own metrics: `learner/metrics/entries.py`, `learner/stream/reports.py` (what actors report),
 `learner/sft/metric_catalogue.py`, `actors/metric_catalogue.py` and `launch/metric_catalogue.py`, which puts them
 together. The recorder looks up every name that it writes, and docs/metrics.md is written from the same entries. A
 recorded name that is not listed is written all the same, with an `UnlistedMetric` warning; the tests turn that warning
@@ -134,7 +134,7 @@ class Catalogue:
         if unlisted and len(self._warned) < _MAX_NAMES:
             self._warned.update(unlisted)
             text = ", ".join(repr(name[:80]) for name in unlisted)
-            warnings.warn(f"metrics that are in no catalogue (learner/catalogue.py): {text}", UnlistedMetric, 2)
+            warnings.warn(f"metrics that are in no catalogue (learner/metrics/catalogue.py): {text}", UnlistedMetric, 2)
 
 
 def _pattern(name: str) -> re.Pattern[str]:
