@@ -3,9 +3,8 @@
     2026-11-27T03:22:56.123Z node17 rollout3.1 4711 INFO actors.rollout: joined the weight group
 
 The fields are the time in UTC, the host, the process (`driver`, `learner<rank>`, `rollout<index>`, `buffer`, `serial`,
-`sft`) with the attempt that its log file is numbered with, its process id, the level, and the module. Each line of a
-message with several lines has all fields, so `sort -s -k1,1 runs/NAME/logs/*` merges the logs of a run by time and
-keeps tracebacks whole.
+`sft`) with the number of its log file, its process id, the level, and the module. Each line of a message with several
+lines has all fields, so `sort -s -k1,1 runs/NAME/logs/*` merges the logs of a run by time and keeps tracebacks whole.
 
 Modules log to `logging.getLogger(__name__)`. What other libraries print into the same files keeps the form that they
 give it.

@@ -38,17 +38,17 @@ class LearnerActor:
         config: Config,
         folder: Path,
         rank: int,
-        attempt: int,
+        life: int,
         buffer: Any,
         keys: LearnerKeys | None,
     ) -> None:
-        """`attempt`: how often the learner was restarted before. `keys`: of the stream; None: it is not encrypted."""
+        """`life`: how often the learner was restarted before. `keys`: of the stream; None: it is not encrypted."""
         self._config = config
         self._folder = RunFolder(folder.absolute())
         ignore_signals()
-        log_to(self._folder, f"learner{rank}", attempt, config.run.log_level)
+        log_to(self._folder, f"learner{rank}", life, config.run.log_level)
         self._rank = rank
-        self._attempt = attempt
+        self._life = life
         self._keys = keys
         self._buffer = buffer
         self._progress = Progress()
@@ -103,7 +103,7 @@ class LearnerActor:
         if self._rank == 0:
             # It binds its port now and accepts actors later, in `stream.open`, when the gate is that of the checkpoint.
             stream = self._stream = StreamServer(
-                make_gate(config, life=self._attempt),
+                make_gate(config, life=self._life),
                 run_id=config.run.name,
                 bind=stream_endpoint(config, former),
                 dead_after_s=config.stream.actor_silent_s,
@@ -129,7 +129,7 @@ class LearnerActor:
                 AutoTokenizer.from_pretrained(str(model_dir)),
                 config.run.record_trajectories,
                 step,
-                went_on=self._attempt > 0,
+                went_on=self._life > 0,
             )
             adopt(self._folder)
             stream.restore_reports(recorder.totals.reports, recorder.totals.actors_live)

@@ -39,7 +39,7 @@ class LearnerRanks:
         self._answered_at: dict[int, float] = {}
         self._reported_at = context.clock()
         self._fresh: RunStatus | None = None
-        self.attempt = -1
+        self.life = -1
         """Number of restarts so far; -1 before the first start."""
         self.endpoint: str | None = None
         """The endpoint of the stream on rank 0; None until it is known."""
@@ -137,7 +137,7 @@ class LearnerRanks:
     def _start(self, resume: bool, expected: int) -> None:
         """Start every rank; `expected`: rollout actors to wait for before the first batch."""
         context, ray = self._context, self._context.ray
-        self.attempt += 1
+        self.life += 1
         self._handles = [
             ray.start(
                 assignment,
@@ -145,7 +145,7 @@ class LearnerRanks:
                 context.config,
                 context.folder.path,
                 assignment.index,
-                self.attempt,
+                self.life,
                 self._buffer,
                 self._keys,
                 max_concurrency=4,
@@ -265,7 +265,7 @@ class LearnerRanks:
         self._context.event("watchdog", text=text)
 
     def _log(self, rank: int) -> Path:
-        return self._context.folder.logs / f"learner{rank}.{self.attempt}.log"
+        return self._context.folder.logs / f"learner{rank}.{self.life}.log"
 
 
 def longest_silence(answered_at: Mapping[int, float], now: float) -> tuple[int, float]:

@@ -25,7 +25,7 @@ class Rollouts:
         self._assignments: dict[int, Assignment] = {}
         self._lives: dict[int, ActorLife] = {}
         self._first = 0
-        self._attempt = 0
+        self._life = 0
         self._has_joined = False
         self._buffer: Handle = None
         self._keys: ActorKeys | None = None
@@ -153,8 +153,8 @@ class Rollouts:
 
     def _look(self, now: float) -> None:
         """Note which actors are connected to the learner."""
-        if self._attempt != self._learner.attempt:
-            self._attempt = self._learner.attempt
+        if self._life != self._learner.life:
+            self._life = self._learner.life
             for life in self.running.values():
                 life.seen_at = now  # nobody can be connected while no learner runs
         if (status := self._learner.fresh_status()) is not None:

@@ -130,18 +130,18 @@ def work_log(folder: RunFolder, actor_id: str, wanted: bool) -> Callable[[dict[s
     return record
 
 
-def log_to(folder: RunFolder, process: str, attempt: int, level: str) -> Path:
-    """Send this process's log records and output, and its children's output, to `logs/<process>.<attempt>.log`.
+def log_to(folder: RunFolder, process: str, number: int, level: str) -> Path:
+    """Send this process's log records and output, and its children's output, to `logs/<process>.<number>.log`.
 
     `level`: of the log records, one of `launch.arguments.LOG_LEVELS`.
     """
-    path = folder.logs / f"{process}.{attempt}.log"
+    path = folder.logs / f"{process}.{number}.log"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    log_to_stderr(f"{process}.{attempt}", level)
+    log_to_stderr(f"{process}.{number}", level)
     _LOG.info("the process starts: azr %s, Python %s", version("azr"), platform.python_version())
     return path

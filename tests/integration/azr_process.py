@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (\S+) (\S+) (\d+) (DEBUG|INFO|WARNING|ERROR) (\S+): .*")
-"""Host, process and attempt, process id, level, module."""
+"""Host, process and number of its log file, process id, level, module."""
 
 
 def command(*arguments: str) -> list[str]:

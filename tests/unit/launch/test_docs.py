@@ -72,7 +72,7 @@ def _folders() -> list[Path]:
 _RUN = {"config.toml", "metrics.jsonl", "events.jsonl", "seeds.jsonl", "program.py", "programs.jsonl", "mine.jsonl",
         "tasks.jsonl", "results.jsonl", "owner.lock"}  # fmt: skip
 """Files of a run folder, and of examples."""
-_PLACEHOLDERS = {"N", "NAME", "RUN", "ACTOR", "PROCESS", "ATTEMPT"}
+_PLACEHOLDERS = {"N", "NAME", "RUN", "ACTOR", "PROCESS"}
 
 
 @of_today

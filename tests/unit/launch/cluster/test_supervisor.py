@@ -71,9 +71,9 @@ class Run:
         while self.clock.now < end:
             self.poll(times=2, after_s=min(50.0, end - self.clock.now))
 
-    def tell(self, status: RunStatus, attempt: int = 0) -> None:
+    def tell(self, status: RunStatus, life: int = 0) -> None:
         """The learner's status from now on."""
-        self.ray.always[f"learner0.{attempt}.status"] = status
+        self.ray.always[f"learner0.{life}.status"] = status
 
     def end(self, process: str, outcome: Any) -> None:
         """A process's run is over; an exception is its error."""
@@ -250,11 +250,11 @@ def test_the_watchdog_names_who_waits_for_whom(tmp_path: Path) -> None:
     assert [event["text"] for event in run.events("watchdog")] == [text]
 
 
-def restart_learner(run: Run, attempt: int = 0) -> None:
+def restart_learner(run: Run, life: int = 0) -> None:
     """The learner's process ends, and the wait for its next start is over."""
-    run.end(f"learner0.{attempt}", DIED)
+    run.end(f"learner0.{life}", DIED)
     run.poll()
-    run.poll(after_s=2.0 ** (attempt + 1))
+    run.poll(after_s=2.0 ** (life + 1))
 
 
 def test_a_write_that_the_learner_died_in_is_mended_before_it_starts_again(tmp_path: Path) -> None:
@@ -303,8 +303,8 @@ def test_after_a_restart_nothing_is_believed_that_the_former_learner_said(tmp_pa
 
 def test_a_learner_that_always_dies_ends_the_run_and_names_its_log(tmp_path: Path) -> None:
     run = Run(tmp_path).start()
-    for attempt in range(3):
-        restart_learner(run, attempt)
+    for life in range(3):
+        restart_learner(run, life)
     with pytest.raises(RunFailed, match=r"learner0 failed 4 times (.|\n)*learner0\.3\.log"):
         restart_learner(run, 3)
 
@@ -413,7 +413,7 @@ def test_no_actor_is_blamed_for_the_time_without_a_learner(tmp_path: Path) -> No
     run = Run(tmp_path).start(playing(0))
     run.poll()
     run.clock.now += 899
-    run.tell(playing(), attempt=1)
+    run.tell(playing(), life=1)
     restart_learner(run)
     run.wait(890)
     assert "rollout0.0" not in run.ray.killed
