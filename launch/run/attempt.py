@@ -34,6 +34,8 @@ class Origin:
     """None: the attempt begins at step 1."""
     recorded: int = 0
     """The newest step in metrics or trajectories."""
+    resumes: bool = False
+    """Whether the run has begun before."""
     start_over: bool = False
     """Whether everything recorded is set aside first."""
     notices: list[str] = field(default_factory=list)
@@ -64,7 +66,7 @@ def former_run(config: Config | SftConfig, folder: RunFolder, start_over: bool =
     """
     recorded = last_step(folder)
     if start_over:
-        return Origin(None, recorded, start_over=True)
+        return Origin(None, recorded, resumes=True, start_over=True)
     checkpoints = Checkpoints(folder.checkpoints, config.learner.keep_checkpoints)
     notices = checkpoints.recover()
     latest = checkpoints.latest()
@@ -74,7 +76,7 @@ def former_run(config: Config | SftConfig, folder: RunFolder, start_over: bool =
             f"continued. To begin at step 1 again: {command(config)} --resume {shlex.quote(str(folder.path))} "
             "--start-over. That moves all that is recorded to attempts/ in the run folder and deletes nothing."
         )
-    return Origin(latest, recorded, notices=notices)
+    return Origin(latest, recorded, resumes=True, notices=notices)
 
 
 def begin(config: Config | SftConfig, folder: RunFolder, origin: Origin, changes: Changes | None = None) -> list[str]:
@@ -83,7 +85,7 @@ def begin(config: Config | SftConfig, folder: RunFolder, origin: Origin, changes
 
     `changes`: of the settings since the attempt before.
     """
-    kept = _keep_config(folder)
+    _keep_config(folder)
     attempt = folder.new_attempt()
     attempt.config.write_text(to_run_toml(config))
     now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
@@ -109,7 +111,7 @@ def begin(config: Config | SftConfig, folder: RunFolder, origin: Origin, changes
     if changes:
         lines += changes.sentences()
         details["changed"] = changes.values
-    append_event(folder, "run_resumed" if kept else "run_started", **details)
+    append_event(folder, "run_resumed" if origin.resumes else "run_started", **details)
     return lines
 
 
@@ -139,12 +141,9 @@ def command(config: Config | SftConfig) -> str:
     return "azr train" if isinstance(config, Config) else "azr sft"
 
 
-def _keep_config(folder: RunFolder) -> bool:
-    """Keep the configuration of a run that was begun before attempts had folders. False: the run is new."""
-    if not folder.config.exists():
-        return False
-    if folder.newest_attempt() is None:
+def _keep_config(folder: RunFolder) -> None:
+    """Keep the configuration of a run that an older version, which made no folders for attempts, has begun."""
+    if folder.config.exists() and folder.newest_attempt() is None:
         first = AttemptFolder(folder.attempts / "000")
         first.path.mkdir(parents=True)
         first.config.write_bytes(folder.config.read_bytes())
-    return True
