@@ -99,8 +99,13 @@ def _acquire(folder: RunFolder, lease: SoftFileLease, say: Callable[[str], None]
 
 def _lives_here(owner: OwnerRecord) -> bool:
     """Whether the owner is a living process of this host. Its name may have the process namespace after a `?`."""
-    own = socket.gethostname()
-    return owner.hostname.partition("?")[0] == own.partition("?")[0] and psutil.pid_exists(owner.pid)
+    if owner.hostname.partition("?")[0] != socket.gethostname().partition("?")[0]:
+        return False
+    try:
+        # One that was killed and whose parent has not asked for its end keeps its id.
+        return bool(psutil.Process(owner.pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _named(owner: OwnerRecord) -> str:

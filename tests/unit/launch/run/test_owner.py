@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launch.run.folder import RunFolder, RunFolderError
@@ -95,6 +96,15 @@ def test_the_folder_of_an_owner_that_was_killed_is_taken_over_at_once(tmp_path: 
     assert f'"pid": {process.pid}' in RunFolder(tmp_path).events.read_text()
     own(tmp_path, said.append)
     assert len(said) == 1, "it was given back"
+
+
+def test_an_owner_that_was_killed_and_is_not_reaped_is_taken_for_dead(tmp_path: Path) -> None:
+    with owner(tmp_path) as process:
+        process.kill()
+        wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
+        said: list[str] = []
+        own(tmp_path, said.append)
+    assert "waiting up to" in said[0] and "taking over" in said[1]
 
 
 def test_it_is_given_back_after_an_error_and_an_empty_folder_is_not_left_behind(tmp_path: Path) -> None:
