@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from executor.sandbox.jail import die_with_parent
 from executor.user_error import UserError
 from launch.bench.report import Slice
 
@@ -96,6 +97,7 @@ class LineProcess:
             stdout=subprocess.PIPE,
             env=environment,
             start_new_session=True,  # Ctrl-C is for the benchmark, which then ends its peers
+            preexec_fn=die_with_parent,  # noqa: PLW1509 (it calls one function of the kernel)
         )
         self._buffer = b""
         try:

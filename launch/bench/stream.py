@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 import zmq
 
+from executor.sandbox.jail import die_with_parent
 from launch.bench.options import add_seconds
 from launch.bench.peers import LineProcess
 from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_versions, progress
@@ -299,6 +300,7 @@ def fill(target: Any, tokens: int, count: int, gap_s: float) -> None:
 
 def fill_as_told(orders: Any, target: Any) -> None:
     """Fill `target` for each order that comes from `orders`, until it is None; runs in a process of its own."""
+    die_with_parent()
     while (order := orders.get()) is not None:
         fill(target, *order)
 

@@ -37,11 +37,12 @@ class BufferActor:
     on without its tasks.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, log_number: int = 0) -> None:
+        """`log_number`: of its log; a process that Ray restarts goes on with the same one."""
         self._config = config
         self._folder = RunFolder(folder.absolute())
         ignore_signals()
-        log_to(self._folder, "buffer", 0, config.run.log_level)
+        log_to(self._folder, "buffer", log_number, config.run.log_level)
         self._store: TaskBuffer | None = None
         self._failure: Exception | None = None
         with warnings.catch_warnings():

@@ -25,6 +25,7 @@ class BufferProcess:
         self._budget = FailureBudget(config.supervision.max_buffer_restarts, config.supervision.restart_window_s)
         self._opened: Reference | None = None
         self._asked: Reference | None = None
+        self._log_number = context.folder.next_log("buffer")
         self._asked_at = 0.0
         self.handle: Handle = None
         self.is_answering = True
@@ -46,6 +47,7 @@ class BufferProcess:
             BufferActor,
             context.config,
             context.folder.path,
+            self._log_number,
             **options(context.config.supervision.max_buffer_restarts),
         )
         self._opened = context.ray.call(self.handle, "open", resume)
@@ -106,4 +108,5 @@ class BufferProcess:
         self._context.say(f"the task buffer {what}; it starts again on the same file")
 
     def _failure(self, error: Exception) -> str:
-        return f"the task buffer failed: {error}\nIts log: {self._context.folder.logs / 'buffer.0.log'}"
+        log = self._context.folder.logs / f"buffer.{self._log_number}.log"
+        return f"the task buffer failed: {error}\nIts log: {log}"

@@ -5,6 +5,7 @@ Ray carries no bulk data: trajectories go over ZeroMQ, weights over a process gr
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 
 from launch.cluster.context import RunFailed
@@ -14,6 +15,7 @@ from launch.cluster.requests import Requests
 from launch.cluster.supervisor import Supervisor
 from launch.cluster.verify import differences
 from launch.config import Config
+from launch.recipe import ConfigError
 from launch.run.console import Console
 from launch.run.folder import RunFolder, append_event
 from launch.run.interrupts import COMPLETE, INTERRUPTED, SAVED, Interrupts
@@ -36,6 +38,7 @@ def run(
     """
     interrupts = interrupts or Interrupts()
     num_processes = config.learner.parallel.world_size + config.actors.num_actors
+    check_port(config)
     try:
         with scratch(folder.path) as private:
             interrupts.last_acts.append(lambda why: remove(private))
@@ -45,6 +48,21 @@ def run(
         console.say(f"FAILED: {error}")
         append_event(folder, "run_ended", why=f"failed: {error}")
         return error.exit_code
+
+
+def check_port(config: Config) -> None:
+    """Raise ConfigError if another process of this machine listens at `stream.port` already."""
+    if not config.stream.port or config.ray.address is not None:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.stream_host, config.stream.port))
+        except OSError as error:
+            raise ConfigError(
+                f"stream.port = {config.stream.port} cannot be used on {config.stream_host}: {error.strerror}. Set "
+                "another port, or 0 for a free one"
+            ) from None
 
 
 def _drive(

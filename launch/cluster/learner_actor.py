@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import zmq
 
 from executor.signals import ignore_signals
 from launch.addresses import AUTO_HOST, free_port, host_of
 from launch.cluster.buffer_actor import ask_buffer
 from launch.config import Config
 from launch.models import prepare
+from launch.recipe import ConfigError
 from launch.run.folder import RunFolder, checkpoint_event, log_to
 from launch.run.recorder import Recorder
 from launch.run.status import Progress, RunStatus
@@ -41,12 +43,16 @@ class LearnerActor:
         life: int,
         buffer: Any,
         keys: LearnerKeys | None,
+        first_log: int = 0,
     ) -> None:
-        """`life`: how often the learner was restarted before. `keys`: of the stream; None: it is not encrypted."""
+        """`life`: how often the learner was restarted before. `keys`: of the stream; None: it is not encrypted.
+
+        `first_log`: the number of the log of life 0.
+        """
         self._config = config
         self._folder = RunFolder(folder.absolute())
         ignore_signals()
-        log_to(self._folder, f"learner{rank}", life, config.run.log_level)
+        log_to(self._folder, f"learner{rank}", first_log + life, config.run.log_level)
         self._rank = rank
         self._life = life
         self._keys = keys
@@ -102,14 +108,20 @@ class LearnerActor:
         stream: StreamServer | None = None
         if self._rank == 0:
             # It binds its port now and accepts actors later, in `stream.open`, when the gate is that of the checkpoint.
-            stream = self._stream = StreamServer(
-                make_gate(config, life=self._life),
-                run_id=config.run.name,
-                bind=stream_endpoint(config, former),
-                dead_after_s=config.stream.actor_silent_s,
-                keys=self._keys,
-                open_now=False,
-            )
+            try:
+                stream = self._stream = StreamServer(
+                    make_gate(config, life=self._life),
+                    run_id=config.run.name,
+                    bind=stream_endpoint(config, former),
+                    dead_after_s=config.stream.actor_silent_s,
+                    keys=self._keys,
+                    open_now=False,
+                )
+            except zmq.ZMQError as error:
+                endpoint = stream_endpoint(config, former)
+                raise ConfigError(
+                    f"the learner cannot listen at {endpoint}: {error}. See stream.host and stream.port"
+                ) from error
             self._bound.set()
             _LOG.info("the stream listens at %s", stream.endpoint)
         model_dir = prepare(config.model.path)

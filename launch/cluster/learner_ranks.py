@@ -39,6 +39,8 @@ class LearnerRanks:
         self._answered_at: dict[int, float] = {}
         self._reported_at = context.clock()
         self._fresh: RunStatus | None = None
+        ranks = range(config.learner.parallel.world_size)
+        self._first_log = max(context.folder.next_log(f"learner{rank}") for rank in ranks)
         self.life = -1
         """Number of restarts so far; -1 before the first start."""
         self.endpoint: str | None = None
@@ -148,6 +150,7 @@ class LearnerRanks:
                 self.life,
                 self._buffer,
                 self._keys,
+                self._first_log,
                 max_concurrency=4,
             )
             for assignment in self._assignments
@@ -265,7 +268,7 @@ class LearnerRanks:
         self._context.event("watchdog", text=text)
 
     def _log(self, rank: int) -> Path:
-        return self._context.folder.logs / f"learner{rank}.{self.life}.log"
+        return self._context.folder.logs / f"learner{rank}.{self._first_log + self.life}.log"
 
 
 def longest_silence(answered_at: Mapping[int, float], now: float) -> tuple[int, float]:

@@ -121,7 +121,8 @@ def begun(
         check_model(config, prepare(config.model.path, console.say))
         lines = begin(config, folder, origin, changes(former, config, origin.checkpoint) if former else None)
         process = "serial" if config.run.mode == "serial" else "driver"
-        log_to_file(folder.logs / f"{process}.0.log", f"{process}.0", config.run.log_level)
+        process = f"{process}.{folder.next_log(process)}"
+        log_to_file(folder.logs / f"{process}.log", process, config.run.log_level)
         for line in [*lines, f"run folder: {folder.path}"]:
             console.say(line)
         yield folder

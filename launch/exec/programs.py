@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from launch.exec.lines import ExecError, Line, read_lines, shortened
 from launch.json_lines import to_json
 
 OK, NOT_OK = 0, 1
+INTERRUPTED = 130
+CLOSE_S = 10.0
+"""Seconds after Ctrl-C within which the sandboxes have to be closed; a start that is under way is waited for."""
 LINES_PER_WORKER = 32
 """Lines that may be under way for each sandbox: enough that one slow program at the head leaves no other sandbox idle
 for long, and few enough that memory does not depend on the file's length."""
@@ -53,12 +57,23 @@ async def _judge(settings: ExecutorSettings) -> AsyncIterator[Judge]:
     try:
         await pool.start()
     except asyncio.CancelledError:
+        _end_within(CLOSE_S)
         await pool.close()
         raise
     try:
         yield Judge(pool, settings)
+    except asyncio.CancelledError:
+        _end_within(CLOSE_S)
+        raise
     finally:
         await pool.close()
+
+
+def _end_within(seconds: float) -> None:
+    """End this process after `seconds`, if it has not ended until then; the kernel takes its sandboxes along."""
+    timer = threading.Timer(seconds, os._exit, [INTERRUPTED])
+    timer.daemon = True
+    timer.start()
 
 
 async def run_program(settings: ExecutorSettings, program: str, inputs: Sequence[str], as_json: bool) -> int:

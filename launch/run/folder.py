@@ -86,6 +86,11 @@ class RunFolder:
         attempt.path.mkdir(parents=True)
         return attempt
 
+    def next_log(self, process: str) -> int:
+        """The number of the next log of `process`: one more than those of its logs."""
+        numbers = [path.name.removesuffix(".log").rpartition(".")[2] for path in self.logs.glob(f"{process}.*.log")]
+        return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """One object a step, in order."""
         if not self.metrics.exists():

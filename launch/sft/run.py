@@ -71,7 +71,8 @@ def run(
             console.say(done)
             return 0
         lines = begin(config, folder, origin, changes(former, config, origin.checkpoint) if former else None)
-        log_to_file(folder.logs / "sft.0.log", "sft.0", config.run.log_level)
+        process = f"sft.{folder.next_log('sft')}"
+        log_to_file(folder.logs / f"{process}.log", process, config.run.log_level)
         try:
             for line in [*lines, f"run folder: {folder.path}"]:
                 console.say(line)

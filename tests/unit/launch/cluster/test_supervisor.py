@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,20 @@ import ray
 
 from actors.settings import SelfPlaySettings
 from launch.cluster.context import RunFailed
+from launch.cluster.driver import check_port
 from launch.cluster.engine_failure import EngineStartFailed
 from launch.cluster.lives import ENDING_S
 from launch.cluster.placement import Node
 from launch.cluster.supervisor import Supervisor
 from launch.config import Config
+from launch.recipe import ConfigError
 from launch.run.console import REFRESH_S
 from launch.run.folder import RunFolder
 from launch.run.status import RunStatus
 from launch.settings import ActorsSettings
 from learner.checkpoint import seal
 from learner.phase import Phase
-from learner.settings import LearnerSettings, ParallelSettings
+from learner.settings import LearnerSettings, ParallelSettings, StreamSettings
 from tests.unit.launch.cluster.fake_ray import Clock, FakeRay
 
 HERE = "tcp://127.0.0.1:5"
@@ -121,6 +124,31 @@ def test_a_resumed_runs_actors_go_on_counting_incarnations(tmp_path: Path) -> No
     run.supervisor.start(resume=True)
     run.poll()
     assert run.ray.started["rollout0.0"][1][3] == 5
+
+
+def test_each_attempt_has_logs_of_its_own(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.create()
+    for name in ("learner0.0.log", "learner0.2.log", "buffer.0.log", "learner0.txt.log", "rollout0.7.log"):
+        (folder.logs / name).touch()
+    run = Run(tmp_path).start()
+    assert run.ray.started["learner0.0"][1][-1] == 3
+    assert run.ray.started["buffer.0"][1][-1] == 1
+    run.end("learner0.0", DIED)
+    run.poll()
+    assert "learner0.3.log" in run.said[0]
+
+
+def test_a_port_that_is_taken_is_named_before_anything_starts() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=f"stream.port = {port} cannot be used on 127.0.0.1: Address already in use"
+        ):
+            check_port(Config(stream=StreamSettings(port=port)))
+    check_port(Config(stream=StreamSettings(port=port)))
 
 
 def test_it_waits_for_an_end_and_not_in_a_loop(tmp_path: Path) -> None:
