@@ -102,7 +102,7 @@ class StreamClient:
         self._beating: asyncio.Task[None] | None = None
 
     async def connect(self, timeout_s: float, report: Callable[[], Mapping[str, float]] = dict) -> int:
-        """Greet the learner until it answers; returns its policy version.
+        """Greet the learner until it answers; returns its version, as a label (`learner/lineage.py`).
 
         Raises TimeoutError after `timeout_s` seconds, ConnectionError where the learner has no use for this life of the
         actor.
@@ -190,7 +190,7 @@ class StreamClient:
             self._send({"type": "failed", "slots": answered, "why": why[:512]}, answered)
 
     async def send_loaded(self, version: int, timings: Mapping[str, float]) -> None:
-        """Report that the engine runs the weights of `version`. `timings`: seconds by phase."""
+        """Report that the engine runs the weights of `version`, a label. `timings`: seconds by phase."""
         self._send({"type": "loaded", "version": version, "timings": dict(timings)})
 
     async def send_load_failed(self, group: int, why: str, interrupted: bool) -> None:

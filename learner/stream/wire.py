@@ -6,7 +6,7 @@ bounds, raises `WireError`.
 
 `seq` numbers what an actor sends and keeps until it is acknowledged. `number` numbers, within a `session`, what the
 learner sends and keeps until the actor says that it has `taken` it. A session begins whenever the learner takes an
-actor in.
+actor in. `version` is a label, of version and the learner's life (`learner/lineage.py`).
 """
 
 from __future__ import annotations
