@@ -134,6 +134,7 @@ class LearnerActor:
         step = saved.resume(stream, stream.requeue if stream else lambda queued: None) if resume else 0
         _LOG.info("the learner is ready, with %d CPU threads, after step %d", torch.get_num_threads(), step)
         trainer.life = trainer.ranks.share(lambda: stream.gate.life_id if stream is not None else 0)
+        trainer.ranks.barrier()  # every rank has loaded: the run goes on with these settings
         recorder = sender = None
         if stream is not None:
             recorder = Recorder(

@@ -140,6 +140,7 @@ class SftRank:
         if latest is not None:
             trainer.step = _resumed_step(latest, identity)
             policy.load_checkpoint(latest / "model")
+        ranks.barrier()  # every rank has loaded: the run goes on with these settings
         recorder = None
         if ranks.is_main:
             # The row of step 0 is written again as well, where the run begins at step 1.
