@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
+import os
 import pkgutil
 import re
 import shlex
@@ -136,3 +137,21 @@ def test_another_error_is_a_defect_and_keeps_its_traceback(monkeypatch: pytest.M
     monkeypatch.setattr("launch.commands.model._list", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["model", "list"])
+
+
+def test_the_version_names_what_it_runs_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert re.fullmatch(r"azr \d+\.\d+\.\d+ \(Python 3.*, torch .*, ray .*\)\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["config", "docs"]])
+def test_a_reader_that_goes_away_is_no_traceback(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-m", "launch.cli", *arguments]
+    found = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    os.close(writer)
+    assert found.stderr == ""
+    assert found.returncode in (0, cli.BROKEN_PIPE)  # argparse does not notice it
