@@ -79,6 +79,17 @@ def environment(**values: str | None) -> Iterator[None]:
         _set(before)
 
 
+@contextlib.contextmanager
+def temporary_files(folder: Path) -> Iterator[None]:
+    """Have this process and those that it starts keep their temporary files in `folder`, until the block ends."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        with environment(TMPDIR=str(folder)):
+            yield
+    finally:
+        tempfile.tempdir = before
+
+
 def is_used(folder: Path) -> bool:
     """Whether the driver of the run with this scratch folder lives."""
     try:

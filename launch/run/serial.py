@@ -34,7 +34,7 @@ from launch.run.gate import make_gate
 from launch.run.hooks import make_hooks
 from launch.run.interrupts import COMPLETE, INTERRUPTED, SAVED, Interrupts
 from launch.run.recorder import Recorder
-from launch.run.scratch import environment, remove, scratch
+from launch.run.scratch import remove, scratch, temporary_files
 from launch.run.status import Progress, RunStatus, has_unsaved_work
 from launch.run.summary import summarise
 from launch.run.task_buffer import open_tasks
@@ -233,7 +233,7 @@ def run(
 ) -> int:
     """Run to the end; returns the exit code."""
     view, interrupts = console or Console(config), interrupts or Interrupts()
-    with scratch(folder.path) as private, environment(TMPDIR=str(private / "tmp")):
+    with scratch(folder.path) as private, temporary_files(private / "tmp"):
         interrupts.last_acts.append(lambda why: remove(private))
         return _run(config, folder, resume, view, interrupts)
 

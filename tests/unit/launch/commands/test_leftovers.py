@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -97,3 +98,11 @@ def test_sockets_have_short_paths_wherever_temporary_files_lie(tmp_path: Path, m
     for folder in ("/tmp", "/scratch/" + "x" * 200):
         monkeypatch.setattr("tempfile.gettempdir", lambda folder=folder: folder)
         assert len(str(scratch.scratch_of(tmp_path) / longest)) < 107
+
+
+def test_temporary_files_of_a_process_and_its_children_can_be_gathered(tmp_path: Path) -> None:
+    with scratch.temporary_files(tmp_path), tempfile.NamedTemporaryFile() as own:
+        program = "import tempfile; print(tempfile.gettempdir())"
+        child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert Path(own.name).parent == Path(child.stdout.strip()) == tmp_path
+    assert tempfile.gettempdir() != str(tmp_path)
