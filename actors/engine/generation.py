@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from learner.lineage import split_label
 from learner.trajectory import Status, VersionSpan
 from learner.weights.group import GroupSpec
 from learner.weights.manifest import TensorSpec
@@ -69,7 +70,8 @@ class WeightUpdateFailed(RuntimeError):
     """
 
     def __init__(self, version: int, cause: BaseException, *, intact: bool, interrupted: bool) -> None:
-        super().__init__(f"weights of version {version} ({'old ones in place' if intact else 'paused'}): {cause}")
+        number, _ = split_label(version)
+        super().__init__(f"weights of version {number} ({'old ones in place' if intact else 'paused'}): {cause}")
         self.version = version
         self.intact = intact
         self.interrupted = interrupted
@@ -93,7 +95,7 @@ class Engine(Protocol):
         """Sample one response. Raises `EngineAborted`, `EngineDead`; ValueError for a prompt that does not fit."""
 
     async def set_version(self, version: int) -> None:
-        """Set the version number of the loaded weights."""
+        """Set the version of the loaded weights, a label (`learner/lineage.py`)."""
 
     async def join(self, spec: GroupSpec, rank: int) -> None:
         """Join a weight group with one rank a worker, the first of them `rank`. Generation goes on meanwhile. Raises
