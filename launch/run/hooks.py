@@ -48,10 +48,15 @@ def make_hooks(
         recorder.step(metrics, batch, reports())
         progress.last = recorder.last
 
+    def save_with_totals(version: int) -> None:
+        save(version)
+        if recorder is not None:  # what was generated since the row, the checkpoint may have in its queue
+            recorder.totals.write(recorder.totals.time_s, reports())
+
     return Hooks(
         interrupted=make_interrupted(config.run, progress),
         on_step=on_step,
-        save=save,
+        save=save_with_totals,
         describe=describe_batch,
         on_phase=progress.enter,
         drain=drain,

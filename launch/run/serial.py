@@ -102,6 +102,11 @@ class SerialStream:
         self.reports.report(HOLDER, {"tokens_generated": self._generated} | self.measured)
         return self.reports.combined() | {"actors": 1}
 
+    def reports_state(self) -> dict[str, Any]:
+        """Return the counters, for the run's totals."""
+        self.stats()
+        return self.reports.state_dict()
+
     def frozen(self) -> AbstractContextManager[object]:
         """Return a context that does nothing: in one thread nothing arrives while a checkpoint is written."""
         return nullcontext()
@@ -300,7 +305,7 @@ def _run(config: Config, folder: RunFolder, resume: bool, view: Console, interru
 
     trainer.life = gate.life_id
     stream.reports.load_state_dict(recorder.totals.reports, actors_live=False)
-    hooks = make_hooks(config, recorder, save, progress, store.metrics, stream.reports.state_dict)
+    hooks = make_hooks(config, recorder, save, progress, store.metrics, stream.reports_state)
     try:
         with interrupts.running(stop, view.say), view.following(status):
             # By steps only: a checkpoint changes how requests share batches, and a run by its seed is repeatable.

@@ -64,7 +64,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     done = azr([*start, f"run.dir={whole.parent}"])
     assert done.returncode == 0, done.stdout + done.stderr
     for life, kill in enumerate(KILLS):
-        done = azr(["train", "--resume", str(killed)] if life else [*start, f"run.dir={killed.parent}"], kill)
+        # Killed before its first checkpoint, a run can only begin again.
+        begun = ["--start-over"] if not list((killed / "checkpoints").glob("step_*")) else []
+        again = ["train", "--resume", str(killed), *begun]
+        done = azr(again if life else [*start, f"run.dir={killed.parent}"], kill)
         assert done.returncode == -signal.SIGKILL, f"{kill} was not reached: {done.stdout}{done.stderr}"
     done = azr(["train", "--resume", str(killed)])
     assert done.returncode == 0, done.stdout + done.stderr
