@@ -23,7 +23,7 @@ from actors.engine.generation import Completion, EngineAborted, EngineDead, Samp
 from actors.engine.serial_engine import SerialEngine
 from actors.settings import EngineSettings
 from launch.models import prepare
-from learner.trajectory import Status
+from learner.trajectory import Status, VersionSpan
 from learner.weights.group import WeightSyncError
 from learner.weights.local import LocalChannel
 from learner.weights.manifest import checksum, manifest_of
@@ -141,7 +141,7 @@ async def test_logprobs_are_those_of_the_distribution_that_is_sampled(engine: As
         engine.generate(prompt, Sampling(max_tokens=40, temperature=0.0), f"greedy-{temperature}"),
     )
     assert len(completion.logprobs) == len(completion.token_ids)
-    assert [tuple(span) for span in completion.versions] == [(0, 0, len(completion.token_ids))]
+    assert completion.versions == (VersionSpan(0, 0, len(completion.token_ids)),)
     expected = reference_logprobs(model_weights(torch.float32), prompt, completion, temperature)
     torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
 
