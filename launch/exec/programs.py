@@ -16,6 +16,7 @@ from executor.judge import Judge
 from executor.outcomes import InfrastructureError, Outcome, Status
 from executor.pool import SandboxPool
 from executor.settings import ExecutorSettings
+from executor.signals import SIGNALS
 from executor.values import CodecError
 from launch.exec.lines import ExecError, Line, read_lines, shortened
 from launch.json_lines import to_json
@@ -40,15 +41,40 @@ def read_program(file: str) -> str:
 
 
 def play(work: Coroutine[Any, Any, int]) -> int:
-    """Run to the end; returns the exit code, also where stdout was closed. Raises InfrastructureError."""
+    """Run to the end; returns the exit code, also where stdout was closed. Raises InfrastructureError, and
+    KeyboardInterrupt after SIGINT or SIGTERM."""
     try:
-        return asyncio.run(work)
+        code = asyncio.run(_until_interrupted(work))
     except InfrastructureError as error:
         raise InfrastructureError(f"the sandbox failed, which says nothing about the program: {error}") from error
     except BrokenPipeError:
         # The reader of stdout has closed it, as `head` does. The interpreter would try to flush it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return NOT_OK
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return code
+
+
+async def _until_interrupted(work: Coroutine[Any, Any, int]) -> int:
+    """What `work` returns, or INTERRUPTED. The process ends `CLOSE_S` after a signal, whatever still runs."""
+    working = asyncio.create_task(work)
+    interrupted = False
+
+    def stop() -> None:
+        nonlocal interrupted
+        interrupted = True
+        _end_within(CLOSE_S)
+        working.cancel()
+
+    for number in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    try:
+        return await working
+    except asyncio.CancelledError:
+        if interrupted:
+            return INTERRUPTED
+        raise
 
 
 @contextlib.asynccontextmanager
@@ -57,14 +83,10 @@ async def _judge(settings: ExecutorSettings) -> AsyncIterator[Judge]:
     try:
         await pool.start()
     except asyncio.CancelledError:
-        _end_within(CLOSE_S)
         await pool.close()
         raise
     try:
         yield Judge(pool, settings)
-    except asyncio.CancelledError:
-        _end_within(CLOSE_S)
-        raise
     finally:
         await pool.close()
 
