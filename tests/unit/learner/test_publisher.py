@@ -217,6 +217,7 @@ def test_an_actor_that_dies_before_it_joins_is_counted_out_by_name_and_the_broad
     assert_runs(sound, 1)
 
 
+@pytest.mark.slow
 def test_who_survives_a_broken_broadcast_is_not_blamed_for_it(world: Callable[..., World]) -> None:
     here, sound, dying = world(layers=32), Actor("sound"), Actor("dying", dies_at=2)
     here.add(dying, sound)

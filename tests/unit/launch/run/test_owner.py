@@ -77,6 +77,7 @@ def test_a_folder_that_is_in_use_is_refused_with_its_owner_and_what_to_do(tmp_pa
         assert words in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_owner_that_is_stopped_here_is_never_taken_for_dead(tmp_path: Path) -> None:
     with owner(tmp_path) as process:
         process.send_signal(signal.SIGSTOP)
@@ -115,6 +116,7 @@ def test_it_is_given_back_after_an_error_and_an_empty_folder_is_not_left_behind(
 
 
 @pytest.mark.parametrize("lives", [True, False])
+@pytest.mark.slow
 def test_an_owner_on_another_host_is_known_by_its_heartbeat(tmp_path: Path, lives: bool) -> None:
     folder = RunFolder(tmp_path)
     elsewhere = f"filelock/2\npid={os.getpid()}\nhost=elsewhere\nmode=lease\ntoken={'a' * 32}\nduration={LEASE_S}\n"

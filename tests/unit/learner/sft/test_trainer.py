@@ -159,6 +159,7 @@ def run_rank(rank: int, folder: Path, out: Path) -> None:
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.slow
 def test_two_data_parallel_ranks_equal_one(folder: Path, tmp_path: Path) -> None:
     run_ranks(run_rank, (folder, tmp_path), 2)
     alone = make_trainer(folder)
