@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from learner.metrics.catalogue import Kind, Metric, Section, Whose
+from learner.metrics.catalogue import Entries, Section, Whose
 
-
-def _share(name: str, meaning: str, healthy: str = "") -> Metric:
-    return Metric(name=name, kind=Kind.SHARE, whose=Whose.ACTORS, meaning=meaning, healthy=healthy)
-
-
-def _gauge(name: str, unit: str, meaning: str, healthy: str = "") -> Metric:
-    return Metric(name=name, kind=Kind.GAUGE, unit=unit, whose=Whose.ACTORS, meaning=meaning, healthy=healthy)
-
+_OF_ACTORS = Entries(Whose.ACTORS)
+_OF_BUFFER = Entries(Whose.BUFFER)
+_share, _gauge = _OF_ACTORS.share, _OF_ACTORS.gauge
 
 SELF_PLAY = Section(
     "Self-play",
@@ -67,21 +62,9 @@ BUFFER = Section(
     "The task buffer",
     "",
     (
-        Metric(
-            name="buffer/evicted",
-            kind=Kind.COUNTER,
-            unit="tasks",
-            whose=Whose.BUFFER,
-            meaning="tasks of all kinds that left the draw",
-        ),
-        Metric(
-            name="buffer/duplicates",
-            kind=Kind.COUNTER,
-            unit="tasks",
-            whose=Whose.BUFFER,
-            meaning="tasks of all kinds that came again",
-        ),
-        Metric(name="buffer/{kind}", kind=Kind.GAUGE, unit="tasks", whose=Whose.BUFFER, meaning="tasks in the draw"),
+        _OF_BUFFER.counter("buffer/evicted", "tasks of all kinds that left the draw", "tasks"),
+        _OF_BUFFER.counter("buffer/duplicates", "tasks of all kinds that came again", "tasks"),
+        _OF_BUFFER.gauge("buffer/{kind}", "tasks", "tasks in the draw"),
     ),
 )
 

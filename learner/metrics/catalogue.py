@@ -95,6 +95,41 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True)
+class Entries:
+    """Makes the entries of one owner, whose values are combined in one way."""
+
+    whose: Whose
+    combined: tuple[Combine, ...] = ()
+
+    def counter(self, name: str, meaning: str, unit: str = "", healthy: str = "") -> Metric:
+        """Return the entry of a counter."""
+        return self._entry(Kind.COUNTER, name, unit, meaning, healthy)
+
+    def gauge(self, name: str, unit: str, meaning: str, healthy: str = "") -> Metric:
+        """Return the entry of a gauge."""
+        return self._entry(Kind.GAUGE, name, unit, meaning, healthy)
+
+    def share(self, name: str, meaning: str, healthy: str = "") -> Metric:
+        """Return the entry of a share, which has no unit."""
+        return self._entry(Kind.SHARE, name, "", meaning, healthy)
+
+    def seconds(self, name: str, meaning: str, healthy: str = "") -> Metric:
+        """Return the entry of a duration in seconds."""
+        return self._entry(Kind.DURATION, name, SECONDS, meaning, healthy)
+
+    def _entry(self, kind: Kind, name: str, unit: str, meaning: str, healthy: str) -> Metric:
+        return Metric(
+            name=name,
+            kind=kind,
+            whose=self.whose,
+            meaning=meaning,
+            unit=unit,
+            combined=self.combined,
+            healthy=healthy,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """Metrics that are shown together."""
 

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from learner.metrics.catalogue import SECONDS, Kind, Metric, Section, Whose
+from learner.metrics.catalogue import Entries, Kind, Metric, Section, Whose
 
 _TOKENS = "tokens"
 
 
-def _gauge(name: str, unit: str, meaning: str, healthy: str = "") -> Metric:
-    return Metric(name=name, kind=Kind.GAUGE, unit=unit, whose=Whose.LEARNER, meaning=meaning, healthy=healthy)
-
-
-def _share(name: str, meaning: str, healthy: str = "") -> Metric:
-    return Metric(name=name, kind=Kind.SHARE, whose=Whose.LEARNER, meaning=meaning, healthy=healthy)
-
-
-def _seconds(name: str, meaning: str, healthy: str = "") -> Metric:
-    return Metric(name=name, kind=Kind.DURATION, unit=SECONDS, whose=Whose.LEARNER, meaning=meaning, healthy=healthy)
-
-
-def _count(name: str, meaning: str, unit: str = "", healthy: str = "") -> Metric:
-    return Metric(name=name, kind=Kind.COUNTER, unit=unit, whose=Whose.LEARNER, meaning=meaning, healthy=healthy)
-
+_OF_LEARNER = Entries(Whose.LEARNER)
+_gauge, _share = _OF_LEARNER.gauge, _OF_LEARNER.share
+_seconds, _count = _OF_LEARNER.seconds, _OF_LEARNER.counter
 
 TRAINING = Section(
     "Training",

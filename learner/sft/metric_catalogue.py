@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from learner.metrics.catalogue import SECONDS, Kind, Metric, Section, Whose
+from learner.metrics.catalogue import Entries, Section, Whose
 
-
-def _gauge(name: str, unit: str, meaning: str, healthy: str = "") -> Metric:
-    return Metric(name=name, kind=Kind.GAUGE, unit=unit, whose=Whose.LEARNER, meaning=meaning, healthy=healthy)
-
-
-def _seconds(name: str, meaning: str) -> Metric:
-    return Metric(name=name, kind=Kind.DURATION, unit=SECONDS, whose=Whose.LEARNER, meaning=meaning)
-
+_OF_LEARNER = Entries(Whose.LEARNER)
+_gauge, _seconds = _OF_LEARNER.gauge, _OF_LEARNER.seconds
 
 SFT = Section(
     "Supervised fine-tuning",
     "Of one step of `azr sft`.",
     (
-        Metric(name="step", kind=Kind.COUNTER, unit="steps", whose=Whose.LEARNER, meaning="training steps"),
-        Metric(name="version", kind=Kind.COUNTER, unit="versions", whose=Whose.LEARNER, meaning="equal to `step`"),
+        _OF_LEARNER.counter("step", "training steps", "steps"),
+        _OF_LEARNER.counter("version", "equal to `step`", "versions"),
         _gauge("loss", "nats", "mean of -log p over the batch's response tokens", "falls"),
         _gauge("perplexity", "", "exp of the loss"),
         _gauge("grad_norm", "", "gradient norm before clipping"),
-        Metric(
-            name="skipped_update",
-            kind=Kind.SHARE,
-            whose=Whose.LEARNER,
-            meaning="1 where the update was skipped because the gradient was not finite",
-            healthy="0",
-        ),
+        _OF_LEARNER.share("skipped_update", "1 where the update was skipped because the gradient was not finite", "0"),
         _gauge("lr", "", "learning rate"),
         _gauge("epoch", "epochs", "passes over the examples"),
         _gauge("examples", "examples", "examples of the batch"),

@@ -14,52 +14,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from learner.metrics.catalogue import ACTOR_SECONDS, SECONDS, Catalogue, Combine, Kind, Metric, Section, Whose
+from learner.metrics.catalogue import ACTOR_SECONDS, Catalogue, Combine, Entries, Kind, Section, Whose
 from learner.metrics.entries import STREAM
 from learner.places import Holder
 
-_SUM = (Combine.SUM,)
-
-
-def _count(name: str, meaning: str, unit: str = "", healthy: str = "") -> Metric:
-    return Metric(
-        name=name,
-        kind=Kind.COUNTER,
-        unit=unit,
-        whose=Whose.ACTORS,
-        meaning=meaning,
-        combined=_SUM,
-        healthy=healthy,
-    )
-
-
-def _gauge(name: str, meaning: str, unit: str = "", healthy: str = "") -> Metric:
-    return Metric(
-        name=name, kind=Kind.GAUGE, unit=unit, whose=Whose.ACTORS, meaning=meaning, combined=_SUM, healthy=healthy
-    )
-
-
-def _phase(name: str, meaning: str) -> Metric:
-    return Metric(
-        name=f"engine_weights/{name}",
-        kind=Kind.DURATION,
-        unit=SECONDS,
-        whose=Whose.ACTORS,
-        meaning=meaning,
-        combined=(Combine.MEAN, Combine.MAX),
-    )
-
-
-def _heldout(name: str, kind: Kind, meaning: str, unit: str = "") -> Metric:
-    return Metric(
-        name=f"heldout/{name}",
-        kind=kind,
-        unit=unit,
-        whose=Whose.ACTORS,
-        meaning=meaning,
-        combined=(Combine.NEWEST,),
-    )
-
+_SUMMED = Entries(Whose.ACTORS, (Combine.SUM,))
+_SPREAD = Entries(Whose.ACTORS, (Combine.MEAN, Combine.MAX))
+_NEWEST = Entries(Whose.ACTORS, (Combine.NEWEST,))
+_count = _SUMMED.counter
 
 ACTORS = Section(
     "Rollout actors",
@@ -83,49 +45,38 @@ ACTORS = Section(
         _count("prompts_too_long", "prompts that did not fit `selfplay.max_prompt_tokens`", "prompts"),
         _count("references_left_out", "references left out of a prompt because they did not fit", "references"),
         _count("tasks_too_long", "tasks that no prompt has room for", "tasks"),
-        Metric(
-            name="wait_for_policy_actor_s",
-            kind=Kind.COUNTER,
-            unit=ACTOR_SECONDS,
-            whose=Whose.ACTORS,
-            meaning="time in which an actor had nothing granted to play",
-            combined=_SUM,
-            healthy="a small part of `connected_actor_s`: else the learner is slow",
+        _count(
+            "wait_for_policy_actor_s",
+            "time in which an actor had nothing granted to play",
+            ACTOR_SECONDS,
+            "a small part of `connected_actor_s`: else the learner is slow",
         ),
-        Metric(
-            name="connected_actor_s",
-            kind=Kind.COUNTER,
-            unit=ACTOR_SECONDS,
-            whose=Whose.ACTORS,
-            meaning="time since actors were ready to play",
-            combined=_SUM,
+        _count(
+            "connected_actor_s",
+            "time since actors were ready to play",
+            ACTOR_SECONDS,
         ),
-        _gauge("running", "requests that the engines decode now", "requests"),
-        _gauge("waiting", "requests that the engines have not begun", "requests", "0, or the engine is the limit"),
-        Metric(
-            name="kv_usage",
-            kind=Kind.SHARE,
-            whose=Whose.ACTORS,
-            meaning="key/value cache in use",
-            combined=(Combine.MEAN, Combine.MAX),
-            healthy="below 0.95",
+        _SUMMED.gauge("running", "requests", "requests that the engines decode now"),
+        _SUMMED.gauge(
+            "waiting", "requests", "requests that the engines have not begun", "0, or the engine is the limit"
         ),
-        _gauge("capacity", "present limit on slots in flight (`actors.adapt`)", "slots"),
-        _gauge("paused", "actors that are told to start no rollout", "actors", "0"),
-        _gauge("stream/actors_unacknowledged", "messages sent and not acknowledged yet", "messages"),
+        _SPREAD.share("kv_usage", "key/value cache in use", "below 0.95"),
+        _SUMMED.gauge("capacity", "slots", "present limit on slots in flight (`actors.adapt`)"),
+        _SUMMED.gauge("paused", "actors", "actors that are told to start no rollout", "0"),
+        _SUMMED.gauge("stream/actors_unacknowledged", "messages", "messages sent and not acknowledged yet"),
         _count("stream/actors_{event}", "what the actors' ends of the stream counted", "messages", "few"),
-        _phase("pause_s", "the last update's pause: waiting until the engine holds still"),
-        _phase("start_s", "getting ready to load"),
-        _phase("transfer_s", "waiting for bytes"),
-        _phase("load_s", "putting weights in place"),
-        _phase("finish_s", "finishing the last layers"),
-        _phase("resume_s", "going on"),
-        _heldout("version", Kind.GAUGE, "the version that was measured", "versions"),
-        _heldout("mean", Kind.SHARE, "held-out tasks solved at temperature 0, mean over the kinds"),
-        _heldout("tasks", Kind.GAUGE, "number of held-out tasks", "tasks"),
-        _heldout("skipped", Kind.GAUGE, "those of them that do not fit a prompt; in no rate", "tasks"),
-        _heldout("difficulty_{n}", Kind.SHARE, "solved, of one difficulty"),
-        _heldout("{kind}", Kind.SHARE, "solved, of one kind; recorded once for each measurement"),
+        _SPREAD.seconds("engine_weights/pause_s", "the last update's pause: waiting until the engine holds still"),
+        _SPREAD.seconds("engine_weights/start_s", "getting ready to load"),
+        _SPREAD.seconds("engine_weights/transfer_s", "waiting for bytes"),
+        _SPREAD.seconds("engine_weights/load_s", "putting weights in place"),
+        _SPREAD.seconds("engine_weights/finish_s", "finishing the last layers"),
+        _SPREAD.seconds("engine_weights/resume_s", "going on"),
+        _NEWEST.gauge("heldout/version", "versions", "the version that was measured"),
+        _NEWEST.share("heldout/mean", "held-out tasks solved at temperature 0, mean over the kinds"),
+        _NEWEST.gauge("heldout/tasks", "tasks", "number of held-out tasks"),
+        _NEWEST.gauge("heldout/skipped", "tasks", "those of them that do not fit a prompt; in no rate"),
+        _NEWEST.share("heldout/difficulty_{n}", "solved, of one difficulty"),
+        _NEWEST.share("heldout/{kind}", "solved, of one kind; recorded once for each measurement"),
     ),
 )
 
