@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from actors.buffer.task_buffer import Buffer
 from actors.concurrency import ConcurrencyController, Load
-from actors.engine.generation import Engine
+from actors.engine.generation import Engine, WeightUpdateFailed
 from actors.environment import Environment
 from actors.episodes import Player
 from actors.sampler import Identity
@@ -331,7 +331,8 @@ class Rollout:
                 why = f"{type(error).__name__}: {error}"
                 _LOG.warning("%s in weight group %d failed: %s", message["type"], group, why)
                 # A group that does not come together names the missing ranks at the learner's end.
-                interrupted = message["type"] == "join" or getattr(error, "interrupted", False)
+                broke = isinstance(error, WeightUpdateFailed) and error.interrupted
+                interrupted = message["type"] == "join" or broke
                 await self._client.send_load_failed(group, why, interrupted)
                 failures += 1
                 if failures == MAX_LOAD_FAILURES:

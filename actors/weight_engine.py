@@ -232,7 +232,7 @@ class WorkerExtension:
         }
 
     def azr_abandon_update(self) -> dict[str, float]:
-        """End an update that failed, wherever it was, so that another can start. Returns `azr_update_state`."""
+        """End an update that failed in any phase, so that another can start. Returns `azr_update_state`."""
         engine: AzrWeightTransferEngine = self.weight_transfer_engine  # type: ignore[attr-defined]
         if self._weight_update_active:
             self._weight_update_active = False

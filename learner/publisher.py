@@ -124,8 +124,9 @@ class GroupPublisher:
             self._count_out(members, error)
             return False
         sent = time.monotonic()
-        for member in self._stream.wait_until_loaded(members, version, self._sender.timeout_s):
-            reasons = self._stream.interrupted() | self._stream.load_failures()
+        late = self._stream.wait_until_loaded(members, version, self._sender.timeout_s)
+        reasons = self._stream.interrupted() | self._stream.load_failures()
+        for member in late:
             self._stream.lose(member, reasons.get(member.holder.actor_id, "did not load the weights in time"))
         self._stream.mark_loaded()
         done = {"send_s": sent - started, "wait_loaded_s": time.monotonic() - sent}

@@ -73,7 +73,7 @@ def ray_session(
 
 
 def check_cluster(address: str) -> None:
-    """Raise ConfigError where no Ray cluster answers at `address`, within seconds. Ray itself would try for ever."""
+    """Raise ConfigError within seconds if no Ray cluster answers at `address`. Ray itself would retry without end."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")

@@ -21,6 +21,7 @@ from learner.weights.group import GroupSpec, WeightSyncError
 from learner.weights.manifest import manifest_from_json
 from learner.weights.transfer import WeightReceiver, WeightSender
 from tests.unit.learner.stream.streaming import BATCH, DEADLINE_S
+from tests.waiting import wait_until
 
 Weights = dict[str, torch.Tensor]
 
@@ -152,13 +153,6 @@ def assert_runs(actor: Actor, version: int, layers: int = 0) -> None:
     expected = dict(Policy(version, layers).export())
     assert actor.weights[version].keys() == expected.keys()
     assert all(torch.equal(actor.weights[version][name], tensor) for name, tensor in expected.items())
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def lost(world: World) -> dict[str, str]:

@@ -17,6 +17,7 @@ import pytest
 
 from launch.run.folder import RunFolder, RunFolderError
 from launch.run.owner import OwnerLost, owned
+from tests.waiting import wait_until
 
 PROGRAM = """
 import sys
@@ -53,13 +54,6 @@ def owner(folder: Path) -> Iterator[subprocess.Popen[str]]:
 def own(folder: Path, said: Callable[[str], None] = lambda text: None) -> None:
     with owned(RunFolder(folder), said, LEASE_S):
         pass
-
-
-def wait_until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_of_several_starts_at_once_one_owns_the_folder(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run's totals: every second and token that was spent is in them, whoever died and whatever was undone."""
+"""A run's totals have every second and token that was spent, also those of dead processes and undone steps."""
 
 from __future__ import annotations
 

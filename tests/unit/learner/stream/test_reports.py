@@ -1,4 +1,4 @@
-"""What actors report, combined: counters that never fall, shares that stay shares, whoever comes and goes."""
+"""Combined reports of actors: counters never fall and shares stay shares while actors come and go."""
 
 from __future__ import annotations
 
