@@ -25,6 +25,7 @@ from executor.settings_table import SettingsTable
 from launch.addresses import AUTO_HOST, LOOPBACK
 from launch.recipe import ConfigError, assign, find_recipe, parse_override, read_recipe
 from launch.settings import ActorsSettings, RaySettings, RunBasics, RunSettings, SupervisionSettings
+from launch.slurm_settings import SlurmSettings
 from learner.settings import LearnerSettings, ModelSettings, StreamSettings, needs_keys
 from learner.sft.settings import SftLearnerSettings, SftSettings
 
@@ -61,6 +62,7 @@ class Config(SettingsTable):
     stream: StreamSettings = StreamSettings()
     supervision: SupervisionSettings = SupervisionSettings()
     ray: RaySettings = RaySettings()
+    slurm: SlurmSettings = SlurmSettings()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Config:
@@ -124,6 +126,7 @@ class SftConfig(SettingsTable):
     sft: SftSettings
     learner: SftLearnerSettings = SftLearnerSettings()
     ray: RaySettings = RaySettings()
+    slurm: SlurmSettings = SlurmSettings()
 
     @model_validator(mode="after")
     def _fit_together(self) -> SftConfig:
@@ -180,7 +183,8 @@ def _typed(root: type[BaseModel], key: str, text: str, value: Any) -> Any:
     annotation: Any = root
     for part in key.split("."):
         fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
-        annotation = fields[part].annotation if part in fields else None
+        of_table = get_args(annotation)[1] if get_origin(annotation) is dict else None
+        annotation = fields[part].annotation if part in fields else of_table
     options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     if type(None) in options and text.lower() == "none":
         return None
@@ -265,7 +269,7 @@ def _explain(item: Any, sources: dict[str, str], root: type[BaseModel]) -> str:
         return f"unknown setting {key}{where}.{hint} `{docs}` lists all settings."
     if item["type"] == "missing":
         return f"{key} must be set{where}: {keys.get(key, 'a table')}"
-    if not key:
+    if not key or (key not in keys and item["type"] == "value_error"):  # a table's own check names its settings
         text = str(item["msg"]).removeprefix("Value error, ")
         named = {name: _source(name, sources, keys) for name in re.findall(r"[a-z_]+(?:\.[a-z_]+)+", text)}
         told = "; ".join(f"{name}: {source}" for name, source in named.items() if source)
