@@ -1,6 +1,6 @@
-"""Keeps SIGINT and SIGTERM from processes of a run: its driver alone acts on them.
+"""Keeps SIGINT, SIGTERM and SIGUSR2 from processes of a run: its driver alone acts on them.
 
-A scheduler sends them to every process of a job, a terminal to every process in the foreground.
+A scheduler sends SIGTERM or SIGUSR2 to every process of a job, a terminal SIGINT to every process in the foreground.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import ctypes
 import signal
 from collections.abc import Iterator
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+"""Requests to stop. SIGUSR2 is what schedulers are asked to send ahead of a time limit, since NCCL uses SIGUSR1."""
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from launch.run.folder import RunFolderError
 
 if TYPE_CHECKING:
     from launch.config import AnyConfig
+    from launch.run.attempt import Start
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -40,7 +41,10 @@ def add_overrides(command: argparse.ArgumentParser, about: str) -> None:
 
 
 def add_run(command: argparse.ArgumentParser, about_recipe: str, setting: str, run: str) -> None:
-    """Add a recipe, overrides, `--resume` and `--log-level`. `setting`, `run`: an example of each, for the help."""
+    """Add a recipe, overrides, `--resume`, `--auto-resume` and `--log-level`.
+
+    `setting`, `run`: an example of each, for the help.
+    """
     command.add_argument("recipe", nargs="?", help=about_recipe)
     add_overrides(command, f"settings on top, such as {setting}")
     command.add_argument("--resume", metavar="RUN", help=f"a run folder to go on with, such as {run}")
@@ -48,6 +52,12 @@ def add_run(command: argparse.ArgumentParser, about_recipe: str, setting: str, r
         "--start-over",
         action="store_true",
         help="with --resume: begin at step 1 again; what the run recorded moves to attempts/ in its folder",
+    )
+    command.add_argument(
+        "--auto-resume",
+        action="store_true",
+        help="with a recipe: go on with the run where its folder holds one, and begin it otherwise; a run that has all "
+        "its steps ends at once with exit code 0",
     )
     command.add_argument(
         "--log-level", choices=LOG_LEVELS, metavar="LEVEL", help="of the files in logs/: " + ", ".join(LOG_LEVELS)
@@ -62,16 +72,22 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
 
 def run_config(
     arguments: argparse.Namespace, root: type[AnyConfig], command: str, example: str
-) -> tuple[AnyConfig, AnyConfig | None]:
-    """The configuration of the run that `recipe` starts or that `--resume` goes on with, and that of its last attempt.
+) -> tuple[AnyConfig, Start]:
+    """The configuration of the run that `recipe` starts or that `--resume` goes on with, and how it starts.
 
-    The second is None without `--resume`. `command`: as the user calls it, `azr train`; `example`: a recipe of this
-    command that ships. Raises ConfigError, RunFolderError.
+    `command`: as the user calls it, `azr train`; `example`: a recipe of this command that ships. Raises ConfigError,
+    RunFolderError.
     """
     from launch.config import load
+    from launch.run.attempt import Start
 
     overrides = overrides_of(arguments)
     if arguments.resume:
+        if arguments.auto_resume:
+            raise RunFolderError(
+                f"--resume names a folder, and --auto-resume finds the recipe's own: {command} --resume "
+                f"{shlex.quote(arguments.resume)}, or {command} RECIPE --auto-resume"
+            )
         if arguments.recipe and "=" not in arguments.recipe:
             raise RunFolderError(
                 f"a run keeps its recipe: leave {arguments.recipe} out. "
@@ -82,9 +98,10 @@ def run_config(
             overrides.insert(0, arguments.recipe)  # after --resume RUN, the first positional is an override
         from launch.run.configuration import load_run
 
-        return load_run(Path(arguments.resume), overrides, root)
+        config, former = load_run(Path(arguments.resume), overrides, root)
+        return config, Start(former, over=arguments.start_over)
     if arguments.start_over:
         raise RunFolderError(f"--start-over is for a run that there is: {command} --resume RUN --start-over")
     if not arguments.recipe:
         raise RunFolderError(f"{command} needs a recipe (try {example}) or --resume RUN")
-    return load(arguments.recipe, overrides, root), None
+    return load(arguments.recipe, overrides, root), Start(auto=arguments.auto_resume)

@@ -200,8 +200,7 @@ def _drill(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     if config.folder.exists():
         raise DrillError(f"{config.folder} is there already: add run.name=NAME, or remove it")
     console = Console(config)
-    with begun(config, console) as folder:
-        assert folder is not None  # a new run
+    with begun(config, console) as (folder, _):
         interrupts.last_acts.append(lambda why: end_at_once(folder, why))
         return _hold(arguments, config, folder, console, interrupts)
 

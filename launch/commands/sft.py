@@ -18,6 +18,7 @@ examples:
   azr sft sft-smollm2-cpu                            the example that ships: the form of tasks
   azr sft sft-smollm2-cpu sft.data=mine.jsonl run.name=mine sft.epochs=3
   azr sft --resume runs/mine                         go on after a stop, exactly
+  azr sft sft-smollm2-cpu --auto-resume              begin, or go on: the same command after every stop
   azr train smollm2-cpu model.path=runs/mine/hf      self-play from there
   azr sft-data tasks.jsonl mine.jsonl                examples out of any tasks
   azr config docs --sft                              every setting
@@ -33,7 +34,8 @@ def register(commands: Any) -> None:
         "sft",
         "supervised fine-tuning, as a warm start",
         "Learn prompts and their responses from a JSON Lines file. Self-play starts from the model that this leaves. "
-        "Ctrl-C or SIGTERM stops after the present step and saves; a second one, 5 s later or more, stops at once.",
+        "Ctrl-C, SIGTERM or SIGUSR2 stops after the present step and saves; a second Ctrl-C, 5 s later or more, stops "
+        "at once.",
         _EPILOG,
     )
     about = "a TOML file with a table [sft], or the name of a recipe that ships"
@@ -46,5 +48,5 @@ def _run(arguments: argparse.Namespace) -> int:
         from launch.config import SftConfig
         from launch.sft.run import run
 
-        config, former = run_config(arguments, SftConfig, "azr sft", "sft-smollm2-cpu")
-        return run(config, former, arguments.start_over, interrupts)
+        config, start = run_config(arguments, SftConfig, "azr sft", "sft-smollm2-cpu")
+        return run(config, start, interrupts)

@@ -13,6 +13,7 @@ from launch.run.interrupts import listening
 
 if TYPE_CHECKING:
     from launch.config import Config
+    from launch.run.attempt import Origin, Start
     from launch.run.console import Console
     from launch.run.folder import RunFolder
     from launch.run.interrupts import Interrupts
@@ -24,15 +25,16 @@ examples:
   azr train smollm2-cpu                              the default run: a real 135M model on a laptop's CPU
   azr train smollm2-cpu learner.steps=200 run.name=long
   azr train --resume runs/smollm2-cpu learner.steps=40               go on from the last checkpoint, longer
+  azr train smollm2-cpu --auto-resume                begin, or go on: the same command after every stop
   azr train smollm2-cpu run.mode=serial learner.max_staleness=0      one process, one thread, deterministic
   azr train my-recipe.toml --log-level debug         more in runs/NAME/logs
   azr config docs                                    every setting
 
 exit codes:
   0    the run is complete, or its time (run.max_minutes) is up
-  75   stopped by Ctrl-C or SIGTERM, and saved: `azr train --resume` goes on
-  130  stopped by Ctrl-C or SIGTERM while there was nothing to save
-  1    failed, or stopped at once by a second Ctrl-C or SIGTERM
+  75   stopped by Ctrl-C, SIGTERM or SIGUSR2, and saved: `azr train --resume` goes on
+  130  stopped by one of these while there was nothing to save
+  1    failed, or stopped at once by a second Ctrl-C
   2    the command, a setting or a file is wrong
   3    the sandbox failed
 """
@@ -44,8 +46,8 @@ def register(commands: Any) -> None:
         commands,
         "train",
         "run self-play training",
-        "Train from a recipe, or go on with a run. Ctrl-C or SIGTERM stops after the present step and saves; a second "
-        "one, 5 s later or more, stops at once.",
+        "Train from a recipe, or go on with a run. Ctrl-C, SIGTERM or SIGUSR2 stops after the present step and saves; "
+        "a second Ctrl-C, 5 s later or more, stops at once.",
         _EXAMPLES,
     )
     add_run(command, "a TOML file, or the name of a recipe that ships", "learner.steps=40", "runs/smollm2-cpu")
@@ -56,16 +58,14 @@ def _run(arguments: argparse.Namespace) -> int:
     with listening() as interrupts:  # before the imports, which take seconds
         from launch.config import Config
 
-        config, former = run_config(arguments, Config, "azr train", "smollm2-cpu")
-        return train(config, former, arguments.start_over, interrupts)
+        config, start = run_config(arguments, Config, "azr train", "smollm2-cpu")
+        return train(config, start, interrupts)
 
 
-def train(
-    config: Config, former: Config | None = None, start_over: bool = False, interrupts: Interrupts | None = None
-) -> int:
+def train(config: Config, start: Start | None = None, interrupts: Interrupts | None = None) -> int:
     """Run to the end; returns the exit code.
 
-    `former`: of a resume, the configuration before it. `interrupts`: where signals are listened to.
+    `start`: what to do with a folder that holds a run; None refuses it. `interrupts`: where signals are listened to.
     """
     from launch.logs import close_log
     from launch.run.console import Console
@@ -74,10 +74,10 @@ def train(
 
     interrupts = interrupts or Interrupts()
     console = Console(config)
-    with begun(config, console, former, start_over) as folder:
-        if folder is None:
+    with begun(config, console, start) as (folder, origin):
+        if origin is None:
             return 0
-        resume = former is not None and not start_over
+        resume = origin.goes_on
         interrupts.last_acts.append(lambda why: end_at_once(folder, why))
         # Each mode imports its own libraries (Ray, or vLLM in this process): only those that it needs are loaded.
         try:
@@ -96,33 +96,31 @@ def train(
 
 
 @contextlib.contextmanager
-def begun(
-    config: Config, console: Console, former: Config | None = None, start_over: bool = False
-) -> Iterator[RunFolder | None]:
-    """Own the run's folder until the block ends, and begin an attempt in it; None where the run has all its steps.
+def begun(config: Config, console: Console, start: Start | None = None) -> Iterator[tuple[RunFolder, Origin | None]]:
+    """Own the run's folder until the block ends, and begin an attempt in it.
 
-    Also prepares the model, and opens the log of this process. Raises RunFolderError, CheckpointError, ModelError.
+    Yields the folder and the attempt's origin; None for a run that has all its steps. Also prepares the model, and
+    opens the log of this process. Raises RunFolderError, CheckpointError, ModelError.
     """
     from launch.logs import log_to_file
     from launch.model_check import check_model
     from launch.models import prepare
-    from launch.run.attempt import begin, finished, former_run, new_run
-    from launch.run.changes import changes
+    from launch.run.attempt import Start, begin, find_origin, finished
     from launch.run.folder import RunFolder
     from launch.run.owner import owned
 
     folder = RunFolder(config.folder)
     with owned(folder, console.say):
-        origin = new_run(config, folder) if former is None else former_run(config, folder, start_over)
-        if former is not None and (done := finished(config, folder, origin, config.learner.steps)):
+        origin = find_origin(config, folder, start or Start())
+        if origin.resumes and (done := finished(config, folder, origin, config.learner.steps)):
             console.say(done)
-            yield None
+            yield folder, None
             return
         check_model(config, prepare(config.model.path, console.say))
-        lines = begin(config, folder, origin, changes(former, config, origin.checkpoint) if former else None)
+        lines = begin(config, folder, origin)
         process = "serial" if config.run.mode == "serial" else "driver"
         process = f"{process}.{folder.next_log(process)}"
         log_to_file(folder.logs / f"{process}.log", process, config.run.log_level)
         for line in [*lines, f"run folder: {folder.path}"]:
             console.say(line)
-        yield folder
+        yield folder, origin

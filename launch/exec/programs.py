@@ -42,7 +42,7 @@ def read_program(file: str) -> str:
 
 def play(work: Coroutine[Any, Any, int]) -> int:
     """Run to the end; returns the exit code, also where stdout was closed. Raises InfrastructureError, and
-    KeyboardInterrupt after SIGINT or SIGTERM."""
+    KeyboardInterrupt after a signal that asks to stop."""
     try:
         code = asyncio.run(_until_interrupted(work))
     except InfrastructureError as error:

@@ -13,17 +13,29 @@ import platform
 import shlex
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launch.config import Config, SftConfig
 from launch.json_lines import to_json
 from launch.run.aside import last_step, set_aside_all
-from launch.run.changes import Changes
-from launch.run.configuration import to_run_toml
+from launch.run.changes import Changes, changes
+from launch.run.configuration import load_run, to_run_toml, with_absolute_paths
 from launch.run.folder import AttemptFolder, RunFolder, RunFolderError, append_event
 from learner.checkpoint import Checkpoints
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a command does with a folder that holds a run; by default it refuses it."""
+
+    former: Config | SftConfig | None = None
+    """`--resume`: the configuration of the run's last attempt; the run goes on."""
+    over: bool = False
+    """`--start-over`, with `former`: what is recorded is set aside first."""
+    auto: bool = False
+    """`--auto-resume`: the run goes on where the folder holds one, and begins otherwise."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +52,33 @@ class Origin:
     """Whether everything recorded is set aside first."""
     notices: list[str] = field(default_factory=list)
     """Sentences about checkpoints that were mended or set aside."""
+    former: Config | SftConfig | None = None
+    """The configuration of the run's last attempt; None where there was none."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the attempt keeps what the run has: its steps, its checkpoints and its task buffer."""
+        return self.resumes and not self.start_over
 
     @property
     def step(self) -> int:
         """The step of the checkpoint; 0 without one."""
         return int(self.checkpoint.name.removeprefix("step_")) if self.checkpoint else 0
+
+
+def find_origin(config: Config | SftConfig, folder: RunFolder, start: Start) -> Origin:
+    """The origin of the attempt that begins now. The folder's owner calls this: it may mend checkpoints.
+
+    Raises RunFolderError, CheckpointError, and ConfigError where the folder's configuration cannot be read.
+    """
+    former = start.former
+    if start.auto and folder.config.exists():
+        is_sft = isinstance(config, SftConfig)
+        former = load_run(folder.path, [], SftConfig)[0] if is_sft else load_run(folder.path, [], Config)[0]
+    if former is None:
+        return new_run(config, folder)
+    over = start.over or (start.auto and _has_no_checkpoint(folder))
+    return replace(former_run(config, folder, over), former=former)
 
 
 def new_run(config: Config | SftConfig, folder: RunFolder) -> Origin:
@@ -79,12 +113,10 @@ def former_run(config: Config | SftConfig, folder: RunFolder, start_over: bool =
     return Origin(latest, recorded, resumes=True, notices=notices)
 
 
-def begin(config: Config | SftConfig, folder: RunFolder, origin: Origin, changes: Changes | None = None) -> list[str]:
+def begin(config: Config | SftConfig, folder: RunFolder, origin: Origin) -> list[str]:
     """Begin an attempt: make its folder, with its configuration. The folder's owner calls this; returns lines for the
-    console.
-
-    `changes`: of the settings since the attempt before.
-    """
+    console, settings that changed since the attempt before among them."""
+    changed = _changes(config, origin)
     _keep_config(folder)
     attempt = folder.new_attempt()
     attempt.config.write_text(to_run_toml(config))
@@ -108,9 +140,9 @@ def begin(config: Config | SftConfig, folder: RunFolder, origin: Origin, changes
         one = origin.recorded == origin.step + 1
         again = f"step {origin.recorded} is" if one else f"steps {origin.step + 1} to {origin.recorded} are"
         lines.append(f"{again} taken again; what was recorded of that moves to {attempt.path}")
-    if changes:
-        lines += changes.sentences()
-        details["changed"] = changes.values
+    if changed:
+        lines += changed.sentences()
+        details["changed"] = changed.values
     append_event(folder, "run_resumed" if origin.resumes else "run_started", **details)
     return lines
 
@@ -139,6 +171,17 @@ def finished(config: Config | SftConfig, folder: RunFolder, origin: Origin, num_
 def command(config: Config | SftConfig) -> str:
     """The command of this kind of run, as the user calls it."""
     return "azr train" if isinstance(config, Config) else "azr sft"
+
+
+def _has_no_checkpoint(folder: RunFolder) -> bool:
+    """Whether steps are recorded that no checkpoint, complete or not, was written of."""
+    return bool(last_step(folder)) and not any(folder.checkpoints.glob("step_*"))
+
+
+def _changes(config: Config | SftConfig, origin: Origin) -> Changes:
+    if origin.former is None:
+        return Changes()
+    return changes(with_absolute_paths(origin.former), with_absolute_paths(config), origin.checkpoint)
 
 
 def _keep_config(folder: RunFolder) -> None:

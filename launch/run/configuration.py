@@ -56,10 +56,15 @@ def load_run(path: Path, overrides: Sequence[str], root: type[AnyConfig]) -> tup
 
 def to_run_toml(config: Config | SftConfig) -> str:
     """Write the configuration as TOML that means the same from every directory: files and folders are absolute."""
+    return to_toml(with_absolute_paths(config))
+
+
+def with_absolute_paths(config: Config | SftConfig) -> Config | SftConfig:
+    """The configuration with absolute paths in the settings of `INPUTS` that name a file or a folder."""
     data = tomllib.loads(to_toml(config))
     for key in INPUTS:
         table, name = key.split(".")
         value = data.get(table, {}).get(name)
         if value and os.path.exists(found := os.path.expanduser(value)):
             data[table][name] = os.path.abspath(found)
-    return to_toml(build(data, None, type(config)))
+    return build(data, None, Config) if isinstance(config, Config) else build(data, None, SftConfig)

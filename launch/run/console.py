@@ -164,7 +164,7 @@ class Console(View[RunStatus]):
 
 def subtitle(status: TrainingStatus) -> str:
     """The present effect of Ctrl-C, in words."""
-    return "stopping; Ctrl-C again stops at once" if status.stop else "Ctrl-C stops and saves"
+    return "stopping; Ctrl-C twice stops at once" if status.stop else "Ctrl-C stops and saves"
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,11 +1,13 @@
-"""SIGINT and SIGTERM as requests to stop, heard in every phase of a run.
+"""SIGINT, SIGTERM and SIGUSR2 as requests to stop, heard in every phase of a run.
 
-    state      signal                             effect
-    STARTING   any                                the process ends at once, exit code `NOTHING_TO_SAVE`
-    RUNNING    any, with unsaved work             the run is asked to stop; STOPPING
-    RUNNING    any, without unsaved work          the process ends at once, exit code `NOTHING_TO_SAVE`
-    STOPPING   within `SAME_S` of the first one   none: schedulers send several signals for one request
-    STOPPING   later                              the process ends at once, exit code `LOST` (`SAVED` after `saved`)
+    state      signal                                   effect
+    STARTING   any                                      the process ends at once, exit code `NOTHING_TO_SAVE`
+    RUNNING    any, with unsaved work                   the run is asked to stop; STOPPING
+    RUNNING    any, without unsaved work                the process ends at once, exit code `NOTHING_TO_SAVE`
+    STOPPING   SIGTERM, SIGUSR2                         none: schedulers send several signals for one request
+    STOPPING   first SIGINT, or within `SAME_S` of it   none: a press of Ctrl-C may send several
+    STOPPING   SIGINT, later                            the process ends at once, exit code `LOST` (`SAVED` after
+                                                        `saved`)
 
 Signals are handled on a thread of their own, because the main thread can be inside of a library for a minute. "At once"
 is a SIGKILL to all descendants and `os._exit`: no library code runs, so none can hang, crash, or print a traceback.
@@ -29,16 +31,17 @@ INTERRUPTED = "interrupted"
 COMPLETE = "complete"
 """The reason of an end with all steps taken, in events."""
 SAME_S = 5.0
-"""Seconds after the first signal in which further ones count as the same request."""
+"""Seconds after the first SIGINT in which further ones count as the same press of Ctrl-C."""
 
 SAVED = 75
 """Exit code of a run that was stopped early and saved; `EX_TEMPFAIL` of sysexits.h: try again later."""
 NOTHING_TO_SAVE = 130
 """Exit code of a run that was interrupted while it had no unsaved work: before its first step, for example."""
 LOST = 1
-"""Exit code of a run that a second signal ended: work since its last checkpoint is lost."""
+"""Exit code of a run that a second Ctrl-C ended: work since its last checkpoint is lost."""
 
 _LOOK_S = 0.2
+_AGAIN = f"; Ctrl-C again, {SAME_S:.0f} s from now or later, stops at once and loses it"
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -64,7 +67,7 @@ class Interrupts:
         self._ending = threading.Lock()
         self._stop: Callable[[], bool] = lambda: False
         self._say: Callable[[str], None] = _say_on_stderr
-        self._asked_at = 0.0
+        self._pressed_at: float | None = None
         self._saved = False
         self.state = State.STARTING
         self.last_acts: list[Callable[[str], object]] = []
@@ -96,25 +99,37 @@ class Interrupts:
         """Note that the run has saved all its work, and only closes what it opened."""
         self._saved = True
 
-    def came(self) -> None:
-        """Act on one signal."""
+    def came(self, number: int) -> None:
+        """Act on one signal, by its number."""
         with self._lock:
+            pressed = number == signal.SIGINT
             if self.state is State.STOPPING:
-                if self._clock() < self._asked_at + SAME_S:
-                    return
-                if self._saved:
-                    self.end(SAVED, "ended at once by a second interrupt; the run was saved before")
-                else:
-                    self.end(LOST, "stopped at once by a second interrupt; what was not saved is lost")
+                if pressed:
+                    self._pressed_again()
             elif self.state is State.RUNNING and self._stop():
-                self.state, self._asked_at = State.STOPPING, self._clock()
-                with contextlib.suppress(OSError):  # the console may be gone
-                    self._say(
-                        "stopping after the present step, and saving; to stop at once, interrupt again after "
-                        f"{SAME_S:.0f} s"
-                    )
+                self.state = State.STOPPING
+                if pressed:
+                    self._pressed_at = self._clock()
+                why = "" if pressed else f" ({signal.Signals(number).name})"
+                self._tell(f"stopping after the present step, and saving{why}{_AGAIN if pressed else ''}")
             else:
                 self.end(NOTHING_TO_SAVE, "interrupted; there was nothing to save")
+
+    def _pressed_again(self) -> None:
+        """Act on a SIGINT while the run stops already."""
+        if self._pressed_at is None:
+            self._pressed_at = self._clock()
+            self._tell(f"stopping already{_AGAIN}")
+        elif self._clock() < self._pressed_at + SAME_S:
+            return
+        elif self._saved:
+            self.end(SAVED, "ended at once by a second interrupt; the run was saved before")
+        else:
+            self.end(LOST, "stopped at once by a second interrupt; what was not saved is lost")
+
+    def _tell(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the console may be gone
+            self._say(text)
 
     def end(self, code: int, why: str) -> None:
         """End this process and its descendants at once; `why` is shown. Only the first call does it."""
@@ -136,7 +151,7 @@ class Interrupts:
 
 @contextlib.contextmanager
 def listening() -> Iterator[Interrupts]:
-    """Listen to SIGINT and SIGTERM until the block ends.
+    """Listen to SIGINT, SIGTERM and SIGUSR2 until the block ends.
 
     On a thread other than the main one nothing is heard. Call it before other threads are started: the signals are
     blocked in this thread, and so in all that follow, and one thread waits for them. So no handler of a library, such
@@ -149,7 +164,7 @@ def listening() -> Iterator[Interrupts]:
     ended = threading.Event()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     # For a library that unblocks them, as Python's `multiprocessing` does on the thread that starts its tracker.
-    handlers = {number: signal.signal(number, lambda *_: _in_thread(found.came)) for number in SIGNALS}
+    handlers = {number: signal.signal(number, lambda came, _: _in_thread(found, came)) for number in SIGNALS}
     thread = threading.Thread(target=_listen, args=(found, ended), name="azr-interrupts", daemon=True)
     thread.start()
     try:
@@ -164,12 +179,12 @@ def listening() -> Iterator[Interrupts]:
 
 def _listen(found: Interrupts, ended: threading.Event) -> None:
     while not ended.is_set():
-        if signal.sigtimedwait(SIGNALS, _LOOK_S) is not None:
-            found.came()
+        if (taken := signal.sigtimedwait(SIGNALS, _LOOK_S)) is not None:
+            found.came(taken.si_signo)
 
 
-def _in_thread(act: Callable[[], None]) -> None:
-    threading.Thread(target=act, daemon=True).start()
+def _in_thread(found: Interrupts, number: int) -> None:
+    threading.Thread(target=found.came, args=(number,), daemon=True).start()
 
 
 def _say_on_stderr(text: str) -> None:

@@ -20,8 +20,7 @@ from launch.logs import close_log, log_to_file
 from launch.metric_catalogue import SFT_METRICS
 from launch.models import prepare
 from launch.recipe import RECIPES, ConfigError
-from launch.run.attempt import adopt, begin, finished, former_run, new_run
-from launch.run.changes import changes
+from launch.run.attempt import Start, adopt, begin, find_origin, finished
 from launch.run.console import REFRESH_S
 from launch.run.folder import RunFolder, append_event, checkpoint_event, end_at_once, log_to
 from launch.run.interrupts import COMPLETE, INTERRUPTED, SAVED, Interrupts
@@ -44,22 +43,17 @@ class SftError(UserError):
     """A fine-tuning run that cannot start or go on; the message says what to do."""
 
 
-def run(
-    config: SftConfig,
-    former: SftConfig | None = None,
-    start_over: bool = False,
-    interrupts: Interrupts | None = None,
-) -> int:
+def run(config: SftConfig, start: Start | None = None, interrupts: Interrupts | None = None) -> int:
     """Run to the end; returns the exit code.
 
-    `former`: of a resume, the configuration before it. `interrupts`: where signals are listened to.
+    `start`: what to do with a folder that holds a run; None refuses it. `interrupts`: where signals are listened to.
     """
     interrupts = interrupts or Interrupts()
     console = SftConsole(config.run.name)
     folder = RunFolder(config.folder)
     with owned(folder, console.say):
         interrupts.last_acts.append(lambda why: end_at_once(folder, why))
-        origin = new_run(config, folder) if former is None else former_run(config, folder, start_over)
+        origin = find_origin(config, folder, start or Start())
         prepare(config.model.path, console.say)
         # What is wrong with the data is said before anything is made or started.
         data, told = _read(config)
@@ -67,20 +61,19 @@ def run(
         if origin.checkpoint is not None:
             _resumed_step(origin.checkpoint, _identity(config, data))
         num_steps = Order(len(data.train), config.sft.batch_size, config.sft.epochs, config.run.seed).num_steps
-        if former is not None and (done := finished(config, folder, origin, num_steps)):
+        if origin.resumes and (done := finished(config, folder, origin, num_steps)):
             console.say(done)
             return 0
-        lines = begin(config, folder, origin, changes(former, config, origin.checkpoint) if former else None)
+        lines = begin(config, folder, origin)
         process = f"sft.{folder.next_log('sft')}"
         log_to_file(folder.logs / f"{process}.log", process, config.run.log_level)
         try:
             for line in [*lines, f"run folder: {folder.path}"]:
                 console.say(line)
-            resume = former is not None and not start_over
             if config.learner.parallel.world_size == 1:
-                why = _here(config, folder, data, resume, console, interrupts)
+                why = _here(config, folder, data, origin.goes_on, console, interrupts)
             else:
-                why = _on_ray(config, folder, resume, console, interrupts)
+                why = _on_ray(config, folder, origin.goes_on, console, interrupts)
             append_event(folder, "run_ended", why=why or COMPLETE)
             code = _summarise(config, folder, why, console)
             return SAVED if interrupts.stopping and why and not code else code

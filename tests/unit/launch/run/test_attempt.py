@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from launch.cli import main
 from launch.config import Config, SftConfig, load, to_toml
-from launch.run.attempt import adopt, begin, finished, former_run, new_run
+from launch.run.attempt import Start, adopt, begin, find_origin, finished, former_run, new_run
 from launch.run.changes import changes
 from launch.run.configuration import load_run
 from launch.run.folder import RunFolder, RunFolderError
@@ -24,7 +24,17 @@ from launch.run.recorder import Recorder
 from learner.checkpoint import CheckpointError, seal
 from tests.examples import examples
 
-ACTIONS = ("start", "resume", "start over", "steps", "checkpoint", "half a checkpoint", "kill", "learner restart")
+ACTIONS = (
+    "start",
+    "resume",
+    "start over",
+    "auto",
+    "steps",
+    "checkpoint",
+    "half a checkpoint",
+    "kill",
+    "learner restart",
+)
 
 
 def config(folder: RunFolder, *overrides: str) -> Config:
@@ -51,13 +61,17 @@ class Run:
         self.batches: set[str] = set()
         self.configs: set[str] = set()
 
-    def begin(self, former: bool, start_over: bool = False) -> None:
+    def begin(self, how: str) -> None:
         self.number += 1
         self.close()
         present = config(self.folder, f"run.seed={self.number}")
+        former = present if how in ("resume", "start over") else None
         try:
-            origin = former_run(present, self.folder, start_over) if former else new_run(present, self.folder)
-        except (RunFolderError, CheckpointError):
+            origin = find_origin(present, self.folder, Start(former, how == "start over", how == "auto"))
+        except CheckpointError:
+            return
+        except RunFolderError:
+            assert how != "auto", "it begins or goes on"
             return
         begin(present, self.folder, origin)
         self.record_from(origin.step)
@@ -74,8 +88,8 @@ class Run:
             self.recorder = None
 
     def act(self, action: str) -> None:
-        if action in ("start", "resume", "start over"):
-            self.begin(action != "start", action == "start over")
+        if action in ("start", "resume", "start over", "auto"):
+            self.begin(action)
         elif self.recorder is None:
             return
         elif action == "steps":
@@ -152,8 +166,7 @@ def test_a_resume_says_what_it_goes_on_from_what_is_taken_again_and_what_changed
     checkpoint(run.folder, 3)
     (run.folder.checkpoints / "step_00000004").mkdir()
     present, former = load_run(run.folder.path, ["learner.optimizer.lr=1e-3", "run.max_minutes=none"], Config)
-    origin = former_run(present, run.folder)
-    lines = begin(present, run.folder, origin, changes(former, present, origin.checkpoint))
+    lines = begin(present, run.folder, find_origin(present, run.folder, Start(former)))
     assert [line.partition(":")[0] if line.startswith("changed") else line for line in lines][1:] == [
         f"going on from {run.folder.checkpoints / 'step_00000003'}, after step 3",
         f"step 4 is taken again; what was recorded of that moves to {run.folder.attempts / '002'}",
@@ -198,6 +211,7 @@ def test_a_command_that_has_nothing_to_do_or_is_refused_changes_nothing(
         (["--resume", path], 2, "no checkpoint"),
         (["smollm2-cpu", "--resume", path], 2, "a run keeps its recipe: leave smollm2-cpu out"),
         (["smollm2-cpu", "--start-over"], 2, "--resume RUN --start-over"),
+        (["--resume", path, "--auto-resume"], 2, "azr train RECIPE --auto-resume"),
         (["smollm2-cpu", f"run.dir={run.folder.path.parent}", "run.name=run"], 2, "holds a run already"),
     ):
         assert main(["train", *arguments]) == code
@@ -208,6 +222,32 @@ def test_a_command_that_has_nothing_to_do_or_is_refused_changes_nothing(
     assert main(["train", "--resume", path, "learner.steps=4"]) == 0
     assert "4 of 4 steps are taken" in capsys.readouterr().out
     assert files(run.folder) == before
+    same = ["smollm2-cpu", f"run.dir={run.folder.path.parent}", f"run.name={run.folder.path.name}", "learner.steps=4"]
+    assert main(["train", *same, "--auto-resume"]) == 0
+    assert "4 of 4 steps are taken" in capsys.readouterr().out
+    assert files(run.folder) == before
+
+
+def test_auto_resume_begins_a_run_goes_on_with_it_and_begins_again_where_nothing_was_saved(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    auto = Start(auto=True)
+    assert not find_origin(config(run.folder), run.folder, auto).resumes
+    for action in ("auto", "steps"):
+        run.act(action)
+    origin = find_origin(config(run.folder), run.folder, auto)
+    assert origin.start_over and not origin.goes_on, "two steps, and no checkpoint"
+    checkpoint(run.folder, 1)
+    present = config(run.folder, "learner.optimizer.lr=1e-3")
+    origin = find_origin(present, run.folder, auto)
+    assert (origin.step, origin.goes_on) == (1, True)
+    assert "changed: learner.optimizer.lr: 4e-05 -> 0.001" in begin(present, run.folder, origin)
+    run.close()
+
+
+def test_auto_resume_refuses_a_folder_of_the_other_command(run: Run) -> None:
+    overrides = [f"run.dir={run.folder.path.parent}", f"run.name={run.folder.path.name}"]
+    with pytest.raises(RunFolderError, match="is a run of `azr train`"):
+        find_origin(load("sft-smollm2-cpu", overrides, SftConfig), run.folder, Start(auto=True))
 
 
 def test_a_run_is_resumed_from_any_directory_under_any_name(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

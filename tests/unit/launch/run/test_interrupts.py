@@ -27,10 +27,10 @@ class Run:
         self.asked += self.unsaved
         return self.unsaved
 
-    def signals(self, *after_s: float) -> None:
+    def signals(self, *after_s: float, number: int = signal.SIGINT) -> None:
         for seconds in after_s:
             self.now += seconds
-            self.interrupts.came()
+            self.interrupts.came(number)
 
 
 @pytest.fixture(autouse=True)
@@ -54,10 +54,33 @@ def test_a_run_without_unsaved_work_ends_at_once() -> None:
 def test_a_run_with_unsaved_work_is_asked_once_and_says_so() -> None:
     run = Run()
     with run.interrupts.running(run.stop, run.said.append):
-        run.signals(0.0, 0.1, SAME_S - 0.2)  # as schedulers send them
+        run.signals(0.0, 0.1, SAME_S - 0.2)
     assert (run.asked, run.codes, run.interrupts.stopping) == (1, [], True)
     (said,) = run.said
     assert "stopping after the present step, and saving" in said and "5 s" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_scheduler_asks_once_however_often_it_asks(number: signal.Signals) -> None:
+    run = Run()
+    with run.interrupts.running(run.stop, run.said.append):
+        run.signals(0.0, 0.02, SAME_S, 100.0, number=number)
+        run.signals(100.0, number=signal.SIGTERM + signal.SIGUSR2 - number)
+    assert (run.asked, run.codes) == (1, [])
+    assert len(run.said) == 1 and number.name in run.said[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_ctrl_c_twice_stops_at_once_also_where_a_scheduler_asked_first(number: signal.Signals) -> None:
+    run = Run()
+    with run.interrupts.running(run.stop, run.said.append):
+        run.signals(0.0, number=number)
+        run.signals(60.0, SAME_S - 0.1)
+        assert run.codes == [] and "stopping already" in run.said[-1]
+        run.signals(60.0, number=number)
+        assert run.codes == []
+        run.signals(0.1)
+    assert run.codes == [LOST]
 
 
 @pytest.mark.parametrize("is_saved", [False, True])
@@ -104,6 +127,7 @@ with listening() as interrupts:
         with interrupts.running(stop, lambda text: None):
             print(child.pid, flush=True)
             stopped.wait()
+            sys.stdin.read()
             child.kill()
             sys.exit(7)
     print(child.pid, flush=True)
@@ -112,17 +136,24 @@ with listening() as interrupts:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
 @pytest.mark.parametrize(("how", "code"), [("asked", 7), ("in a library", NOTHING_TO_SAVE)])
 def test_a_process_hears_signals_inside_of_a_library_and_takes_its_children_along(
     number: signal.Signals, how: str, code: int
 ) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", _PROGRAM, how],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
-        assert process.stdout is not None
+        assert process.stdin is not None and process.stdout is not None
         child = int(process.stdout.readline())
         process.send_signal(number)
+        if how == "asked":
+            process.send_signal(number)  # within 20 ms, as SLURM does
+            process.stdin.close()
         assert process.wait(60) == code
         assert "Traceback" not in process.stderr.read()  # type: ignore[union-attr]
     deadline = time.monotonic() + 60
