@@ -4,6 +4,7 @@ code."""
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +25,10 @@ COMMANDS = (
 """The modules of `launch.commands`, in the order of `azr --help`. They import quickly: what a command needs to run, it
 imports when it runs."""
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of a disk that is full or broken, which can meet every file that is written."""
+
+FAILED = 1
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 """Exit code where the reader of the output has gone, as `head` does: what a shell reports for a death by SIGPIPE."""
@@ -52,6 +57,9 @@ Every command has examples: azr COMMAND --help
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    from launch.standard_streams import prepare_streams, silence
+
+    prepare_streams()
     try:
         try:
             return _main(argv)
@@ -61,8 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("azr: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        _forget_stdout()
+        silence(sys.stdout)
         return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        silence(sys.stdout)  # where it is the output that cannot be written, the interpreter would try once more
+        where = error.filename or "a file or standard output"
+        print(f"azr: {where} cannot be written: {error.strerror}. Make room, then try again", file=sys.stderr)
+        return FAILED
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -118,13 +133,6 @@ class _Version(argparse.Action):
                 found.append(f"no {name}")
         print(f"azr {version('azr')} (Python {platform.python_version()}, {', '.join(found)})")
         parser.exit()
-
-
-def _forget_stdout() -> None:
-    """Let the interpreter's last flush of stdout succeed, although nobody reads it."""
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

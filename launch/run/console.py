@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -19,6 +20,7 @@ from rich.table import Table
 from actors.kinds.registry import names
 from launch.config import Config
 from launch.run.status import RunStatus, TrainingStatus, describe
+from launch.standard_streams import lasting
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ class View(ABC, Generic[StatusT]):
     """Shows the state of a run: as a live view on a terminal, elsewhere line by line."""
 
     def __init__(self) -> None:
-        self._terminal = Terminal(highlight=False, soft_wrap=True)
+        self._terminal = Terminal(file=lasting(sys.stdout), highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._printed_step = 0
         self._warned_step = -1

@@ -14,6 +14,7 @@ from rich.table import Table
 from actors.kinds.registry import names
 from launch.run.console import counted
 from launch.run.folder import RunFolder
+from launch.standard_streams import lasting
 from learner.ledger import CellCounts, conserved, verdict
 from learner.trajectory import Cell
 
@@ -29,7 +30,8 @@ def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str
     """Print and log the closing summary; returns the run's exit code: 1 where the ledger is violated or nothing was
     trained."""
     # Where no terminal sets a width, lines stay whole.
-    terminal = Terminal(highlight=False, record=True, width=None if sys.stdout.isatty() else _WIDE)
+    output = lasting(sys.stdout)
+    terminal = Terminal(file=output, highlight=False, record=True, width=None if output.isatty() else _WIDE)
     rows = folder.read_metrics()
     if stopped:
         terminal.print(f"stopped: {stopped}", markup=False)
