@@ -16,6 +16,11 @@ def free_port(host: str = LOOPBACK) -> int:
         return int(probe.getsockname()[1])
 
 
+def port_of(endpoint: str) -> int:
+    """The port in `tcp://address:port`."""
+    return int(endpoint.rpartition(":")[2])
+
+
 def host_of(endpoint: str) -> str:
     """The address in `tcp://address:port`."""
     return endpoint.removeprefix("tcp://").rpartition(":")[0]

@@ -18,6 +18,7 @@ from actors.buffer.remote import RemoteBuffer
 from actors.buffer.task_buffer import Added, NewTask, TaskBuffer
 from executor.signals import ignore_signals
 from executor.tasks import Task
+from launch.cluster.environment import prepare_part
 from launch.config import Config
 from launch.run.folder import RunFolder, log_to
 from launch.run.task_buffer import open_tasks
@@ -53,6 +54,7 @@ class BufferActor:
 
     def open(self, resume: bool) -> None:
         """See `launch.run.task_buffer.open_tasks`."""
+        prepare_part(self._config)
         self._store = open_tasks(self._config, self._folder, resume)
         _LOG.info("the task buffer is open: %s", self._store.sizes())
 

@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
 import zmq
 
 from executor.signals import ignore_signals
-from launch.addresses import AUTO_HOST, free_port, host_of
+from launch.addresses import AUTO_HOST, host_of
 from launch.cluster.buffer_actor import ask_buffer
+from launch.cluster.environment import own_address, prepare_part
+from launch.cluster.meeting import Meeting
 from launch.config import Config
 from launch.models import prepare
 from launch.recipe import ConfigError
@@ -57,6 +58,7 @@ class LearnerActor:
         self._life = life
         self._keys = keys
         self._buffer = buffer
+        self._meeting = Meeting()
         self._progress = Progress()
         self._stream: Any = None
         self._bound = threading.Event()
@@ -67,8 +69,8 @@ class LearnerActor:
         self._checksums: dict[str, str] = {}
 
     def rendezvous(self) -> str:
-        """Rank 0's address for the store where the ranks meet, `tcp://host:port`; rank 0 serves it."""
-        return meeting_point(self._config)
+        """Serve the store where the ranks meet; returns its address, `tcp://host:port`. Rank 0 only."""
+        return self._meeting.serve(_own_host(self._config))
 
     def listening(self) -> str:
         """Wait until the stream is bound, and return its endpoint. Rank 0 only."""
@@ -83,6 +85,7 @@ class LearnerActor:
         `actors.start_timeout_s`.
         """
         try:
+            prepare_part(self._config)
             self._run(store, former, resume, expected)
         except Exception:
             _LOG.exception("the learner failed")  # the driver shows one line of it
@@ -126,7 +129,8 @@ class LearnerActor:
             _LOG.info("the stream listens at %s", stream.endpoint)
         model_dir = prepare(config.model.path)
         _LOG.info("loading the model %s", model_dir)
-        trainer = make_trainer(config, model_dir, self._rank, store)
+        meeting = self._meeting.store(store, config.learner.batch_timeout_s)
+        trainer = make_trainer(config, model_dir, self._rank, meeting)
         checkpoints = Checkpoints(
             self._folder.checkpoints, config.learner.keep_checkpoints, checkpoint_event(self._folder)
         )
@@ -268,12 +272,6 @@ class LearnerActor:
         return gate.ledger(), self._progress.stop, label_of(gate.version, gate.life_id), self._checksums
 
 
-def meeting_point(config: Config) -> str:
-    """A free port of this machine where the learner's ranks can meet, `tcp://host:port`."""
-    host = _own_host(config)
-    return f"tcp://{host}:{free_port(host)}"
-
-
 def stream_endpoint(config: Config, former: str | None) -> str:
     """The endpoint that the stream binds to on this machine, `tcp://host:port`; port 0 is any free one.
 
@@ -286,4 +284,4 @@ def stream_endpoint(config: Config, former: str | None) -> str:
 def _own_host(config: Config) -> str:
     """The address at which the run's other machines reach this one."""
     host = config.stream_host
-    return host if host != AUTO_HOST else str(ray.util.get_node_ip_address())
+    return host if host != AUTO_HOST else own_address()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from executor.cpus import allowed_cpus
 from executor.signals import withheld
 from launch.addresses import LOOPBACK
 from launch.cluster.context import RunFailed
+from launch.cluster.environment import of_parts, set_variables
 from launch.recipe import ConfigError
 from launch.run.descendants import descendants, end_all, lives
 from launch.run.interrupts import LOST, Interrupts
@@ -43,18 +43,12 @@ def ray_session(
     sockets and its own logs. `say` prints a line on the console. Raises ConfigError where no cluster answers, and
     RunFailed where Ray does not start.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # With Ray's default of 15 any other job on the machine makes a learner's step many times slower.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # Learner and engines share cores on a CPU: a thread that spins at a barrier blocks the thread it waits for.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: the first steps take a quarter of the page faults
+    set_variables()
     say("starting Ray" + (f" at {address}" if address else " on this machine"))
     if address:
         check_cluster(address)
         with _as_sentence(f"ray.address = {address}: Ray cannot connect"):
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": of_parts()})
     else:
         _start(num_processes, scratch)
     _silence_worker_death_messages()

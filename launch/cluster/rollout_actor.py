@@ -12,6 +12,7 @@ from typing import Any
 from actors.buffer.remote import RemoteBuffer
 from executor.signals import ignore_signals
 from launch.cluster.engine_failure import explain
+from launch.cluster.environment import prepare_part
 from launch.config import Config
 from launch.models import prepare
 from launch.run.folder import RunFolder, log_to, work_log
@@ -68,6 +69,7 @@ class RolloutActor:
         # vLLM's sockets. On this machine the folder is within the run's scratch folder, by TMPDIR.
         with tempfile.TemporaryDirectory(prefix="azr-") as sockets:
             os.environ["VLLM_RPC_BASE_PATH"] = sockets
+            prepare_part(self._config)
             return await self._run()
 
     async def _run(self) -> tuple[int, dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from executor.cpus import allowed_cpus
 from launch.config import Config, SftConfig
@@ -18,14 +19,14 @@ def make_policy(
     config: Config | SftConfig,
     model_dir: Path,
     rank: int,
-    store: str | None,
+    store: Store | None,
     timeout_s: float,
     temperature: float = 1.0,
 ) -> tuple[PolicyModel, Ranks]:
     """Make this rank's policy and the ranks.
 
-    `store`: address at which several ranks meet, `tcp://host:port`; `timeout_s`: deadline of their collectives;
-    `temperature`: at which the policy is sampled.
+    `store`: where several ranks meet; `timeout_s`: deadline of their collectives; `temperature`: at which the policy is
+    sampled.
     """
     learner = config.learner
     if not torch.cuda.is_available():
@@ -37,7 +38,7 @@ def make_policy(
     return policy, Ranks(rank, learner.parallel.world_size, policy.device)
 
 
-def make_trainer(config: Config, model_dir: Path, rank: int = 0, store: str | None = None) -> Trainer:
+def make_trainer(config: Config, model_dir: Path, rank: int = 0, store: Store | None = None) -> Trainer:
     """Make this rank's trainer with its policy; see `make_policy`."""
     timeout_s, temperature = config.learner.batch_timeout_s, config.selfplay.temperature
     policy, ranks = make_policy(config, model_dir, rank, store, timeout_s, temperature)

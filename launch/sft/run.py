@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from executor.signals import ignore_signals
 from executor.user_error import UserError
+from launch.cluster.meeting import Meeting
 from launch.config import SftConfig
 from launch.logs import close_log, log_to_file
 from launch.metric_catalogue import SFT_METRICS
@@ -93,36 +94,48 @@ class SftRank:
         config: SftConfig,
         folder: Path,
         rank: int = 0,
-        store: str | None = None,
+        log_number: int | None = None,
         data: Data | None = None,
         check_owner: Callable[[], None] = lambda: None,
     ) -> None:
-        """`store`: where several ranks meet, `tcp://host:port`; with it, output goes to the rank's log. `data`: where
-        it has been read already. `check_owner`: `RunFolder.check_owner` of the folder's owner, in the same process."""
+        """`log_number`: of the log that the rank's output goes to; None for the only rank, which runs in the driver.
+        `data`: where it has been read already. `check_owner`: `RunFolder.check_owner` of the folder's owner, in the
+        same process."""
         self._config = config
         self._folder = RunFolder(folder.absolute())
         self._folder.check_owner = check_owner
         self._rank = rank
-        self._store = store
+        self._meeting = Meeting()
         self._data = data
         self._progress = Progress()
         self._num_steps = 0
         self._validation: dict[str, float] = {}
-        if store is not None:
+        if log_number is not None:
             ignore_signals()
-            log_to(self._folder, f"learner{rank}", 0, config.run.log_level)
+            log_to(self._folder, f"learner{rank}", log_number, config.run.log_level)
 
-    def run(self, resume: bool) -> None:
-        """The rank's whole life."""
+    def rendezvous(self) -> str:
+        """Serve the store where the ranks meet; returns its address, `tcp://host:port`. Rank 0 only, under Ray."""
+        from launch.cluster.environment import own_address
+
+        return self._meeting.serve(own_address())
+
+    def run(self, resume: bool, store: str | None = None) -> None:
+        """The rank's whole life. `store`: rank 0's address where several ranks meet."""
         from launch.run.assemble import make_policy
         from launch.run.hooks import make_interrupted
         from learner.model.process_groups import data_rank
         from learner.sft.trainer import SftHooks, SftTrainer, fine_tune
 
+        if store is not None:
+            from launch.cluster.environment import prepare_part
+
+            prepare_part(self._config)
         config, progress = self._config, self._progress
         data = self._data or _read(config)[0]
         timeout_s = config.learner.rank_timeout_s
-        policy, ranks = make_policy(config, prepare(config.model.path), self._rank, self._store, timeout_s)
+        model_dir, meeting = prepare(config.model.path), self._meeting.store(store, timeout_s)
+        policy, ranks = make_policy(config, model_dir, self._rank, meeting, timeout_s)
         trainer = SftTrainer(policy, data, config.sft, config.learner, ranks, config.run.seed, data_rank())
         self._num_steps = trainer.num_steps
         checkpoints = Checkpoints(
@@ -214,7 +227,6 @@ def _here(
 
 def _on_ray(config: SftConfig, folder: RunFolder, resume: bool, console: SftConsole, interrupts: Interrupts) -> str:
     """Run every rank in an actor of its own; the same otherwise. Raises RankFailed."""
-    from launch.addresses import LOOPBACK, free_port
     from launch.cluster.placement import PlacementError, place_ranks
     from launch.cluster.ray_port import Ray
     from launch.cluster.ray_session import ray_session
@@ -229,27 +241,37 @@ def _on_ray(config: SftConfig, folder: RunFolder, resume: bool, console: SftCons
                 assignments = place_ranks(config.learner.parallel, port.nodes())
             except PlacementError as error:
                 raise RankFailed(str(error)) from None
-            store = f"tcp://{LOOPBACK}:{free_port()}"
+            number = max(folder.next_log(f"learner{each.index}") for each in assignments)
             # One call runs the rank, another one asks it for its status.
             ranks = [
-                port.start(each, SftRank, config, folder.path, each.index, store, max_concurrency=4)
+                port.start(each, SftRank, config, folder.path, each.index, number, max_concurrency=4)
                 for each in assignments
             ]
             try:
-                return _follow(port, ranks, folder, resume, console, interrupts)
+                return _follow(port, ranks, folder, number, resume, console, interrupts)
             finally:
                 for rank in ranks:
                     port.kill(rank)
 
 
 def _follow(
-    port: RayPort, ranks: list[Handle], folder: RunFolder, resume: bool, console: SftConsole, interrupts: Interrupts
+    port: RayPort,
+    ranks: list[Handle],
+    folder: RunFolder,
+    number: int,
+    resume: bool,
+    console: SftConsole,
+    interrupts: Interrupts,
 ) -> str:
-    """Run the ranks and show what rank 0 says; returns why they stopped early, or "". Raises RankFailed."""
+    """Run the ranks and show what rank 0 says; returns why they stopped early, or "". Raises RankFailed.
+
+    `number`: of the ranks' logs.
+    """
     from launch.cluster.ray_port import CallFailed
 
     status = SftStatus()
-    running = {port.call(rank, "run", resume): index for index, rank in enumerate(ranks)}
+    store = port.call(ranks[0], "rendezvous")  # Ray passes rank 0's answer on to the others
+    running = {port.call(rank, "run", resume, store): index for index, rank in enumerate(ranks)}
     stopping = False
     with interrupts.running(lambda: has_unsaved_work(status), console.say), console.open():
         while running:
@@ -259,7 +281,7 @@ def _follow(
                 try:
                     port.result(run)
                 except CallFailed as error:
-                    log = folder.logs / f"learner{index}.0.log"
+                    log = folder.logs / f"learner{index}.{number}.log"
                     raise RankFailed(f"learner rank {index}: {error}\nIts log: {log}") from None
             if interrupts.stopping and not stopping:
                 stopping = True

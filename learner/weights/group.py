@@ -251,16 +251,6 @@ class Broadcast:
         self._work = None
 
 
-def serve_store(host: str) -> dist.TCPStore:
-    """Return a store on a free port of `host` alone; by default torch listens on every interface."""
-    family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.bind((host, 0))
-    listener.listen()
-    port = listener.getsockname()[1]
-    return dist.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
-
-
 def _process_group(spec: GroupSpec, rank: int, store: dist.Store, timeout: timedelta) -> Any:
     """Build the backend without torch's default group, which belongs to Megatron or vLLM."""
     options: Any

@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from learner.stopwatch import Stopwatch
+from learner.store import join_store, serve_store
 from learner.weights.group import (
     DEFAULT_BUCKET_BYTES,
     Broadcast,
@@ -21,7 +21,6 @@ from learner.weights.group import (
     GroupSpec,
     WeightSyncError,
     WeightSyncTimeout,
-    serve_store,
 )
 from learner.weights.manifest import TensorSpec, checked, flatten, plan_buckets
 
@@ -148,9 +147,8 @@ class WeightReceiver:
         """Leave the last group and join this one as `rank`. Returns when it is whole; raises `WeightSyncTimeout`."""
         self.close()
         started = time.monotonic()
-        timeout = timedelta(seconds=spec.timeout_s)
         try:
-            store = dist.TCPStore(spec.host, spec.port, is_master=False, timeout=timeout, wait_for_workers=False)
+            store = join_store(spec.host, spec.port, spec.timeout_s)
         except dist.DistError as error:
             what = f"waited {spec.timeout_s:.1f} s for rank 0 at {spec.host}:{spec.port}"
             raise WeightSyncTimeout(what, group_id=spec.group_id, phase="connect", rank=rank, missing=[0]) from error
