@@ -4,7 +4,7 @@ BIN := .venv/bin
 PACKAGES := executor actors learner launch
 READY := .venv/.azr-setup
 
-.PHONY: help setup train test test-gpu check lint fmt docs lock clean clean-venv
+.PHONY: help setup train test test-slurm test-gpu check lint fmt docs lock clean clean-venv
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,12 +26,15 @@ PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loads
 check: $(READY)  ## lint, types, layering, unit tests: under two minutes on two cores
 	$(TOGETHER) unit lint
 
-test: $(READY)  ## check, the slow unit tests, and the integration tests with real engines: 15 to 20 minutes
+test: $(READY)  ## check, the slow unit tests, the integration tests with real engines, test-slurm: 15 to 20 minutes
 	$(TOGETHER) unit-and-integration lint
 
 test-all: $(READY)  ## test, and what takes longer: soaks, drills of many kills, deep property tests, a million malformed frames
 	$(TOGETHER) everything lint
 	$(BIN)/python -m tests.fuzz_stream --frames 1000000 --seed 0
+
+test-slurm: $(READY)  ## jobs on a SLURM of the tests' own; tests/slurm/install.sh installs it, without it they are skipped
+	$(BIN)/python -m pytest -q -m "not deep" tests/slurm
 
 test-gpu: $(READY)  ## what only GPUs can show, on a machine that has one: the weights over NCCL
 	$(BIN)/python -m pytest -q tests/gpu
@@ -40,10 +43,10 @@ unit: $(READY)
 	+@$(PYTEST) -m "not slow and not deep" tests/unit
 
 unit-and-integration: $(READY)
-	+@$(PYTEST) -m "not deep" --hypothesis-profile full tests/unit tests/integration
+	+@$(PYTEST) -m "not deep" --hypothesis-profile full tests/unit tests/integration tests/slurm
 
 everything: $(READY)
-	+@$(PYTEST) --hypothesis-profile deep --timeout 7200 tests/unit tests/integration
+	+@$(PYTEST) --hypothesis-profile deep --timeout 7200 tests/unit tests/integration tests/slurm
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -18,8 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-LONGEST = ("integration", "model", "weights", "commands", "executor", "stream")
-"""Folders whose files take longest: whole runs, ranks of Megatron, dying processes, sandboxes, sockets."""
+LONGEST = ("integration", "slurm", "model", "weights", "commands", "executor", "stream")
+"""Folders whose files take longest: whole runs, SLURM jobs, ranks of Megatron, dying processes, sandboxes, sockets."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
