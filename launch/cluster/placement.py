@@ -1,9 +1,13 @@
 """Assigns the processes of a run to nodes and GPUs. Pure: configuration and nodes in, assignments out.
 
-The learner's ranks are placed first and close together: all on one node if it has room, otherwise each tensor-parallel
-group on one node, otherwise rank by rank. The task buffer goes to rank 0's node. Rollout actors are spread: each goes
-to the node with the most free GPUs (without GPUs: CPUs). An engine never spans two nodes. More actors do not move
-earlier ones.
+A node can have a role, the Ray label `role`, and then takes parts of that role alone: `learner` or `rollout`. Nodes
+without one take any part. Where every node is one for the learner, rollout actors share them.
+
+The learner's ranks are placed first, those with consecutive numbers beside each other; a tensor-parallel group never
+spans two nodes. Nodes with the role `learner` share the ranks evenly, in the order of their label `node_index`. Without
+such nodes all ranks go to one node if it has room, otherwise to as few as possible. The task buffer goes to rank 0's
+node. Rollout actors are spread: each goes to the node with the most free GPUs (without GPUs: CPUs). An engine never
+spans two nodes. More actors do not move earlier ones.
 
 A rank needs one GPU, an engine `engine.tensor_parallel`. If no node has a GPU, everything runs on CPUs. A process
 counts as one CPU whatever its `threads` setting says: the number only bounds how many processes share a node.
@@ -11,12 +15,13 @@ counts as one CPU whatever its `threads` setting says: the number only bounds ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from executor.user_error import UserError
-from launch.config import Config
+from launch.config import Config, SftConfig
 from learner.settings import ParallelSettings
 
 _GIB = 1 << 30
@@ -48,6 +53,10 @@ class Node:
     """Main memory; None: unknown, and not checked."""
     gpu_memory_bytes: int | None = None
     """Memory of each GPU; None: unknown, and not checked."""
+    role: str = ""
+    """`learner` or `rollout`: the parts that it is for; empty: for any."""
+    index: int | None = None
+    """Its place in the order of nodes; None: after those that have one."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def place(
     `num_actors`: in place of `actors.num_actors`. `num_parameters`: of the model, for the check of memory.
     """
     on_gpus = _on_gpus(nodes)
-    free = [_Free.of(node) for node in nodes]
+    free = _free(nodes)
     learner = Needs(
         num_gpus=int(on_gpus),
         memory_bytes=learner_memory(config, num_parameters) if num_parameters else 0,
@@ -109,16 +118,55 @@ def place(
         memory_bytes=engine_memory(config, num_parameters, on_gpus) if num_parameters else 0,
     )
     for index in range(config.actors.num_actors if num_actors is None else num_actors):
-        fitting = [node for node in free if node.fits(actor)]
-        if not fitting:
-            raise PlacementError(_refusal(Part.ROLLOUT, index, actor, free))
-        assignments.append(max(fitting, key=_Free.size).take(Part.ROLLOUT, index, actor))
+        assignments.append(_place_actor(index, actor, free))
     return tuple(assignments)
 
 
-def place_ranks(parallel: ParallelSettings, nodes: Sequence[Node]) -> tuple[Assignment, ...]:
-    """Assign the processes of a run that has learner ranks only (fine-tuning). Raises PlacementError."""
-    return tuple(_place_ranks(parallel, Needs(num_gpus=int(_on_gpus(nodes))), [_Free.of(node) for node in nodes]))
+def place_ranks(
+    parallel: ParallelSettings, nodes: Sequence[Node], taken: Collection[Assignment] = ()
+) -> tuple[Assignment, ...]:
+    """Assign the learner's ranks alone, beside the processes `taken`. Raises PlacementError."""
+    return tuple(_place_ranks(parallel, Needs(num_gpus=int(_on_gpus(nodes))), _free(nodes, taken)))
+
+
+def place_actor(config: Config, index: int, nodes: Sequence[Node], taken: Collection[Assignment]) -> Assignment:
+    """Assign one rollout actor, beside the processes `taken`. Raises PlacementError."""
+    actor = Needs(num_gpus=config.engine.tensor_parallel if _on_gpus(nodes) else 0)
+    return _place_actor(index, actor, _free(nodes, taken))
+
+
+def place_job(config: Config | SftConfig) -> tuple[Assignment, ...]:
+    """Assign the processes of a run to the nodes that its SLURM job will have. Raises PlacementError."""
+    nodes = job_nodes(config)
+    return place(config, nodes) if isinstance(config, Config) else place_ranks(config.learner.parallel, nodes)
+
+
+def job_nodes(config: Config | SftConfig) -> tuple[Node, ...]:
+    """The nodes that the run's SLURM job will have, as `[slurm]` asks for them, with their roles."""
+    slurm = config.slurm
+    # A node that the job has for itself gives all its CPUs, and their number is not known yet.
+    num_cpus = slurm.cpus_per_task or (math.inf if slurm.exclusive else 1)
+    return tuple(
+        Node(f"node {index}", num_cpus, slurm.gpus_per_node, role=job_role(config, index), index=index)
+        for index in range(slurm.nodes)
+    )
+
+
+def job_role(config: Config | SftConfig, index: int) -> str:
+    """The role of node `index` of the run's SLURM job: the learner has the first ones. A job of one node has none."""
+    if config.slurm.nodes == 1:
+        return ""
+    return Part.LEARNER.value if index < num_learner_nodes(config) else Part.ROLLOUT.value
+
+
+def num_learner_nodes(config: Config | SftConfig) -> int:
+    """`slurm.learner_nodes`; where that is unset, the number of nodes that the learner's ranks need."""
+    slurm, parallel = config.slurm, config.learner.parallel
+    if slurm.learner_nodes is not None:
+        return slurm.learner_nodes
+    room = slurm.gpus_per_node or slurm.cpus_per_task or (parallel.world_size if slurm.exclusive else 1)
+    groups = max(1, room // parallel.tensor)
+    return min(slurm.nodes, math.ceil(parallel.world_size // parallel.tensor / groups))
 
 
 def learner_memory(config: Config, num_parameters: int) -> int:
@@ -162,6 +210,10 @@ class _Free:
         """Sort key of nodes: free GPUs, then free CPUs."""
         return len(self.gpus), self.num_cpus
 
+    def is_for(self, part: Part) -> bool:
+        """Whether it has the role of `part`, or none."""
+        return self.node.role in ("", part.value)
+
     def fits(self, needs: Needs, times: int = 1) -> bool:
         """Whether this many processes fit at the same time."""
         if self.num_cpus < times * needs.num_cpus or len(self.gpus) < times * needs.num_gpus:
@@ -169,6 +221,10 @@ class _Free:
         if needs.num_gpus:
             return self.node.gpu_memory_bytes is None or needs.memory_bytes <= self.node.gpu_memory_bytes
         return times * needs.memory_bytes <= self.memory_bytes
+
+    def count(self, needs: Needs, most: int) -> int:
+        """The number of such processes that fit at the same time, up to `most`."""
+        return next((times for times in range(most, 0, -1) if self.fits(needs, times)), 0)
 
     def take(self, part: Part, index: int, needs: Needs) -> Assignment:
         """Take the resources of one process, which must fit."""
@@ -180,22 +236,63 @@ class _Free:
 
     def describe(self) -> str:
         """The free resources in words."""
-        words = f"{self.num_cpus:g} CPUs, {len(self.gpus)} GPUs"
+        cpus = "all its" if math.isinf(self.num_cpus) else f"{self.num_cpus:g}"
+        words = f"{cpus} CPUs, {len(self.gpus)} GPUs"
         if self.node.gpu_memory_bytes is not None and self.node.num_gpus:
             words += f" of {self.node.gpu_memory_bytes / _GIB:.0f} GiB"
         if self.memory_bytes < float("inf"):
             words += f", {self.memory_bytes / _GIB:.0f} GiB of memory"
-        return f"{self.node.address or self.node.name}: {words}"
+        return words + (f", role {self.node.role}" if self.node.role else "")
+
+
+def _free(nodes: Sequence[Node], taken: Collection[Assignment] = ()) -> list[_Free]:
+    """The nodes in their order, without what the processes `taken` have."""
+    free = [_Free.of(node) for node in sorted(nodes, key=lambda node: (node.index is None, node.index or 0))]
+    by_name = {each.node.name: each for each in free}
+    for assignment in taken:
+        if assignment.node in by_name:
+            by_name[assignment.node].take(assignment.part, assignment.index, assignment.needs)
+    return free
 
 
 def _place_ranks(parallel: ParallelSettings, needs: Needs, free: list[_Free]) -> list[Assignment]:
     world, group = parallel.world_size, parallel.tensor
-    for whole in (world, group, 1):
-        assignments = _pack(world, whole, needs, free)
-        if assignments is not None:
-            return assignments
-    packed = sum(min(world, _count(node, needs)) for node in free)
-    raise PlacementError(_refusal(Part.LEARNER, packed, needs, free))
+    own = [node for node in free if node.node.role == Part.LEARNER]
+    if own:
+        assignments = _spread(world, group, needs, own)
+    else:
+        able = [node for node in free if node.is_for(Part.LEARNER)]
+        assignments = _pack(world, world, needs, able) or _pack(world, group, needs, able)
+    if assignments is None:
+        able = own or [node for node in free if node.is_for(Part.LEARNER)]
+        placed = sum(node.count(needs, world) // group * group for node in able)
+        raise PlacementError(_refusal(Part.LEARNER, placed, needs, free, group))
+    return assignments
+
+
+def _place_actor(index: int, needs: Needs, free: Sequence[_Free]) -> Assignment:
+    able = [node for node in free if node.is_for(Part.ROLLOUT)] or free
+    fitting = [node for node in able if node.fits(needs)]
+    if not fitting:
+        raise PlacementError(_refusal(Part.ROLLOUT, index, needs, free))
+    return max(fitting, key=_Free.size).take(Part.ROLLOUT, index, needs)
+
+
+def _spread(num_ranks: int, together: int, needs: Needs, free: Sequence[_Free]) -> list[Assignment] | None:
+    """Place the ranks in blocks of `together` consecutive ranks, as evenly over the nodes as they have room, and node
+    after node; None where they do not fit."""
+    blocks = num_ranks // together
+    rooms = [node.count(needs, num_ranks) // together for node in free]
+    if sum(rooms) < blocks:
+        return None
+    counts = [0] * len(free)
+    for _ in range(blocks):
+        least = min((node for node in range(len(free)) if counts[node] < rooms[node]), key=lambda node: counts[node])
+        counts[least] += 1
+    assignments: list[Assignment] = []
+    for node, count in zip(free, counts, strict=True):
+        assignments += [node.take(Part.LEARNER, len(assignments) + k, needs) for k in range(count * together)]
+    return assignments
 
 
 def _pack(num_ranks: int, together: int, needs: Needs, free: list[_Free]) -> list[Assignment] | None:
@@ -206,7 +303,7 @@ def _pack(num_ranks: int, together: int, needs: Needs, free: list[_Free]) -> lis
     CPUs.
     """
     blocks = num_ranks // together
-    if sum(_count(node, needs) // together for node in free) < blocks:
+    if sum(node.count(needs, num_ranks) // together for node in free) < blocks:
         return None
     assignments: list[Assignment] = []
     while len(assignments) < num_ranks:
@@ -219,25 +316,34 @@ def _pack(num_ranks: int, together: int, needs: Needs, free: list[_Free]) -> lis
     return assignments
 
 
-def _count(node: _Free, needs: Needs) -> int:
-    """Number of such processes that fit on a node."""
-    times = 0
-    while node.fits(needs, times + 1):
-        times += 1
-    return times
-
-
-def _refusal(part: Part, index: int, needs: Needs, free: Sequence[_Free]) -> str:
-    wants = f"{needs.num_cpus:g} CPUs and {needs.num_gpus} GPUs"
+def _refusal(part: Part, index: int, needs: Needs, free: Sequence[_Free], together: int = 1) -> str:
+    wants = f"{together * needs.num_cpus:g} CPUs and {together * needs.num_gpus} GPUs"
     if needs.memory_bytes:
         wants += f" and {needs.memory_bytes / _GIB:.1f} GiB of memory" + (" on each GPU" if needs.num_gpus else "")
-    left = "; ".join(node.describe() for node in free) or "there is none"
+    who = f"{part}{index} does not fit: it needs"
+    if together > 1:
+        who = f"{part}{index} to {part}{index + together - 1}, a tensor-parallel group, do not fit: they need"
     mend = (
         "lower learner.parallel"
         if part is Part.LEARNER
         else "lower actors.num_actors, engine.tensor_parallel or learner.parallel"
     )
-    return f"{part}{index} does not fit: it needs {wants} on one node. Free: {left}. Add nodes, or {mend}."
+    if free and not any(node.is_for(part) for node in free):
+        mend = f"give nodes the Ray label role={part}, or none"
+    return f"{who} {wants} on one node. Add nodes, or {mend}. {_table(free)}"
+
+
+def _table(free: Sequence[_Free]) -> str:
+    """What is free on each node, a line for all that have the same."""
+    alike: dict[str, list[str]] = {}
+    for node in free:
+        alike.setdefault(node.describe(), []).append(node.node.address or node.node.name)
+    lines = [f"  {_names(names)}: {words}" for words, names in alike.items()]
+    return "Free:\n" + "\n".join(lines) if lines else "There is no node."
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]} ... {names[-1]} ({len(names)} nodes)"
 
 
 def _on_gpus(nodes: Sequence[Node]) -> bool:
