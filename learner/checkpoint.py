@@ -71,8 +71,9 @@ class Checkpoints:
             if defect(replaced) is None and (not final.exists() or defect(final) is not None):
                 shutil.rmtree(final, ignore_errors=True)
                 replaced.rename(final)
-        for left in [path for kind in ("partial", "replaced", "deleted") for path in self.directory.glob(f".{kind}_*")]:
-            shutil.rmtree(left)
+        for kind in ("partial", "replaced", "deleted"):
+            for left in list(self.directory.glob(f".{kind}_*/")):
+                shutil.rmtree(left)
         bad = []
         for folder in self._newest_first():
             why = defect(folder)
@@ -176,7 +177,7 @@ class Checkpoints:
             shutil.rmtree(deleted)
 
     def _newest_first(self) -> list[Path]:
-        return sorted((p for p in self.directory.glob("step_*") if re.fullmatch(r"step_\d{8}", p.name)), reverse=True)
+        return sorted((p for p in self.directory.glob("step_*/") if re.fullmatch(r"step_\d{8}", p.name)), reverse=True)
 
 
 def seal(folder: Path, version: int) -> None:
@@ -191,7 +192,7 @@ def defect(folder: Path) -> str | None:
     format."""
     try:
         marker = json.loads((folder / MARKER).read_text())
-        found, files = marker["format"], dict(marker["files"])
+        found, version, files = marker["format"], int(marker["version"]), dict(marker["files"])
     except FileNotFoundError:
         if any((folder / "model").glob("rank_*.pt")):
             raise CheckpointError(_other_format(folder, 1)) from None
@@ -200,6 +201,8 @@ def defect(folder: Path) -> str | None:
         return f"its {MARKER} cannot be read"
     if found != FORMAT:
         raise CheckpointError(_other_format(folder, found))
+    if f"{version:08d}" != folder.name.rpartition("_")[2]:
+        return f"it is that of step {version}, under another name"
     for name, size in files.items():
         path = folder / name
         if not path.is_file():

@@ -106,21 +106,23 @@ def begun(config: Config, console: Console, start: Start | None = None) -> Itera
     from launch.model_check import check_model
     from launch.models import prepare
     from launch.run.attempt import Start, begin, find_origin, finished
-    from launch.run.folder import RunFolder
+    from launch.run.folder import RunFolder, usable
     from launch.run.owner import owned
 
     folder = RunFolder(config.folder)
     with owned(folder, console.say):
-        origin = find_origin(config, folder, start or Start())
+        with usable(folder):
+            origin = find_origin(config, folder, start or Start())
         if origin.resumes and (done := finished(config, folder, origin, config.learner.steps)):
             console.say(done)
             yield folder, None
             return
         check_model(config, prepare(config.model.path, console.say))
-        lines = begin(config, folder, origin)
-        process = "serial" if config.run.mode == "serial" else "driver"
-        process = f"{process}.{folder.next_log(process)}"
-        log_to_file(folder.logs / f"{process}.log", process, config.run.log_level)
+        with usable(folder):
+            lines = begin(config, folder, origin)
+            process = "serial" if config.run.mode == "serial" else "driver"
+            process = f"{process}.{folder.next_log(process)}"
+            log_to_file(folder.logs / f"{process}.log", process, config.run.log_level)
         for line in [*lines, f"run folder: {folder.path}"]:
             console.say(line)
         yield folder, origin

@@ -7,6 +7,8 @@ one.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from launch.run.folder import RunFolder
@@ -25,7 +27,7 @@ def undo_steps(folder: RunFolder, after: int) -> Path | None:
     for line in lines:
         step = _step(line)
         (undone if step is None or step > after else kept).append(line)
-    batches = [path for path in folder.trajectories.glob("step_*.jsonl") if _number(path) > after]
+    batches = [path for path, step in _batches(folder) if step > after]
     if not undone and not batches:
         return None
     aside = (folder.newest_attempt() or folder.new_attempt()).new_aside()
@@ -61,7 +63,7 @@ def last_step(folder: RunFolder) -> int:
     """The newest step that is recorded, in metrics or trajectories; 0 if none is."""
     lines = folder.metrics.read_bytes().splitlines(keepends=True) if folder.metrics.exists() else []
     steps = [step for line in lines if (step := _step(line)) is not None]
-    return max(steps + [_number(path) for path in folder.trajectories.glob("step_*.jsonl")], default=0)
+    return max(steps + [step for _, step in _batches(folder)], default=0)
 
 
 def _step(line: bytes) -> int | None:
@@ -69,10 +71,14 @@ def _step(line: bytes) -> int | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    return step if type(step) is int else None
 
 
-def _number(path: Path) -> int:
-    return int(path.stem.removeprefix("step_"))
+def _batches(folder: RunFolder) -> Iterator[tuple[Path, int]]:
+    """Each file with the trajectories of a step, and the step. Files of other names, such as a copy, are left alone."""
+    for path in folder.trajectories.glob("step_*.jsonl"):
+        if re.fullmatch(r"step_[0-9]{8,}", path.stem):
+            yield path, int(path.stem.removeprefix("step_"))

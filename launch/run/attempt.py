@@ -24,6 +24,7 @@ from launch.run.changes import Changes, changes
 from launch.run.configuration import load_run, to_run_toml, with_absolute_paths
 from launch.run.folder import AttemptFolder, RunFolder, RunFolderError, append_event
 from learner.checkpoint import Checkpoints
+from learner.disk import sync
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ def adopt(folder: RunFolder) -> None:
         return
     fresh = folder.config.with_suffix(".partial")
     fresh.write_bytes(attempt.config.read_bytes())
+    sync(fresh)  # or a machine that loses power may keep the new name, and no content
     fresh.rename(folder.config)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from launch.config import AnyConfig, Config, SftConfig, build, override, root_of, to_toml
 from launch.recipe import ConfigError, assign, read_recipe
-from launch.run.folder import RunFolderError
+from launch.run.aside import last_step
+from launch.run.folder import RunFolder, RunFolderError
 
 INPUTS = ("model.path", "selfplay.seed_tasks", "sft.data", "sft.validation_data")
 """Settings that name a file or a folder; a relative one starts at the working directory."""
@@ -23,13 +24,10 @@ def load_run(path: Path, overrides: Sequence[str], root: type[AnyConfig]) -> tup
     RunFolderError.
     """
     if not os.path.isfile(path / "config.toml"):
-        begun = (
-            " Its learner has not begun yet, or never did: then start it again."
-            if os.path.isdir(path / "attempts")
-            else ""
-        )
-        raise RunFolderError(f"{path} is no run folder: it has no config.toml.{begun} `ls runs` shows what there is.")
+        raise RunFolderError(_no_config(RunFolder(path)))
     data, sources = read_recipe(path / "config.toml")
+    if "run" not in data:  # every configuration that a run keeps has this table
+        raise RunFolderError(f"{path / 'config.toml'} was emptied or cut short. {_newest_config(RunFolder(path))}")
     if root_of(data) is not root:
         command = "azr sft" if root is Config else "azr train"
         raise RunFolderError(
@@ -52,6 +50,23 @@ def load_run(path: Path, overrides: Sequence[str], root: type[AnyConfig]) -> tup
         former = None  # written by another version, or by hand; the overrides may mend it
     config = override(data, sources, overrides, root)
     return config, former or config
+
+
+def _no_config(folder: RunFolder) -> str:
+    """The message for a folder without `config.toml`."""
+    if last_step(folder):
+        return f"{folder.path} has recorded steps, but its config.toml is gone. {_newest_config(folder)}"
+    begun = " Its learner has not begun yet, or never did: then start it again." if folder.newest_attempt() else ""
+    return f"{folder.path} is no run folder: it has no config.toml.{begun} `ls runs` shows what there is."
+
+
+def _newest_config(folder: RunFolder) -> str:
+    """What to do where `config.toml` is lost."""
+    attempt = folder.newest_attempt()
+    if attempt is None or not os.path.isfile(attempt.config):
+        return "Put it back, or start another run from a checkpoint: model.path=CHECKPOINT/hf"
+    copy = shlex.join(["cp", str(attempt.config), str(folder.config)])
+    return f"That of its last attempt is kept; to go on with it: {copy}"
 
 
 def to_run_toml(config: Config | SftConfig) -> str:

@@ -3,13 +3,14 @@ processes' own logs."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class AttemptFolder:
 
     def new_aside(self) -> Path:
         """Make the next of `aside.1/`, `aside.2/` ..., for records that are moved out of the way."""
-        numbers = [int(path.suffix[1:]) for path in self.path.glob("aside.*")]
+        numbers = [int(number) for path in self.path.glob("aside.*") if (number := path.name[6:]).isdecimal()]
         aside = self.path / f"aside.{max(numbers, default=0) + 1}"
         aside.mkdir(parents=True)
         return aside
@@ -100,12 +101,29 @@ class RunFolder:
         return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
 
+@contextlib.contextmanager
+def usable(folder: RunFolder) -> Iterator[None]:
+    """Raise RunFolderError for an OSError in the block: something in `folder` cannot be read or written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder.path} cannot be used: {error.strerror} ({error.filename or folder.path}). This user must be able "
+            "to read and write everything in it, and the disk must have room"
+        ) from None
+
+
 def append_event(folder: RunFolder, name: str, **details: Any) -> None:
-    """One line in `events.jsonl`; any process may write there, since a line goes out in one piece."""
-    line = to_json({"time": time.time(), "event": name, **details})
+    """One line in `events.jsonl`; any process may write there, since a line goes out in one piece.
+
+    A last line without its end, which a full disk has cut short, is ended first.
+    """
+    line = to_json({"time": time.time(), "event": name, **details}) + "\n"
     _LOG.info("event %s %s", name, to_json(details))
-    with folder.events.open("a") as file:
-        file.write(line + "\n")
+    with folder.events.open("ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        cut = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        file.write(("\n" + line if cut else line).encode())
 
 
 def end_at_once(folder: RunFolder, why: str) -> None:

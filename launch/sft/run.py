@@ -23,7 +23,7 @@ from launch.models import prepare
 from launch.recipe import RECIPES, ConfigError
 from launch.run.attempt import Start, adopt, begin, find_origin, finished
 from launch.run.console import REFRESH_S
-from launch.run.folder import RunFolder, append_event, checkpoint_event, end_at_once, log_to
+from launch.run.folder import RunFolder, append_event, checkpoint_event, end_at_once, log_to, usable
 from launch.run.interrupts import COMPLETE, INTERRUPTED, SAVED, Interrupts
 from launch.run.owner import owned
 from launch.run.recorder import Recorder
@@ -54,7 +54,8 @@ def run(config: SftConfig, start: Start | None = None, interrupts: Interrupts | 
     folder = RunFolder(config.folder)
     with owned(folder, console.say):
         interrupts.last_acts.append(lambda why: end_at_once(folder, why))
-        origin = find_origin(config, folder, start or Start())
+        with usable(folder):
+            origin = find_origin(config, folder, start or Start())
         prepare(config.model.path, console.say)
         # What is wrong with the data is said before anything is made or started.
         data, told = _read(config)
@@ -65,9 +66,10 @@ def run(config: SftConfig, start: Start | None = None, interrupts: Interrupts | 
         if origin.resumes and (done := finished(config, folder, origin, num_steps)):
             console.say(done)
             return 0
-        lines = begin(config, folder, origin)
-        process = f"sft.{folder.next_log('sft')}"
-        log_to_file(folder.logs / f"{process}.log", process, config.run.log_level)
+        with usable(folder):
+            lines = begin(config, folder, origin)
+            process = f"sft.{folder.next_log('sft')}"
+            log_to_file(folder.logs / f"{process}.log", process, config.run.log_level)
         try:
             for line in [*lines, f"run folder: {folder.path}"]:
                 console.say(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from executor.user_error import UserError
 from launch.cli import main
 from launch.config import Config, SftConfig, load, to_toml
 from launch.run.attempt import Start, adopt, begin, find_origin, finished, former_run, new_run
 from launch.run.changes import changes
 from launch.run.configuration import load_run
-from launch.run.folder import RunFolder, RunFolderError
+from launch.run.folder import RunFolder, RunFolderError, usable
 from launch.run.gate import make_gate
 from launch.run.owner import owned
 from launch.run.recorder import Recorder
@@ -149,6 +151,48 @@ def run(tmp_path: Path) -> Run:
 
 def files(folder: RunFolder) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+
+def damages(content: bytes) -> dict[str, bytes]:
+    """What may be left of a file after a full disk, a loss of power or an editor, by name."""
+    return {
+        "emptied": b"",
+        "cut short": content[: len(content) // 2],
+        "zeros": bytes(len(content) or 100),
+        "another line": content + b'\xff[1e999, {"step": 1e999}\n{"step": true}\n[]\n',
+        "half a line": content + b'{"step": 4, "ev',
+    }
+
+
+def test_a_resume_of_a_damaged_folder_goes_on_or_says_what_to_do(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    run = Run(whole)
+    for action in ("start", "steps", "checkpoint", "steps", "checkpoint", "steps"):
+        run.act(action)
+    run.close()
+    odd = ("trajectories/step_00000001 (copy).jsonl", "attempts/001/aside.old/x", "checkpoints/step_00000009", "logs")
+    cases = [(file.relative_to(whole), how) for file in whole.rglob("*") if file.is_file() for how in damages(b"")]
+    for file, how in [*cases, *((Path(name), "put there") for name in odd)]:
+        folder = RunFolder(tmp_path / f"{'_'.join(file.parts)}, {how}")
+        shutil.copytree(whole, folder.path)
+        if how == "put there":
+            shutil.rmtree(folder.path / file, ignore_errors=True)
+            (folder.path / file).parent.mkdir(exist_ok=True)
+            (folder.path / file).write_bytes(b"")
+        else:
+            (folder.path / file).write_bytes(damages((whole / file).read_bytes())[how])
+        try:
+            present, former = load_run(folder.path, [], Config)
+            assert present.run.seed == 1, f"{file} {how}: the run keeps its settings"
+            with owned(folder, print), usable(folder):
+                begin(present, folder, origin := find_origin(present, folder, Start(former)))
+                adopt(folder)
+                Recorder(folder, None, False, origin.step).close()
+        except UserError:
+            continue  # whose text says what to do
+        events = [line for line in folder.events.read_bytes().splitlines() if line.startswith(b"{")]
+        assert any(b'"run_resumed"' in line and json.loads(line) for line in events), f"{file} {how}: {events}"
+        assert all(row["step"] <= origin.step for row in folder.read_metrics()), f"{file} {how}"
 
 
 def test_steps_without_a_checkpoint_are_not_started_over_unasked(run: Run) -> None:
