@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 
 from launch.cluster.budget import FailureBudget
 from launch.cluster.buffer_actor import BufferActor, options
 from launch.cluster.context import RunContext, RunFailed
-from launch.cluster.placement import Assignment, Part
+from launch.cluster.places import Places
 from launch.cluster.ray_port import CallFailed, Handle, ProcessRestarting, Reference
 
 ASK_EVERY_S = 1.0
@@ -19,9 +20,10 @@ SILENT_S = 60.0
 class BufferProcess:
     """Counts the restarts of the task buffer. Ray restarts a process that ends; one that hangs is killed here first."""
 
-    def __init__(self, context: RunContext) -> None:
+    def __init__(self, context: RunContext, places: Places) -> None:
         config = context.config
         self._context = context
+        self._places = places
         self._budget = FailureBudget(config.supervision.max_buffer_restarts, config.supervision.restart_window_s)
         self._opened: Reference | None = None
         self._asked: Reference | None = None
@@ -38,12 +40,11 @@ class BufferProcess:
         """Failures so far."""
         return self._budget.total
 
-    def start(self, assignments: tuple[Assignment, ...], resume: bool) -> None:
+    def start(self, resume: bool) -> None:
         """Start the process and begin to open its file. Call `wait_until_open` next."""
-        assignment = next(assignment for assignment in assignments if assignment.part is Part.BUFFER)
         context = self._context
         self.handle = context.ray.start(
-            assignment,
+            self._places.buffer,
             BufferActor,
             context.config,
             context.folder.path,
@@ -108,5 +109,10 @@ class BufferProcess:
         self._context.say(f"the task buffer {what}; it starts again on the same file")
 
     def _failure(self, error: Exception) -> str:
+        if self._places.is_lost(self._places.buffer):
+            return (
+                "the machine of the task buffer and of the learner's first rank is lost. To go on from the last "
+                f"checkpoint: azr train --resume {shlex.quote(str(self._context.folder.path))}"
+            )
         log = self._context.folder.logs / f"buffer.{self._log_number}.log"
         return f"the task buffer failed: {error}\nIts log: {log}"

@@ -10,7 +10,8 @@ from typing import Any
 from launch.cluster.budget import FailureBudget
 from launch.cluster.context import RunContext, RunFailed
 from launch.cluster.learner_actor import LearnerActor
-from launch.cluster.placement import Assignment, Part
+from launch.cluster.placement import PlacementError
+from launch.cluster.places import Places
 from launch.cluster.ray_port import CallFailed, Handle, ProcessEnded, Reference
 from launch.run.status import RunStatus, describe
 from learner.checkpoint import CheckpointError, Checkpoints
@@ -23,11 +24,11 @@ RANKS_S = 10.0
 class LearnerRanks:
     """All learner ranks. When one dies, all are killed and restarted from the last checkpoint, within a budget."""
 
-    def __init__(self, context: RunContext) -> None:
+    def __init__(self, context: RunContext, places: Places) -> None:
         config = context.config
         self._context = context
+        self._places = places
         self._budget = FailureBudget(config.supervision.max_learner_restarts, config.supervision.restart_window_s)
-        self._assignments: tuple[Assignment, ...] = ()
         self._buffer: Handle = None
         self._keys: LearnerKeys | None = None
         self._handles: list[Handle] = []
@@ -68,12 +69,9 @@ class LearnerRanks:
         """Failures so far."""
         return self._budget.total
 
-    def start(
-        self, buffer: Handle, keys: LearnerKeys | None, assignments: tuple[Assignment, ...], resume: bool
-    ) -> None:
+    def start(self, buffer: Handle, keys: LearnerKeys | None, resume: bool) -> None:
         """Start every rank, for the first time. `buffer`: the task buffer; `keys`: of the stream."""
         self._buffer, self._keys = buffer, keys
-        self._assignments = tuple(assignment for assignment in assignments if assignment.part is Part.LEARNER)
         self._start(resume, expected=self._context.config.actors.num_actors)
 
     def poll(self, num_actors: int) -> bool:
@@ -139,6 +137,10 @@ class LearnerRanks:
     def _start(self, resume: bool, expected: int) -> None:
         """Start every rank; `expected`: rollout actors to wait for before the first batch."""
         context, ray = self._context, self._context.ray
+        try:
+            assignments = self._places.ranks()
+        except PlacementError as error:
+            raise RunFailed(f"a machine of the learner is lost, and the others have no room. {error}") from None
         self.life += 1
         self._handles = [
             ray.start(
@@ -153,7 +155,7 @@ class LearnerRanks:
                 self._first_log,
                 max_concurrency=4,
             )
-            for assignment in self._assignments
+            for assignment in assignments
         ]
         # Ray passes rank 0's answer on to the others; this process does not wait for it.
         store = ray.call(self._handles[0], "rendezvous") if len(self._handles) > 1 else None

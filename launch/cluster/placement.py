@@ -76,8 +76,8 @@ class Assignment:
     part: Part
     index: int
     """The rank of a learner process, the index of a rollout actor."""
-    node: str | None
-    """The name of its node; None leaves the choice to Ray."""
+    node: str
+    """The name of its node."""
     needs: Needs
     gpus: tuple[int, ...] = ()
     """The indices of its GPUs on the node. Ray hands out a node's GPUs itself and uses their number only."""
@@ -99,14 +99,19 @@ class Assignment:
 
 
 def place(
-    config: Config, nodes: Sequence[Node], num_actors: int | None = None, num_parameters: int | None = None
+    config: Config,
+    nodes: Sequence[Node],
+    num_actors: int | None = None,
+    num_parameters: int | None = None,
+    taken: Collection[tuple[str, Needs]] = (),
 ) -> tuple[Assignment, ...]:
     """Assign all processes of a self-play run: ranks, task buffer, actors, in this order. Raises PlacementError.
 
     `num_actors`: in place of `actors.num_actors`. `num_parameters`: of the model, for the check of memory.
+    `taken`: what other processes have, each with the name of its node.
     """
     on_gpus = _on_gpus(nodes)
-    free = _free(nodes)
+    free = _free(nodes, taken)
     learner = Needs(
         num_gpus=int(on_gpus),
         memory_bytes=learner_memory(config, num_parameters) if num_parameters else 0,
@@ -123,14 +128,14 @@ def place(
 
 
 def place_ranks(
-    parallel: ParallelSettings, nodes: Sequence[Node], taken: Collection[Assignment] = ()
+    parallel: ParallelSettings, nodes: Sequence[Node], taken: Collection[tuple[str, Needs]] = ()
 ) -> tuple[Assignment, ...]:
-    """Assign the learner's ranks alone, beside the processes `taken`. Raises PlacementError."""
+    """Assign the learner's ranks alone. `taken`: see `place`. Raises PlacementError."""
     return tuple(_place_ranks(parallel, Needs(num_gpus=int(_on_gpus(nodes))), _free(nodes, taken)))
 
 
-def place_actor(config: Config, index: int, nodes: Sequence[Node], taken: Collection[Assignment]) -> Assignment:
-    """Assign one rollout actor, beside the processes `taken`. Raises PlacementError."""
+def place_actor(config: Config, index: int, nodes: Sequence[Node], taken: Collection[tuple[str, Needs]]) -> Assignment:
+    """Assign one rollout actor. `taken`: see `place`. Raises PlacementError."""
     actor = Needs(num_gpus=config.engine.tensor_parallel if _on_gpus(nodes) else 0)
     return _place_actor(index, actor, _free(nodes, taken))
 
@@ -227,12 +232,16 @@ class _Free:
         return next((times for times in range(most, 0, -1) if self.fits(needs, times)), 0)
 
     def take(self, part: Part, index: int, needs: Needs) -> Assignment:
-        """Take the resources of one process, which must fit."""
+        """Assign one process, which must fit."""
+        return Assignment(part, index, self.node.name, needs, self.give(needs))
+
+    def give(self, needs: Needs) -> tuple[int, ...]:
+        """Give one process its resources; returns its GPUs."""
         self.num_cpus -= needs.num_cpus
         gpus, self.gpus = tuple(self.gpus[: needs.num_gpus]), self.gpus[needs.num_gpus :]
         if not needs.num_gpus:
             self.memory_bytes -= needs.memory_bytes
-        return Assignment(part, index, self.node.name, needs, gpus)
+        return gpus
 
     def describe(self) -> str:
         """The free resources in words."""
@@ -245,13 +254,13 @@ class _Free:
         return words + (f", role {self.node.role}" if self.node.role else "")
 
 
-def _free(nodes: Sequence[Node], taken: Collection[Assignment] = ()) -> list[_Free]:
-    """The nodes in their order, without what the processes `taken` have."""
+def _free(nodes: Sequence[Node], taken: Collection[tuple[str, Needs]] = ()) -> list[_Free]:
+    """What is free on the nodes, in their order."""
     free = [_Free.of(node) for node in sorted(nodes, key=lambda node: (node.index is None, node.index or 0))]
     by_name = {each.node.name: each for each in free}
-    for assignment in taken:
-        if assignment.node in by_name:
-            by_name[assignment.node].take(assignment.part, assignment.index, assignment.needs)
+    for name, needs in taken:
+        if name in by_name:
+            by_name[name].give(needs)
     return free
 
 

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from executor.outcomes import InfrastructureError
 from executor.user_error import UserError
-from launch.cluster.placement import Assignment, Node
+from launch.cluster.placement import Assignment, Needs, Node
 
 Handle = Any
 Reference = Any
@@ -42,6 +42,9 @@ class RayPort(Protocol):
 
     def nodes(self) -> tuple[Node, ...]:
         """The live nodes of the cluster."""
+
+    def in_use(self) -> tuple[tuple[str, Needs], ...]:
+        """The CPUs and GPUs that processes of any job take, by the name of their node."""
 
     def start(self, assignment: Assignment, actor: type, *arguments: Any, **options: Any) -> Handle:
         """Start an actor process as `assignment` says; returns at once. `options`: more options of `ray.remote`."""
@@ -74,16 +77,26 @@ class Ray:
                 num_cpus=node["Resources"].get("CPU", 0.0),
                 num_gpus=int(node["Resources"].get("GPU", 0)),
                 address=node["NodeManagerAddress"],
+                role=node["Labels"].get("role", ""),
+                index=int(index) if (index := node["Labels"].get("node_index", "")).isdecimal() else None,
             )
             for node in sorted(found, key=lambda node: node["NodeID"])
+        )
+
+    def in_use(self) -> tuple[tuple[str, Needs], ...]:
+        """See `RayPort`."""
+        available = ray._private.state.available_resources_per_node()
+        return tuple(
+            (node.name, Needs(node.num_cpus - free.get("CPU", 0.0), node.num_gpus - int(free.get("GPU", 0))))
+            for node in self.nodes()
+            if (free := available.get(node.name)) is not None
         )
 
     def start(self, assignment: Assignment, actor: type, *arguments: Any, **options: Any) -> Handle:
         """See `RayPort`."""
         options |= {"num_cpus": assignment.num_cpus, "num_gpus": assignment.num_gpus}
-        if assignment.node is not None:
-            # Soft: if the node has been lost meanwhile, Ray chooses another one.
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(assignment.node, soft=True)
+        # Hard: Ray knows nothing of roles, tensor-parallel groups and the buffer's file. A lost node is an error.
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(assignment.node, soft=False)
         return ray.remote(**options)(actor).remote(*arguments)
 
     def call(self, handle: Handle, method: str, *arguments: Any) -> Reference:
@@ -122,6 +135,8 @@ def translated(error: Exception) -> CallFailed:
         if isinstance(cause, ray.exceptions.ActorDiedError) and "creation task" in str(cause):
             return ProcessEnded(_last_line(cause))  # the error that its constructor raised
         return ProcessEnded("its process ended")  # Ray's own text is a paragraph of guesses
+    if isinstance(cause, ray.exceptions.ActorUnschedulableError):
+        return ProcessEnded("its machine is lost")
     if isinstance(cause, ray.exceptions.OutOfMemoryError):
         return ProcessEnded("Ray ended its process: the machine was short of memory")
     if isinstance(cause, UserError):

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 
 from launch.cluster import lives
 from launch.cluster.budget import FailureBudget
 from launch.cluster.context import RunContext, RunFailed
 from launch.cluster.learner_ranks import LearnerRanks
 from launch.cluster.lives import ActorLife, Ending, Kill, Reason, Retire, Situation, Start
-from launch.cluster.placement import Assignment, Part, PlacementError, place
+from launch.cluster.placement import PlacementError
+from launch.cluster.places import Places
 from launch.cluster.ray_port import CallFailed, Handle, Reference
 from launch.cluster.rollout_actor import RolloutActor
 from learner.stream.keys import ActorKeys
+
+PLACE_AGAIN_S = 10.0
+"""Seconds until a place is looked for again, for an actor that has none because its node is lost."""
 
 
 class Rollouts:
     """All rollout actors of a run, also those that have left."""
 
-    def __init__(self, context: RunContext, learner: LearnerRanks) -> None:
+    def __init__(self, context: RunContext, learner: LearnerRanks, places: Places) -> None:
         self._context = context
         self._learner = learner
-        self._assignments: dict[int, Assignment] = {}
+        self._places = places
+        self._homeless: set[int] = set()
+        """The actors that no node has room for."""
         self._lives: dict[int, ActorLife] = {}
         self._first = 0
         self._life = 0
@@ -33,12 +38,9 @@ class Rollouts:
         self.results: dict[str, tuple[int, dict[str, str]]] = {}
         """Name -> result of `RolloutActor.run`, of actors that ended well."""
 
-    def start(self, buffer: Handle, keys: ActorKeys | None, assignments: tuple[Assignment, ...], resume: bool) -> None:
+    def start(self, buffer: Handle, keys: ActorKeys | None, resume: bool) -> None:
         """Begin. Actors are started by `poll`, once the learner's endpoint is known. `keys`: of the stream."""
         self._buffer, self._keys = buffer, keys
-        self._assignments = {
-            assignment.index: assignment for assignment in assignments if assignment.part is Part.ROLLOUT
-        }
         # A resumed run counts incarnations on from those of the checkpoint, which must not be used twice.
         logs = self._context.folder.logs.glob("rollout*.log") if resume else ()
         self._first = 1 + max((int(path.stem.rsplit(".", 1)[-1]) for path in logs), default=-1)
@@ -62,11 +64,6 @@ class Rollouts:
     def scale(self, num_actors: int) -> None:
         """Set the number of actors. Missing ones are started; surplus ones finish their slots and exit."""
         self.wanted = num_actors
-        with contextlib.suppress(PlacementError):  # then Ray starts the actors when there is room
-            assignments = place(self._context.config, self._context.ray.nodes(), num_actors)
-            self._assignments = {
-                assignment.index: assignment for assignment in assignments if assignment.part is Part.ROLLOUT
-            }
 
     def poll(self) -> None:
         """Decide about every actor once. Nothing happens before the learner's endpoint is known."""
@@ -122,6 +119,7 @@ class Rollouts:
         ending = lives.ended(life, failure is not None, self._learner.is_up, now)
         if ending is Ending.LEFT:
             self.results.pop(life.name, None)
+            self._places.leave(life.index)
             self._context.say(f"{life.name} has left")
         elif ending is Ending.FAILED:
             wait_s = life.start_at - now
@@ -162,9 +160,12 @@ class Rollouts:
             self._has_joined |= bool(self.joined)
 
     def _start(self, life: ActorLife, endpoint: str, now: float) -> None:
-        assignment = self._assignments.get(life.index)
-        if assignment is None:
-            assignment = replace(self._assignments[0], index=life.index, node=None, gpus=())
+        try:
+            assignment = self._places.actor(life.index)
+        except PlacementError as error:
+            self._wait_for_room(life, error, now)
+            return
+        self._homeless.discard(life.index)
         handle = self._context.ray.start(
             assignment,
             RolloutActor,
@@ -177,3 +178,13 @@ class Rollouts:
             self._keys,
         )
         life.started(handle, self._context.ray.call(handle, "run"), endpoint, now)
+
+    def _wait_for_room(self, life: ActorLife, error: PlacementError, now: float) -> None:
+        """Put the start of an actor off. Raises RunFailed where no node has room for any of them."""
+        life.start_at = now + PLACE_AGAIN_S
+        if life.index not in self._homeless:
+            self._context.say(f"{life.name} has no place, and waits for one. {error}")
+            self._context.event("actor_without_place", actor=life.name, why=str(error))
+        self._homeless.add(life.index)
+        if self._homeless.issuperset(range(self.wanted)):
+            raise RunFailed(f"no rollout actor has a place any more. {error}")

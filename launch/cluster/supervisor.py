@@ -27,7 +27,8 @@ from actors.seeding import SEED_KIND
 from launch.cluster.buffer_process import BufferProcess
 from launch.cluster.context import RunContext, RunFailed
 from launch.cluster.learner_ranks import LearnerRanks
-from launch.cluster.placement import PlacementError, place
+from launch.cluster.placement import PlacementError
+from launch.cluster.places import Places
 from launch.cluster.ray_port import Handle, RayPort
 from launch.cluster.rollouts import Rollouts
 from launch.cluster.verify import WeightComparison
@@ -52,24 +53,25 @@ class Supervisor:
     ) -> None:
         """`say` prints a line on the console; `clock` gives seconds."""
         self._context = context = RunContext(config, RunFolder(folder.path.absolute()), ray, say, clock)
-        self._buffer = BufferProcess(context)
-        self._learner = LearnerRanks(context)
-        self._rollouts = Rollouts(context, self._learner)
+        self._places = places = Places(config, ray, clock)
+        self._buffer = BufferProcess(context, places)
+        self._learner = LearnerRanks(context, places)
+        self._rollouts = Rollouts(context, self._learner, places)
 
     def start(self, resume: bool) -> None:
         """Start the task buffer and the learner; the actors follow when `poll` knows where the learner listens.
 
         Raises RunFailed. After it, as after every error, `kill` ends what runs.
         """
-        config, ray = self._context.config, self._context.ray
+        config = self._context.config
         try:
-            assignments = place(config, ray.nodes())
+            self._places.settle()
         except PlacementError as error:
             raise RunFailed(str(error)) from None
         keys = RunKeys.of_run(self._context.folder.path / "keys") if config.encrypted else None
-        self._buffer.start(assignments, resume)
-        self._learner.start(self._buffer.handle, keys.learner if keys else None, assignments, resume)
-        self._rollouts.start(self._buffer.handle, keys.actor if keys else None, assignments, resume)
+        self._buffer.start(resume)
+        self._learner.start(self._buffer.handle, keys.learner if keys else None, resume)
+        self._rollouts.start(self._buffer.handle, keys.actor if keys else None, resume)
         self._buffer.wait_until_open(config.actors.start_timeout_s)
 
     # -- the run's course ----------------------------------------------------------------------------------------

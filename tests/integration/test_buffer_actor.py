@@ -42,7 +42,8 @@ def folder(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def actor(folder: RunFolder) -> Iterator[Any]:
-    config, assignment = Config(run=RunSettings(name="run")), Assignment(Part.BUFFER, 0, None, Needs(num_cpus=0))
+    config = Config(run=RunSettings(name="run"))
+    assignment = Assignment(Part.BUFFER, 0, Ray().nodes()[0].name, Needs(num_cpus=0))
     actor = Ray().start(assignment, BufferActor, config, folder.path, **options(max_restarts=3))
     ray.get(actor.open.remote(False))
     yield actor

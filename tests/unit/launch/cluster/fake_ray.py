@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from launch.cluster.placement import Assignment, Node
+from launch.cluster.placement import Assignment, Needs, Node
 from launch.cluster.ray_port import translated
 
 
@@ -23,7 +23,9 @@ class FakeRay:
     """A handle is `<name>.<how often that name was started before>`, a reference `<handle>.<method>#<number>`."""
 
     def __init__(self, nodes: tuple[Node, ...] = (Node("here", num_cpus=64),)) -> None:
-        self._nodes = nodes
+        self.alive = nodes
+        self.others: tuple[tuple[str, Needs], ...] = ()
+        """What other jobs take."""
         self.started: dict[str, tuple[Assignment, tuple[Any, ...], dict[str, Any]]] = {}
         """Handle -> its assignment, arguments and options."""
         self.calls: list[tuple[Any, ...]] = []
@@ -37,9 +39,14 @@ class FakeRay:
         self.once: dict[str, Any] = {}
         """Reference -> its result; goes before `always`."""
         self.references: list[str] = []
+        self.clock: Clock | None = None
+        """Goes on where nothing but the time is waited for."""
 
     def nodes(self) -> tuple[Node, ...]:
-        return self._nodes
+        return self.alive
+
+    def in_use(self) -> tuple[tuple[str, Needs], ...]:
+        return self.others
 
     def start(self, assignment: Assignment, actor: type, *arguments: Any, **options: Any) -> str:
         before = sum(handle.split(".")[0] == assignment.name for handle in self.started)
@@ -54,6 +61,8 @@ class FakeRay:
 
     def finished(self, references: Sequence[str], timeout_s: float = 0.0, count: int = 1) -> list[str]:
         self.waited_s.append(timeout_s)
+        if not references and self.clock is not None:
+            self.clock.now += timeout_s
         return [ref for ref in references if self._has(ref)][:count]
 
     def result(self, reference: str, timeout_s: float | None = None) -> Any:

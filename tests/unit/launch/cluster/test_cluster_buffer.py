@@ -14,7 +14,7 @@ from actors.buffer.remote import RemoteBuffer
 from launch.cluster.buffer_actor import ask_buffer
 from launch.cluster.buffer_process import SILENT_S, BufferProcess
 from launch.cluster.context import RunContext, RunFailed
-from launch.cluster.placement import Assignment, Needs, Part
+from launch.cluster.places import Places
 from launch.config import Config
 from launch.run.folder import RunFolder
 from launch.settings import SupervisionSettings
@@ -36,9 +36,11 @@ def buffer(tmp_path: Path, ray_port: FakeRay, clock: Clock) -> BufferProcess:
     config = Config(supervision=SupervisionSettings(max_buffer_restarts=1))
     folder = RunFolder(tmp_path)
     folder.create()
-    process = BufferProcess(RunContext(config, folder, ray_port, lambda text: None, clock))
+    places = Places(config, ray_port, clock)
+    places.settle()
+    process = BufferProcess(RunContext(config, folder, ray_port, lambda text: None, clock), places)
     ray_port.always["buffer.0.open"] = None
-    process.start((Assignment(Part.BUFFER, 0, None, Needs(num_cpus=0)),), resume=False)
+    process.start(resume=False)
     process.wait_until_open(1.0)
     return process
 

@@ -53,11 +53,11 @@ def cluster(learner: int = 0, rollout: int = 0, any_part: int = 0, gpus: int = 0
     return nodes[::-1]
 
 
-def nodes_of(assignments: Sequence[Assignment], part: Part) -> list[str | None]:
+def nodes_of(assignments: Sequence[Assignment], part: Part) -> list[str]:
     return [assignment.node for assignment in assignments if assignment.part is part]
 
 
-def where(assignments: tuple[Assignment, ...]) -> dict[str, tuple[str | None, tuple[int, ...]]]:
+def where(assignments: tuple[Assignment, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {assignment.name: (assignment.node, assignment.gpus) for assignment in assignments}
 
 
@@ -156,13 +156,13 @@ def test_parts_go_to_the_nodes_of_their_role_and_ranks_follow_the_nodes_order() 
 def test_actors_share_the_learners_nodes_where_there_are_no_others() -> None:
     assignments = place(config(actors=2, data=2), cluster(learner=2))
     assert nodes_of(assignments, Part.LEARNER) == ["n1", "n0"]
-    assert sorted(map(str, nodes_of(assignments, Part.ROLLOUT))) == ["n0", "n1"]
+    assert sorted(nodes_of(assignments, Part.ROLLOUT)) == ["n0", "n1"]
 
 
 def test_a_part_that_is_placed_again_takes_nothing_from_the_others() -> None:
     asked, nodes = config(actors=3, engine_gpus=2), gpu_nodes(3, 4)
     before = place(asked, nodes)
-    others = [each for each in before if each.name != "rollout1"]
+    others = [(each.node, each.needs) for each in before if each.name != "rollout1"]
     again = place_actor(asked, 1, nodes, others)
     assert (again.name, again.node) == ("rollout1", before[3].node)
     with pytest.raises(PlacementError, match="rollout1 does not fit"):
@@ -248,7 +248,7 @@ def test_places_never_overlap_and_keep_to_roles_and_groups(
     by_name = {node.name: node for node in nodes}
     taken = [(p.node, gpu) for p in assignments for gpu in p.gpus]
     assert len(taken) == len(set(taken))
-    assert all(gpu < by_name[str(node)].num_gpus for node, gpu in taken)
+    assert all(gpu < by_name[node].num_gpus for node, gpu in taken)
     assert all(len(p.gpus) == p.num_gpus for p in assignments)
     ranks = [p for p in assignments if p.part is Part.LEARNER]
     parallel = asked.learner.parallel
@@ -262,11 +262,11 @@ def test_places_never_overlap_and_keep_to_roles_and_groups(
     shared = all(node.role == "learner" for node in nodes)
     for p in assignments:
         allowed = ("", "learner") if p.part is not Part.ROLLOUT or shared else ("", "rollout")
-        assert by_name[str(p.node)].role in allowed
+        assert by_name[p.node].role in allowed
     for fewer in range(1, asked.actors.num_actors):
         assert assignments[: -(asked.actors.num_actors - fewer)] == place(asked, nodes, num_actors=fewer)
     for p in assignments:
-        others = [other for other in assignments if other is not p]
+        others = [(other.node, other.needs) for other in assignments if other is not p]
         if p.part is Part.ROLLOUT:
-            assert place_actor(asked, p.index, nodes, others).node is not None, "where one was, one fits again"
-    assert place_ranks(parallel, nodes, [p for p in assignments if p.part is Part.ROLLOUT])
+            assert place_actor(asked, p.index, nodes, others), "where one was, one fits again"
+    assert place_ranks(parallel, nodes, [(p.node, p.needs) for p in assignments if p.part is Part.ROLLOUT])

@@ -16,7 +16,9 @@ from launch.cluster.context import RunFailed
 from launch.cluster.driver import check_port
 from launch.cluster.engine_failure import EngineStartFailed
 from launch.cluster.lives import ENDING_S
-from launch.cluster.placement import Node
+from launch.cluster.placement import Needs, Node
+from launch.cluster.places import BUSY_S
+from launch.cluster.rollouts import PLACE_AGAIN_S
 from launch.cluster.supervisor import Supervisor
 from launch.config import Config
 from launch.recipe import ConfigError
@@ -37,17 +39,23 @@ class Run:
     """A supervised run: its supervisor, its Ray, its clock and what it said."""
 
     def __init__(
-        self, folder: Path, num_actors: int = 1, ranks: int = 1, nodes: tuple[Node, ...] | None = None
+        self,
+        folder: Path,
+        num_actors: int = 1,
+        ranks: int = 1,
+        nodes: tuple[Node, ...] | None = None,
+        data: int = 1,
     ) -> None:
         self.clock = Clock()
         self.ray = FakeRay(nodes) if nodes else FakeRay()
+        self.ray.clock = self.clock
         self.said: list[str] = []
         self.folder = RunFolder(folder)
         self.folder.create()
         config = Config(
             actors=ActorsSettings(num_actors=num_actors),
             selfplay=SelfPlaySettings(seed_tasks_target=30),
-            learner=LearnerSettings(parallel=ParallelSettings(tensor=ranks)),
+            learner=LearnerSettings(parallel=ParallelSettings(tensor=ranks, data=data)),
         )
         self.supervisor = Supervisor(config, self.folder, self.ray, self.said.append, self.clock)
         self.ray.always |= {"buffer.0.open": None, "buffer.0.metrics": {}}
@@ -395,12 +403,77 @@ def test_actors_that_left_come_back_when_they_are_wanted_again(tmp_path: Path) -
     assert "rollout2.0" in run.ray.started
 
 
-def test_more_actors_than_the_cluster_has_room_for_are_left_to_ray(tmp_path: Path) -> None:
+def test_more_actors_than_the_cluster_has_room_for_wait_until_it_has(tmp_path: Path) -> None:
     run = Run(tmp_path, nodes=(Node("small", num_cpus=2),)).start()
     run.supervisor.scale(2)
+    run.poll(times=3, after_s=PLACE_AGAIN_S)
+    assert "rollout1.0" not in run.ray.started
+    assert [line for line in run.said if "rollout1 has no place" in line and "small: 0 CPUs" in line] == run.said[1:]
+    run.ray.alive += (Node("late", num_cpus=1),)
+    run.poll(after_s=PLACE_AGAIN_S)
+    assert run.ray.started["rollout1.0"][0].node == "late"
+
+
+# -- lost machines -----------------------------------------------------------------------------------------------
+
+
+def three_nodes(tmp_path: Path, cpus: int = 2) -> Run:
+    nodes = [Node("n0", cpus, role="learner", index=0), Node("n1", cpus, role="learner", index=1), Node("n2", cpus)]
+    return Run(tmp_path, num_actors=2, nodes=tuple(nodes))
+
+
+def test_what_other_jobs_hold_is_not_counted_on(tmp_path: Path) -> None:
+    run = three_nodes(tmp_path)
+    run.ray.others = (("n2", Needs(num_cpus=1)),)
+    with pytest.raises(RunFailed, match=r"rollout1 does not fit(.|\n)*n2: 0 CPUs(.|\n)*Other jobs of this Ray cluster"):
+        run.supervisor.start(resume=False)
+    assert sum(run.ray.waited_s) == run.clock.now >= BUSY_S and not run.ray.started
+    run.ray.others = ()
+    run.supervisor.start(resume=False)
+
+
+def test_an_actor_whose_machine_is_lost_starts_on_another_one(tmp_path: Path) -> None:
+    run = Run(tmp_path, num_actors=2, nodes=(Node("n0", 3), Node("n1", 3))).start(playing(0, 1))
+    lost = next(name for name in ("rollout0", "rollout1") if run.ray.started[f"{name}.0"][0].node == "n1")
+    run.ray.alive = run.ray.alive[:1]
+    run.end(f"{lost}.0", ray.exceptions.ActorUnschedulableError("node n1"))
+    run.poll(times=2)
+    run.poll(after_s=2.0)
+    assert run.ray.started[f"{lost}.1"][0].node == "n0"
+    assert any(f"{lost} failed (its machine is lost)" in line for line in run.said)
+
+
+def test_a_run_whose_actors_all_lost_their_machines_ends(tmp_path: Path) -> None:
+    run = three_nodes(tmp_path).start(playing(0, 1))
+    run.ray.alive = (Node("n0", 1, role="learner"),)
+    for name in ("rollout0.0", "rollout1.0"):
+        run.end(name, DIED)
+    run.poll(times=2)
+    with pytest.raises(RunFailed, match=r"no rollout actor has a place any more. rollout. does not(.|\n)*n0: 0 CPUs"):
+        run.poll(after_s=2.0)
+
+
+def test_ranks_whose_machine_is_lost_all_start_where_there_is_room(tmp_path: Path) -> None:
+    run = Run(tmp_path, nodes=(Node("n0", 1), Node("n1", 2), Node("n2", 2)), data=3).start()
+    before = [run.ray.started[f"learner{rank}.0"][0].node for rank in range(3)]
+    lost = before[2]
+    assert lost != before[0], "rank 0's is that of the task buffer"
+    run.ray.alive = tuple(node for node in run.ray.alive if node.name != lost)
+    run.end("learner2.0", DIED)
     run.poll()
-    assignment = run.ray.started["rollout1.0"][0]
-    assert (assignment.node, assignment.num_cpus) == (None, 1)
+    with pytest.raises(RunFailed, match=r"a machine of the learner is lost, and the others have no room. learner"):
+        run.poll(after_s=2.0)
+    run.ray.alive += (Node("new", 4),)
+    run.supervisor._learner._start(resume=True, expected=1)
+    assert lost not in [run.ray.started[f"learner{rank}.1"][0].node for rank in range(3)]
+
+
+def test_a_run_ends_with_the_machine_of_its_task_buffer(tmp_path: Path) -> None:
+    run = three_nodes(tmp_path).start(playing(0, 1))
+    run.ray.alive = run.ray.alive[1:]
+    run.ray.always["buffer.0.metrics"] = DIED
+    with pytest.raises(RunFailed, match=f"the machine of the task buffer (.*)is lost(.*)azr train --resume {tmp_path}"):
+        run.poll(times=3, after_s=1.1)
 
 
 @pytest.mark.parametrize(("joined", "deadline_s"), [(True, 900.0), (False, 1500.0)])

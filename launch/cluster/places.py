@@ -1,0 +1,70 @@
+"""The places of a run's processes while it goes on: on which node each is, and where it goes when its node is lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from launch.cluster.placement import Assignment, Needs, Part, PlacementError, place, place_actor, place_ranks
+from launch.cluster.ray_port import RayPort
+from launch.config import Config
+
+BUSY_S = 15.0
+"""Seconds to wait for what other processes in the cluster hold: those of a run that has just ended go away by then."""
+
+
+class Places:
+    """The assignments in force. `settle` comes first."""
+
+    def __init__(self, config: Config, ray: RayPort, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._ray = ray
+        self._clock = clock
+        self._ranks: tuple[Assignment, ...] = ()
+        self._actors: dict[int, Assignment] = {}
+
+    def settle(self) -> None:
+        """Place every process of the run. Raises PlacementError where they do not fit, or other jobs leave no room."""
+        nodes = self._ray.nodes()
+        place(self._config, nodes)
+        deadline = self._clock() + BUSY_S
+        while True:
+            try:
+                placed = place(self._config, nodes, taken=self._ray.in_use())
+                break
+            except PlacementError as error:
+                if self._clock() > deadline:
+                    raise PlacementError(f"{error}\nOther jobs of this Ray cluster hold the rest.") from None
+            self._ray.finished([], timeout_s=0.5)
+        self._ranks = tuple(each for each in placed if each.part is Part.LEARNER)
+        self._actors = {each.index: each for each in placed if each.part is Part.ROLLOUT}
+        self.buffer = next(each for each in placed if each.part is Part.BUFFER)
+        """The task buffer's. It stays: the buffer's file may be on that node alone."""
+
+    def ranks(self) -> tuple[Assignment, ...]:
+        """Those of the learner's ranks; all are placed anew where a node of theirs is lost. Raises PlacementError."""
+        nodes = self._ray.nodes()
+        if not {rank.node for rank in self._ranks} <= {node.name for node in nodes}:
+            self._ranks = place_ranks(self._config.learner.parallel, nodes, _taken(self._actors.values()))
+        return self._ranks
+
+    def actor(self, index: int) -> Assignment:
+        """That of a rollout actor; a new one for an actor without one, or whose node is lost. Raises PlacementError."""
+        found = self._actors.get(index)
+        if found is None or self.is_lost(found):
+            others = [actor for other, actor in self._actors.items() if other != index]
+            found = place_actor(self._config, index, self._ray.nodes(), _taken([*self._ranks, *others]))
+            self._actors[index] = found
+        return found
+
+    def leave(self, index: int) -> None:
+        """Give back the place of a rollout actor that has left."""
+        self._actors.pop(index, None)
+
+    def is_lost(self, assignment: Assignment) -> bool:
+        """Whether the node of an assignment is no longer in the cluster."""
+        return assignment.node not in {node.name for node in self._ray.nodes()}
+
+
+def _taken(assignments: Iterable[Assignment]) -> list[tuple[str, Needs]]:
+    return [(each.node, each.needs) for each in assignments]
