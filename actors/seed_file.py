@@ -99,16 +99,31 @@ def save(
     return Counter(row[1] for row in rows)
 
 
+def read_seeds(file: Path) -> list[tuple[int, str]]:
+    """The lines of a file with their numbers. Raises SeedError where it cannot be read or no line has a task's form."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SeedError(f"selfplay.seed_tasks = {file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise SeedError(f"selfplay.seed_tasks = {file} cannot be read: it is not UTF-8 text ({error})") from None
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    first = ""
+    for number, line in lines:
+        try:
+            _parse(line)
+            return lines
+        except SeedError as error:
+            first = first or f"; line {number}: {error}"
+    raise SeedError(f"selfplay.seed_tasks = {file}: none of its {len(lines)} lines is a task{first}")
+
+
 def load_seeds(file: Path, settings: ExecutorSettings, store: TaskBuffer, rules: ValidationRules) -> SeedReport:
     """Validate a file's tasks in sandboxes of its own, and add those that pass, in the file's order.
 
     Raises SeedError where the file cannot be read or nothing in it is a task, and InfrastructureError.
     """
-    try:
-        text = file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SeedError(f"selfplay.seed_tasks = {file} cannot be read: {error}") from None
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = read_seeds(file)
     report = SeedReport()
     for number, result in asyncio.run(validate_lines(lines, settings, rules)):
         if isinstance(result, str):

@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict
 
 
 class SettingsTable(BaseModel):
-    """One table of the configuration: immutable, no unknown keys, defaults checked."""
+    """One table of the configuration: immutable, no unknown keys, defaults checked, finite numbers only."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

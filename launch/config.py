@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -104,7 +105,7 @@ class Config(SettingsTable):
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return Path(self.run.dir) / self.run.name
+        return Path(os.path.expanduser(self.run.dir)) / self.run.name
 
     @property
     def stream_host(self) -> str:
@@ -140,7 +141,7 @@ class SftConfig(SettingsTable):
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return Path(self.run.dir) / self.run.name
+        return Path(os.path.expanduser(self.run.dir)) / self.run.name
 
 
 AnyConfig = TypeVar("AnyConfig", Config, SftConfig)
@@ -269,14 +270,17 @@ def _explain(item: Any, sources: dict[str, str], root: type[BaseModel]) -> str:
         return f"unknown setting {key}{where}.{hint} `{docs}` lists all settings."
     if item["type"] == "missing":
         return f"{key} must be set{where}: {keys.get(key, 'a table')}"
-    if not key or (key not in keys and item["type"] == "value_error"):  # a table's own check names its settings
+    by_table = key not in keys and item["type"] == "value_error"
+    if not key or (by_table and f"{key}." in item["msg"]):  # the check of a table, which names its settings in full
         text = str(item["msg"]).removeprefix("Value error, ")
         named = {name: _source(name, sources, keys) for name in re.findall(r"[a-z_]+(?:\.[a-z_]+)+", text)}
         told = "; ".join(f"{name}: {source}" for name, source in named.items() if source)
         return f"{text} ({told})" if told else text
-    about = keys.get(key, "")
-    text = f"{key} = {item['input']!r} cannot be used{where}: {item['msg'].removeprefix('Value error, ')}."
-    return f"{text} ({about.split(chr(10))[0]})" if about else text
+    about, why = keys.get(key, "").split("\n"), item["msg"].removeprefix("Value error, ")
+    if item["type"] == "string_pattern_mismatch":  # the documentation says in words what the pattern says
+        about, why = [" ".join(about)], "it has another form than is asked for"
+    text = f"{key} = {item['input']!r} cannot be used{where}: {why}."
+    return f"{text} ({about[0]})" if about[0] else text
 
 
 def _source(key: str, sources: Mapping[str, str], settings: Collection[str]) -> str:

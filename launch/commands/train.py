@@ -100,14 +100,16 @@ def begun(config: Config, console: Console, start: Start | None = None) -> Itera
     """Own the run's folder until the block ends, and begin an attempt in it.
 
     Yields the folder and the attempt's origin; None for a run that has all its steps. Also prepares the model, and
-    opens the log of this process. Raises RunFolderError, CheckpointError, ModelError.
+    opens the log of this process. Raises RunFolderError, CheckpointError, ModelError, SeedError.
     """
+    from actors.seed_file import read_seeds
     from launch.logs import log_to_file
     from launch.model_check import check_model
     from launch.models import prepare
     from launch.run.attempt import Start, begin, find_origin, finished
     from launch.run.folder import RunFolder, usable
     from launch.run.owner import owned
+    from launch.run.task_buffer import seed_file
 
     folder = RunFolder(config.folder)
     with owned(folder, console.say):
@@ -117,6 +119,8 @@ def begun(config: Config, console: Console, start: Start | None = None) -> Itera
             console.say(done)
             yield folder, None
             return
+        if origin.checkpoint is None and config.selfplay.seed_tasks:
+            read_seeds(seed_file(config.selfplay.seed_tasks))  # what is wrong with it is said before anything starts
         check_model(config, prepare(config.model.path, console.say))
         with usable(folder):
             lines = begin(config, folder, origin)

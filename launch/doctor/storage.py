@@ -19,7 +19,7 @@ _MEND = "set run.dir to a local file system, if one machine runs everything; azr
 
 def storage(config: Config) -> Section:
     """Open a task buffer of its own where `run.dir` is, or will be, and report the journal."""
-    wanted = Path(config.run.dir)
+    wanted = config.folder.parent
     folder = next(path for path in (wanted.absolute(), *wanted.absolute().parents) if path.is_dir())
     name = f"run folders ({wanted}, {file_system(folder) or 'file system unknown'})"
     if not os.access(folder, os.W_OK):

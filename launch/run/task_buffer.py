@@ -7,6 +7,7 @@ names.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def open_tasks(config: Config, folder: RunFolder, resume: bool) -> TaskBuffer:
     store = TaskBuffer(folder.tasks, config.buffer)
     try:
         if checkpoint is None and config.selfplay.seed_tasks:
-            report = load_seeds(Path(config.selfplay.seed_tasks), config.executor, store, config.selfplay.rules)
+            report = load_seeds(seed_file(config.selfplay.seed_tasks), config.executor, store, config.selfplay.rules)
             for line, why in report.rejected:
                 append_event(folder, "seed_rejected", file=config.selfplay.seed_tasks, line=line, why=why)
             append_event(folder, "seeds_loaded", file=config.selfplay.seed_tasks, **report.counts())
@@ -46,6 +47,11 @@ def open_tasks(config: Config, folder: RunFolder, resume: bool) -> TaskBuffer:
         store.close()
         raise
     return store
+
+
+def seed_file(name: str) -> Path:
+    """The file that `selfplay.seed_tasks` names."""
+    return Path(os.path.expanduser(name))
 
 
 def restore(folder: RunFolder, checkpoint: Path) -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from executor.settings_table import SettingsTable
 from launch import cli
@@ -125,9 +129,33 @@ def test_a_mistake_in_a_value_names_the_file_wherever_it_is_found(text: str, key
     assert key in str(caught.value) and str(recipe) in str(caught.value)
 
 
+def numbers(root: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The keys of all settings that take a number with a fraction."""
+    for name, field in root.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from numbers(field.annotation, f"{prefix}{name}.")
+        elif float in (field.annotation, *get_args(field.annotation)):
+            yield f"{prefix}{name}"
+
+
+@pytest.mark.parametrize(("recipe", "root"), [("smollm2-cpu", Config), ("sft-smollm2-cpu", SftConfig)])
+def test_no_setting_takes_a_number_that_is_not_finite(recipe: str, root: type[Config] | type[SftConfig]) -> None:
+    keys = list(numbers(root))
+    assert len(keys) > 10
+    for key in keys:
+        for value in ("inf", "-inf", "nan"):
+            with pytest.raises(ConfigError, match=re.escape(f"{key} = {value} cannot be used")):
+                load(recipe, [f"{key}={value}"], root)
+
+
+def test_a_home_directory_is_found_where_the_shell_leaves_it_as_it_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert load("smollm2-cpu", ["run.dir=~/runs", "run.name=x"]).folder == Path("/home/ada/runs/x")
+
+
 @pytest.mark.parametrize("name", ["..", ".", "...", "", "a/b", "../x", "/tmp", "a b"])
 def test_names_that_lead_out_of_the_folder_of_runs_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"run\.name"):
+    with pytest.raises(ConfigError, match=r"run\.name.*Letters, digits, dots"):
         load("smollm2-cpu", [f"run.name={name}"])
 
 
@@ -189,6 +217,19 @@ def test_cli_refuses_to_run_over_a_run(tmp_path: Path, capsys: pytest.CaptureFix
 def test_cli_refuses_to_resume_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--resume", str(tmp_path)]) == 2
     assert "no run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n\n", b"[run]\nname = 'x'\n", b"\xff\xfe"])
+def test_cli_refuses_a_seed_file_without_tasks_before_anything_is_made(
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "seeds.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    settings = [f"run.dir={tmp_path / 'runs'}", "run.name=x", f"selfplay.seed_tasks={file}", "model.path=none"]
+    assert cli.main(["train", "smollm2-cpu", *settings]) == 2
+    assert f"selfplay.seed_tasks = {file}" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "x").exists()
 
 
 def test_cli_shows_a_resolved_recipe(capsys: pytest.CaptureFixture[str]) -> None:
