@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 COMMANDS = (
     "train",
+    "submit",
     "scale",
     "verify",
     "drill",
@@ -39,6 +40,7 @@ examples:
   azr train smollm2-cpu learner.steps=200 run.name=long
   azr train --resume runs/smollm2-cpu learner.steps=40
   azr train smollm2-cpu run.mode=serial learner.max_staleness=0    one process, one thread, deterministic
+  azr submit smollm2-cpu                             the same as a SLURM job, from a login node
   azr scale runs/smollm2-cpu --actors 3              more rollout actors, or fewer, while it runs
   azr verify runs/smollm2-cpu                        do its engines run what the learner has, bit by bit?
   azr config show smollm2-cpu                        every setting of a recipe, resolved

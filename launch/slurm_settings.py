@@ -13,38 +13,28 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OWN = {
-    "account": "slurm.account",
+    "array": "",
     "chdir": "",
-    "constraint": "slurm.constraint",
-    "cpus-per-task": "slurm.cpus_per_task",
-    "dependency": "slurm.dependency",
     "error": "",
-    "exclude": "slurm.exclude",
-    "exclusive": "slurm.exclusive",
-    "job-name": "run.name",
-    "mem": "slurm.memory",
-    "nodes": "slurm.nodes",
     "no-requeue": "slurm.requeue",
+    "nodes": "slurm.nodes",
     "ntasks": "slurm.nodes",
     "ntasks-per-node": "slurm.nodes",
     "open-mode": "",
     "output": "",
     "parsable": "",
-    "partition": "slurm.partition",
-    "qos": "slurm.qos",
     "requeue": "slurm.requeue",
-    "reservation": "slurm.reservation",
     "signal": "slurm.warning_s",
     "time": "slurm.time",
     "wait": "",
     "wrap": "",
-    "array": "",
 }
-"""Options of sbatch that azr writes itself, or that a run cannot have: the setting that gives each, if there is one."""
+"""Options of sbatch that cannot be given as they are: the setting that gives the option, or empty where a run cannot
+have it."""
 
 
 class SlurmSettings(SettingsTable):
-    """`[slurm]`: the SLURM job of a run that azr submit submits.
+    """`[slurm]`: the SLURM job of a run that `azr submit` submits.
 
     Other commands ignore it."""
 
@@ -90,7 +80,8 @@ class SlurmSettings(SettingsTable):
     """Jobs that this one waits for, such as `afterok:1234` or `singleton`."""
     extra: dict[str, str] = {}
     """Other options of sbatch, by their long names: `{ nice = "100", mail-type = "FAIL" }`.
-    An empty value gives an option without one. azr submit --sbatch KEY=VALUE adds to them."""
+    An empty value gives an option without one. An option that another setting writes is replaced.
+    `azr submit --sbatch KEY=VALUE` adds to them."""
     setup: tuple[str, ...] = ()
     """Lines of bash that the job runs first on its first node, such as `module load cuda`.
     The environment that they leave reaches every node. A line that fails ends the job."""
@@ -99,7 +90,7 @@ class SlurmSettings(SettingsTable):
     Values arrive as they are: nothing in them is expanded."""
     python: str | None = Field(default=None, pattern=r"^/")
     """Absolute path of the Python that runs azr on the nodes.
-    Unset: the one that runs azr submit."""
+    Unset: the one that runs `azr submit`."""
     template: str | None = Field(default=None, min_length=1)
     """File with a Jinja template that replaces the batch script of azr.
     A relative path starts at the working directory. It can begin with `{% extends "job.sbatch.j2" %}` and replace
@@ -116,15 +107,27 @@ class SlurmSettings(SettingsTable):
     Where the site refuses `scontrol requeue`, the job submits its script anew, to run after its own end."""
     max_requeues: int = Field(default=100, ge=0)
     """Number of times that the job requeues itself after it was stopped and had saved, as at each time limit.
-    One stop more ends the job. azr submit --resume RUN counts from 0 again."""
+    One stop more ends the job. `azr submit --resume RUN` counts from 0 again."""
     max_preemptions: int = Field(default=1000, ge=0)
     """Number of starts that may end without a word of their own: by preemption, `scontrol requeue`, or a node failure.
-    One more ends the job. azr submit --resume RUN counts from 0 again."""
+    One more ends the job. `azr submit --resume RUN` counts from 0 again."""
     warning_s: int | None = Field(default=None, ge=1, le=65535)
     """Seconds before the time limit at which the run is told to save and end (`--signal=B:USR2@S`).
     SLURM may send the signal up to 60 s earlier. Unset: what the longest checkpoint and step of the run so far took,
     and 60 s; 300 s for a run without any. Never more than half of `slurm.time`. Too short: the run is killed while it
     saves, and goes on from the checkpoint before."""
+
+    @property
+    def limit_s(self) -> float | None:
+        """`time` in seconds; None without a limit."""
+        if self.time is None:
+            return None
+        days, dash, rest = self.time.rpartition("-")
+        parts = [int(part) for part in rest.split(":")]
+        # Without days, the units end at seconds, and a single number is minutes. With days, they begin at hours.
+        units = (3600, 60, 1)[: len(parts)] if dash else {1: (60,), 2: (60, 1), 3: (3600, 60, 1)}[len(parts)]
+        seconds = int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=True))
+        return float(seconds) or None
 
     @field_validator("partition", "account", "qos", "constraint", "exclude", "reservation", "dependency", "python")
     @classmethod
@@ -160,8 +163,8 @@ class SlurmSettings(SettingsTable):
                 raise ValueError(f"{name!r:.60} is no long option of sbatch: write it as in mail-type, without dashes")
             if name in _OWN:
                 setting = _OWN[name]
-                told = f"set {setting} instead" if setting else "a run cannot have another one"
-                raise ValueError(f"azr gives sbatch the option {name} itself, or cannot run with it: {told}")
+                told = f"set {setting}" if setting else "a run works with azr's own choice only"
+                raise ValueError(f"the option {name} cannot be given here: {told}")
             if _CONTROL.search(text):
                 raise ValueError(f"the value of {name} must be one line of text, without control characters")
         return value

@@ -70,6 +70,18 @@ def owned(folder: RunFolder, say: Callable[[str], None], lease_s: float = LEASE_
                 path.rmdir()  # it is empty where the start was refused
 
 
+def refusal(folder: RunFolder) -> str | None:
+    """The sentence about a living owner of `folder`, for a command that must not work beside it; None without one."""
+    owner = SoftFileLease(folder.owner, lease_duration=LEASE_S).owner
+    if owner is None:
+        return None
+    try:
+        beats = time.time() - folder.owner.stat().st_mtime < LEASE_S
+    except FileNotFoundError:
+        return None  # it has just ended
+    return _refusal(folder, owner) if (_lives_here(owner) if _of_this_host(owner) else beats) else None
+
+
 def _check(folder: RunFolder, lease: SoftFileLease) -> None:
     if loss := lease.compromise:
         raise OwnerLost(
@@ -98,14 +110,19 @@ def _acquire(folder: RunFolder, lease: SoftFileLease, say: Callable[[str], None]
 
 
 def _lives_here(owner: OwnerRecord) -> bool:
-    """Whether the owner is a living process of this host. Its name may have the process namespace after a `?`."""
-    if owner.hostname.partition("?")[0] != socket.gethostname().partition("?")[0]:
+    """Whether the owner is a living process of this host."""
+    if not _of_this_host(owner):
         return False
     try:
         # One that was killed and whose parent has not asked for its end keeps its id.
         return bool(psutil.Process(owner.pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def _of_this_host(owner: OwnerRecord) -> bool:
+    """Whether the owner runs, or ran, here. The name of a host may have the process namespace after a `?`."""
+    return bool(owner.hostname.partition("?")[0] == socket.gethostname().partition("?")[0])
 
 
 def _named(owner: OwnerRecord) -> str:

@@ -1,0 +1,81 @@
+"""The paths of a run's SLURM job, `slurm/` in the run folder, and of each start of the job, `slurm/attempt.N/`."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launch.json_lines import to_json
+
+
+class JobFolder:
+    """`slurm/` in the folder of a run."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.path = run / "slurm"
+        self.script = self.path / "job.sbatch"
+        self.recipe = self.path / "recipe.toml"
+        self.log = self.path / "job.log"
+        self.submission = self.path / "submission.json"
+        self.latest_link = self.path / "latest"
+
+    def attempts(self) -> list[JobAttempt]:
+        """All starts of the job, the oldest first."""
+        found = [JobAttempt(path) for path in self.path.glob("attempt.*") if path.suffix[1:].isdecimal()]
+        return sorted(found, key=lambda attempt: attempt.number)
+
+    def new_attempt(self) -> JobAttempt:
+        """Make the folder of the next start, for its user alone, and switch `latest` to it."""
+        attempts = self.attempts()
+        attempt = JobAttempt(self.path / f"attempt.{attempts[-1].number + 1 if attempts else 0}")
+        attempt.path.mkdir(mode=0o700)
+        fresh = self.path / f".latest.{secrets.token_hex(4)}"
+        fresh.symlink_to(attempt.path.name)
+        fresh.rename(self.latest_link)
+        return attempt
+
+
+class JobAttempt:
+    """`slurm/attempt.N/`: one start of the job."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = int(path.suffix[1:])
+        self.record = path / "attempt.json"
+        self.token = path / "token"
+        self.result = path / "result.json"
+
+    @property
+    def job(self) -> JobFolder:
+        """The folder of the job."""
+        return JobFolder(self.path.parent.parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none, or none that can be read."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON object, in one piece: a reader sees the former file or this one."""
+    write_text(path, to_json(record, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a file in one piece, with the rights `mode` from its beginning on."""
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.rename(path)
