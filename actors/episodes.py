@@ -16,13 +16,12 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 
 from actors.buffer.task_buffer import Buffer, NewTask
-from actors.engine.generation import Completion, Engine
-from actors.environment import Environment
+from actors.engine.generation import Completion
 from actors.prompt_builder import Prompt, PromptTooLong
 from actors.propose import REDRAWS, Brief, Draft, ProposalOutcome, Proposer
 from actors.rewards import Proposed, Solved, reward_terms
+from actors.roles import MakeRoles
 from actors.sampler import Identity, Sampler, together
-from actors.settings import SelfPlaySettings
 from actors.solve import Solution, Solver
 from executor.tasks import Task
 from learner.staleness import Grant
@@ -33,24 +32,17 @@ GiveBack = Callable[[Sequence[int]], Awaitable[None]]
 
 
 class Player:
-    """Plays granted episodes with one engine, one environment and one buffer. Hands out trajectories as they finish."""
+    """Plays granted episodes with one pair of roles and one buffer. Hands out trajectories as they finish."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        environment: Environment,
-        buffer: Buffer,
-        settings: SelfPlaySettings,
-        identity: Identity,
-        seed: int | None,
-    ) -> None:
-        """`seed`: makes every draw and sample a function of it and of the slot; None leaves sampling to the engine."""
+    def __init__(self, roles: MakeRoles, buffer: Buffer, identity: Identity, seed: int | None) -> None:
+        """`seed`: as for `MakeRoles`."""
         self._buffer = buffer
         self._identity = identity
-        self._sampler = Sampler(engine, settings, identity, seed)
-        self._solver = Solver(self._sampler, environment)
-        self.proposer = Proposer(self._sampler, environment, buffer)
-        """The proposer, which `actors.seeding` uses without a grant."""
+        made = roles(identity, seed)
+        self._sampler, self._solver = made.sampler, made.solver
+        self.proposer = made.proposer
+        self.executed = made.executed
+        """Returns the number of programs that the environment has executed so far."""
 
     def counts(self) -> dict[str, float]:
         """Counters since the start: `prompts_too_long`, `references_left_out`, `tasks_too_long`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -96,13 +97,12 @@ class RecentOutputs:
         self._counts = Counter(self._outputs)
 
 
-class Proposer:
-    """Asks for tasks with one sampler, one environment and one buffer."""
+class Proposer(ABC):
+    """Asks for tasks with one sampler and one buffer. Who reads and judges the replies is left to `draft`."""
 
-    def __init__(self, sampler: Sampler, environment: Environment, buffer: Buffer) -> None:
+    def __init__(self, sampler: Sampler, buffer: Buffer) -> None:
         self._sampler = sampler
         self._settings = sampler.settings
-        self._environment = environment
         self._buffer = buffer
         self.recent = {kind: RecentOutputs() for kind in names()}
         """By kind: the outputs that answer diversity is measured against."""
@@ -140,8 +140,20 @@ class Proposer:
         drawn = await self._buffer.references((kind,), 4 * count, self._sampler.salt(number, "composite"))
         return tuple((task_id, task) for task_id, task in drawn if fit(task.program))[-count:]
 
+    @abstractmethod
     async def draft(self, brief: Brief, name: str) -> Draft:
-        """Sample one proposal and judge it. What the environment could not judge raises, and is never a verdict."""
+        """Sample one proposal and judge it. `name`: unique among the actor's requests."""
+
+
+class ModelProposer(Proposer):
+    """Has a model propose, reads its replies, and has one environment judge them."""
+
+    def __init__(self, sampler: Sampler, environment: Environment, buffer: Buffer) -> None:
+        super().__init__(sampler, buffer)
+        self._environment = environment
+
+    async def draft(self, brief: Brief, name: str) -> Draft:
+        """See `Proposer`. What the environment could not judge raises, and is never a verdict."""
         completion = await self._sampler.generate(brief.prompt, self._settings.max_propose_tokens, name)
         proposal = self._read(brief, completion)
         if isinstance(proposal, FormatError):

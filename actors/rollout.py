@@ -24,8 +24,8 @@ from typing import Any, Protocol
 from actors.buffer.task_buffer import Buffer
 from actors.concurrency import ConcurrencyController, Load
 from actors.engine.generation import Engine, WeightUpdateFailed
-from actors.environment import Environment
 from actors.episodes import Player
+from actors.roles import MakeRoles
 from actors.sampler import Identity
 from actors.seeding import seed_buffer
 from actors.settings import SelfPlaySettings
@@ -123,12 +123,12 @@ class RolloutStats:
 
 
 class Rollout:
-    """One actor: an engine, an environment and a stream client, playing what is granted."""
+    """One actor: an engine, two roles and a stream client, playing what is granted."""
 
     def __init__(
         self,
         engine: Engine,
-        environment: Environment,
+        roles: MakeRoles,
         buffer: Buffer,
         client: StreamClient,
         settings: SelfPlaySettings,
@@ -137,11 +137,12 @@ class Rollout:
         seed: int | None = None,
         patience: Patience | None = None,
     ) -> None:
-        """`heldout`: what to measure after new weights, beside the episodes. All actors run the same weights, so one of
-        them is given it. `concurrency`: what adapts the slots of this actor; None leaves them as the client has them.
+        """`engine`: the one that `roles` sample with. `heldout`: what to measure after new weights, beside the
+        episodes. All actors run the same weights, so one of them is given it. `concurrency`: what adapts the slots of
+        this actor; None leaves them as the client has them.
         `seed`: as for `Player`; with one, episodes also wait for a measurement that is going on, as in serial mode."""
         self._engine = engine
-        self._environment = environment
+        self._roles = roles
         self._buffer = buffer
         self._client = client
         self._settings = settings
@@ -170,21 +171,12 @@ class Rollout:
         """Play until the learner says shutdown. Raises RolloutBroken where nothing can be played, EngineDead,
         LearnerLost, SeedingFailed."""
         who = Identity("", self._client.actor_id, self._client.incarnation)
-        self.stats.seeded = await seed_buffer(
-            self._engine, self._environment, self._buffer, self._settings, who, self._seed, _say_seeding
-        )
+        self.stats.seeded = await seed_buffer(self._roles, self._buffer, self._settings, who, self._seed, _say_seeding)
         self.stats.idle_since = self.stats.ready_since = time.monotonic()
         version = await self._client.connect(connect_timeout_s, self._heartbeat)
         await self._engine.set_version(version)
         identity = Identity(self._client.run_id, self._client.actor_id, self._client.incarnation)
-        player = self._player = Player(
-            self._engine,
-            self._environment,
-            self._buffer,
-            self._settings,
-            identity,
-            seed=self._seed,
-        )
+        player = self._player = Player(self._roles, self._buffer, identity, seed=self._seed)
         updating = asyncio.create_task(self._update_weights())
         listening = asyncio.create_task(self._listen(player))
         breaking = asyncio.create_task(self._breaks.wait())
@@ -271,12 +263,12 @@ class Rollout:
         try:
             await player.play(grant, emit, give_back)
             self.stats.episodes += 1
-            if self._executed is None or self._environment.stats.executed > self._executed:
+            if self._executed is None or player.executed() > self._executed:
                 self._executed = None
                 self._patience.played()
         except Exception as error:  # whatever it is, the learner has to know that these slots will not be filled
             self.stats.failures += 1
-            self._executed = self._environment.stats.executed if isinstance(error, InfrastructureError) else None
+            self._executed = player.executed() if isinstance(error, InfrastructureError) else None
             why = f"{type(error).__name__}: {error}"
             _LOG.warning("an episode failed, with %d open slots: %s", len(open_slots), why)
             wait_s = self._patience.failed(time.monotonic())

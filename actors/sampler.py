@@ -28,11 +28,19 @@ class Identity:
 class Sampler:
     """Samples responses for the proposer and the solver of one actor: engine, prompts, seed and counts."""
 
-    def __init__(self, engine: Engine, settings: SelfPlaySettings, identity: Identity, seed: int | None) -> None:
-        """`seed`: makes every draw and sample a function of it and of the slot; None leaves sampling to the engine."""
+    def __init__(
+        self,
+        engine: Engine,
+        settings: SelfPlaySettings,
+        identity: Identity,
+        seed: int | None,
+        prompts: PromptBuilder | None = None,
+    ) -> None:
+        """`seed`: makes every draw and sample a function of it and of the slot; None leaves sampling to the engine.
+        `prompts`: in place of those that the engine's tokenizer makes."""
         self.settings = settings
         self.identity = identity
-        self.prompts = PromptBuilder(
+        self.prompts = prompts or PromptBuilder(
             engine.tokenizer, settings.prompt_format, settings.max_prompt_tokens, settings.induction_inputs
         )
         self.counts: Counter[str] = Counter()

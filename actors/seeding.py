@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from actors.buffer.task_buffer import Buffer, NewTask
-from actors.engine.generation import Engine
-from actors.environment import Environment
 from actors.kinds.deduction import Deduction
 from actors.kinds.registry import kinds
 from actors.propose import Draft, Proposer
-from actors.sampler import Identity, Sampler, together
+from actors.roles import MakeRoles
+from actors.sampler import Identity, together
 from actors.settings import SelfPlaySettings
 from executor.tasks import Task
 from executor.user_error import UserError
@@ -38,8 +37,7 @@ class SeedingFailed(UserError):
 
 
 async def seed_buffer(
-    engine: Engine,
-    environment: Environment,
+    roles: MakeRoles,
     buffer: Buffer,
     settings: SelfPlaySettings,
     identity: Identity,
@@ -48,11 +46,11 @@ async def seed_buffer(
 ) -> int:
     """Propose until the buffer holds `settings.seed_tasks_target` triplets; returns how many proposals that took.
 
-    `seed`: as for `Player`. `progress` is called with (triplets so far, target) after every round. Raises SeedingFailed
-    after 200 proposals for each triplet that is wanted.
+    `seed`: as for `MakeRoles`. `progress` is called with (triplets so far, target) after every round. Raises
+    SeedingFailed after 200 proposals for each triplet that is wanted.
     """
     target = settings.seed_tasks_target
-    proposer = Proposer(Sampler(engine, settings, identity, seed), environment, buffer)
+    proposer = roles(identity, seed).proposer
     count = 0
     while (have := await _holds(buffer, target)) < target:
         progress(have, target)

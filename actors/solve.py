@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,15 +28,23 @@ class Solution(NamedTuple):
     """Seconds until the answers of the task were judged."""
 
 
-class Solver:
-    """Answers tasks with one sampler and one environment."""
+class Solver(ABC):
+    """Answers tasks."""
+
+    @abstractmethod
+    async def solve(self, task: Task, prompt: Prompt, names: Sequence[str]) -> list[Solution]:
+        """One solution a name, in that order. `prompt`: the task's, by `PromptBuilder.solve`."""
+
+
+class ModelSolver(Solver):
+    """Has a model answer tasks, with one sampler, and one environment judge the answers."""
 
     def __init__(self, sampler: Sampler, environment: Environment) -> None:
         self._sampler = sampler
         self._environment = environment
 
     async def solve(self, task: Task, prompt: Prompt, names: Sequence[str]) -> list[Solution]:
-        """One solution a name, in that order. `prompt`: the task's, by `PromptBuilder.solve`."""
+        """See `Solver`."""
         limit = self._sampler.settings.max_solve_tokens
         completions = await together(self._sampler.generate(prompt, limit, name) for name in names)
         return await self._judge_all(task, prompt, completions)

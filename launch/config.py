@@ -25,7 +25,14 @@ from executor.settings import ExecutorSettings
 from executor.settings_table import SettingsTable
 from launch.addresses import AUTO_HOST, LOOPBACK
 from launch.recipe import ConfigError, assign, find_recipe, parse_override, read_recipe
-from launch.settings import ActorsSettings, RaySettings, RunBasics, RunSettings, SupervisionSettings
+from launch.settings import (
+    ActorsSettings,
+    RaySettings,
+    RehearsalSettings,
+    RunBasics,
+    RunSettings,
+    SupervisionSettings,
+)
 from launch.slurm_settings import SlurmSettings
 from learner.settings import LearnerSettings, ModelSettings, StreamSettings, needs_keys
 from learner.sft.settings import SftLearnerSettings, SftSettings
@@ -64,6 +71,7 @@ class Config(SettingsTable):
     supervision: SupervisionSettings = SupervisionSettings()
     ray: RaySettings = RaySettings()
     slurm: SlurmSettings = SlurmSettings()
+    rehearsal: RehearsalSettings = RehearsalSettings()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Config:
@@ -99,6 +107,11 @@ class Config(SettingsTable):
             raise ValueError(
                 "run.mode = serial has one actor and one learner rank: set actors.num_actors = 1 and learner.parallel "
                 "to 1 x 1"
+            )
+        if self.rehearsal.actors_per_process > 1 and self.run.mode != "rehearse":
+            raise ValueError(
+                f"rehearsal.actors_per_process = {self.rehearsal.actors_per_process} needs run.mode = rehearse: an "
+                "engine with a model has a process to itself"
             )
         return self
 

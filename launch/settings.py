@@ -1,13 +1,14 @@
-"""Settings of the run itself: its name and bounds, its actors, their supervision, and Ray."""
+"""Settings of the run itself: its name and bounds, its actors, their supervision, Ray, and rehearsals."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from actors.settings import ConcurrencySettings
 from executor.settings_table import SettingsTable
+from learner.trajectory import Role
 
 
 class RunBasics(SettingsTable):
@@ -35,10 +36,11 @@ class RunBasics(SettingsTable):
 class RunSettings(RunBasics):
     """`[run]`: the run's name, folder, mode and bounds."""
 
-    mode: Literal["async", "serial"] = "async"
-    """How the run is executed: `async` or `serial`.
+    mode: Literal["async", "serial", "rehearse"] = "async"
+    """How the run is executed: `async`, `serial` or `rehearse`.
     `async` starts learner, rollout actors and task buffer as processes under Ray. `serial` runs the same code in one
-    process and one thread, without Ray: slower, repeatable by seed, and easier to debug."""
+    process and one thread, without Ray: slower, repeatable by seed, and easier to debug. `rehearse` is `async` with
+    engines and a learner that only take time (`[rehearsal]`): no model, no executor, all the rest is real."""
     verify_weights: bool = False
     """Compare the weights of every engine with the learner's at the end, bit by bit.
     A difference makes the exit code 1. Costs one pass over all weights. `azr verify` does it while a run goes on."""
@@ -92,3 +94,64 @@ class RaySettings(SettingsTable):
     address: str | None = None
     """Address of a running Ray cluster, such as `10.0.0.1:6379`.
     Unset: the run starts a Ray of its own on this machine and ends it with the run."""
+
+
+class RehearsalSettings(SettingsTable):
+    """`[rehearsal]`: how long the model's work takes in a run with `run.mode = "rehearse"`; unused in other runs.
+    Speeds are those of the machines that are rehearsed for. docs/rehearsal.md says where to take them from."""
+
+    time_scale: float = Field(default=1.0, gt=0)
+    """Factor by which the model's work goes faster than given here; at 20 an hour takes three minutes.
+    The control plane is real and goes no faster, so its share of the time grows with the factor. Deadlines and
+    heartbeats stay as they are. Seconds in the run folder are those of the clock."""
+    tokens_per_s: float = Field(default=2000.0, gt=0)
+    """Response tokens per second that one rollout actor's engine samples with a full batch."""
+    request_tokens_per_s: float = Field(default=50.0, gt=0)
+    """Response tokens per second that one request gets at most, however few run beside it."""
+    prefill_tokens_per_s: float = Field(default=20000.0, gt=0)
+    """Prompt tokens per second that one engine computes; nothing is sampled meanwhile.
+    A prompt that was computed since the last weights is cached, and costs nothing."""
+    execute_s: float = Field(default=0.05, ge=0)
+    """Seconds that the executor takes for one proposal, and for all answers to one task."""
+    start_s: float = Field(default=0.0, ge=0)
+    """Seconds that an engine takes to start."""
+    load_s: float = Field(default=0.1, ge=0)
+    """Seconds that an engine takes to load weights, beside their transfer."""
+    learner_step_s: float = Field(default=1.0, ge=0)
+    """Seconds of a training step, whatever its batch holds."""
+    learner_tokens_per_s: float | None = Field(default=None, gt=0)
+    """Tokens of the batch that all learner ranks together train per second, in addition to `learner_step_s`.
+    Unset: a step takes `learner_step_s`."""
+    weights_mb: float = Field(default=1.0, gt=0)
+    """Size of the weights in MB, which are really broadcast to every actor.
+    Each simulated engine holds them, and two buckets of them on the way."""
+    checkpoint_mb: float = Field(default=1.0, ge=0)
+    """Bytes that a checkpoint has beside weights, ledger, queue and task buffer, in MB; they are really written."""
+    checkpoint_s: float = Field(default=0.0, ge=0)
+    """Seconds that writing a checkpoint takes in addition, beside training."""
+    lengths: str | None = None
+    """File of lengths and rates that `azr rehearse --record` took from a run.
+    Unset: lengths are drawn from log-normal distributions with the following medians."""
+    prompt_tokens: dict[Role, float] = {Role.PROPOSE: 600.0, Role.SOLVE: 200.0}
+    """Median length of a prompt by role, in tokens; unused with `rehearsal.lengths`."""
+    response_tokens: dict[Role, float] = {Role.PROPOSE: 400.0, Role.SOLVE: 300.0}
+    """Median length of a response by role, in tokens; unused with `rehearsal.lengths`."""
+    spread: float = Field(default=0.8, ge=0, le=3)
+    """Standard deviation of the logarithm of a response's length; unused with `rehearsal.lengths`.
+    At 0.8 one response in a hundred is more than six times as long as the median. Lengths are cut off at the limits
+    of `[selfplay]`."""
+    valid_rate: float | None = Field(default=None, ge=0, le=1)
+    """Share of proposals that are valid tasks. Unset: that of `rehearsal.lengths`, or 0.5."""
+    solve_rate: float | None = Field(default=None, ge=0, le=1)
+    """Share of solutions that are correct. Unset: that of `rehearsal.lengths`, or 0.5."""
+    actors_per_process: int = Field(default=1, ge=1)
+    """Rollout actors in one process. `azr rehearse` packs them, so that one machine holds a thousand.
+    Each has its own connection, incarnation and place in the weight group."""
+
+    @model_validator(mode="after")
+    def _both_roles(self) -> Self:
+        for name in ("prompt_tokens", "response_tokens"):
+            table: dict[Role, float] = getattr(self, name)
+            if set(table) != set(Role) or min(table.values()) < 1:
+                raise ValueError(f"rehearsal.{name} needs a length of 1 or more for each role: propose and solve")
+        return self

@@ -20,12 +20,12 @@ from typing import Protocol
 from learner.ledger import describe_ledger
 from learner.metrics.batch import describe_ages
 from learner.phase import Phase
+from learner.protocols import Learns
 from learner.publisher import Publisher
 from learner.ranks import Ranks
 from learner.schedule import CheckpointSchedule
 from learner.settings import LearnerSettings
 from learner.staleness import Gate
-from learner.trainer import Trainer
 from learner.trajectory import Trajectory
 
 
@@ -85,7 +85,7 @@ class Action(StrEnum):
 
 
 def learn(
-    trainer: Trainer,
+    trainer: Learns,
     stream: Stream | None,
     publisher: Publisher,
     settings: LearnerSettings,

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 
 from learner.lineage import label_of
-from learner.model.policy import PolicyModel
+from learner.protocols import Policy
 from learner.ranks import Ranks
 from learner.stream.member import Member
 from learner.stream.server import StreamServer
@@ -47,7 +47,7 @@ class GroupPublisher:
     only."""
 
     def __init__(
-        self, policy: PolicyModel, ranks: Ranks, stream: StreamServer | None, sender: WeightSender | None, workers: int
+        self, policy: Policy, ranks: Ranks, stream: StreamServer | None, sender: WeightSender | None, workers: int
     ) -> None:
         """`workers`: ranks that each engine takes in the group (its tensor-parallel size)."""
         self._policy = policy

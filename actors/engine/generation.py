@@ -116,6 +116,9 @@ class Engine(Protocol):
     async def checksums(self) -> dict[str, str]:
         """`learner.weights.manifest.checksum` of the weights that generation uses, under Hugging Face names."""
 
+    async def versioned_checksums(self) -> tuple[int, dict[str, str]]:
+        """The label of the version that runs, and `checksums` of it; waits for an update that goes on."""
+
     def stats(self) -> dict[str, float]:
         """`running`, `waiting` requests; `kv_usage` in 0..1; counts since the start: `preempted`, `tokens_generated`,
         `tokens_prompt`, `tokens_cached` (of the prompt), and `waited_over_update`: requests that were submitted under

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from executor.user_error import UserError
 from launch.cluster.ray_port import RayPort
 from launch.config import Config
 from launch.run.folder import RunFolder, append_event
+
+if TYPE_CHECKING:
+    from launch.cluster.workload import Workload
 
 
 class RunFailed(UserError):
@@ -29,6 +32,8 @@ class RunContext:
     ray: RayPort
     say: Callable[[str], None]
     """Prints a line on the console."""
+    workload: Workload
+    """What learner ranks and rollout actors do."""
     clock: Callable[[], float] = time.monotonic
     """Returns seconds since any fixed moment."""
 

@@ -9,11 +9,11 @@ import socket
 from collections.abc import Callable
 
 from launch.cluster.context import RunFailed
-from launch.cluster.ray_port import Ray
 from launch.cluster.ray_session import ray_session
 from launch.cluster.requests import Requests
 from launch.cluster.supervisor import Supervisor
 from launch.cluster.verify import differences
+from launch.cluster.workload import Workload
 from launch.config import Config
 from launch.recipe import ConfigError
 from launch.run.console import Console
@@ -29,12 +29,14 @@ def run(
     folder: RunFolder,
     resume: bool,
     console: Console,
+    workload: Workload,
     watch: Callable[[Supervisor], None] = lambda supervisor: None,
     interrupts: Interrupts | None = None,
 ) -> int:
     """Run to the end; returns the exit code.
 
-    `watch` is called after each poll of the supervisor. `interrupts`: where signals are listened to.
+    `workload`: what the processes do. `watch` is called after each poll of the supervisor.
+    `interrupts`: where signals are listened to.
     """
     interrupts = interrupts or Interrupts()
     num_processes = config.learner.parallel.world_size + config.actors.num_actors
@@ -43,7 +45,7 @@ def run(
         with scratch(folder.path) as private:
             interrupts.last_acts.append(lambda why: remove(private))
             with ray_session(config.ray.address, num_processes, private, console.say, interrupts):
-                return _drive(config, folder, resume, console, watch, interrupts)
+                return _drive(config, folder, resume, console, workload, watch, interrupts)
     except RunFailed as error:
         console.say(f"FAILED: {error}")
         append_event(folder, "run_ended", why=f"failed: {error}")
@@ -70,12 +72,13 @@ def _drive(
     folder: RunFolder,
     resume: bool,
     console: Console,
+    workload: Workload,
     watch: Callable[[Supervisor], None],
     interrupts: Interrupts,
 ) -> int:
     """The run itself, with Ray started. Raises RunFailed."""
-    ray = Ray()
-    supervisor = Supervisor(config, folder, ray, console.say)
+    ray = workload.ray(config)
+    supervisor = Supervisor(config, folder, ray, console.say, workload)
     requests = Requests(config, ray)
     console.say("starting the task buffer, the learner and the rollout actors (about a minute on a CPU)")
     stopping = False

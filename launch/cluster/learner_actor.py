@@ -8,7 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
@@ -18,7 +18,6 @@ from launch.cluster.buffer_actor import ask_buffer
 from launch.cluster.environment import own_address, prepare_part
 from launch.cluster.meeting import Meeting
 from launch.config import Config
-from launch.models import prepare
 from launch.recipe import ConfigError
 from launch.run.folder import RunFolder, checkpoint_event, log_to
 from launch.run.recorder import Recorder
@@ -26,6 +25,9 @@ from launch.run.status import Progress, RunStatus
 from learner.lineage import label_of
 from learner.phase import Phase
 from learner.stream.keys import LearnerKeys
+
+if TYPE_CHECKING:
+    from launch.cluster.workload import Workload
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class LearnerActor:
 
     def __init__(
         self,
+        workload: Workload,
         config: Config,
         folder: Path,
         rank: int,
@@ -50,6 +53,7 @@ class LearnerActor:
 
         `first_log`: the number of the log of life 0.
         """
+        self._workload = workload
         self._config = config
         self._folder = RunFolder(folder.absolute())
         ignore_signals()
@@ -93,9 +97,7 @@ class LearnerActor:
 
     def _run(self, store: str | None, former: str | None, resume: bool, expected: int) -> None:
         import torch
-        from transformers import AutoTokenizer
 
-        from launch.run.assemble import make_trainer
         from launch.run.attempt import adopt
         from launch.run.checkpoints import Saved
         from launch.run.gate import make_gate
@@ -127,10 +129,9 @@ class LearnerActor:
                 ) from error
             self._bound.set()
             _LOG.info("the stream listens at %s", stream.endpoint)
-        model_dir = prepare(config.model.path)
-        _LOG.info("loading the model %s", model_dir)
         meeting = self._meeting.store(store, config.learner.batch_timeout_s)
-        trainer = make_trainer(config, model_dir, self._rank, meeting)
+        work = self._workload.learner(config, self._rank, meeting)
+        trainer = work.trainer
         checkpoints = Checkpoints(
             self._folder.checkpoints, config.learner.keep_checkpoints, checkpoint_event(self._folder)
         )
@@ -143,7 +144,7 @@ class LearnerActor:
         if stream is not None:
             recorder = Recorder(
                 self._folder,
-                AutoTokenizer.from_pretrained(str(model_dir)),
+                work.tokenizer,
                 config.run.record_trajectories,
                 step,
                 went_on=self._life > 0,

@@ -146,6 +146,7 @@ class LearnerRanks:
             ray.start(
                 assignment,
                 LearnerActor,
+                context.workload,
                 context.config,
                 context.folder.path,
                 assignment.index,

@@ -169,6 +169,7 @@ class Rollouts:
         handle = self._context.ray.start(
             assignment,
             RolloutActor,
+            self._context.workload,
             self._context.config,
             self._context.folder.path,
             life.index,

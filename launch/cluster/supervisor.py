@@ -32,6 +32,7 @@ from launch.cluster.places import Places
 from launch.cluster.ray_port import Handle, RayPort
 from launch.cluster.rollouts import Rollouts
 from launch.cluster.verify import WeightComparison
+from launch.cluster.workload import Workload
 from launch.config import Config
 from launch.run.console import REFRESH_S
 from launch.run.folder import RunFolder
@@ -49,10 +50,11 @@ class Supervisor:
         folder: RunFolder,
         ray: RayPort,
         say: Callable[[str], None],
+        workload: Workload,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`say` prints a line on the console; `clock` gives seconds."""
-        self._context = context = RunContext(config, RunFolder(folder.path.absolute()), ray, say, clock)
+        """`say` prints a line on the console; `workload`: what the processes do; `clock` gives seconds."""
+        self._context = context = RunContext(config, RunFolder(folder.path.absolute()), ray, say, workload, clock)
         self._places = places = Places(config, ray, clock)
         self._buffer = BufferProcess(context, places)
         self._learner = LearnerRanks(context, places)

@@ -25,6 +25,7 @@ from launch.run.interrupts import listening
 
 if TYPE_CHECKING:
     from launch.cluster.supervisor import Supervisor
+    from launch.cluster.workload import Workload
     from launch.config import Config
     from launch.run.console import Console
     from launch.run.folder import RunFolder
@@ -180,6 +181,7 @@ def _drill(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     from launch.config import load
     from launch.run.console import Console
     from launch.run.folder import end_at_once
+    from launch.workloads.choose import workload_of
 
     if arguments.times < 1:
         raise DrillError(f"--times {arguments.times}: at least one kill")
@@ -192,21 +194,31 @@ def _drill(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         "run.record_trajectories=true",
     ]
     config = load(arguments.recipe, [*forced, *overrides_of(arguments)])
-    if config.run.mode != "async" or config.ray.address:
-        raise DrillError("a drill needs run.mode = async and a Ray of its own (no ray.address): it ends processes here")
+    if config.run.mode == "serial" or config.ray.address:
+        raise DrillError(
+            "a drill needs run.mode = async or rehearse and a Ray of its own (no ray.address): it ends processes here"
+        )
+    if config.run.mode == "rehearse" and "executor" in arguments.kill:
+        raise DrillError("a rehearsal has no sandboxes: add --kill actor,buffer,learner")
+    workload = workload_of(config)
     if not config.learner.checkpoint_every:
         learner = config.learner.model_copy(update={"checkpoint_every": CHECKPOINT_EVERY})
         config = config.model_copy(update={"learner": learner})
     if config.folder.exists():
         raise DrillError(f"{config.folder} is there already: add run.name=NAME, or remove it")
     console = Console(config)
-    with begun(config, console) as (folder, _):
+    with begun(config, console, workload) as (folder, _):
         interrupts.last_acts.append(lambda why: end_at_once(folder, why))
-        return _hold(arguments, config, folder, console, interrupts)
+        return _hold(arguments, config, folder, console, interrupts, workload)
 
 
 def _hold(
-    arguments: argparse.Namespace, config: Config, folder: RunFolder, console: Console, interrupts: Interrupts
+    arguments: argparse.Namespace,
+    config: Config,
+    folder: RunFolder,
+    console: Console,
+    interrupts: Interrupts,
+    workload: Workload,
 ) -> int:
     from launch.cluster import driver
 
@@ -217,7 +229,7 @@ def _hold(
         drill.watch(supervisor)
         restarts.update(supervisor.restarts())
 
-    code = driver.run(config, folder, resume=False, console=console, watch=watch, interrupts=interrupts)
+    code = driver.run(config, folder, False, console, workload, watch, interrupts)
     wrong = audit(folder)
     killed = ", ".join(f"{count} {part}" for part, count in sorted(drill.killed.items()))
     console.say(f"drill: killed {drill.killed.total()} ({killed}); restarts: {restarts}")

@@ -12,6 +12,8 @@ from launch.arguments import add_run, new_command, run_config
 from launch.run.interrupts import listening
 
 if TYPE_CHECKING:
+    from launch.cluster.supervisor import Supervisor
+    from launch.cluster.workload import Workload
     from launch.config import Config
     from launch.run.attempt import Origin, Start
     from launch.run.console import Console
@@ -71,10 +73,12 @@ def train(config: Config, start: Start | None = None, interrupts: Interrupts | N
     from launch.run.console import Console
     from launch.run.folder import end_at_once
     from launch.run.interrupts import Interrupts
+    from launch.workloads.choose import workload_of
 
     interrupts = interrupts or Interrupts()
     console = Console(config)
-    with begun(config, console, start) as (folder, origin):
+    workload = workload_of(config)
+    with begun(config, console, workload, start) as (folder, origin):
         if origin is None:
             return 0
         resume = origin.goes_on
@@ -87,7 +91,10 @@ def train(config: Config, start: Start | None = None, interrupts: Interrupts | N
                 return serial.run(config, folder, resume, console, interrupts)
             from launch.cluster import driver
 
-            return driver.run(config, folder, resume, console, lambda supervisor: folder.check_owner(), interrupts)
+            def watch(supervisor: Supervisor) -> None:
+                folder.check_owner()
+
+            return driver.run(config, folder, resume, console, workload, watch, interrupts)
         except Exception:
             _LOG.exception("the run failed")
             raise
@@ -96,16 +103,17 @@ def train(config: Config, start: Start | None = None, interrupts: Interrupts | N
 
 
 @contextlib.contextmanager
-def begun(config: Config, console: Console, start: Start | None = None) -> Iterator[tuple[RunFolder, Origin | None]]:
+def begun(
+    config: Config, console: Console, workload: Workload, start: Start | None = None
+) -> Iterator[tuple[RunFolder, Origin | None]]:
     """Own the run's folder until the block ends, and begin an attempt in it.
 
-    Yields the folder and the attempt's origin; None for a run that has all its steps. Also prepares the model, and
-    opens the log of this process. Raises RunFolderError, CheckpointError, ModelError, SeedError.
+    Yields the folder and the attempt's origin; None for a run that has all its steps. Also checks the workload, which
+    prepares the model, and opens the log of this process. Raises RunFolderError, CheckpointError, ModelError,
+    SeedError.
     """
     from actors.seed_file import read_seeds
     from launch.logs import log_to_file
-    from launch.model_check import check_model
-    from launch.models import prepare
     from launch.run.attempt import Start, begin, find_origin, finished
     from launch.run.folder import RunFolder, usable
     from launch.run.owner import owned
@@ -121,7 +129,7 @@ def begun(config: Config, console: Console, start: Start | None = None) -> Itera
             return
         if origin.checkpoint is None and config.selfplay.seed_tasks:
             read_seeds(seed_file(config.selfplay.seed_tasks))  # what is wrong with it is said before anything starts
-        check_model(config, prepare(config.model.path, console.say))
+        workload.check(config, console.say)
         with usable(folder):
             lines = begin(config, folder, origin)
             process = "serial" if config.run.mode == "serial" else "driver"

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
-
-import torch.distributed as dist
 
 from launch.run.task_buffer import SNAPSHOT
 from learner.checkpoint import CheckpointError, Checkpoints, Finish, read_stream_state, write_stream_state
 from learner.loop import Stream
-from learner.model.convert import HfWriter
-from learner.trainer import Trainer
+from learner.protocols import Learns
 from learner.trajectory import Trajectory
 
 _EXACT = "serial.json"
@@ -35,7 +33,7 @@ class Saved:
     """A run's checkpoints, and what a resumed run starts from."""
 
     checkpoints: Checkpoints
-    trainer: Trainer
+    trainer: Learns
     snapshot: Callable[[Path], None] = lambda path: None
     """Writes the task buffer, as of now, to a file."""
     exact: Exact | None = None
@@ -72,10 +70,7 @@ class Saved:
         """
 
         def write(folder: Path) -> Finish:
-            policy, is_main = self.trainer.policy, self.trainer.ranks.is_main
-            model = policy.state.copy()
-            # Rank 0 alone keeps and writes the exported weights; they are gathered over all ranks.
-            exported = [(name, tensor.to("cpu", copy=True)) for name, tensor in policy.export() if is_main]
+            policy = self.trainer.policy.copy()
             if stream is not None:
                 with stream.frozen():
                     write_stream_state(folder, stream.gate.state_dict(), stream.queued())
@@ -85,16 +80,7 @@ class Saved:
             if self.exact is not None:
                 (folder / _EXACT).write_text(json.dumps(self.exact.state_dict(), allow_nan=False))
 
-            def finish(group: dist.ProcessGroup | None) -> None:
-                (folder / "model").mkdir(exist_ok=True)
-                model.write(folder / "model", group)
-                if is_main:
-                    writer = HfWriter(folder / "hf")
-                    for name, tensor in exported:
-                        writer.add(name, tensor)
-                    writer.finish(policy.model_dir, policy.dtype)
-
-            return finish
+            return partial(policy.write, folder)
 
         self.checkpoints.save(version, self.trainer.ranks, write)
 

@@ -13,7 +13,7 @@ from launch.recipe import ConfigError, assign, read_recipe
 from launch.run.aside import last_step
 from launch.run.folder import RunFolder, RunFolderError
 
-INPUTS = ("model.path", "selfplay.seed_tasks", "sft.data", "sft.validation_data")
+INPUTS = ("model.path", "selfplay.seed_tasks", "sft.data", "sft.validation_data", "rehearsal.lengths")
 """Settings that name a file or a folder; a relative one starts at the working directory."""
 
 

@@ -19,6 +19,7 @@ from actors.engine.serial_engine import SerialEngine
 from actors.environment import Environment
 from actors.episodes import Player
 from actors.heldout import Heldout
+from actors.roles import model_roles
 from actors.sampler import Identity
 from actors.seeding import seed_buffer
 from executor.judge import Judge
@@ -258,10 +259,10 @@ def _run(config: Config, folder: RunFolder, resume: bool, view: Console, interru
     record = work_log(folder, HOLDER.actor_id, config.executor.record_work)
     environment = Environment(Judge(pool, config.executor, rules=config.selfplay.rules), record)
     identity = Identity(config.run.name, HOLDER.actor_id, HOLDER.incarnation)
+    roles = model_roles(engine, environment, LocalBuffer(store), config.selfplay)
     loop.run_until_complete(
         seed_buffer(
-            engine,
-            environment,
+            roles,
             LocalBuffer(store),
             config.selfplay,
             identity,
@@ -269,14 +270,7 @@ def _run(config: Config, folder: RunFolder, resume: bool, view: Console, interru
             lambda have, target: view.say(f"seeding: {have} of {target} triplets"),
         )
     )
-    player = Player(
-        engine,
-        environment,
-        LocalBuffer(store),
-        config.selfplay,
-        identity,
-        seed=config.run.seed,
-    )
+    player = Player(roles, LocalBuffer(store), identity, seed=config.run.seed)
     stream = SerialStream(gate, player, config.actors.concurrency, loop)
     heldout = Heldout(engine, environment, config.selfplay)
     state = SerialState(engine, player, stream, heldout)

@@ -44,7 +44,8 @@ def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str
     terminal.print(f"run folder    {folder.path}  (metrics.jsonl, tasks.sqlite, trajectories/, logs/)", markup=False)
     terminal.print(f"tensorboard   tensorboard --logdir {shlex.quote(str(folder.tensorboard))}", markup=False)
     if newest:
-        terminal.print(f"checkpoint    {newest[-1]}  (hf/ loads in transformers and vLLM)", markup=False)
+        loads = "  (hf/ loads in transformers and vLLM)" if (newest[-1] / "hf").is_dir() else ""
+        terminal.print(f"checkpoint    {newest[-1]}{loads}", markup=False)
         terminal.print(
             f"go on         azr train --resume {shlex.quote(str(folder.path))} learner.steps=N", markup=False
         )

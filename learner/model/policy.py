@@ -40,6 +40,7 @@ from learner.model.megatron import (
     tensor_parallel,
 )
 from learner.model.megatron_on_cpu import megatron_calls
+from learner.model.policy_copy import PolicyCopy
 from learner.model.state import ModelState
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 
@@ -205,6 +206,13 @@ class PolicyModel:
                 writer.add(name, tensor)
         if writer:
             writer.finish(self.model_dir, self.dtype)
+
+    def copy(self) -> PolicyCopy:
+        """Copy what a checkpoint holds of this rank: its state and, on rank 0, the exported weights. Collective."""
+        state, is_main = self.state.copy(), dist.get_rank() == 0
+        # Rank 0 alone keeps the exported weights; they are gathered over all ranks.
+        exported = [(name, tensor.to("cpu", copy=True)) for name, tensor in self.export() if is_main]
+        return PolicyCopy(state, exported if is_main else None, self.model_dir, self.dtype)
 
     def save_checkpoint(self, directory: Path) -> None:
         """Write parameters, optimizer and random number generators into `directory`. Collective over all ranks."""

@@ -13,6 +13,7 @@ from actors.buffer.task_buffer import LocalBuffer, NewTask, TaskBuffer
 from actors.engine.generation import Completion, Sampling
 from actors.environment import Environment
 from actors.episodes import Player
+from actors.roles import model_roles
 from actors.sampler import Identity
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
@@ -102,14 +103,9 @@ def play(
 ) -> Played:
     """Play one episode to its end; each slot has to end exactly once, in a trajectory that the learner would take."""
     engine = Script(answer)
-    player = Player(
-        engine,  # type: ignore[arg-type]
-        environment,
-        LocalBuffer(store),
-        settings,
-        Identity("run", "a", 0),
-        seed,
-    )
+    buffer = LocalBuffer(store)
+    roles = model_roles(engine, environment, buffer, settings)  # type: ignore[arg-type]
+    player = Player(roles, buffer, Identity("run", "a", 0), seed)
     played = Played(engine=engine, player=player)
 
     async def emit(trajectory: Trajectory) -> None:

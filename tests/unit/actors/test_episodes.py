@@ -16,6 +16,7 @@ from actors.engine.generation import EngineAborted
 from actors.environment import Environment
 from actors.episodes import Player
 from actors.propose import RecentOutputs
+from actors.roles import model_roles
 from actors.sampler import Identity
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
@@ -222,7 +223,9 @@ def play_with(
 ) -> tuple[list[Trajectory], list[int]]:
     """What was emitted and given back, by an episode that may fail: `engine` decides."""
     identity = Identity("run", "a", 0)
-    player = Player(engine, environment, LocalBuffer(store), settings, identity, seed)  # type: ignore[arg-type]
+    buffer = LocalBuffer(store)
+    roles = model_roles(engine, environment, buffer, settings)  # type: ignore[arg-type]
+    player = Player(roles, buffer, identity, seed)
     out: list[Trajectory] = []
     returned: list[int] = []
 

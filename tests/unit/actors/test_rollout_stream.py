@@ -18,6 +18,7 @@ import actors.rollout
 from actors.buffer.task_buffer import LocalBuffer
 from actors.engine.generation import EngineDead
 from actors.environment import Environment
+from actors.roles import model_roles
 from actors.rollout import MAX_LOAD_FAILURES, Patience, Rollout, RolloutBroken
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
@@ -256,10 +257,12 @@ def test_broken_sandboxes_end_the_actor_and_not_the_learner(
         pool = SandboxPool(executor)
         await pool.start()
         client = StreamClient(server.endpoint, "a", incarnation, capacity=100)
+        engine, buffer = ScriptedEngine(answer), LocalBuffer(store)
+        environment = Environment(Judge(pool, executor, rules=settings.rules))
         rollout = Rollout(
-            ScriptedEngine(answer),  # type: ignore[arg-type]
-            Environment(Judge(pool, executor, rules=settings.rules)),
-            LocalBuffer(store),
+            engine,  # type: ignore[arg-type]
+            model_roles(engine, environment, buffer, settings),  # type: ignore[arg-type]
+            buffer,
             client,
             settings,
             patience=Patience(most=4, spell_s=0.5, longest_s=0.2),

@@ -12,6 +12,7 @@ import pytest
 from actors.buffer.task_buffer import LocalBuffer, TaskBuffer
 from actors.environment import Environment
 from actors.kinds.registry import kind_of
+from actors.roles import model_roles
 from actors.rollout import Rollout
 from actors.sampler import Identity
 from actors.seeding import ROUND, SeedingFailed, seed_buffer
@@ -42,8 +43,7 @@ def run(
     settings = SETTINGS.model_copy(update={"seed_tasks_target": target})
     count = asyncio.run(
         seed_buffer(
-            engine,  # type: ignore[arg-type]
-            environment,
+            model_roles(engine, environment, LocalBuffer(store), settings),  # type: ignore[arg-type]
             LocalBuffer(store),
             settings,
             WHO,
@@ -187,7 +187,9 @@ def test_an_actor_seeds_before_it_greets_the_learner_and_measures_beside_its_pla
     client = Client(log, "rollout0", [*weights, {"type": "shutdown"}])
     settings = SETTINGS.model_copy(update={"seed_tasks_target": 5})
     buffer, heldout = LocalBuffer(store), Measured(log)
-    rollout = Rollout(Engine(answer), environment, buffer, client, settings, heldout=heldout)  # type: ignore[arg-type]
+    engine = Engine(answer)
+    roles = model_roles(engine, environment, buffer, settings)  # type: ignore[arg-type]
+    rollout = Rollout(engine, roles, buffer, client, settings, heldout=heldout)  # type: ignore[arg-type]
     asyncio.run(rollout.run())
     assert log[:ROUND] == ["proposal"] * ROUND
     assert log[ROUND] == "connect"

@@ -36,7 +36,7 @@ def test_the_reference_has_each_setting_once_with_its_meaning(root: type[Config]
 
 def test_the_reference_shows_types_defaults_and_bounds_as_a_recipe_writes_them() -> None:
     page = markdown(Config)
-    assert '| `run.mode` | `"async"`, `"serial"` | `"async"` |  |' in page
+    assert '| `run.mode` | `"async"`, `"serial"`, `"rehearse"` | `"async"` |  |' in page
     assert "| `run.max_minutes` | number | unset | > 0 |" in page
     assert "| `executor.timeout_s` | number | `2.0` | > 0, ≤ 600 |" in page
     assert "| `learner.loss.clip_low` | number | `0.2` | > 0, < 1 |" in page

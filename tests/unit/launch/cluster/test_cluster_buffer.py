@@ -18,6 +18,7 @@ from launch.cluster.places import Places
 from launch.config import Config
 from launch.run.folder import RunFolder
 from launch.settings import SupervisionSettings
+from launch.workloads.model import ModelWorkload
 from tests.unit.launch.cluster.fake_ray import Clock, FakeRay
 
 
@@ -38,7 +39,7 @@ def buffer(tmp_path: Path, ray_port: FakeRay, clock: Clock) -> BufferProcess:
     folder.create()
     places = Places(config, ray_port, clock)
     places.settle()
-    process = BufferProcess(RunContext(config, folder, ray_port, lambda text: None, clock), places)
+    process = BufferProcess(RunContext(config, folder, ray_port, lambda text: None, ModelWorkload(), clock), places)
     ray_port.always["buffer.0.open"] = None
     process.start(resume=False)
     process.wait_until_open(1.0)

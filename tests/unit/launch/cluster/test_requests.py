@@ -17,6 +17,7 @@ from launch.run.folder import RunFolder
 from launch.run.scratch import scratch
 from launch.run.status import RunStatus
 from launch.settings import RunSettings
+from launch.workloads.model import ModelWorkload
 from learner.phase import Phase
 from tests.unit.launch.cluster.fake_ray import Clock, FakeRay
 
@@ -36,7 +37,7 @@ class Driver:
         }
         run_folder = RunFolder(self.folder)
         run_folder.create()
-        self.supervisor = Supervisor(config, run_folder, self.ray, lambda text: None, Clock())
+        self.supervisor = Supervisor(config, run_folder, self.ray, lambda text: None, ModelWorkload(), Clock())
         self.supervisor.start(resume=False)
         self.requests = Requests(config, self.ray)
         self.poll()

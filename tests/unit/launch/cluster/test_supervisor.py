@@ -26,6 +26,7 @@ from launch.run.console import REFRESH_S
 from launch.run.folder import RunFolder
 from launch.run.status import RunStatus
 from launch.settings import ActorsSettings
+from launch.workloads.model import ModelWorkload
 from learner.checkpoint import seal
 from learner.phase import Phase
 from learner.settings import LearnerSettings, ParallelSettings, StreamSettings
@@ -57,7 +58,7 @@ class Run:
             selfplay=SelfPlaySettings(seed_tasks_target=30),
             learner=LearnerSettings(parallel=ParallelSettings(tensor=ranks, data=data)),
         )
-        self.supervisor = Supervisor(config, self.folder, self.ray, self.said.append, self.clock)
+        self.supervisor = Supervisor(config, self.folder, self.ray, self.said.append, ModelWorkload(), self.clock)
         self.ray.always |= {"buffer.0.open": None, "buffer.0.metrics": {}}
 
     def start(self, status: RunStatus | None = None, endpoint: str | None = HERE) -> Run:
@@ -115,7 +116,7 @@ def test_actors_start_once_it_is_known_where_the_learner_listens(tmp_path: Path)
     run.poll()
     assert list(run.ray.started)[2:] == ["rollout0.0", "rollout1.0"]
     assignment, arguments, _ = run.ray.started["rollout1.0"]
-    assert (assignment.node, arguments[2:5]) == ("here", (1, 0, HERE))
+    assert (assignment.node, arguments[3:6]) == ("here", (1, 0, HERE))
 
 
 def test_a_run_that_does_not_fit_the_cluster_ends_before_it_starts_anything(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_a_resumed_runs_actors_go_on_counting_incarnations(tmp_path: Path) -> No
     run.ray.always["learner0.0.listening"] = HERE
     run.supervisor.start(resume=True)
     run.poll()
-    assert run.ray.started["rollout0.0"][1][3] == 5
+    assert run.ray.started["rollout0.0"][1][4] == 5
 
 
 def test_each_attempt_has_logs_of_its_own(tmp_path: Path) -> None:
@@ -370,7 +371,7 @@ def test_actors_start_again_where_the_learner_has_moved_and_nowhere_else(tmp_pat
     run.end("rollout0.0", DIED)
     run.poll()
     assert run.supervisor.restarts()["actor"] == 0, "moving is no failure"
-    assert run.ray.started["rollout0.1"][1][4] == "tcp://10.0.0.2:5", "it starts again at once"
+    assert run.ray.started["rollout0.1"][1][5] == "tcp://10.0.0.2:5", "it starts again at once"
 
 
 # -- rollout actors ----------------------------------------------------------------------------------------------
@@ -399,7 +400,7 @@ def test_actors_that_left_come_back_when_they_are_wanted_again(tmp_path: Path) -
     run.poll()
     run.supervisor.scale(3)
     run.poll()
-    assert run.ray.started["rollout1.1"][1][3] == 1, "its next incarnation"
+    assert run.ray.started["rollout1.1"][1][4] == 1, "its next incarnation"
     assert "rollout2.0" in run.ray.started
 
 

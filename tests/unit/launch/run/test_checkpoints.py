@@ -15,6 +15,7 @@ from launch.config import Config
 from launch.run.checkpoints import Saved
 from launch.run.gate import make_gate
 from learner.checkpoint import Checkpoints
+from learner.model.policy_copy import PolicyCopy
 from learner.ranks import Ranks
 
 
@@ -25,11 +26,11 @@ class FakePolicy:
         self.model_dir = model_dir
         (model_dir / "config.json").write_text("{}")
         self.weight = torch.zeros(2)
-        self.state = SimpleNamespace(copy=self.copy)
 
-    def copy(self) -> Any:
+    def copy(self) -> PolicyCopy:
         weight = self.weight.clone()
-        return SimpleNamespace(write=lambda folder, group: (folder / "weight").write_text(str(weight.tolist())))
+        state: Any = SimpleNamespace(write=lambda folder, group: (folder / "weight").write_text(str(weight.tolist())))
+        return PolicyCopy(state, [("weight", weight)], self.model_dir, self.dtype)
 
     def export(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield "weight", self.weight

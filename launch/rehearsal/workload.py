@@ -1,0 +1,42 @@
+"""The workload of a rehearsal. Imports little: its work is imported in the processes that do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from launch.cluster.ray_port import Ray, RayPort
+from launch.config import Config
+from launch.rehearsal.lengths import lengths_of
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+    from launch.cluster.workload import ActorPlace, ActorWork, LearnerWork
+
+
+@dataclass(frozen=True)
+class RehearsedWorkload:
+    """See `launch.cluster.workload.Workload`."""
+
+    def check(self, config: Config, say: Callable[[str], None]) -> None:
+        """Check the file of lengths."""
+        lengths_of(config)
+        say("rehearsal: engines and learner only take time; nothing is sampled, executed or trained")
+
+    def actor(self, config: Config, place: ActorPlace) -> ActorWork:
+        """See `Workload`."""
+        from launch.rehearsal.actor import RehearsedActorWork
+
+        return RehearsedActorWork(config, place)
+
+    def learner(self, config: Config, rank: int, store: Store | None) -> LearnerWork:
+        """See `Workload`."""
+        from launch.rehearsal.trainer import RehearsedLearnerWork
+
+        return RehearsedLearnerWork(config, rank, store)
+
+    def ray(self, config: Config) -> RayPort:
+        """See `Workload`."""
+        return Ray()

@@ -1,0 +1,36 @@
+"""A rank's part of a checkpoint: the state to go on from, and on rank 0 the weights as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from learner.model.convert import HfWriter
+from learner.model.state import StateCopy
+
+
+@dataclass(frozen=True)
+class PolicyCopy:
+    """A policy at one moment, in buffers of its own: training may go on while it is written."""
+
+    state: StateCopy
+    exported: Sequence[tuple[str, Tensor]] | None
+    """All weights under their Hugging Face names; None on ranks other than 0."""
+    model_dir: Path
+    """The folder whose tokenizer and configuration go with the weights."""
+    dtype: torch.dtype
+
+    def write(self, folder: Path, group: dist.ProcessGroup | None) -> None:
+        """Write `model/` and, on rank 0, `hf/` into `folder`. Collective over `group`; None: this is the only rank."""
+        (folder / "model").mkdir(exist_ok=True)
+        self.state.write(folder / "model", group)
+        if self.exported is not None:
+            writer = HfWriter(folder / "hf")
+            for name, tensor in self.exported:
+                writer.add(name, tensor)
+            writer.finish(self.model_dir, self.dtype)
