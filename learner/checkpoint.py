@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import threading
 import time
@@ -22,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from executor.user_error import UserError
-from learner.disk import sync
+from learner.disk import matches, sync
 from learner.ranks import Ranks
 from learner.trajectory import Trajectory, dumps, loads
 
@@ -66,13 +65,13 @@ class Checkpoints:
         Incomplete checkpoints newer than the newest complete one move to `broken_*`. Raises CheckpointError if only
         incomplete ones are left, or if the newest has another format.
         """
-        for replaced in self.directory.glob(".replaced_*"):
+        for replaced in matches(self.directory, r"\.replaced_\d{8}"):
             final = self.directory / f"step_{replaced.name.removeprefix('.replaced_')}"
             if defect(replaced) is None and (not final.exists() or defect(final) is not None):
                 shutil.rmtree(final, ignore_errors=True)
                 replaced.rename(final)
-        for kind in ("partial", "replaced", "deleted"):
-            for left in list(self.directory.glob(f".{kind}_*/")):
+        for left in matches(self.directory, r"\.(partial|replaced|deleted)_.*"):
+            if left.is_dir():
                 shutil.rmtree(left)
         bad = []
         for folder in self._newest_first():
@@ -177,7 +176,7 @@ class Checkpoints:
             shutil.rmtree(deleted)
 
     def _newest_first(self) -> list[Path]:
-        return sorted((p for p in self.directory.glob("step_*/") if re.fullmatch(r"step_\d{8}", p.name)), reverse=True)
+        return [folder for folder in reversed(matches(self.directory, r"step_\d{8}")) if folder.is_dir()]
 
 
 def seal(folder: Path, version: int) -> None:
@@ -210,6 +209,14 @@ def defect(folder: Path) -> str | None:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, not {size}"
     return None
+
+
+def unloadable(folder: Path, error: Exception) -> CheckpointError:
+    """The error for a complete checkpoint that cannot be loaded, because of `error`."""
+    return CheckpointError(
+        f"the checkpoint {folder} cannot be loaded ({type(error).__name__}: {error}). If its files are damaged, move "
+        "it away: the run then goes on from the one before"
+    )
 
 
 def write_stream_state(directory: Path, gate_state: dict[str, Any], queued: Sequence[Trajectory]) -> None:

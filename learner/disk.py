@@ -1,8 +1,9 @@
-"""Durable files."""
+"""Files and folders on the disk: written for good, and never silently overlooked."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 
@@ -13,3 +14,16 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def matches(folder: Path, pattern: str) -> list[Path]:
+    """What `folder` has whose whole name matches a regular expression, in order of the names; nothing where there is no
+    such folder.
+
+    Raises OSError where the folder cannot be read. `Path.glob` is silent then, and "no checkpoint" would be wrong.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return [folder / name for name in sorted(names) if re.fullmatch(pattern, name)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -52,5 +53,5 @@ def _list(arguments: argparse.Namespace) -> int:
 
     for name in KNOWN:
         folder = cache() / name
-        print(f"{name}  {folder if folder.is_dir() else '(not prepared)'}")
+        print(f"{name}  {folder if os.path.isdir(folder) else '(not prepared)'}")  # or it cannot be read
     return 0

@@ -7,12 +7,11 @@ one.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from launch.run.folder import RunFolder
-from learner.disk import sync
+from learner.disk import matches, sync
 
 
 def undo_steps(folder: RunFolder, after: int) -> Path | None:
@@ -79,6 +78,5 @@ def _step(line: bytes) -> int | None:
 
 def _batches(folder: RunFolder) -> Iterator[tuple[Path, int]]:
     """Each file with the trajectories of a step, and the step. Files of other names, such as a copy, are left alone."""
-    for path in folder.trajectories.glob("step_*.jsonl"):
-        if re.fullmatch(r"step_[0-9]{8,}", path.stem):
-            yield path, int(path.stem.removeprefix("step_"))
+    for path in matches(folder.trajectories, r"step_[0-9]{8,}\.jsonl"):
+        yield path, int(path.stem.removeprefix("step_"))

@@ -24,7 +24,7 @@ from launch.run.changes import Changes, changes
 from launch.run.configuration import load_run, to_run_toml, with_absolute_paths
 from launch.run.folder import AttemptFolder, RunFolder, RunFolderError, append_event
 from learner.checkpoint import Checkpoints
-from learner.disk import sync
+from learner.disk import matches, sync
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def find_origin(config: Config | SftConfig, folder: RunFolder, start: Start) -> 
 
 def new_run(config: Config | SftConfig, folder: RunFolder) -> Origin:
     """The origin of a new run. Raises RunFolderError where the folder has steps or checkpoints of another one."""
-    if last_step(folder) or any(folder.checkpoints.glob("step_*")):
+    if last_step(folder) or matches(folder.checkpoints, "step_.*"):
         resume = f"{command(config)} --resume {shlex.quote(str(folder.path))}"
         raise RunFolderError(
             f"{folder.path} holds a run already. Go on with it: {resume}. Begin it again, with what it recorded set "
@@ -177,7 +177,7 @@ def command(config: Config | SftConfig) -> str:
 
 def _has_no_checkpoint(folder: RunFolder) -> bool:
     """Whether steps are recorded that no checkpoint, complete or not, was written of."""
-    return bool(last_step(folder)) and not any(folder.checkpoints.glob("step_*"))
+    return bool(last_step(folder)) and not matches(folder.checkpoints, "step_.*")
 
 
 def _changes(config: Config | SftConfig, origin: Origin) -> Changes:

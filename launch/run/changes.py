@@ -10,6 +10,7 @@ from typing import Any
 
 from launch.config import Config, SftConfig
 from launch.run.gate import make_gate
+from learner.checkpoint import unloadable
 
 NOT_SETTINGS = ("run.name", "run.dir")
 """The folder that is resumed decides these."""
@@ -54,7 +55,10 @@ def changes(former: Config | SftConfig, present: Config | SftConfig, checkpoint:
 def _effects(config: Config, checkpoint: Path, changed: set[str]) -> dict[str, str]:
     effects = {}
     gate = make_gate(config)
-    num_stale = gate.load_state_dict(json.loads((checkpoint / "gate.json").read_text()))
+    try:
+        num_stale = gate.load_state_dict(json.loads((checkpoint / "gate.json").read_text()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise unloadable(checkpoint, error) from error
     for key in changed:
         if key.startswith("learner.batch.") or key == "learner.batch":
             effects[key] = f"from step {gate.first_unopened + 1} on: the batches before it are granted already"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launch.run.task_buffer import SNAPSHOT
-from learner.checkpoint import CheckpointError, Checkpoints, Finish, read_stream_state, write_stream_state
+from learner.checkpoint import Checkpoints, Finish, read_stream_state, unloadable, write_stream_state
 from learner.loop import Stream
 from learner.protocols import Learns
 from learner.trajectory import Trajectory
@@ -51,10 +51,7 @@ class Saved:
             if self.exact is not None:
                 self.exact.load_state_dict(json.loads((latest / _EXACT).read_text()))
         except Exception as error:
-            raise CheckpointError(
-                f"the checkpoint {latest} cannot be loaded ({type(error).__name__}: {error}). If its files are "
-                "damaged, move it away: the run then goes on from the one before"
-            ) from error
+            raise unloadable(latest, error) from error
         self.trainer.version = gate_state["trained_batches"]
         if stream is not None:
             stream.gate.load_state_dict(gate_state, keep_in_flight=stream.gate.life > 0)

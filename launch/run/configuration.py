@@ -11,7 +11,7 @@ from pathlib import Path
 from launch.config import AnyConfig, Config, SftConfig, build, override, root_of, to_toml
 from launch.recipe import ConfigError, assign, read_recipe
 from launch.run.aside import last_step
-from launch.run.folder import RunFolder, RunFolderError
+from launch.run.folder import RunFolder, RunFolderError, usable
 
 INPUTS = ("model.path", "selfplay.seed_tasks", "sft.data", "sft.validation_data", "rehearsal.lengths")
 """Settings that name a file or a folder; a relative one starts at the working directory."""
@@ -24,7 +24,8 @@ def load_run(path: Path, overrides: Sequence[str], root: type[AnyConfig]) -> tup
     RunFolderError.
     """
     if not os.path.isfile(path / "config.toml"):
-        raise RunFolderError(_no_config(RunFolder(path)))
+        with usable(RunFolder(path)):
+            raise RunFolderError(_no_config(RunFolder(path)))
     data, sources = read_recipe(path / "config.toml")
     if "run" not in data:  # every configuration that a run keeps has this table
         raise RunFolderError(f"{path / 'config.toml'} was emptied or cut short. {_newest_config(RunFolder(path))}")

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from typing import Any
 from executor.user_error import UserError
 from launch.json_lines import to_json
 from launch.logs import log_to_stderr
+from learner.disk import matches
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class RunFolder:
 
     def newest_attempt(self) -> AttemptFolder | None:
         """The attempt that began last, or None."""
-        found = [path for path in self.attempts.glob("*") if path.name.isdecimal()]
+        found = matches(self.attempts, "[0-9]+")
         return AttemptFolder(max(found, key=lambda path: int(path.name))) if found else None
 
     def new_attempt(self) -> AttemptFolder:
@@ -89,8 +91,8 @@ class RunFolder:
 
     def next_log(self, process: str) -> int:
         """The number of the next log of `process`: one more than those of its logs."""
-        numbers = [path.name.removesuffix(".log").rpartition(".")[2] for path in self.logs.glob(f"{process}.*.log")]
-        return 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+        logs = matches(self.logs, rf"{re.escape(process)}\.[0-9]+\.log")
+        return 1 + max((int(log.name.split(".")[-2]) for log in logs), default=-1)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """One object a step, in order."""

@@ -116,7 +116,9 @@ def remove(folder: Path) -> None:
 def check_private(folder: Path) -> None:
     """Raise ScratchError if another user can enter `folder`."""
     found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+    if found.st_uid != os.getuid():
+        raise ScratchError(f"{folder} belongs to another user: set TMPDIR to a folder of your own on a local disk")
+    if found.st_mode & 0o077:
         raise ScratchError(
             f"{folder} can be entered by others: remove it (rm -r {folder}); it is made again, mode 0700"
         )

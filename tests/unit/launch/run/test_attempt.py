@@ -3,6 +3,7 @@ does."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -159,6 +160,7 @@ def damages(content: bytes) -> dict[str, bytes]:
         "emptied": b"",
         "cut short": content[: len(content) // 2],
         "zeros": bytes(len(content) or 100),
+        "other content": b"[" + b" " * (len(content) - 2) + b"]",
         "another line": content + b'\xff[1e999, {"step": 1e999}\n{"step": true}\n[]\n',
         "half a line": content + b'{"step": 4, "ev',
     }
@@ -170,7 +172,13 @@ def test_a_resume_of_a_damaged_folder_goes_on_or_says_what_to_do(tmp_path: Path)
     for action in ("start", "steps", "checkpoint", "steps", "checkpoint", "steps"):
         run.act(action)
     run.close()
-    odd = ("trajectories/step_00000001 (copy).jsonl", "attempts/001/aside.old/x", "checkpoints/step_00000009", "logs")
+    odd = (
+        "trajectories/step_00000001 (copy).jsonl",
+        "attempts/001/aside.old/x",
+        "checkpoints/step_00000009",
+        "logs",
+        "checkpoints",
+    )
     cases = [(file.relative_to(whole), how) for file in whole.rglob("*") if file.is_file() for how in damages(b"")]
     for file, how in [*cases, *((Path(name), "put there") for name in odd)]:
         folder = RunFolder(tmp_path / f"{'_'.join(file.parts)}, {how}")
@@ -193,6 +201,26 @@ def test_a_resume_of_a_damaged_folder_goes_on_or_says_what_to_do(tmp_path: Path)
         events = [line for line in folder.events.read_bytes().splitlines() if line.startswith(b"{")]
         assert any(b'"run_resumed"' in line and json.loads(line) for line in events), f"{file} {how}: {events}"
         assert all(row["step"] <= origin.step for row in folder.read_metrics()), f"{file} {how}"
+
+
+@pytest.mark.parametrize("auto", [False, True])
+def test_checkpoints_that_cannot_be_read_are_not_taken_for_none(
+    run: Run, auto: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for action in ("start", "steps", "checkpoint"):
+        run.act(action)
+    run.close()
+    listdir = os.listdir
+
+    def refused(path: Path) -> list[str]:
+        if Path(path).name == "checkpoints":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listdir(path)
+
+    present = config(run.folder)
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(RunFolderError, match="Permission denied.*checkpoints"), usable(run.folder):
+        find_origin(present, run.folder, Start(None if auto else present, auto=auto))
 
 
 def test_steps_without_a_checkpoint_are_not_started_over_unasked(run: Run) -> None:
