@@ -24,6 +24,7 @@ from launch.run.interrupts import NOTHING_TO_SAVE
 from launch.slurm.client import JobState, SlurmError, is_queued, job_state, lost_nodes
 from launch.slurm.decision import Decision, Ending, Starts, count, decide
 from launch.slurm.folder import JobAttempt, JobFolder, read_json, write_json, write_text
+from launch.slurm.job_log import JobLog
 from launch.slurm_settings import SlurmSettings
 
 
@@ -57,6 +58,8 @@ def begin(run: Path, environment: Mapping[str, str]) -> tuple[JobAttempt, str]:
         "batch_host": os.uname().nodename,
         "nonce": nonce,
         "started": time.time(),
+        # Where the log of this start begins: agents read there what srun says of their nodes.
+        "log_bytes": job.log.stat().st_size if job.log.exists() else 0,
         "warning_s": read_json(job.submission).get("warning_s"),
     }
     write_json(attempt.record, record)
@@ -117,14 +120,16 @@ def _ending(attempt: JobAttempt, srun_code: int, environment: Mapping[str, str])
         return Ending(int(result.get("exit_code", 1)), **known, node_failure=bool(result.get("node_failure")))
     if srun_code == NOTHING_TO_SAVE:
         return Ending(srun_code, "batch script", reason="stopped before the run had begun")
+    refusals = JobLog(attempt.job.log, int(read_json(attempt.record).get("log_bytes") or 0)).refusals()
+    told = "; ".join(f"{node}: {why}" for node, why in refusals.items())
     try:
         lost = lost_nodes(_nodes(environment))
     except SlurmError:
         lost = []
-    reason = f"the first agent left no result; srun ended with exit code {srun_code}"
+    reason = f"the first agent left no result; srun ended with exit code {srun_code}" + (f" ({told})" if told else "")
     if lost:
         return Ending(srun_code or 1, "node", ",".join(lost), f"{reason}; these nodes are down", node_failure=True)
-    return Ending(srun_code or 1, "agent", reason=reason)
+    return Ending(srun_code or 1, "agent", ",".join(refusals), reason)
 
 
 def _starts(job: JobFolder, but: JobAttempt | None = None) -> Starts:

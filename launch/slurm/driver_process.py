@@ -1,0 +1,67 @@
+"""The driver of the run, `azr train` or `azr sft`, as a child of the first node's agent."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_LOG = logging.getLogger(__name__)
+SPARE_S = 2.0
+"""Seconds of SLURM's KillWait that the agents need after the driver's end."""
+
+
+def driver_command(recipe: Path, is_sft: bool, address: str, grace_s: float | None, ends_at: float | None) -> list[str]:
+    """The driver's command line: begin the run, or go on with it.
+
+    `address`: Ray's, `host:port`. `grace_s`: seconds from a signal to SLURM's SIGKILL. `ends_at`: when the job ends, in
+    seconds since the epoch.
+    """
+    limits = []
+    if grace_s is not None:
+        limits.append(f"--grace-s={max(1.0, grace_s - SPARE_S):g}")
+    if ends_at is not None:
+        limits.append(f"--stop-by={ends_at - SPARE_S:.0f}")
+    command = "sft" if is_sft else "train"
+    return [sys.executable, "-P", "-m", "launch.cli", command, str(recipe), "--auto-resume", *limits,
+            f"ray.address={address}"]  # fmt: skip
+
+
+class DriverProcess:
+    """The driver. Its output goes to a file."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+        _LOG.info("starting the driver: %s", " ".join(command))
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        self._asked = False
+        self._log = log
+
+    @property
+    def last_words(self) -> str:
+        """The last line of its output."""
+        with contextlib.suppress(OSError), self._log.open("rb") as output:
+            output.seek(max(0, self._log.stat().st_size - 4096))
+            lines = [line for line in output.read().decode(errors="replace").splitlines() if line.strip()]
+            return lines[-1].strip()[:400] if lines else "it said nothing"
+        return "it said nothing"
+
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended, as a shell says it; None while it runs."""
+        code = self.process.poll()
+        return code if code is None or code >= 0 else 128 - code
+
+    def stop(self) -> None:
+        """Ask it to save and end, once."""
+        if not self._asked:
+            self._asked = True
+            _LOG.info("asking the driver to save and end")
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGUSR2)
