@@ -22,6 +22,7 @@ COMMANDS = (
     "sft",
     "sft_data",
     "bench",
+    "tune",
 )
 """The modules of `launch.commands`, in the order of `azr --help`. They import quickly: what a command needs to run, it
 imports when it runs."""
@@ -47,6 +48,7 @@ examples:
   azr sft sft-smollm2-cpu                            supervised fine-tuning first, as a warm start
   azr seeds save runs/first seeds.jsonl              a run's tasks, to start another with (selfplay.seed_tasks)
   azr model prepare smollm2-135m-instruct            build the model's folder in the cache
+  azr tune smollm2-cpu --calibration here.json       predict speed and age; choose staleness and split
   azr exec program.py --input "[3, 1], 'abc'"        run a program in the sandbox, by hand
   azr doctor                                         what the sandbox is made of on this machine
 

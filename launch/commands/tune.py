@@ -1,0 +1,146 @@
+"""`azr tune`: predicts throughput and age of a recipe with a simulator, explains them, and recommends settings."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from executor.user_error import UserError
+from launch.arguments import new_command
+
+if TYPE_CHECKING:
+    from launch.tune.calibration import Calibration
+
+_DESCRIPTION = """\
+Predict how fast a recipe trains and how old its data are, say which side is the limit, and recommend settings.
+
+A simulator plays the run: the gate, turns, queue and concurrency controller are those of a real run; engines, learner
+and publications take the time that a calibration says. The calibration comes from runs that were really made, on the
+hardware and with the model that you mean to use.
+
+  1. Make two or three short runs of your recipe (8 steps): one synchronous, one asynchronous.
+  2. azr tune calibrate RUN... --out here.json
+  3. azr tune RECIPE --calibration here.json
+
+What is varied: the split of devices between engines and learner, learner.max_staleness, the engines' concurrency. Batch
+quotas and the shape of episodes change what is learned, and are varied only with --vary.
+"""
+
+_EXAMPLES = """\
+examples:
+  azr train smollm2-cpu run.name=sync learner.max_staleness=0 learner.steps=8
+  azr train smollm2-cpu run.name=async learner.max_staleness=1 learner.steps=8
+  azr tune calibrate runs/sync runs/async --out here.json
+  azr tune smollm2-cpu --calibration here.json                       the Pareto table, and a recommendation
+  azr tune smollm2-cpu --calibration here.json --out tuned.toml      and the recommended recipe: azr train tuned.toml
+  azr tune smollm2-cpu --calibration here.json --vary split staleness quotas
+  azr tune --live runs/smollm2-cpu                                   advice for a run that goes on, from its counters
+
+reading the table: age is in versions (0 is on-policy); h/Mtoken is device-hours for a million trained tokens. Each row
+is a candidate that no other beats in throughput, age and cost. docs/tuning.md says what the simulator leaves out, and
+how well its predictions held.
+"""
+
+
+class TuneError(UserError):
+    """A command line that asks for nothing that can be done; the message says what to write."""
+
+
+def register(commands: Any) -> None:
+    """Add `azr tune` to argparse's subcommands."""
+    tune = new_command(
+        commands, "tune", "predict, explain and choose staleness, split and concurrency", _DESCRIPTION, _EXAMPLES
+    )
+    tune.add_argument(
+        "words",
+        nargs="*",
+        metavar="RECIPE [KEY=VALUE...] | calibrate RUN...",
+        help="a recipe with settings on top; or the word calibrate and run folders",
+    )
+    tune.add_argument("--calibration", metavar="FILE", help="a calibration (`azr tune calibrate` makes one)")
+    tune.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the recommended recipe, or the calibration, there"
+    )
+    tune.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
+    tune.add_argument(
+        "--vary",
+        nargs="+",
+        choices=("split", "staleness", "concurrency", "quotas", "episodes"),
+        default=["split", "staleness", "concurrency"],
+        help="what to vary (default: split staleness concurrency)",
+    )
+    tune.add_argument("--steps", type=int, metavar="N", help="counted steps of a simulation (default: by batch size)")
+    tune.add_argument("--live", type=Path, metavar="RUN", help="advice for the run in that folder, from its counters")
+    tune.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    words = arguments.words
+    if arguments.live:
+        return _live(arguments.live)
+    if words and words[0] == "calibrate":
+        return _calibrate([Path(word) for word in words[1:]], arguments.out)
+    if not words:
+        raise TuneError("azr tune needs a recipe and a calibration, `calibrate RUN...`, or --live RUN; see --help")
+    return _search(words[0], words[1:], arguments)
+
+
+def _calibrate(paths: list[Path], out: Path | None) -> int:
+    from launch.tune.calibrate import calibrate
+    from launch.tune.calibration import save_calibration
+    from launch.tune.records import read_runs
+
+    if not paths or out is None:
+        raise TuneError("azr tune calibrate needs run folders and a file: azr tune calibrate RUN... --out FILE")
+    calibration = calibrate(read_runs(paths), out.stem)
+    save_calibration(calibration, out)
+    for name, figure in calibration.figures().items():
+        print(f"{name:32} {figure.value:10.4g} +- {figure.error:8.2g} {figure.unit:20} {figure.source}")
+    print(f"written: {out}. Next: azr tune RECIPE --calibration {out}")
+    return 0
+
+
+def _live(path: Path) -> int:
+    from launch.tune.live import look
+    from launch.tune.records import RunRecord
+
+    for sentence in look(RunRecord(path)).sentences:
+        print(sentence)
+    return 0
+
+
+def _search(recipe: str, overrides: list[str], arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from launch.config import load
+    from launch.tune.report import find
+    from launch.tune.scenario import Scenario
+    from launch.tune.search import Searcher
+
+    calibration = _calibration(arguments.calibration)
+    if arguments.steps is not None and arguments.steps < 1:
+        raise TuneError(f"--steps {arguments.steps}: a simulation counts one step or more")
+    scenario = Scenario.of(load(recipe, overrides), calibration)
+    with Console(stderr=True).status("simulating") as status:
+        searcher = Searcher(calibration, arguments.steps, progress=lambda text: status.update(f"simulating {text}"))
+        findings = find(recipe, scenario, calibration, searcher, tuple(arguments.vary))
+    findings.show(Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120))
+    if arguments.out:
+        findings.write_recipe(arguments.out)
+        print(f"written: {arguments.out}. Next: azr train {arguments.out}")
+    if arguments.json:
+        findings.write_json(arguments.json)
+    return 0
+
+
+def _calibration(name: str | None) -> Calibration:
+    from launch.tune.calibration import load_calibration
+
+    if name is None:
+        raise TuneError(
+            "a prediction needs a calibration of this hardware and model: --calibration FILE. Make one from short "
+            "runs: azr tune calibrate RUN... --out FILE"
+        )
+    return load_calibration(Path(name))

@@ -1,0 +1,141 @@
+"""The reasons in words: which side is the limit, what to change, and when asynchrony does not pay.
+
+The side is known by who waits, as in docs/staleness.md: shares of the learner's time without a batch, and of the
+actors' time without anything granted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from launch.tune.closed_form import ClosedForm
+from launch.tune.search import Candidate, Gain, Search, describe
+
+WAITS = 0.05
+"""Share of waiting that counts as waiting."""
+PAYS = 0.05
+"""Gain of the best asynchronous candidate over the best synchronous one from which asynchrony pays."""
+DIFFERS = 0.05
+"""Relative difference of closed form and simulation that is explained."""
+
+
+class Limit(StrEnum):
+    """The side that decides how fast a run is."""
+
+    TRAINER = "trainer-bound"
+    ROLLOUT = "rollout-bound"
+    UNEVEN = "both sides wait"
+    BALANCED = "balanced"
+
+
+@dataclass(frozen=True)
+class Waits:
+    """Shares of time, 0 to 1."""
+
+    learner: float
+    """Of the learner's time, waiting for its batch."""
+    actors: float
+    """Of the actors' time, with nothing granted."""
+    max_staleness: int
+
+    @property
+    def limit(self) -> Limit:
+        """The side that the other one waits for."""
+        learner, actors = self.learner > WAITS, self.actors > WAITS
+        if learner and actors:
+            return Limit.UNEVEN
+        if learner:
+            return Limit.ROLLOUT
+        return Limit.TRAINER if actors else Limit.BALANCED
+
+
+def waits_of(candidate: Candidate) -> Waits:
+    """What a candidate's simulations say."""
+    return Waits(candidate.mean("learner_waits"), candidate.mean("actors_wait"), candidate.scenario.max_staleness)
+
+
+def explain_limit(waits: Waits) -> str:
+    """One sentence about the limit, and one about what helps."""
+    shares = f"the learner waits {waits.learner:.0%} of its time for a batch, actors wait {waits.actors:.0%} of theirs"
+    match waits.limit:
+        case Limit.TRAINER:
+            hint = "more training devices help, or fewer actors; a larger max_staleness only makes the data older"
+        case Limit.ROLLOUT:
+            hint = "more actors help, faster engines or shorter responses; a larger max_staleness does not"
+        case Limit.UNEVEN if waits.max_staleness == 0:
+            hint = "this run is synchronous, so the sides take turns; max_staleness = 1 lets them work at once"
+        case Limit.UNEVEN:
+            hint = "batch times are uneven: a larger max_staleness evens them out, or on_stale = drop for stragglers"
+        case Limit.BALANCED:
+            hint = "neither side waits for the other: only faster devices, or more of both kinds, help"
+    return f"{waits.limit}: {shares}. {hint[0].upper()}{hint[1:]}."
+
+
+def explain_choice(search: Search, gain: Gain | None) -> str:
+    """Why the chosen candidate, in words. `gain`: of it over the recipe; None where they are the same."""
+    present, chosen = search.present, search.chosen
+    if gain is None or not chosen.changes:
+        return f"{waits_of(present).limit}: keep the recipe; no candidate is more than 2% faster with data as young."
+    what = _moves(present, chosen)
+    sure = f"{gain.mean:+.0%} (+-{gain.deviation:.0%})"
+    ages = f"mean age {present.age:.2f} -> {chosen.age:.2f}"
+    limit = waits_of(present).limit
+    if gain.mean < gain.deviation and chosen.age < present.age:
+        return f"{limit}: {what}: no slower within the uncertainty ({sure}), and younger data ({ages})."
+    return f"{limit}: {what}: {sure}, {ages}."
+
+
+def _moves(present: Candidate, chosen: Candidate) -> str:
+    """The changes in words where they have any, as settings otherwise."""
+    before, after = present.scenario, chosen.scenario
+    training, rollout = (
+        after.training_devices - before.training_devices,
+        after.rollout_devices - before.rollout_devices,
+    )
+    if before.on_gpu and training and rollout and training * rollout < 0:
+        number = min(abs(training), abs(rollout))
+        way = "from rollout to training" if training > 0 else "from training to rollout"
+        return f"move {number} device{'s' if number > 1 else ''} {way} ({describe(chosen.changes)})"
+    return f"set {describe(chosen.changes)}"
+
+
+def explain_asynchrony(search: Search) -> str:
+    """Whether asynchrony pays: the best candidate with max_staleness > 0 beside the best one with 0."""
+    together = [one for one in search.candidates if one.scenario.max_staleness == 0]
+    apart = [one for one in search.candidates if one.scenario.max_staleness > 0]
+    if not together or not apart:
+        return ""
+    synchronous, asynchronous = (max(found, key=lambda one: one.throughput) for found in (together, apart))
+    gain = asynchronous.throughput / synchronous.throughput - 1
+    if gain < PAYS:
+        return (
+            f"Asynchrony does not pay here: the best asynchronous candidate ({describe(asynchronous.changes)}) is "
+            f"{gain:+.0%} beside the best synchronous one ({describe(synchronous.changes)}), with data "
+            f"{asynchronous.age:.1f} versions old. Run with learner.max_staleness = 0."
+        )
+    steps = sorted({one.scenario.max_staleness for one in apart})
+    best = {
+        bound: max(one.throughput for one in apart if one.scenario.max_staleness == bound) / synchronous.throughput - 1
+        for bound in steps
+    }
+    gains = ", ".join(f"{value:+.0%} at {bound}" for bound, value in best.items())
+    return f"Asynchrony pays: beside the best synchronous candidate, by max_staleness: {gains}."
+
+
+def explain_difference(closed: ClosedForm, simulated_step_s: float, even: float | None, unshared: float | None) -> str:
+    """Why the closed form differs from the simulation. `even`: simulated seconds a step if all responses of a cell had
+    its mean length; `unshared`: if processes cost each other nothing but their share of the cores. None: not asked."""
+    difference = simulated_step_s / closed.step_s - 1
+    text = f"closed form {closed.step_s:.3g} s a step, simulation {simulated_step_s:.3g} s ({difference:+.0%})"
+    if abs(difference) < DIFFERS:
+        return text + ": they agree."
+    causes = []
+    if even is not None and abs(change := 1 - even / simulated_step_s) > DIFFERS / 2:
+        causes.append(f"the spread of lengths is {change:+.0%} of the simulated step (stragglers, emptying engines)")
+    if unshared is not None and abs(change := 1 - unshared / simulated_step_s) > DIFFERS / 2:
+        causes.append(f"what processes on shared cores cost each other is {change:+.0%}")
+    causes.append(
+        "the rest is what the closed form leaves out: engines that fill and empty, and waits for publications"
+    )
+    return text + ": " + "; ".join(causes) + "."
