@@ -9,9 +9,9 @@
     S >= 1    step = max(T_g + P, T_l, (max(T_g, L) + T_l) / (S + 1) + P)
 
 with P seconds a publication, in which engines stand still. The last term is Little's law: at most S + 1 batches are
-between grant and publication, and each stays there for at least max(T_g, L) + T_l, and over S + 1 publications. Ages follow from the same law: age = (time from the first token to
-training) / step, at most S. Where the learner is the limit, everything plays ahead as far as it may, and the age is
-S.
+between grant and publication, and each stays there for at least max(T_g, L) + T_l, and over S + 1 publications. Ages
+follow from the same law: age = (time from the first token to training) / step, at most S. Where the learner is the
+limit, everything plays ahead as far as it may, and the age is S.
 
 On cores that engines and learner share, no step is shorter than all of their work over the number of cores.
 
