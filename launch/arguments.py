@@ -12,6 +12,7 @@ from launch.run.folder import RunFolderError
 if TYPE_CHECKING:
     from launch.config import AnyConfig
     from launch.run.attempt import Start
+    from launch.run.interrupts import StopLimits
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -41,7 +42,7 @@ def add_overrides(command: argparse.ArgumentParser, about: str) -> None:
 
 
 def add_run(command: argparse.ArgumentParser, about_recipe: str, setting: str, run: str) -> None:
-    """Add a recipe, overrides, `--resume`, `--auto-resume` and `--log-level`.
+    """Add a recipe, overrides, and the options of a run.
 
     `setting`, `run`: an example of each, for the help.
     """
@@ -60,8 +61,35 @@ def add_run(command: argparse.ArgumentParser, about_recipe: str, setting: str, r
         "its steps ends at once with exit code 0",
     )
     command.add_argument(
+        "--grace-s",
+        type=_positive,
+        metavar="SECONDS",
+        help="seconds that a stop by a signal may take: the wait for rollouts is cut, the step under way is given up "
+        "if it takes longer, and nothing is exported to hf/",
+    )
+    command.add_argument(
+        "--stop-by",
+        type=_positive,
+        metavar="UNIX_SECONDS",
+        help="a time by which the run has to be saved, such as a job's end: it stops by itself before it, exit code 75",
+    )
+    command.add_argument(
         "--log-level", choices=LOG_LEVELS, metavar="LEVEL", help="of the files in logs/: " + ", ".join(LOG_LEVELS)
     )
+
+
+def limits_of(arguments: argparse.Namespace) -> StopLimits:
+    """The bounds of a stop that `--grace-s` and `--stop-by` give."""
+    from launch.run.interrupts import StopLimits
+
+    return StopLimits(arguments.grace_s, arguments.stop_by)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
 
 
 def overrides_of(arguments: argparse.Namespace) -> list[str]:

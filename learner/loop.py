@@ -20,7 +20,7 @@ from typing import Protocol
 from learner.ledger import describe_ledger
 from learner.metrics.batch import describe_ages
 from learner.phase import Phase
-from learner.protocols import Learns
+from learner.protocols import Learns, StepGivenUp
 from learner.publisher import Publisher
 from learner.ranks import Ranks
 from learner.schedule import CheckpointSchedule
@@ -69,6 +69,10 @@ class Hooks:
     """The phase that the loop enters, and the step it works on, where it works on one."""
     drain: Callable[[], object] = lambda: None
     """Before the last checkpoint of a run that stops early: let what is in flight come in. On every rank."""
+    unsaved: Callable[[], bool] = lambda: False
+    """Whether anything has come in, or ended, since the newest checkpoint of this version."""
+    gives_up_step: Callable[[], bool] = lambda: False
+    """Whether to give up the step under way, which would end too late for a run that stops. On every rank."""
     published: Callable[[int], None] = lambda version: None
     """Every engine has loaded this version, and training has not gone on from it. On every rank."""
 
@@ -101,6 +105,7 @@ def learn(
     spent: dict[str, float] = defaultdict(float)
     _publish(publisher, trainer.version, spent)
     schedule = CheckpointSchedule(settings.checkpoint_every, settings.checkpoint_minutes, ranks, trainer.version, clock)
+    stopped = False
     while trainer.version < settings.steps:
         hooks.published(trainer.version)
         waiting_since = time.monotonic()
@@ -108,16 +113,18 @@ def learn(
         action, batch = _decide(ranks, stream, settings, hooks)
         spent["wait_for_batch_s"] += time.monotonic() - waiting_since
         if action is Action.STOP:
-            if schedule.saved != trainer.version:
-                hooks.on_phase(Phase.DRAINING, None)
-                hooks.drain()
+            stopped = True
             break
         if action is Action.PUBLISH:
             _publish(publisher, trainer.version, spent)
             continue
         trained_at = trainer.version
         hooks.on_phase(Phase.TRAINING, trained_at + 1)
-        metrics = trainer.train(batch, lambda: stream.queued() if stream else [])
+        try:
+            metrics = trainer.train(batch, lambda: stream.queued() if stream else [], hooks.gives_up_step)
+        except StepGivenUp:  # the batch is in the queue still
+            stopped = True
+            break
         if stream:
             slots = [trajectory.slot for trajectory in batch]
             metrics |= hooks.describe(batch) | describe_ages(batch, trained_at, stream.gate.arrivals(slots))
@@ -134,7 +141,10 @@ def learn(
             schedule.mark_saved(trainer.version)
             hooks.on_phase(Phase.SAVING, None)
             hooks.save(trainer.version)
-    if schedule.saved != trainer.version:
+    if stopped:
+        hooks.on_phase(Phase.DRAINING, None)
+        hooks.drain()
+    if ranks.share(lambda: schedule.saved != trainer.version or (stopped and hooks.unsaved())):
         hooks.on_phase(Phase.SAVING, None)
         hooks.save(trainer.version)
 

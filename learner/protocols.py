@@ -17,12 +17,19 @@ from learner.ranks import Ranks
 from learner.trajectory import Trajectory
 
 
+class StepGivenUp(Exception):
+    """A step ended before its first update, as it was asked to: weights, optimizer and version are as before it."""
+
+
 class PolicyCopy(Protocol):
     """This rank's part of a checkpoint, copied at one moment: training may go on while it is written."""
 
-    def write(self, folder: Path, group: dist.ProcessGroup | None) -> None:
+    def write(self, folder: Path, group: dist.ProcessGroup | None, hurried: Callable[[], bool]) -> None:
         """Write it into `folder`: what `load_checkpoint` reads goes into `model/` there. Collective over `group`; None:
-        this is the only rank."""
+        this is the only rank.
+
+        Once `hurried` holds, weights for other programs are left out.
+        """
 
 
 class Policy(Protocol):
@@ -35,8 +42,8 @@ class Policy(Protocol):
     def export(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield all tensors, whole, by name; on every rank and in the same order. Collective."""
 
-    def copy(self) -> PolicyCopy:
-        """Copy what a checkpoint holds of this rank. Collective."""
+    def copy(self, exports: bool) -> PolicyCopy:
+        """Copy what a checkpoint holds of this rank; `exports`: with the weights for other programs. Collective."""
 
     def load_checkpoint(self, directory: Path) -> None:
         """Load from `directory`, the folder `model/` of a checkpoint, what a copy wrote there. Collective."""
@@ -58,6 +65,14 @@ class Learns(Protocol):
     def ranks(self) -> Ranks:
         """The learner's ranks."""
 
-    def train(self, batch: Sequence[Trajectory], fresh: Callable[[], Sequence[Trajectory]] = list) -> dict[str, float]:
-        """Train on `batch`, count one version and return the step's metrics. Collective. `fresh`: trajectories that
-        wait in the queue."""
+    def train(
+        self,
+        batch: Sequence[Trajectory],
+        fresh: Callable[[], Sequence[Trajectory]] = list,
+        gives_up: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float]:
+        """Train on `batch`, count one version and return the step's metrics. Collective.
+
+        `fresh`: trajectories that wait in the queue. `gives_up`: asked until the first update, on every rank; where it
+        holds on one, all raise StepGivenUp.
+        """

@@ -20,6 +20,7 @@ from learner.batching.packing import MicroBatch, pack_rank
 from learner.losses import DIAGNOSTICS, diagnostics, policy_loss, token_weights
 from learner.metrics.batch import describe_advantages
 from learner.model.policy import PolicyModel
+from learner.protocols import StepGivenUp
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings
 from learner.skipped_updates import SkippedUpdates
@@ -75,7 +76,12 @@ class Trainer:
         self._data_rank = data_rank
         self._skipped_updates = SkippedUpdates(settings.max_skipped_updates)
 
-    def train(self, batch: Sequence[Trajectory], fresh: Callable[[], Sequence[Trajectory]] = list) -> dict[str, float]:
+    def train(
+        self,
+        batch: Sequence[Trajectory],
+        fresh: Callable[[], Sequence[Trajectory]] = list,
+        gives_up: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float]:
         """Train on `batch` and count one version; collective over the learner's ranks.
 
         With `updates_per_batch` above 1 there is an optimizer step on each part of the batch, over which the
@@ -83,6 +89,9 @@ class Trainer:
         the batch has none that the present version sampled, the engine's mismatch is measured on such of these, on
         rank 0's choice. They are asked for as late as the weights are still of this version, after the backward pass:
         a batch that was complete at once leaves no time for the version's own rollouts to come in before it.
+
+        `gives_up`: asked before the first update, on every rank; if it holds on one, all raise `StepGivenUp`. Where no
+        collective call is part of a micro-batch, a rank asks at each of them, and computes no more of them.
 
         Raises `UpdatesSkipped`.
         """
@@ -104,7 +113,16 @@ class Trainer:
         for part in parts:
             began = time.monotonic()
             self.policy.zero_grad()
-            self._forward_backward(part, sums, max_ratio, compare=part is parts[0])
+            first = part is parts[0]
+            given_up = False
+            try:
+                self._forward_backward(part, sums, max_ratio, first, gives_up if first else None)
+            except StepGivenUp:
+                given_up = True
+            # Agreed before the first update: a rank that has left out micro-batches must not take part in it.
+            if first and self._any(given_up or gives_up()):
+                self.policy.zero_grad()
+                raise StepGivenUp
             computed_s += time.monotonic() - began
             if part is parts[0] and not compared:
                 began = time.monotonic()
@@ -178,11 +196,26 @@ class Trainer:
         budget, num_ranks = self.settings.micro_batch_tokens, self.settings.parallel.data
         return pack_rank(sequences, budget, num_ranks, self._data_rank, self.policy.cost)
 
-    def _forward_backward(self, part: _Part, sums: Tensor, max_ratio: Tensor, compare: bool) -> None:
+    def _any(self, here: bool) -> bool:
+        """Whether it holds on any rank. Collective."""
+        if self.ranks.world_size == 1:
+            return here
+        return bool(self.ranks.max(torch.tensor([float(here)], dtype=torch.float64, device=self.policy.device)))
+
+    def _forward_backward(
+        self, part: _Part, sums: Tensor, max_ratio: Tensor, compare: bool, gives_up: Callable[[], bool] | None
+    ) -> None:
         """Accumulate the part's gradient, and its numbers into `sums` (the diagnostics, the loss and, with `compare`,
-        the engine's mismatch) and `max_ratio`. Nothing waits for the device in here."""
+        the engine's mismatch) and `max_ratio`. Nothing waits for the device in here.
+
+        Raises StepGivenUp at a micro-batch where `gives_up` holds, unless other ranks take part in its computation.
+        """
+        parallel = self.settings.parallel
+        alone = parallel.tensor == parallel.pipeline == parallel.context == 1
 
         def token_loss(_: int, micro: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Tensor:
+            if alone and gives_up is not None and gives_up():
+                raise StepGivenUp
             at = part.at(micro)
             result = policy_loss(
                 logprobs,

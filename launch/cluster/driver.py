@@ -18,10 +18,13 @@ from launch.config import Config
 from launch.recipe import ConfigError
 from launch.run.console import Console
 from launch.run.folder import RunFolder, append_event
-from launch.run.interrupts import COMPLETE, INTERRUPTED, SAVED, Interrupts
+from launch.run.interrupts import COMPLETE, INTERRUPTED, Interrupts, stop_details
 from launch.run.scratch import remove, scratch
-from launch.run.summary import summarise
+from launch.run.summary import exit_code, summarise
 from learner.lineage import split_label
+
+WAIT_S = 60.0
+"""Seconds that the actors have to end after the learner."""
 
 
 def run(
@@ -84,28 +87,32 @@ def _drive(
     stopping = False
     try:
         supervisor.start(resume)
-        with interrupts.running(supervisor.has_unsaved_work, console.say):
+        console.stop_by = interrupts.limits.stop_by
+        with interrupts.running(supervisor.has_unsaved_work, console.say, lambda: supervisor.status().durations.stop_s):
             with console.open(), requests.accepted():
                 while not supervisor.poll():
                     watch(supervisor)
                     requests.serve(supervisor)
                     if interrupts.stopping and not stopping:
                         stopping = True
-                        append_event(folder, "stopping", why=INTERRUPTED)
-                        supervisor.stop(INTERRUPTED)
+                        left_s = interrupts.left_s()
+                        save_s = supervisor.status().durations.save_s
+                        append_event(folder, "stopping", why=INTERRUPTED, **stop_details(left_s, save_s))
+                        supervisor.stop(INTERRUPTED, None if left_s is None else left_s - save_s)
                     console.show(supervisor.status())
                 console.show(supervisor.status())
             ledger, why, version, learned = supervisor.result()
             interrupts.saved()
             console.say("everything is saved; the rollout actors end")
-            running = supervisor.wait_for_actors()
+            left_s = interrupts.left_s() if stopping else None
+            running = supervisor.wait_for_actors(WAIT_S if left_s is None else min(WAIT_S, max(0.0, left_s)))
     finally:
         supervisor.kill()
     equal = not config.run.verify_weights or report_weights(version, learned, running, console)
     step = int(supervisor.status().last.get("step", 0))
     append_event(folder, "run_ended", why=why or COMPLETE, step=step)
     code = summarise(folder, ledger, why) or int(not equal)
-    return SAVED if stopping and step < config.learner.steps and not code else code
+    return exit_code(folder, code, stopped_early=stopping and step < config.learner.steps)
 
 
 def report_weights(

@@ -19,6 +19,7 @@ from launch.cluster.environment import own_address, prepare_part
 from launch.cluster.meeting import Meeting
 from launch.config import Config
 from launch.recipe import ConfigError
+from launch.run.durations import read_durations
 from launch.run.folder import RunFolder, checkpoint_event, log_to
 from launch.run.recorder import Recorder
 from launch.run.status import Progress, RunStatus
@@ -63,7 +64,7 @@ class LearnerActor:
         self._keys = keys
         self._buffer = buffer
         self._meeting = Meeting()
-        self._progress = Progress()
+        self._progress = Progress(read_durations(self._folder))
         self._stream: Any = None
         self._bound = threading.Event()
         self._digests: dict[int, dict[str, str]] = {}
@@ -133,9 +134,16 @@ class LearnerActor:
         work = self._workload.learner(config, self._rank, meeting)
         trainer = work.trainer
         checkpoints = Checkpoints(
-            self._folder.checkpoints, config.learner.keep_checkpoints, checkpoint_event(self._folder)
+            self._folder.checkpoints,
+            config.learner.keep_checkpoints,
+            checkpoint_event(self._folder, self._progress.measured.checkpoint),
         )
-        saved = Saved(checkpoints, trainer, lambda path: ask_buffer(self._buffer, "snapshot", path))
+        saved = Saved(
+            checkpoints,
+            trainer,
+            lambda path: ask_buffer(self._buffer, "snapshot", path),
+            hurried=lambda: self._progress.is_hurried() and trainer.version < config.learner.steps,
+        )
         step = saved.resume(stream, stream.requeue if stream else lambda queued: None) if resume else 0
         _LOG.info("the learner is ready, with %d CPU threads, after step %d", torch.get_num_threads(), step)
         trainer.life = trainer.ranks.share(lambda: stream.gate.life_id if stream is not None else 0)
@@ -162,7 +170,8 @@ class LearnerActor:
             self._progress,
             lambda: dict(ask_buffer(self._buffer, "metrics")),
             reports=lambda: stream.reports_state() if stream is not None else {},
-            drain=lambda: stream.drain(config.stream.drain_s) if stream is not None else None,
+            drain=self._drain,
+            unsaved=lambda: saved.unsaved(stream),
         )
         hooks = replace(hooks, published=lambda version: self._published(version, trainer))
         try:
@@ -186,6 +195,11 @@ class LearnerActor:
             publisher.close()
             if recorder is not None:
                 recorder.close()
+
+    def _drain(self) -> None:
+        """Let what is in flight come in, for `stream.drain_s` or as long as a stop has time for it."""
+        if self._stream is not None:
+            self._stream.drain(min(self._config.stream.drain_s, self._progress.left_s()))
 
     def _published(self, version: int, trainer: Any) -> None:
         """Take digests of the published weights, if they were asked for, before training changes them.
@@ -213,7 +227,13 @@ class LearnerActor:
         """The state of the run. Ranks other than 0 leave the fields of the stream empty."""
         progress = self._progress
         status = RunStatus(
-            phase=progress.phase, step=progress.step, phase_s=progress.phase_s, last=progress.last, stop=progress.stop
+            phase=progress.phase,
+            step=progress.step,
+            phase_s=progress.phase_s,
+            last=progress.last,
+            stop=progress.stop,
+            durations=progress.measured.durations,
+            ends_at=progress.ends_at,
         )
         stream = self._stream
         if stream is None:
@@ -260,9 +280,9 @@ class LearnerActor:
         """The process id, for drills."""
         return os.getpid()
 
-    def stop(self, why: str) -> None:
-        """Stop before the next batch, and save."""
-        self._progress.stop = why
+    def stop(self, why: str, save_in_s: float | None) -> None:
+        """Stop before the next batch, and save; see `Progress.ask_to_stop`."""
+        self._progress.ask_to_stop(why, save_in_s)
         if self._stream is not None:
             self._stream.poke()
 

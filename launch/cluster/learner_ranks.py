@@ -35,6 +35,7 @@ class LearnerRanks:
         self._runs: list[Reference] = []
         self._start_at: float | None = None
         self._stopping: str | None = None
+        self._save_by: float | None = None
         self._listening: Reference | None = None
         self._asked: dict[int, Reference] = {}
         self._answered_at: dict[int, float] = {}
@@ -104,11 +105,12 @@ class LearnerRanks:
         status, self._fresh = self._fresh, None
         return status
 
-    def stop(self, why: str) -> None:
-        """Ask every rank to stop before its next step, and to save."""
+    def stop(self, why: str, save_in_s: float | None = None) -> None:
+        """Ask every rank to stop before its next step, and to save; `save_in_s`: see `Progress.ask_to_stop`."""
         self._stopping = why
+        self._save_by = None if save_in_s is None else self._context.clock() + save_in_s
         for handle in self._handles:
-            self._context.ray.call(handle, "stop", why)
+            self._context.ray.call(handle, "stop", why, save_in_s)
 
     def retire(self, actor_id: str) -> None:
         """Tell rank 0 to grant this actor nothing more, so that it ends when it holds no slots."""
@@ -164,10 +166,17 @@ class LearnerRanks:
         self._listening = ray.call(self._handles[0], "listening")
         # What the former ranks said of their phase and members no longer holds.
         former = self.status
-        self.status = RunStatus(last=former.last, live=former.live, ledger=former.ledger, stop=former.stop)
+        self.status = RunStatus(
+            last=former.last,
+            live=former.live,
+            ledger=former.ledger,
+            stop=former.stop,
+            durations=former.durations,
+            ends_at=former.ends_at,
+        )
         self._asked, self._answered_at = {}, dict.fromkeys(self.handles, context.clock())
         if self._stopping:
-            self.stop(self._stopping)
+            self.stop(self._stopping, None if self._save_by is None else self._save_by - context.clock())
 
     def _outcomes(self) -> dict[int, CallFailed | None]:
         """The ranks that have ended: rank -> its error, or None where it ended well."""

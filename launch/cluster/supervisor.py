@@ -117,9 +117,12 @@ class Supervisor:
         self._rollouts.wait(timeout_s)
         return self._rollouts.results
 
-    def stop(self, why: str) -> None:
-        """Ask every learner rank to stop before its next step, and to save."""
-        self._learner.stop(why)
+    def stop(self, why: str, save_in_s: float | None = None) -> None:
+        """Ask every learner rank to stop before its next step, and to save.
+
+        `save_in_s`: seconds until they have to begin to save; None: any time.
+        """
+        self._learner.stop(why, save_in_s)
 
     def kill(self) -> None:
         """End every process; the task buffer first closes its file."""

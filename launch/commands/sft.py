@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from launch.arguments import add_run, new_command, run_config
+from launch.arguments import add_run, limits_of, new_command, run_config
 from launch.run.interrupts import listening
 
 _EPILOG = """\
@@ -44,7 +44,7 @@ def register(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    with listening() as interrupts:  # before the imports, which take seconds
+    with listening(limits_of(arguments)) as interrupts:  # before the imports, which take seconds
         from launch.config import SftConfig
         from launch.sft.run import run
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from launch.arguments import add_run, new_command, run_config
+from launch.arguments import add_run, limits_of, new_command, run_config
 from launch.run.interrupts import listening
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def register(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    with listening() as interrupts:  # before the imports, which take seconds
+    with listening(limits_of(arguments)) as interrupts:  # before the imports, which take seconds
         from launch.config import Config
 
         config, start = run_config(arguments, Config, "azr train", "smollm2-cpu")

@@ -19,12 +19,15 @@ from launch.config import Config
 from launch.settings import RehearsalSettings
 from learner.advantages import advantages
 from learner.metrics.batch import describe_advantages
+from learner.protocols import StepGivenUp
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings
 from learner.trajectory import Trajectory
 
 TENSOR_BYTES = 8 << 20
 """Maximum size of one tensor of the weights."""
+LOOK_S = 0.1
+"""Seconds between two looks whether to give up a step."""
 _WEIGHTS = "weights.safetensors"
 _REST = "rest.bin"
 _MB = 1_000_000
@@ -38,7 +41,7 @@ class RehearsedCopy:
     """Empty on ranks other than 0."""
     settings: RehearsalSettings
 
-    def write(self, folder: Path, group: dist.ProcessGroup | None) -> None:
+    def write(self, folder: Path, group: dist.ProcessGroup | None, hurried: Callable[[], bool]) -> None:
         """See `PolicyCopy`."""
         if not self.weights:
             return
@@ -76,7 +79,7 @@ class RehearsedPolicy:
         """See `Policy`."""
         yield from self._weights.items()
 
-    def copy(self) -> RehearsedCopy:
+    def copy(self, exports: bool) -> RehearsedCopy:
         """See `Policy`."""
         weights = {name: tensor.clone() for name, tensor in self._weights.items()} if self._is_main else {}
         return RehearsedCopy(weights, self._settings)
@@ -100,7 +103,12 @@ class RehearsedTrainer:
         self._settings = settings
         self._learner = learner
 
-    def train(self, batch: Sequence[Trajectory], fresh: Callable[[], Sequence[Trajectory]] = list) -> dict[str, float]:
+    def train(
+        self,
+        batch: Sequence[Trajectory],
+        fresh: Callable[[], Sequence[Trajectory]] = list,
+        gives_up: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float]:
         """Wait as long as a step takes; see `Learns`."""
         began = time.monotonic()
         settings = self._settings
@@ -109,7 +117,11 @@ class RehearsedTrainer:
         seconds = settings.learner_step_s
         if settings.learner_tokens_per_s is not None:
             seconds += tokens / settings.learner_tokens_per_s
-        time.sleep(max(0.0, seconds / settings.time_scale - (time.monotonic() - began)))
+        ends = began + seconds / settings.time_scale
+        while (left := ends - time.monotonic()) > 0 and not gives_up():
+            time.sleep(min(left, LOOK_S))
+        if float(self.ranks.max(torch.tensor([float(gives_up())]))):
+            raise StepGivenUp
         self.policy.step()
         self.ranks.barrier()  # a step ends when the slowest rank has
         self.version += 1

@@ -38,6 +38,10 @@ class Saved:
     """Writes the task buffer, as of now, to a file."""
     exact: Exact | None = None
     """State that serial mode adds; None in other modes."""
+    hurried: Callable[[], bool] = lambda: False
+    """Whether a deadline leaves no time to export weights to `hf/`; rank 0 asks, on any thread."""
+    _come: int = 0
+    """Slots that had ended or come in at the newest checkpoint."""
 
     def resume(self, stream: Stream | None, requeue: Callable[[list[Trajectory]], None]) -> int:
         """Load the newest complete checkpoint, if there is one; returns its version. Collective. Raises
@@ -56,31 +60,44 @@ class Saved:
         if stream is not None:
             stream.gate.load_state_dict(gate_state, keep_in_flight=stream.gate.life > 0)
             requeue(queued)
+            self._come = _num_come(stream)
         return self.trainer.version
+
+    def unsaved(self, stream: Stream | None) -> bool:
+        """Whether a slot has come in, or ended, since the newest checkpoint. False on ranks without the stream."""
+        return stream is not None and _num_come(stream) != self._come
 
     def save(self, version: int, stream: Stream | None) -> None:
         """Copy what a checkpoint holds, and start to write it; on every rank. Raises CheckpointError for the one
         before.
 
         The run waits for copies in memory and for the small files: ledger, queue, task buffer. A thread writes the
-        rest.
+        rest. Where `hurried` holds, it leaves out `hf/`, also of a checkpoint that is being written.
         """
+        exports = self.trainer.ranks.share(lambda: not self.hurried())
 
         def write(folder: Path) -> Finish:
-            policy = self.trainer.policy.copy()
+            policy = self.trainer.policy.copy(exports)
             if stream is not None:
                 with stream.frozen():
                     write_stream_state(folder, stream.gate.state_dict(), stream.queued())
+                    self._come = _num_come(stream)
                 # After the queue, so that the snapshot has every task whose proposal waits there. What it may have
                 # beyond these are tasks of rollouts that were in flight, and that a resumed run drops.
                 self.snapshot(folder / SNAPSHOT)
             if self.exact is not None:
                 (folder / _EXACT).write_text(json.dumps(self.exact.state_dict(), allow_nan=False))
 
-            return partial(policy.write, folder)
+            return partial(policy.write, folder, hurried=self.hurried)
 
         self.checkpoints.save(version, self.trainer.ranks, write)
 
     def wait(self) -> None:
         """Wait until the newest checkpoint is complete; raises CheckpointError if it could not be written."""
         self.checkpoints.wait()
+
+
+def _num_come(stream: Stream) -> int:
+    """The number of slots that have come in or ended."""
+    with stream.frozen():
+        return sum(counts.granted - counts.in_flight for counts in stream.gate.ledger().values())

@@ -40,6 +40,9 @@ class View(ABC, Generic[StatusT]):
         self._warned_step = -1
         self._printed_phase = describe(TrainingStatus())
         self._started = time.monotonic()
+        self._said_end = False
+        self.stop_by: float | None = None
+        """Unix time by which the run is saved (`--stop-by`); None: there is none."""
 
     def say(self, text: str) -> None:
         """One line of news, on the terminal and in the log."""
@@ -62,6 +65,9 @@ class View(ABC, Generic[StatusT]):
         if last.get("skipped_update") and last["step"] > self._warned_step:
             self._warned_step = int(last["step"])
             self.say(f"step {self._warned_step}: an update was skipped, because its gradient was not finite")
+        if not self._said_end and self._live is None and (end := self._end(status)):
+            self._said_end = True
+            self.say(end)
         if self._live is not None:
             self._live.update(self._render(status))
         elif last.get("step", 0) > self._printed_step:
@@ -89,6 +95,11 @@ class View(ABC, Generic[StatusT]):
                 done.set()
                 thread.join()
                 self.show(status())
+
+    def _end(self, status: TrainingStatus) -> str:
+        """The time at which the run stops by itself, in words; empty where only its steps end it."""
+        ends = [(end, why) for end, why in ((status.ends_at, "run.max_minutes"), (self.stop_by, "--stop-by")) if end]
+        return end_in_words(*min(ends), time.time()) if ends else ""
 
     @abstractmethod
     def _line(self, last: Mapping[str, float]) -> str:
@@ -161,12 +172,22 @@ class Console(View[RunStatus]):
             f"{counted(int(live.get('actors', 0)), 'actor')}, {int(live.get('running', 0))} running",
             f"{int(live.get('waiting', 0))} waiting",
         )
-        return Panel(table, title=f"azr: {self._config.run.name}", subtitle=subtitle(status), expand=False)
+        return Panel(
+            table, title=f"azr: {self._config.run.name}", subtitle=subtitle(status, self._end(status)), expand=False
+        )
 
 
-def subtitle(status: TrainingStatus) -> str:
-    """The present effect of Ctrl-C, in words."""
-    return "stopping; Ctrl-C twice stops at once" if status.stop else "Ctrl-C stops and saves"
+def subtitle(status: TrainingStatus, end: str = "") -> str:
+    """The present effect of Ctrl-C, in words, and `end`, when the run stops by itself."""
+    if status.stop:
+        return "stopping; Ctrl-C twice stops at once"
+    return "Ctrl-C stops and saves" + (f"; {end}" if end else "")
+
+
+def end_in_words(end: float, why: str, now: float) -> str:
+    """`stops by 14:20 (--stop-by), 33 min left`. `end`, `now`: Unix times; `why`: what sets the end."""
+    clock = time.strftime("%H:%M", time.localtime(end))
+    return f"stops by {clock} ({why}), {max(0.0, end - now) / 60:.0f} min left"
 
 
 def counted(number: int, noun: str) -> str:

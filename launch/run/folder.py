@@ -136,9 +136,19 @@ def end_at_once(folder: RunFolder, why: str) -> None:
     folder.owner.unlink(missing_ok=True)
 
 
-def checkpoint_event(folder: RunFolder) -> Callable[[int, float], None]:
-    """A function for `Checkpoints(on_complete=...)` that records each checkpoint as an event."""
-    return lambda step, seconds: append_event(folder, "checkpoint", step=step, seconds=round(seconds, 3))
+def checkpoint_event(
+    folder: RunFolder, measured: Callable[[float], object] = lambda seconds: None
+) -> Callable[[int, float], None]:
+    """A function for `Checkpoints(on_complete=...)` that records each checkpoint as an event.
+
+    `measured` is told its seconds.
+    """
+
+    def complete(step: int, seconds: float) -> None:
+        measured(seconds)
+        append_event(folder, "checkpoint", step=step, seconds=round(seconds, 3))
+
+    return complete
 
 
 def work_log(folder: RunFolder, actor_id: str, wanted: bool) -> Callable[[dict[str, Any]], None] | None:

@@ -16,12 +16,13 @@ from learner.loop import Hooks
 
 
 def make_interrupted(run: RunBasics, progress: Progress) -> Callable[[], bool]:
-    """A function that says whether to stop. It sets `progress.stop` when `run.max_minutes` from now are over."""
+    """A function that says whether to stop. It asks for a stop when `run.max_minutes` from now are over."""
     deadline = time.monotonic() + 60 * run.max_minutes if run.max_minutes else None
+    progress.ends_at = time.time() + 60 * run.max_minutes if run.max_minutes else None
 
     def interrupted() -> bool:
         if deadline is not None and time.monotonic() > deadline and not progress.stop:
-            progress.stop = f"run.max_minutes = {run.max_minutes:g} is over"
+            progress.ask_to_stop(f"run.max_minutes = {run.max_minutes:g} is over")
         return bool(progress.stop)
 
     return interrupted
@@ -35,6 +36,7 @@ def make_hooks(
     more: Callable[[], dict[str, float]] = dict,
     reports: Callable[[], Mapping[str, Any]] = lambda: NOTHING,
     drain: Callable[[], object] = lambda: None,
+    unsaved: Callable[[], bool] = lambda: False,
 ) -> Hooks:
     """Hooks that record steps, stop the run where `progress.stop` says so, and end it when its time is up.
 
@@ -60,4 +62,6 @@ def make_hooks(
         describe=describe_batch,
         on_phase=progress.enter,
         drain=drain,
+        unsaved=unsaved,
+        gives_up_step=progress.gives_up_step,
     )

@@ -9,6 +9,9 @@
     STOPPING   SIGINT, later                            the process ends at once, exit code `LOST` (`SAVED` after
                                                         `saved`)
 
+A request to stop may have a bound (`StopLimits`): seconds from the request, and a time by which the run is saved. As
+that time comes near, the run is asked to stop as by a signal.
+
 Signals are handled on a thread of their own, because the main thread can be inside of a library for a minute. "At once"
 is a SIGKILL to all descendants and `os._exit`: no library code runs, so none can hang, crash, or print a traceback.
 """
@@ -22,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 
 from executor.signals import SIGNALS
@@ -56,17 +60,38 @@ class State(StrEnum):
     """It was asked to stop."""
 
 
+@dataclass(frozen=True)
+class StopLimits:
+    """The time that a stop has; None: it has no bound."""
+
+    grace_s: float | None = None
+    """Seconds from the request until the run is saved (`--grace-s`)."""
+    stop_by: float | None = None
+    """Unix time by which the run is saved, and is asked to stop in time for it (`--stop-by`)."""
+
+
+UNLIMITED = StopLimits()
+
+
 class Interrupts:
     """Decides what a signal does to this run. `listening` makes one that signals reach."""
 
-    def __init__(self, end: Callable[[int], object] = os._exit, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        end: Callable[[int], object] = os._exit,
+        clock: Callable[[], float] = time.monotonic,
+        limits: StopLimits = UNLIMITED,
+    ) -> None:
         """`end` ends the process with an exit code; `clock` returns seconds."""
+        self.limits = limits
         self._end = end
         self._clock = clock
         self._lock = threading.Lock()
         self._ending = threading.Lock()
         self._stop: Callable[[], bool] = lambda: False
         self._say: Callable[[str], None] = _say_on_stderr
+        self._needed_s: Callable[[], float] = lambda: 0.0
+        self._asked_at = 0.0
         self._pressed_at: float | None = None
         self._saved = False
         self.state = State.STARTING
@@ -78,14 +103,28 @@ class Interrupts:
         """Whether the run was asked to stop."""
         return self.state is State.STOPPING
 
+    def left_s(self) -> float | None:
+        """Seconds that the stop which was asked for still has until the run is saved; None: it has no bound."""
+        ends = []
+        if self.limits.grace_s is not None:
+            ends.append(self._asked_at + self.limits.grace_s - self._clock())
+        if self.limits.stop_by is not None:
+            ends.append(self.limits.stop_by - time.time())
+        return min(ends, default=None)
+
     @contextlib.contextmanager
-    def running(self, stop: Callable[[], bool], say: Callable[[str], None]) -> Iterator[None]:
+    def running(
+        self,
+        stop: Callable[[], bool],
+        say: Callable[[str], None],
+        needed_s: Callable[[], float] = lambda: 0.0,
+    ) -> Iterator[None]:
         """Until the block ends, the first signal asks the run to stop and save.
 
         `stop` asks; it returns False where the run has no unsaved work. It is called on another thread. `say` prints a
-        line on the console.
+        line on the console. `needed_s`: seconds that a stop would take at this moment, for `StopLimits.stop_by`.
         """
-        self._stop, self._say = stop, say
+        self._stop, self._say, self._needed_s = stop, say, needed_s
         if self.state is State.STARTING:
             self.state = State.RUNNING
         try:
@@ -93,7 +132,7 @@ class Interrupts:
         finally:
             if self.state is State.RUNNING:
                 self.state = State.STARTING
-            self._say = _say_on_stderr
+            self._say, self._needed_s = _say_on_stderr, lambda: 0.0
 
     def saved(self) -> None:
         """Note that the run has saved all its work, and only closes what it opened."""
@@ -106,14 +145,31 @@ class Interrupts:
             if self.state is State.STOPPING:
                 if pressed:
                     self._pressed_again()
-            elif self.state is State.RUNNING and self._stop():
-                self.state = State.STOPPING
-                if pressed:
-                    self._pressed_at = self._clock()
-                why = "" if pressed else f" ({signal.Signals(number).name})"
-                self._tell(f"stopping after the present step, and saving{why}{_AGAIN if pressed else ''}")
+            elif pressed:
+                self._pressed_at = self._clock()
+                self._ask("", _AGAIN)
             else:
-                self.end(NOTHING_TO_SAVE, "interrupted; there was nothing to save")
+                self._ask(f" ({signal.Signals(number).name})")
+
+    def look(self) -> None:
+        """Ask the run to stop once its end, `StopLimits.stop_by`, is no further away than a stop takes."""
+        stop_by = self.limits.stop_by
+        if stop_by is not None and not self.stopping and time.time() >= stop_by - self._needed_s():
+            with self._lock:
+                if not self.stopping:
+                    self._ask(f" (its end, {time.strftime('%H:%M:%S', time.localtime(stop_by))}, is near)")
+
+    def _ask(self, why: str, then: str = "") -> None:
+        """Ask the run to stop, or end the process where it has nothing to save."""
+        self._asked_at = self._clock()
+        if self.state is not State.RUNNING or not self._stop():
+            self.end(NOTHING_TO_SAVE, f"interrupted{why}; there was nothing to save")
+            return
+        self.state = State.STOPPING
+        left = self.left_s()
+        bound = "" if left is None else f" within {max(0.0, left):.0f} s"
+        what = "after the present step, and saving" if left is None else f"and saving{bound}"
+        self._tell(f"stopping {what}{why}{then}")
 
     def _pressed_again(self) -> None:
         """Act on a SIGINT while the run stops already."""
@@ -150,14 +206,14 @@ class Interrupts:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Interrupts]:
-    """Listen to SIGINT, SIGTERM and SIGUSR2 until the block ends.
+def listening(limits: StopLimits = UNLIMITED) -> Iterator[Interrupts]:
+    """Listen to SIGINT, SIGTERM and SIGUSR2, and look at the time, until the block ends.
 
     On a thread other than the main one nothing is heard. Call it before other threads are started: the signals are
     blocked in this thread, and so in all that follow, and one thread waits for them. So no handler of a library, such
     as Ray's for SIGTERM, gets them.
     """
-    found = Interrupts()
+    found = Interrupts(limits=limits)
     if threading.current_thread() is not threading.main_thread():
         yield found
         return
@@ -177,10 +233,17 @@ def listening() -> Iterator[Interrupts]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def stop_details(left_s: float | None, save_s: float) -> dict[str, float]:
+    """Details of the event `stopping`: seconds that the stop has, and those of them that are kept for the last
+    checkpoint. Empty without a bound."""
+    return {} if left_s is None else {"left_s": round(left_s, 1), "save_s": round(save_s, 1)}
+
+
 def _listen(found: Interrupts, ended: threading.Event) -> None:
     while not ended.is_set():
         if (taken := signal.sigtimedwait(SIGNALS, _LOOK_S)) is not None:
             found.came(taken.si_signo)
+        found.look()
 
 
 def _in_thread(found: Interrupts, number: int) -> None:

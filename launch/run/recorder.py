@@ -46,7 +46,8 @@ class Recorder:
             self.event("steps_set_aside", after=resumed_step, moved_to=str(aside.relative_to(folder.path)))
         kept = folder.read_metrics()
         self._catalogue = catalogue
-        resumed = resumed_step > 0 or went_on
+        # A run that is stopped before its first step has totals, too.
+        resumed = resumed_step > 0 or went_on or folder.totals.exists()
         self.totals = RunTotals(folder.totals, resumed, went_on, kept[-1] if kept else {})
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1)
         self.last: dict[str, float] = kept[-1] if kept else {}

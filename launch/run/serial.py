@@ -7,6 +7,7 @@ them differs: here, function calls.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -30,14 +31,15 @@ from launch.run.assemble import make_trainer
 from launch.run.attempt import adopt
 from launch.run.checkpoints import Saved
 from launch.run.console import Console
+from launch.run.durations import read_durations
 from launch.run.folder import RunFolder, append_event, checkpoint_event, work_log
 from launch.run.gate import make_gate
 from launch.run.hooks import make_hooks
-from launch.run.interrupts import COMPLETE, INTERRUPTED, SAVED, Interrupts
+from launch.run.interrupts import COMPLETE, INTERRUPTED, Interrupts, stop_details
 from launch.run.recorder import Recorder
 from launch.run.scratch import remove, scratch, temporary_files
 from launch.run.status import Progress, RunStatus, has_unsaved_work
-from launch.run.summary import summarise
+from launch.run.summary import exit_code, summarise
 from launch.run.task_buffer import open_tasks
 from learner.checkpoint import Checkpoints
 from learner.lineage import label_of
@@ -118,13 +120,20 @@ class SerialStream:
             task.cancel()
         if self._playing:
             self.loop.run_until_complete(asyncio.wait(self._playing))
+        self._playing = set()
 
-    def drain(self) -> None:
-        """Play the episodes in flight to their end and start none: after this the engine runs no request."""
-        while self._playing:
-            done, self._playing = self.loop.run_until_complete(asyncio.wait(self._playing))
+    def drain(self, timeout_s: float = math.inf) -> None:
+        """Play the episodes in flight to their end and start none: after this the engine runs no request.
+
+        Those that are left after `timeout_s` are cancelled: nothing of what they hold comes in.
+        """
+        end = self.loop.time() + timeout_s
+        while self._playing and (left := end - self.loop.time()) > 0:
+            waiting = asyncio.wait(self._playing, timeout=None if math.isinf(left) else left)
+            done, self._playing = self.loop.run_until_complete(waiting)
             for task in done:
                 task.result()
+        self.close()
 
     async def _play_until_ready(self, interrupt: Callable[[], bool]) -> list[Trajectory] | None:
         while True:
@@ -203,13 +212,14 @@ class SerialState:
         self._stream = stream
         self._heldout = heldout
 
-    def settle(self) -> None:
+    def settle(self, timeout_s: float = math.inf) -> None:
         """Bring the run to a point that another process can go on from: nothing in flight, an engine without a past.
 
         A run does this at each checkpoint, whether or not it is ever killed; so checkpoints change the path that a run
-        takes (how its requests share batches), and runs are compared at equal `checkpoint_every`.
+        takes (how its requests share batches), and runs are compared at equal `checkpoint_every`. `timeout_s`: for the
+        episodes in flight, in a run that stops with little time.
         """
-        self._stream.drain()
+        self._stream.drain(timeout_s)
         self._stream.loop.run_until_complete(self._engine.rest())
 
     def state_dict(self) -> dict[str, Any]:
@@ -254,7 +264,7 @@ def _run(config: Config, folder: RunFolder, resume: bool, view: Console, interru
     loop.run_until_complete(pool.start())
     loop.run_until_complete(engine.start())
     trainer = make_trainer(config, model_dir)
-    progress = Progress()
+    progress = Progress(read_durations(folder))
     gate = make_gate(config)
     record = work_log(folder, HOLDER.actor_id, config.executor.record_work)
     environment = Environment(Judge(pool, config.executor, rules=config.selfplay.rules), record)
@@ -274,34 +284,50 @@ def _run(config: Config, folder: RunFolder, resume: bool, view: Console, interru
     stream = SerialStream(gate, player, config.actors.concurrency, loop)
     heldout = Heldout(engine, environment, config.selfplay)
     state = SerialState(engine, player, stream, heldout)
-    checkpoints = Checkpoints(folder.checkpoints, config.learner.keep_checkpoints, checkpoint_event(folder))
-    saved = Saved(checkpoints, trainer, store.snapshot, state)
+    on_complete = checkpoint_event(folder, progress.measured.checkpoint)
+    checkpoints = Checkpoints(folder.checkpoints, config.learner.keep_checkpoints, on_complete)
+
+    def hurried() -> bool:
+        return progress.is_hurried() and trainer.version < config.learner.steps
+
+    saved = Saved(checkpoints, trainer, store.snapshot, state, hurried)
     step = saved.resume(stream, stream.requeue) if resume else 0
     recorder = Recorder(folder, engine.tokenizer, config.run.record_trajectories, step)
     adopt(folder)
     publisher = SerialPublisher(trainer.policy, engine, loop, stream, heldout)
 
     def save(version: int) -> None:
-        state.settle()
+        state.settle(progress.left_s())
         saved.save(version, stream)
 
     def status() -> RunStatus:
         return RunStatus(
-            phase=progress.phase, step=progress.step, phase_s=progress.phase_s, last=progress.last, stop=progress.stop
+            phase=progress.phase,
+            step=progress.step,
+            phase_s=progress.phase_s,
+            last=progress.last,
+            stop=progress.stop,
+            durations=progress.measured.durations,
+            ends_at=progress.ends_at,
         )
 
     def stop() -> bool:
         unsaved = has_unsaved_work(status())
         if unsaved:
-            progress.stop = INTERRUPTED
-            append_event(folder, "stopping", why=INTERRUPTED)
+            left_s, save_s = interrupts.left_s(), progress.measured.durations.save_s
+            progress.ask_to_stop(INTERRUPTED, None if left_s is None else left_s - save_s)
+            append_event(folder, "stopping", why=INTERRUPTED, **stop_details(left_s, save_s))
         return unsaved
+
+    def unsaved() -> bool:
+        return saved.unsaved(stream)
 
     trainer.life = gate.life_id
     stream.reports.load_state_dict(recorder.totals.reports, actors_live=False)
-    hooks = make_hooks(config, recorder, save, progress, store.metrics, stream.reports_state)
+    hooks = make_hooks(config, recorder, save, progress, store.metrics, stream.reports_state, unsaved=unsaved)
+    view.stop_by = interrupts.limits.stop_by
     try:
-        with interrupts.running(stop, view.say), view.following(status):
+        with interrupts.running(stop, view.say, lambda: progress.measured.durations.stop_s), view.following(status):
             # By steps only: a checkpoint changes how requests share batches, and a run by its seed is repeatable.
             settings = config.learner.model_copy(update={"checkpoint_minutes": 0.0})
             learn(trainer, stream, publisher, settings, hooks)
@@ -318,4 +344,4 @@ def _run(config: Config, folder: RunFolder, resume: bool, view: Console, interru
         loop.close()
     append_event(folder, "run_ended", why=progress.stop or COMPLETE, step=trainer.version)
     code = summarise(folder, gate.ledger(), stopped=progress.stop)
-    return SAVED if interrupts.stopping and trainer.version < config.learner.steps and not code else code
+    return exit_code(folder, code, stopped_early=interrupts.stopping and trainer.version < config.learner.steps)

@@ -3,36 +3,74 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from launch.run.durations import NOTHING_MEASURED, Durations, Measured
 from learner.phase import Phase
 
 _LOG = logging.getLogger(__name__)
 
 
+_OF_A_STEP = (Phase.TRAINING, Phase.PUBLISHING, Phase.RECORDING)
 _OF_EVERY_STEP = (Phase.WAITING_FOR_BATCH, Phase.TRAINING, Phase.PUBLISHING, Phase.RECORDING, Phase.VALIDATING)
 
 
 class Progress:
-    """The state that the training process updates as it runs; another thread may set `stop`."""
+    """The state that the training process updates as it runs; another thread may ask it to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Durations = NOTHING_MEASURED) -> None:
+        """`before`: durations that the run's earlier attempts have measured."""
         self.phase = Phase.STARTING
         self.step: int | None = None
         self.last: dict[str, float] = {}
         """The metrics of the newest step."""
         self.stop = ""
         """Why the run is to stop before its next step; empty while it goes on."""
+        self.save_from: float | None = None
+        """Time of `time.monotonic` at which a run that stops has to begin to save; None: it has all the time."""
+        self.ends_at: float | None = None
+        """Unix time at which the run stops by itself; None: only its steps end it."""
+        self.measured = Measured(before)
         self._since = time.monotonic()
+        self._step_since: float | None = None
 
     def enter(self, phase: Phase, step: int | None = None) -> None:
         """Note that `phase` begins; `step`: the step it works on, where it works on one."""
         self.phase, self.step, self._since = phase, step, time.monotonic()
+        if phase is Phase.TRAINING:
+            self._step_since = self._since
+        elif phase not in _OF_A_STEP and self._step_since is not None:
+            if phase is not Phase.DRAINING:  # which ends a step that was given up, too
+                self.measured.step(self._since - self._step_since)
+            self._step_since = None
         # Those of every step are many; a step's end is logged by `Recorder`.
         level = logging.DEBUG if phase in _OF_EVERY_STEP else logging.INFO
         _LOG.log(level, "phase %s%s", phase.value, "" if step is None else f", step {step}")
+
+    def ask_to_stop(self, why: str, save_in_s: float | None = None) -> None:
+        """Stop before the next step; `save_in_s`: seconds until the run has to begin to save, None: any time."""
+        if save_in_s is not None:
+            self.save_from = time.monotonic() + save_in_s
+        self.stop = why  # last, because the loop looks at it first
+
+    def is_hurried(self) -> bool:
+        """Whether the run stops and has to be saved by a deadline."""
+        return self.save_from is not None
+
+    def left_s(self) -> float:
+        """Seconds until a run that stops has to begin to save; infinite without a deadline, 0 where it is late."""
+        return math.inf if self.save_from is None else max(0.0, self.save_from - time.monotonic())
+
+    def gives_up_step(self) -> bool:
+        """Whether the step under way cannot end before the run has to begin to save, by the measured step time."""
+        if self.save_from is None or self._step_since is None:
+            return False
+        step_s = self.measured.durations.step_s or 0.0
+        ends = max(time.monotonic(), self._step_since + step_s)
+        return ends > self.save_from
 
     @property
     def phase_s(self) -> float:
@@ -53,6 +91,10 @@ class TrainingStatus:
     """The metrics of the newest step, as `metrics.jsonl` has them; empty before the first."""
     stop: str = ""
     """Why the run is to stop early; empty while it goes on."""
+    durations: Durations = NOTHING_MEASURED
+    """Of its steps and checkpoints."""
+    ends_at: float | None = None
+    """Unix time at which the run stops by itself (`run.max_minutes`); None: only its steps end it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +143,9 @@ def has_unsaved_work(status: TrainingStatus) -> bool:
     return status.phase in _WORKING or (status.phase in _BETWEEN and bool(status.last))
 
 
-_WORKING = (Phase.TRAINING, Phase.PUBLISHING, Phase.RECORDING, Phase.SAVING, Phase.DRAINING, Phase.DONE)
-"""Phases in which a step is taken or saved."""
-_BETWEEN = (Phase.WAITING_FOR_BATCH, Phase.VALIDATING)
+_WORKING = (Phase.WAITING_FOR_BATCH, *_OF_A_STEP, Phase.SAVING, Phase.DRAINING, Phase.DONE)
+"""Phases in which trajectories come in, or a step is taken or saved."""
+_BETWEEN = (Phase.VALIDATING,)
 """Phases between two steps: the steps of this attempt, if there are any, may not be saved."""
 _WORDS = {
     Phase.STARTING: "starting",

@@ -14,6 +14,7 @@ from rich.table import Table
 from actors.kinds.registry import names
 from launch.run.console import counted
 from launch.run.folder import RunFolder
+from launch.run.interrupts import NOTHING_TO_SAVE, SAVED
 from launch.standard_streams import lasting
 from learner.ledger import CellCounts, conserved, verdict
 from learner.trajectory import Cell
@@ -27,8 +28,8 @@ COLLAPSED = 0.5
 
 
 def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str = "") -> int:
-    """Print and log the closing summary; returns the run's exit code: 1 where the ledger is violated or nothing was
-    trained."""
+    """Print and log the closing summary; returns the run's exit code: 1 where the ledger is violated, or nothing was
+    trained or saved."""
     # Where no terminal sets a width, lines stay whole.
     output = lasting(sys.stdout)
     terminal = Terminal(file=output, highlight=False, record=True, width=None if output.isatty() else _WIDE)
@@ -51,7 +52,17 @@ def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str
         )
     terminal.print(verdict(ledger), markup=False)
     _LOG.info(terminal.export_text())
-    return 0 if conserved(ledger) and rows else 1
+    return 0 if conserved(ledger) and (rows or newest) else 1
+
+
+def exit_code(folder: RunFolder, code: int, stopped_early: bool) -> int:
+    """The exit code of a run. `code`: what `summarise` says, or another failure; `stopped_early`: a signal or the time
+    asked it to stop, and steps are left."""
+    if not stopped_early:
+        return code
+    if not any(folder.checkpoints.glob("step_*")):
+        return NOTHING_TO_SAVE
+    return code or SAVED
 
 
 def learning_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -42,7 +42,7 @@ class SftConsole(View[SftStatus]):
         if "lr" in last:
             table.add_row("lr", f"{last['lr']:.2e}", f"gradient norm {last['grad_norm']:.2f}")
             table.add_row("tokens/s", f"{last['tokens_per_s']:.0f}", f"epoch {last['epoch']:.2f}")
-        return Panel(table, title=f"azr sft: {self._name}", subtitle=subtitle(status), expand=False)
+        return Panel(table, title=f"azr sft: {self._name}", subtitle=subtitle(status, self._end(status)), expand=False)
 
 
 def step_line(metrics: Mapping[str, float], num_steps: int) -> str:

@@ -23,6 +23,7 @@ from launch.models import prepare
 from launch.recipe import RECIPES, ConfigError
 from launch.run.attempt import Start, adopt, begin, find_origin, finished
 from launch.run.console import REFRESH_S
+from launch.run.durations import read_durations
 from launch.run.folder import RunFolder, append_event, checkpoint_event, end_at_once, log_to, usable
 from launch.run.interrupts import COMPLETE, INTERRUPTED, SAVED, Interrupts
 from launch.run.owner import owned
@@ -109,7 +110,7 @@ class SftRank:
         self._rank = rank
         self._meeting = Meeting()
         self._data = data
-        self._progress = Progress()
+        self._progress = Progress(read_durations(self._folder))
         self._num_steps = 0
         self._validation: dict[str, float] = {}
         if log_number is not None:
@@ -141,7 +142,9 @@ class SftRank:
         trainer = SftTrainer(policy, data, config.sft, config.learner, ranks, config.run.seed, data_rank())
         self._num_steps = trainer.num_steps
         checkpoints = Checkpoints(
-            self._folder.checkpoints, config.learner.keep_checkpoints, checkpoint_event(self._folder)
+            self._folder.checkpoints,
+            config.learner.keep_checkpoints,
+            checkpoint_event(self._folder, progress.measured.checkpoint),
         )
         identity = _identity(config, data)
         latest = checkpoints.latest() if resume else None
@@ -166,15 +169,17 @@ class SftRank:
 
         def write(folder: Path) -> None:
             policy.save_checkpoint(folder / "model")
-            policy.save_hf(folder / "hf")
+            if ranks.share(lambda: not progress.is_hurried() or trainer.step == trainer.num_steps):
+                policy.save_hf(folder / "hf")
             if ranks.is_main:
                 (folder / _STATE).write_text(json.dumps({"step": trainer.step, **identity}, allow_nan=False))
 
         def save() -> None:
             checkpoints.save(trainer.step, ranks, write)
             checkpoints.wait()
-            if ranks.is_main:
-                _link(self._folder.path / "hf", Path("checkpoints") / f"step_{trainer.step:08d}" / "hf")
+            exported = Path("checkpoints") / f"step_{trainer.step:08d}" / "hf"
+            if ranks.is_main and (self._folder.path / exported).exists():
+                _link(self._folder.path / "hf", exported)
 
         hooks = SftHooks(make_interrupted(config.run, progress), on_step, save, progress.enter)
         try:
@@ -194,13 +199,15 @@ class SftRank:
             phase_s=progress.phase_s,
             last=progress.last,
             stop=progress.stop,
+            durations=progress.measured.durations,
+            ends_at=progress.ends_at,
             num_steps=self._num_steps,
             validation=self._validation,
         )
 
-    def stop(self, why: str) -> None:
-        """Stop before the next step, and save."""
-        self._progress.stop = why
+    def stop(self, why: str, save_in_s: float | None) -> None:
+        """Stop before the next step, and save; see `Progress.ask_to_stop`."""
+        self._progress.ask_to_stop(why, save_in_s)
 
 
 class RankFailed(UserError):
@@ -218,10 +225,11 @@ def _here(
     def stop() -> bool:
         unsaved = has_unsaved_work(rank.status())
         if unsaved:
-            rank.stop(INTERRUPTED)
+            rank.stop(INTERRUPTED, _save_in_s(interrupts, rank.status()))
         return unsaved
 
-    with interrupts.running(stop, console.say), console.following(rank.status):
+    console.stop_by = interrupts.limits.stop_by
+    with interrupts.running(stop, console.say, lambda: rank.status().durations.stop_s), console.following(rank.status):
         rank.run(resume)
         interrupts.saved()
     return rank.status().stop
@@ -275,7 +283,11 @@ def _follow(
     store = port.call(ranks[0], "rendezvous")  # Ray passes rank 0's answer on to the others
     running = {port.call(rank, "run", resume, store): index for index, rank in enumerate(ranks)}
     stopping = False
-    with interrupts.running(lambda: has_unsaved_work(status), console.say), console.open():
+    console.stop_by = interrupts.limits.stop_by
+    with (
+        interrupts.running(lambda: has_unsaved_work(status), console.say, lambda: status.durations.stop_s),
+        console.open(),
+    ):
         while running:
             folder.check_owner()
             for run in port.finished(list(running), REFRESH_S):
@@ -287,12 +299,19 @@ def _follow(
                     raise RankFailed(f"learner rank {index}: {error}\nIts log: {log}") from None
             if interrupts.stopping and not stopping:
                 stopping = True
-                port.call(ranks[0], "stop", INTERRUPTED)  # `Ranks.share` spreads rank 0's decision to stop
+                # `Ranks.share` spreads rank 0's decision to stop.
+                port.call(ranks[0], "stop", INTERRUPTED, _save_in_s(interrupts, status))
             with contextlib.suppress(CallFailed):  # it just died, which `finished` says next
                 status = port.result(port.call(ranks[0], "status"))
             console.show(status)
         interrupts.saved()
     return status.stop
+
+
+def _save_in_s(interrupts: Interrupts, status: SftStatus) -> float | None:
+    """Seconds until a run that was asked to stop has to begin to save; None: any time."""
+    left_s = interrupts.left_s()
+    return None if left_s is None else left_s - status.durations.save_s
 
 
 def _read(config: SftConfig) -> tuple[Data, str]:
@@ -349,7 +368,7 @@ def _summarise(config: SftConfig, folder: RunFolder, why: str, console: SftConso
     measured = [row for row in rows if "validation_loss" in row]
     if why:
         console.say(f"stopped: {why}")
-    if not (folder.path / "hf").exists():
+    if not any(folder.checkpoints.glob("step_*")):
         console.say("nothing was learned")
         return 1
     if measured:
@@ -361,6 +380,9 @@ def _summarise(config: SftConfig, folder: RunFolder, why: str, console: SftConso
         )
     if why:
         console.say(f"go on: azr sft --resume {shlex.quote(str(folder.path))}")
+    if not (folder.path / "hf").exists():
+        console.say("there is no hf/ yet, because time was short; the next checkpoint has one")
+        return 0
     recipe = "smollm2-cpu" if config.model.path == "smollm2-135m-instruct" else "RECIPE"
     console.say("self-play from here:")
     model = shlex.quote(str(folder.path / "hf"))

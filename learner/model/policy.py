@@ -207,9 +207,12 @@ class PolicyModel:
         if writer:
             writer.finish(self.model_dir, self.dtype)
 
-    def copy(self) -> PolicyCopy:
-        """Copy what a checkpoint holds of this rank: its state and, on rank 0, the exported weights. Collective."""
+    def copy(self, exports: bool = True) -> PolicyCopy:
+        """Copy what a checkpoint holds of this rank: its state and, with `exports`, all weights on rank 0.
+        Collective."""
         state, is_main = self.state.copy(), dist.get_rank() == 0
+        if not exports:
+            return PolicyCopy(state, None, self.model_dir, self.dtype)
         # Rank 0 alone keeps the exported weights; they are gathered over all ranks.
         exported = [(name, tensor.to("cpu", copy=True)) for name, tensor in self.export() if is_main]
         return PolicyCopy(state, exported if is_main else None, self.model_dir, self.dtype)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +21,26 @@ class PolicyCopy:
 
     state: StateCopy
     exported: Sequence[tuple[str, Tensor]] | None
-    """All weights under their Hugging Face names; None on ranks other than 0."""
+    """All weights under their Hugging Face names; None on ranks other than 0, and where they were not asked for."""
     model_dir: Path
     """The folder whose tokenizer and configuration go with the weights."""
     dtype: torch.dtype
 
-    def write(self, folder: Path, group: dist.ProcessGroup | None) -> None:
-        """Write `model/` and, on rank 0, `hf/` into `folder`. Collective over `group`; None: this is the only rank."""
+    def write(self, folder: Path, group: dist.ProcessGroup | None, hurried: Callable[[], bool] = lambda: False) -> None:
+        """Write `model/` and, on rank 0, `hf/` into `folder`. Collective over `group`; None: this is the only rank.
+
+        Once `hurried` holds, `hf/` is left out.
+        """
         (folder / "model").mkdir(exist_ok=True)
         self.state.write(folder / "model", group)
         if self.exported is not None:
-            writer = HfWriter(folder / "hf")
-            for name, tensor in self.exported:
-                writer.add(name, tensor)
-            writer.finish(self.model_dir, self.dtype)
+            self._export(folder / "hf", self.exported, hurried)
+
+    def _export(self, folder: Path, tensors: Sequence[tuple[str, Tensor]], hurried: Callable[[], bool]) -> None:
+        writer = HfWriter(folder)
+        for name, tensor in tensors:
+            if hurried():
+                shutil.rmtree(folder)
+                return
+            writer.add(name, tensor)
+        writer.finish(self.model_dir, self.dtype)

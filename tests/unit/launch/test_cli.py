@@ -24,7 +24,7 @@ ROOT = Path(cli.__file__).parents[1]
 INTERNAL = {
     "BatchTimeout", "BudgetError", "CallFailed", "CodecError", "DeadError", "EngineAborted", "EngineDead", "JailError",
     "LearnerLost", "LiteralError", "ProcessEnded", "ProcessRestarting", "PromptTooLong", "Refused", "RolloutBroken",
-    "UnserialisableError", "WeightSyncError", "WeightSyncTimeout", "WeightUpdateFailed", "WireError",
+    "StepGivenUp", "UnserialisableError", "WeightSyncError", "WeightSyncTimeout", "WeightUpdateFailed", "WireError",
 }  # fmt: skip
 """Exceptions that this project catches itself: they become an outcome, or end a process that is started again, with
 their text in its log."""

@@ -4,113 +4,24 @@ counted."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pytest
 
 from learner.ledger import conserved, totals
 from learner.loop import Hooks, learn
 from learner.phase import Phase
-from learner.places import Holder
-from learner.queue import BatchQueue
+from learner.protocols import StepGivenUp
 from learner.ranks import Ranks
 from learner.schedule import CheckpointSchedule
-from learner.settings import BatchSettings, LearnerSettings
-from learner.staleness import Gate, Grant
-from learner.stream.reports import Reports
-from learner.trajectory import Cell, Role, Trajectory, VersionSpan
-from learner.turns import Seat, Turns
+from learner.settings import LearnerSettings
+from learner.staleness import Gate
+from learner.trajectory import Role, Trajectory
+from tests.unit.learner.playing import BATCH, Actors
 
-BATCH = BatchSettings(kinds=("deduction",), propose={"deduction": 3}, solve={"deduction": 5})
 EVENTS = ("published", "train", "publish", "step", "save", "drain")
-
-
-class Actors:
-    """Two actors that answer everything that they are granted, the last grant first: the `Stream` of the loop."""
-
-    def __init__(self, gate: Gate, capacity: int = 100) -> None:
-        self.gate = gate
-        self.queue: BatchQueue[Trajectory] = BatchQueue(gate)
-        self.turns: Turns[Seat] = Turns(gate)
-        self.seats = [Seat(Holder(name, 0), capacity) for name in ("one", "two")]
-        for seat in self.seats:
-            self.turns.enter(seat)
-        self.generated: Counter[Holder] = Counter()
-        self.reports = Reports()
-        self.returns = False
-        """Whether they give everything back."""
-
-    def next_batch(self, timeout_s: float, interrupt: Callable[[], bool]) -> list[Trajectory] | None:
-        while True:
-            if interrupt() or self.turns.newcomers:
-                return None
-            if (batch := self.queue.batch()) is not None:
-                return batch
-            assert self.play(), f"nobody can play: {self.gate.waiting_for()}"
-
-    def play(self) -> int:
-        """Answer everything that may be granted; returns the number of episodes."""
-        played = list(self.turns.grants(self.seats))
-        for seat, grant in reversed(played):
-            self.answer(seat, grant)
-        return len(played)
-
-    def answer(self, seat: Seat, grant: Grant) -> None:
-        for slot in grant.slots:
-            cell = Cell(grant.kind, Role.PROPOSE if slot in grant.propose else Role.SOLVE)
-            if self.returns:
-                assert self.gate.give_back(slot, seat.holder)
-            else:
-                assert self.queue.arrive(sampled(slot, cell, seat), seat.holder)
-                self.generated[seat.holder] += 2
-
-    def queued(self) -> list[Trajectory]:
-        return self.queue.waiting()
-
-    def mark_trained(self, slots: Sequence[int]) -> None:
-        self.queue.trained(slots)
-
-    def mark_published(self, version: int) -> None:
-        self.gate.published(version)
-        self.play()
-
-    @contextmanager
-    def _frozen(self) -> Iterator[None]:
-        yield
-
-    def frozen(self) -> AbstractContextManager[object]:
-        return self._frozen()
-
-    def stats(self) -> dict[str, float]:
-        for seat in self.seats:
-            self.reports.report(seat.holder, {"tokens_generated": float(self.generated[seat.holder])})
-        return self.reports.combined() | {"actors": float(len(self.seats))}
-
-    def join(self, actor_id: str, incarnation: int, loaded_version: int = -1) -> None:
-        """A new life of an actor, which gets its weights before it plays."""
-        self.seats.append(Seat(Holder(actor_id, incarnation), 100, loaded_version=loaded_version))
-        self.turns.enter(self.seats[-1])
-
-    def leave(self, actor_id: str) -> None:
-        """The actor dies, or leaves; the learner has heard its last report."""
-        self.stats()
-        (seat,) = (seat for seat in self.seats if seat.holder.actor_id == actor_id)
-        self.seats.remove(seat)
-        self.turns.leave(seat)
-        self.gate.lose(seat.holder)
-        self.reports.leave(seat.holder)
-
-
-def sampled(slot: int, cell: Cell, seat: Seat) -> Trajectory:
-    """A trajectory by the version that the actor's engine runs."""
-    return Trajectory(
-        "run", *seat.holder, slot, "e", cell, np.array([1], np.int32), np.array([2, 3], np.int32),
-        np.array([-0.5, -0.5], np.float32), (VersionSpan(seat.loaded_version, 0, 2),), 1.0,
-    )  # fmt: skip
 
 
 @dataclass
@@ -126,6 +37,10 @@ class Run:
     version: int = 0
     stop_at: int | None = None
     """Interrupt the run once this version is published."""
+    give_up_at: int | None = None
+    """Give up the step from this version."""
+    come_since: bool = False
+    """Whether something has come in since the newest checkpoint."""
     log: list[tuple[str, int]] = field(default_factory=list)
     rows: list[dict[str, float]] = field(default_factory=list)
     batches: list[list[Trajectory]] = field(default_factory=list)
@@ -139,9 +54,16 @@ class Run:
 
     # the trainer
 
-    def train(self, batch: Sequence[Trajectory], fresh: Callable[[], Sequence[Trajectory]]) -> dict[str, float]:
+    def train(
+        self,
+        batch: Sequence[Trajectory],
+        fresh: Callable[[], Sequence[Trajectory]],
+        gives_up: Callable[[], bool],
+    ) -> dict[str, float]:
         self.log.append(("train", self.version))
         self.batches.append(list(batch))
+        if gives_up():
+            raise StepGivenUp
         self.fresh.append(len(fresh()))
         self.version += 1
         return {"loss": 0.25}
@@ -167,6 +89,8 @@ class Run:
             describe=lambda batch: {"described": float(len(batch))},
             on_phase=lambda phase, step: self.phases.append(phase),
             drain=lambda: self.log.append(("drain", self.version)),
+            unsaved=lambda: self.come_since,
+            gives_up_step=lambda: self.version == self.give_up_at,
             published=lambda version: self.log.append(("published", version)),
         )
         settings = LearnerSettings(
@@ -304,10 +228,28 @@ def test_an_interrupted_run_drains_and_saves_what_it_has() -> None:
     assert run.phases[-2:] == [Phase.DRAINING, Phase.SAVING]
 
 
-def test_a_run_that_is_interrupted_right_after_a_checkpoint_neither_drains_nor_saves_again() -> None:
-    run = Run(steps=5, stop_at=2, checkpoint_every=2)
+@pytest.mark.parametrize("come_since", [False, True])
+def test_a_run_that_is_interrupted_right_after_a_checkpoint_saves_again_what_has_come_in_since(
+    come_since: bool,
+) -> None:
+    run = Run(steps=5, stop_at=2, checkpoint_every=2, come_since=come_since)
+    run.learn()
+    assert run.of("drain", "save") == [("save", 2), ("drain", 2), *([("save", 2)] if come_since else [])]
+
+
+def test_a_run_that_has_its_steps_does_not_save_the_last_one_twice() -> None:
+    run = Run(steps=2, checkpoint_every=2, come_since=True)
     run.learn()
     assert run.of("drain", "save") == [("save", 2)]
+
+
+def test_a_step_that_is_given_up_leaves_its_batch_in_the_queue_and_is_not_recorded() -> None:
+    run = Run(steps=5, give_up_at=2)
+    run.learn()
+    assert run.of("step", "drain", "save") == [("step", 1), ("step", 2), ("drain", 2), ("save", 2)]
+    assert {trajectory.slot for trajectory in run.batches[-1]} <= {t.slot for t in run.actors.queued()}
+    assert totals(run.gate.ledger())["trained"] == 2 * 8
+    assert run.phases[-2:] == [Phase.DRAINING, Phase.SAVING]
 
 
 def test_a_resumed_run_publishes_its_version_and_goes_on() -> None:

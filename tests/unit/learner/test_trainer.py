@@ -25,6 +25,7 @@ from learner.batching.minibatches import split_batch
 from learner.batching.packing import MicroBatch, pack
 from learner.model.policy import PolicyModel
 from learner.model.process_groups import data_rank, init_parallel
+from learner.protocols import StepGivenUp
 from learner.ranks import Ranks
 from learner.settings import BatchSettings, LearnerSettings, ModelSettings, ParallelSettings
 from learner.skipped_updates import UpdatesSkipped
@@ -458,3 +459,27 @@ def test_the_engine_is_compared_on_what_comes_in_while_the_version_is_trained(
     assert 0 < numbers["mismatch_tokens"] < sum(len(t.response_ids) for t in late), "a few of them, to be cheap"
     assert METRICS.find("mismatch_s") and numbers["mismatch_s"] > 0
     METRICS.check(numbers)
+
+
+@pytest.mark.parametrize("at", [0, 1, "the update"])
+def test_a_step_that_is_given_up_leaves_no_trace(folder: Path, batch: list[Trajectory], at: int | str) -> None:
+    chosen, batch = settings(micro_batch_tokens=64), batch * 3
+    one, other = trainer(folder, chosen), trainer(folder, chosen)
+    num_micros = one.train(batch)["micro_batches"]
+    assert num_micros > 2 and other.train(batch)["loss"]
+    before, asked = weights(one.policy), 0
+
+    def gives_up() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > (num_micros if at == "the update" else at)
+
+    with pytest.raises(StepGivenUp):
+        one.train(batch, gives_up=gives_up)
+    assert asked == {0: 1, 1: 2, "the update": num_micros + 1}[at], "no micro-batch is computed after that"
+    assert one.version == other.version
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(one.policy).items())
+    first, second = ({k: v for k, v in each.train(batch).items() if k not in TIMES} for each in (one, other))
+    assert first == second
+    kept, same = weights(one.policy), weights(other.policy)
+    assert all(torch.equal(tensor, same[name]) for name, tensor in kept.items())

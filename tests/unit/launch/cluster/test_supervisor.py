@@ -193,7 +193,7 @@ def test_an_actor_that_still_starts_is_not_waited_for(tmp_path: Path) -> None:
     [
         (RunStatus(), False),
         (RunStatus(phase=Phase.WAITING_FOR_ACTORS, last={"step": 3}), False),
-        (RunStatus(phase=Phase.WAITING_FOR_BATCH), False),
+        (RunStatus(phase=Phase.WAITING_FOR_BATCH), True),
         (RunStatus(phase=Phase.WAITING_FOR_BATCH, last={"step": 3}), True),
         (RunStatus(phase=Phase.TRAINING, step=1), True),
         (RunStatus(phase=Phase.SAVING, last={"step": 3}), True),
@@ -352,7 +352,7 @@ def test_a_stop_is_told_to_a_learner_that_starts_again(tmp_path: Path) -> None:
     run.poll()
     run.supervisor.stop("interrupted")
     run.poll(after_s=2.0)
-    assert ("learner0.1", "stop", "interrupted") in run.ray.calls
+    assert ("learner0.1", "stop", "interrupted", None) in run.ray.calls
 
 
 # -- the endpoint ------------------------------------------------------------------------------------------------

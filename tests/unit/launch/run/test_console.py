@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import replace
 
 from rich.console import Console as Terminal
@@ -102,3 +103,17 @@ def test_a_skipped_update_is_said_once() -> None:
     assert [line for line in said if "skipped" in line] == [
         "step 3: an update was skipped, because its gradient was not finite"
     ]
+
+
+def test_when_a_run_stops_by_itself_is_said_once_and_shown() -> None:
+    view = Console(load("smollm2-cpu"))
+    view._terminal = Terminal(width=200, record=True, force_terminal=False, file=io.StringIO())
+    now = time.time()
+    for _ in range(2):
+        view.show(replace(STATUS, ends_at=now + 3600))
+    view.stop_by = now + 33 * 60
+    view._terminal.print(view._render(replace(STATUS, ends_at=now + 3600)))
+    lines = view._terminal.export_text().splitlines()
+    clock = [time.strftime("%H:%M", time.localtime(now + minutes * 60)) for minutes in (60, 33)]
+    assert sum(f"stops by {clock[0]} (run.max_minutes), 60 min left" in line for line in lines) == 1
+    assert any(f"stops by {clock[1]} (--stop-by), 33 min left" in line for line in lines), "the one that comes first"

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from launch.run.interrupts import LOST, NOTHING_TO_SAVE, SAME_S, SAVED, Interrupts, State
+from launch.run.interrupts import LOST, NOTHING_TO_SAVE, SAME_S, SAVED, UNLIMITED, Interrupts, State, StopLimits
 
 
 class Run:
     """A run that notes what its signals did."""
 
-    def __init__(self, unsaved: bool = True) -> None:
+    def __init__(self, unsaved: bool = True, limits: StopLimits = UNLIMITED) -> None:
         self.now, self.unsaved = 100.0, unsaved
         self.codes: list[int] = []
         self.asked = 0
         self.said: list[str] = []
-        self.interrupts = Interrupts(end=self.codes.append, clock=lambda: self.now)
+        self.interrupts = Interrupts(end=self.codes.append, clock=lambda: self.now, limits=limits)
 
     def stop(self) -> bool:
         self.asked += self.unsaved
@@ -92,6 +92,37 @@ def test_a_second_signal_is_heard_also_while_the_run_closes(is_saved: bool) -> N
             run.interrupts.saved()
     run.signals(SAME_S)
     assert run.codes == [SAVED if is_saved else LOST]
+
+
+def test_a_stop_has_the_time_that_is_left_of_its_grace_and_of_the_job() -> None:
+    run = Run(limits=StopLimits(grace_s=30))
+    with run.interrupts.running(run.stop, run.said.append):
+        run.signals(0.0, number=signal.SIGUSR2)
+        run.now += 10
+        assert run.interrupts.left_s() == 20
+    assert "saving within 30 s (SIGUSR2)" in run.said[0]
+    left = Interrupts(limits=StopLimits(grace_s=1e6, stop_by=time.time() + 50)).left_s()
+    assert left is not None and left <= 50
+    assert Interrupts().left_s() is None
+
+
+def test_a_run_is_asked_to_stop_once_its_end_is_no_further_away_than_a_stop_takes() -> None:
+    end = time.time() + 3000
+    run, needed = Run(limits=StopLimits(stop_by=end)), 2000.0
+    with run.interrupts.running(run.stop, run.said.append, lambda: needed):
+        run.interrupts.look()
+        assert run.asked == 0
+        needed = 3001.0
+        run.interrupts.look()
+        run.interrupts.look()
+        assert (run.asked, run.codes) == (1, [])
+        assert "is near" in run.said[0]
+
+
+def test_a_run_whose_end_comes_before_it_has_begun_ends() -> None:
+    run = Run(limits=StopLimits(stop_by=time.time() - 1))
+    run.interrupts.look()
+    assert run.codes == [NOTHING_TO_SAVE]
 
 
 def test_a_run_that_has_ended_well_is_not_stopping() -> None:

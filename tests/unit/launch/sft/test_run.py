@@ -106,8 +106,9 @@ def test_a_run_and_what_it_leaves(recipe: Path, capsys: pytest.CaptureFixture[st
     assert f"azr sft --resume {folder}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("limits", [(), ("--grace-s", "60")])
 def test_a_stopped_run_goes_on_to_the_same_weights(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], limits: tuple[str, ...]
 ) -> None:
     assert main(["sft", str(recipe), "run.name=whole"]) == 0
     train, stop, heard = SftTrainer.train, SftRank.stop, threading.Event()
@@ -119,15 +120,16 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
                 pass
         return train(trainer)
 
-    def stop_and_tell(rank: SftRank, why: str) -> None:
-        stop(rank, why)
+    def stop_and_tell(rank: SftRank, why: str, save_in_s: float | None) -> None:
+        stop(rank, why, save_in_s)
         heard.set()
 
     monkeypatch.setattr(SftTrainer, "train", interrupt_at_3)
     monkeypatch.setattr(SftRank, "stop", stop_and_tell)
-    assert main(["sft", str(recipe), "run.name=parts"]) == SAVED
+    assert main(["sft", str(recipe), "run.name=parts", *limits]) == SAVED
     monkeypatch.undo()
     parts = recipe.parent / "parts"
+    assert (parts / "checkpoints" / "step_00000003" / "hf").exists() == (not limits), "an export takes time"
     told = capsys.readouterr().out
     assert "stopped: interrupted" in told and f"azr sft --resume {parts}" in told
     assert [row["step"] for row in rows_of(parts)] == [0, 1, 2, 3]
