@@ -7,6 +7,7 @@ A name that is not a folder is looked up in `KNOWN`; what has to be built is bui
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
 import os
 import tempfile
@@ -62,6 +63,19 @@ def prepare(name: str, say: Callable[[str], None] = lambda text: None) -> Path:
                 "AZR_CACHE to a folder that can be written, with room for the model"
             ) from None
     return target
+
+
+def identity(name: str) -> str:
+    """The digest of a prepared model: equal for folders with equal files. Of weights only the sizes count.
+
+    The model is built first where it has to be; raises ModelError.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in prepare(name).iterdir() if path.is_file()):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        if path.suffix == ".json":
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _build(name: str, target: Path) -> None:

@@ -16,6 +16,7 @@ from launch.cluster.verify import differences
 from launch.cluster.workload import Workload
 from launch.config import Config
 from launch.recipe import ConfigError
+from launch.run.configuration import with_absolute_paths
 from launch.run.console import Console
 from launch.run.folder import RunFolder, append_event
 from launch.run.interrupts import COMPLETE, INTERRUPTED, Interrupts, stop_details
@@ -42,6 +43,7 @@ def run(
     `interrupts`: where signals are listened to.
     """
     interrupts = interrupts or Interrupts()
+    config = with_absolute_paths(config)  # processes have working directories of their own
     num_processes = config.learner.parallel.world_size + config.actors.num_actors
     check_port(config)
     try:

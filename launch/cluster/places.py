@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from launch.cluster.placement import Assignment, Needs, Part, PlacementError, place, place_actor, place_ranks
 from launch.cluster.ray_port import RayPort
@@ -26,16 +26,7 @@ class Places:
     def settle(self) -> None:
         """Place every process of the run. Raises PlacementError where they do not fit, or other jobs leave no room."""
         nodes = self._ray.nodes()
-        place(self._config, nodes)
-        deadline = self._clock() + BUSY_S
-        while True:
-            try:
-                placed = place(self._config, nodes, taken=self._ray.in_use())
-                break
-            except PlacementError as error:
-                if self._clock() > deadline:
-                    raise PlacementError(f"{error}\nOther jobs of this Ray cluster hold the rest.") from None
-            self._ray.finished([], timeout_s=0.5)
+        placed = beside_others(self._ray, lambda taken: place(self._config, nodes, taken=taken), self._clock)
         self._ranks = tuple(each for each in placed if each.part is Part.LEARNER)
         self._actors = {each.index: each for each in placed if each.part is Part.ROLLOUT}
         self.buffer = next(each for each in placed if each.part is Part.BUFFER)
@@ -61,9 +52,34 @@ class Places:
         """Give back the place of a rollout actor that has left."""
         self._actors.pop(index, None)
 
+    @property
+    def nodes(self) -> set[str]:
+        """The names of the nodes that processes of the run are on."""
+        return {each.node for each in (*self._ranks, *self._actors.values(), self.buffer)}
+
     def is_lost(self, assignment: Assignment) -> bool:
         """Whether the node of an assignment is no longer in the cluster."""
         return assignment.node not in {node.name for node in self._ray.nodes()}
+
+
+def beside_others(
+    ray: RayPort,
+    place: Callable[[Sequence[tuple[str, Needs]]], tuple[Assignment, ...]],
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[Assignment, ...]:
+    """What `place` gives beside the processes that are in the cluster already; waits up to `BUSY_S` for some to end.
+
+    Raises PlacementError at once where there would be no room without them either.
+    """
+    place(())
+    deadline = clock() + BUSY_S
+    while True:
+        try:
+            return place(ray.in_use())
+        except PlacementError as error:
+            if clock() > deadline:
+                raise PlacementError(f"{error}\nOther jobs of this Ray cluster hold the rest.") from None
+        ray.finished([], timeout_s=0.5)
 
 
 def _taken(assignments: Iterable[Assignment]) -> list[tuple[str, Needs]]:

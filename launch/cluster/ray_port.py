@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import ray
@@ -45,6 +45,14 @@ class RayPort(Protocol):
 
     def in_use(self) -> tuple[tuple[str, Needs], ...]:
         """The CPUs and GPUs that processes of any job take, by the name of their node."""
+
+    def on_nodes(
+        self, nodes: Collection[str], function: Callable[..., Any], *arguments: Any, timeout_s: float
+    ) -> dict[str, Any]:
+        """Call a function in a process on each of `nodes`; returns the results by node.
+
+        In place of a result there is a CallFailed, or a TimeoutError where none came within `timeout_s`.
+        """
 
     def start(self, assignment: Assignment, actor: type, *arguments: Any, **options: Any) -> Handle:
         """Start an actor process as `assignment` says; returns at once. `options`: more options of `ray.remote`."""
@@ -91,6 +99,28 @@ class Ray:
             for node in self.nodes()
             if (free := available.get(node.name)) is not None
         )
+
+    def on_nodes(
+        self, nodes: Collection[str], function: Callable[..., Any], *arguments: Any, timeout_s: float
+    ) -> dict[str, Any]:
+        """See `RayPort`."""
+        task = ray.remote(num_cpus=0, max_retries=0)(function)
+        calls = {
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*arguments): node
+            for node in nodes
+        }
+        done = set(self.finished(list(calls), timeout_s, count=len(calls)))
+        answers: dict[str, Any] = {}
+        for call, node in calls.items():
+            if call not in done:
+                ray.cancel(call, force=True)
+                answers[node] = TimeoutError(f"no answer within {timeout_s:.0f} s")
+                continue
+            try:
+                answers[node] = ray.get(call)
+            except Exception as error:
+                answers[node] = translated(error)
+        return answers
 
     def start(self, assignment: Assignment, actor: type, *arguments: Any, **options: Any) -> Handle:
         """See `RayPort`."""

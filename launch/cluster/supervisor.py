@@ -27,6 +27,7 @@ from actors.seeding import SEED_KIND
 from launch.cluster.buffer_process import BufferProcess
 from launch.cluster.context import RunContext, RunFailed
 from launch.cluster.learner_ranks import LearnerRanks
+from launch.cluster.node_check import NodeError, check_nodes
 from launch.cluster.placement import PlacementError
 from launch.cluster.places import Places
 from launch.cluster.ray_port import Handle, RayPort
@@ -68,7 +69,10 @@ class Supervisor:
         config = self._context.config
         try:
             self._places.settle()
-        except PlacementError as error:
+            if config.ray.address is not None:
+                context = self._context
+                check_nodes(config, context.folder, context.ray, self._places.nodes, config.actors.start_timeout_s)
+        except (PlacementError, NodeError) as error:
             raise RunFailed(str(error)) from None
         keys = RunKeys.of_run(self._context.folder.path / "keys") if config.encrypted else None
         self._buffer.start(resume)

@@ -7,6 +7,7 @@ import shlex
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import overload
 
 from launch.config import AnyConfig, Config, SftConfig, build, override, root_of, to_toml
 from launch.recipe import ConfigError, assign, read_recipe
@@ -75,6 +76,12 @@ def to_run_toml(config: Config | SftConfig) -> str:
     return to_toml(with_absolute_paths(config))
 
 
+@overload
+def with_absolute_paths(config: Config) -> Config: ...
+@overload
+def with_absolute_paths(config: SftConfig) -> SftConfig: ...
+@overload
+def with_absolute_paths(config: Config | SftConfig) -> Config | SftConfig: ...
 def with_absolute_paths(config: Config | SftConfig) -> Config | SftConfig:
     """The configuration with absolute paths in the settings of `INPUTS` that name a file or a folder."""
     data = tomllib.loads(to_toml(config))

@@ -22,6 +22,7 @@ from launch.metric_catalogue import SFT_METRICS
 from launch.models import prepare
 from launch.recipe import RECIPES, ConfigError
 from launch.run.attempt import Start, adopt, begin, find_origin, finished
+from launch.run.configuration import with_absolute_paths
 from launch.run.console import REFRESH_S
 from launch.run.durations import read_durations
 from launch.run.folder import RunFolder, append_event, checkpoint_event, end_at_once, log_to, usable
@@ -237,19 +238,25 @@ def _here(
 
 def _on_ray(config: SftConfig, folder: RunFolder, resume: bool, console: SftConsole, interrupts: Interrupts) -> str:
     """Run every rank in an actor of its own; the same otherwise. Raises RankFailed."""
+    from launch.cluster.node_check import NodeError, check_nodes
     from launch.cluster.placement import PlacementError, place_ranks
+    from launch.cluster.places import beside_others
     from launch.cluster.ray_port import Ray
     from launch.cluster.ray_session import ray_session
     from launch.run.scratch import remove, scratch
 
+    config = with_absolute_paths(config)  # ranks have working directories of their own
     world = config.learner.parallel.world_size
     with scratch(folder.path) as private:
         interrupts.last_acts.append(lambda why: remove(private))
         with ray_session(config.ray.address, world, private, console.say, interrupts):
             port = Ray()
             try:
-                assignments = place_ranks(config.learner.parallel, port.nodes())
-            except PlacementError as error:
+                nodes, learner = port.nodes(), config.learner
+                assignments = beside_others(port, lambda taken: place_ranks(learner.parallel, nodes, taken))
+                if config.ray.address is not None:
+                    check_nodes(config, folder, port, {each.node for each in assignments}, learner.rank_timeout_s)
+            except (PlacementError, NodeError) as error:
                 raise RankFailed(str(error)) from None
             number = max(folder.next_log(f"learner{each.index}") for each in assignments)
             # One call runs the rank, another one asks it for its status.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from launch.cluster.placement import Assignment, Needs, Node
@@ -39,6 +39,8 @@ class FakeRay:
         self.once: dict[str, Any] = {}
         """Reference -> its result; goes before `always`."""
         self.references: list[str] = []
+        self.answers: dict[str, Any] = {}
+        """Node -> what `on_nodes` gets from it; from others it gets what the function says here."""
         self.clock: Clock | None = None
         """Goes on where nothing but the time is waited for."""
 
@@ -47,6 +49,11 @@ class FakeRay:
 
     def in_use(self) -> tuple[tuple[str, Needs], ...]:
         return self.others
+
+    def on_nodes(
+        self, nodes: Collection[str], function: Callable[..., Any], *arguments: Any, timeout_s: float
+    ) -> dict[str, Any]:
+        return {node: self.answers.get(node) or function(*arguments) for node in nodes}
 
     def start(self, assignment: Assignment, actor: type, *arguments: Any, **options: Any) -> str:
         before = sum(handle.split(".")[0] == assignment.name for handle in self.started)
