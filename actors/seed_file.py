@@ -89,6 +89,8 @@ def save(
         )
         for _, kind, program, inputs, outputs, message, texts in sorted(rows)
     ]
+    if not lines:
+        raise SeedError(f"{database_file} has no task of these kinds and versions; no file was written")
     try:
         with file.open("x") as target:
             target.writelines(f"{line}\n" for line in lines)

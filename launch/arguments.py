@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,7 @@ def new_command(commands: Any, name: str, about: str, description: str, epilog: 
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=about,
-        description=description,
+        description=textwrap.fill(description, min(120, shutil.get_terminal_size().columns - 2)),
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -35,7 +37,7 @@ def new_command(commands: Any, name: str, about: str, description: str, epilog: 
 
 def add_overrides(command: argparse.ArgumentParser, about: str) -> None:
     """Add settings on top of a recipe, as positionals or after `--set`. `about`: the help text of the positionals."""
-    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=about)
+    command.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=about)
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="the same, as an option"
     )

@@ -181,8 +181,9 @@ def override(
 ) -> AnyConfig:
     """Build a configuration from plain data with `overrides` on top; changes `data` and `sources`. Raises ConfigError.
 
-    What a setting takes decides how its text is read: a text setting takes every text as it is (`run.name=2026`), and
-    `none` unsets an optional one (`run.max_minutes=none`).
+    What a setting takes decides how its text is read: a text setting takes every text as it is (`run.name=2026`), a
+    list of texts needs no quotes (`executor.require=[landlock]`), and `none` unsets an optional one
+    (`run.max_minutes=none`).
     """
     for text in overrides:
         key, value = parse_override(text)
@@ -202,6 +203,9 @@ def _typed(root: type[BaseModel], key: str, text: str, value: Any) -> Any:
     options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     if type(None) in options and text.lower() == "none":
         return None
+    if get_origin(annotation) is tuple and isinstance(value, str):  # a shell takes the quotes off ["a", "b"]
+        inner = value[1:-1].split(",") if value.startswith("[") and value.endswith("]") else [value]
+        return [part.strip() for part in inner]
     return text if str in options and not isinstance(value, str) else value
 
 
@@ -281,6 +285,9 @@ def _explain(item: Any, sources: dict[str, str], root: type[BaseModel]) -> str:
         hint = f" Did you mean {near}?" if near else ""
         docs = "azr config docs" if root is Config else "azr config docs --sft"
         return f"unknown setting {key}{where}.{hint} `{docs}` lists all settings."
+    if item["type"] == "model_type":
+        first = next(name for name in keys if name.startswith(f"{key}."))
+        return f"{key} is a table of settings{where}: set one of them, such as {first}."
     if item["type"] == "missing":
         return f"{key} must be set{where}: {keys.get(key, 'a table')}"
     by_table = key not in keys and item["type"] == "value_error"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,24 @@ def register(commands: Any) -> None:
     save.add_argument("file", type=Path, metavar="FILE", help="where to write; a file that is there is kept")
     save.add_argument("--kind", metavar="KIND", action="append", help="only this kind of task; may be repeated")
     save.add_argument(
-        "--max-version", type=int, metavar="V", help="only what policy V or an older one proposed; 0: the base model"
+        "--max-version",
+        type=_whole(0),
+        metavar="V",
+        help="only what policy V or an older one proposed; 0: the base model",
     )
-    save.add_argument("--limit", type=int, metavar="N", help="the first N tasks of each kind")
+    save.add_argument("--limit", type=_whole(1), metavar="N", help="the first N tasks of each kind")
     save.set_defaults(run=_save)
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """A function that reads a whole number from `least` on."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} on")
+        return int(text)
+
+    return read
 
 
 def _save(arguments: argparse.Namespace) -> int:

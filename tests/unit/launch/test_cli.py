@@ -19,6 +19,7 @@ import pytest
 from executor.user_error import UserError
 from launch import cli
 from launch.bench.options import LateParser
+from launch.config import Config, SftConfig, override
 
 ROOT = Path(cli.__file__).parents[1]
 INTERNAL = {
@@ -60,6 +61,11 @@ def test_the_help_of_every_command_teaches_it_by_examples_that_parse(name: str) 
         arguments, rest = cli.make_parser().parse_known_args(words[1:])
         assert callable(arguments.run)
         assert all("=" in word for word in rest), example
+        settings = [word for word in words if re.match(r"[a-z_]+\.[a-z_.]+=", word)]
+        if words[1] == "sft":
+            override({"sft": {"data": "examples.jsonl"}}, {}, settings, SftConfig)  # raises what the user would see
+        else:
+            override({}, {}, settings, Config)
 
 
 def test_no_command_lies_outside_the_list() -> None:

@@ -164,6 +164,13 @@ def test_a_setting_of_text_takes_every_text(name: str) -> None:
     assert load("smollm2-cpu", [f"run.name={name}"]).run.name == name.strip("'")
 
 
+@pytest.mark.parametrize("text", ["[landlock, seccomp]", '["landlock", "seccomp"]', "[ landlock,seccomp ]"])
+def test_a_list_of_texts_needs_no_quotes_which_a_shell_takes_off(text: str) -> None:
+    assert load("smollm2-cpu", [f"executor.require={text}"]).executor.require == ("landlock", "seccomp")
+    assert load("smollm2-cpu", ["executor.require=landlock"]).executor.require == ("landlock",)
+    assert load("smollm2-cpu", ["executor.require=[]"]).executor.require == ()
+
+
 def test_an_optional_setting_is_unset_by_none_and_another_is_not() -> None:
     config = load("smollm2-cpu", ["run.max_minutes=none", "ray.address=None", "learner.loss.correction=none"])
     assert (config.run.max_minutes, config.ray.address, config.learner.loss.correction) == (None, None, "none")
