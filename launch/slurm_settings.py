@@ -114,8 +114,8 @@ class SlurmSettings(SettingsTable):
     warning_s: int | None = Field(default=None, ge=1, le=65535)
     """Seconds before the time limit at which the run is told to save and end (`--signal=B:USR2@S`).
     SLURM may send the signal up to 60 s earlier. Unset: what the longest checkpoint and step of the run so far took,
-    and 60 s; 300 s for a run without any. Never more than half of `slurm.time`. Too short: the run is killed while it
-    saves, and goes on from the checkpoint before."""
+    and 60 s; 300 s for a run without any. Never more than half of `slurm.time`. Too short: the job ends while the
+    run saves, and does not go on by itself."""
 
     @property
     def limit_s(self) -> float | None:

@@ -43,6 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from launch.doctor.machine import machine
     from launch.doctor.report import as_json, as_text
     from launch.doctor.sandbox import sandbox
+    from launch.doctor.slurm import slurm
     from launch.doctor.storage import storage
 
     overrides = overrides_of(arguments)
@@ -53,6 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
         config = load(arguments.recipe, overrides)
     else:
         config = executor_config([(text, f"override {text!r}") for text in overrides], "azr doctor without a recipe")
-    sections = [machine(config), storage(config), sandbox(config), leftovers()]
+    of_site = slurm(config)
+    sections = [machine(config), storage(config), sandbox(config), *([of_site] if of_site else []), leftovers()]
     print(to_json(as_json(sections), indent=2) if arguments.json else as_text(sections))
     return NOT_OK if any(section.failed for section in sections) else OK

@@ -16,8 +16,9 @@ from executor.user_error import UserError
 from launch.cluster.placement import place_job
 from launch.config import Config, SftConfig, build, load, root_of, to_toml
 from launch.recipe import find_recipe, read_recipe
-from launch.run.attempt import new_run
+from launch.run.aside import last_step
 from launch.run.configuration import load_run, to_run_toml
+from launch.run.durations import read_durations
 from launch.run.folder import RunFolder, RunFolderError
 from launch.run.owner import refusal
 from launch.slurm import client
@@ -35,13 +36,12 @@ def load_new(recipe: str, overrides: Sequence[str]) -> Config | SftConfig:
     """
     data, _ = read_recipe(find_recipe(recipe))
     config = _absolute(load(recipe, overrides, root_of(data)))
-    try:
-        new_run(config, RunFolder(config.folder))
-    except RunFolderError:
+    folder = RunFolder(config.folder)
+    if last_step(folder) or any(folder.checkpoints.glob("step_*")):
         raise RunFolderError(
-            f"{config.folder} holds a run already. Go on with it: azr submit --resume "
-            f"{shlex.quote(str(config.folder))}. Start another: add run.name=NAME."
-        ) from None
+            f"{folder.path} holds a run already. Go on with it: azr submit --resume {shlex.quote(str(folder.path))}. "
+            "Start another: add run.name=NAME."
+        )
     return config
 
 
@@ -84,7 +84,7 @@ def submit(config: Config | SftConfig, dry_run: bool = False) -> tuple[JobFolder
 def _absolute(config: Config | SftConfig) -> Config | SftConfig:
     """`config` as it holds from every directory: run folder, template and input files are absolute."""
     data = tomllib.loads(to_run_toml(config))
-    data["run"]["dir"] = os.path.abspath(config.run.dir)
+    data["run"]["dir"] = os.path.abspath(os.path.expanduser(config.run.dir))
     if config.slurm.template is not None:
         data["slurm"]["template"] = os.path.abspath(os.path.expanduser(config.slurm.template))
     return build(data, None, type(config))
@@ -110,7 +110,8 @@ def _check(config: Config | SftConfig) -> None:
 
 def _write(config: Config | SftConfig, job: JobFolder) -> None:
     """Write the batch script, the resolved recipe, and the number of the first start that they hold for."""
-    warning = warning_s(config.slurm, None)
+    durations = read_durations(RunFolder(config.folder))
+    warning = warning_s(config.slurm, None if durations.checkpoint_s is None else durations.stop_s)
     text = script(config, sys.executable, warning)
     _check_syntax(text)
     attempts = job.attempts()

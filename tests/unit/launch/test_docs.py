@@ -70,7 +70,7 @@ def _folders() -> list[Path]:
 
 
 _RUN = {"config.toml", "metrics.jsonl", "events.jsonl", "seeds.jsonl", "program.py", "programs.jsonl", "mine.jsonl",
-        "tasks.jsonl", "results.jsonl", "owner.lock"}  # fmt: skip
+        "tasks.jsonl", "results.jsonl", "owner.lock", "slurm/recipe.toml"}  # fmt: skip
 """Files of a run folder, and of examples."""
 _PLACEHOLDERS = {"N", "NAME", "RUN", "ACTOR", "PROCESS"}
 

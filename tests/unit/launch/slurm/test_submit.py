@@ -119,3 +119,14 @@ def test_the_environment_of_a_surrounding_job_is_left_out() -> None:
     left_out = {"SLURM_JOB_ID": "1", "SLURMD_NODENAME": "n1", "SBATCH_QOS": "a", "PMI_RANK": "0", "PMIX_ID": "1",
                 "SRUN_CPUS_PER_TASK": "4", "SALLOC_PARTITION": "b"}  # fmt: skip
     assert clean_environment(kept | left_out) == kept
+
+
+def test_the_warning_comes_from_what_the_run_has_measured(tmp_path: Path) -> None:
+    assert submit("smollm2-cpu", "--dry-run") == 0
+    run = tmp_path / "runs" / "smollm2-cpu"
+    assert b"--signal=B:USR2@300\n" in written(run)["job.sbatch"]
+    (run / "metrics.jsonl").write_text('{"step": 1, "train_s": 40.0}\n{"step": 2, "train_s": 4.0}\n')
+    (run / "events.jsonl").write_text('{"event": "checkpoint", "step": 1, "seconds": 80.0}\n')
+    assert submit("--resume", str(run), "--dry-run") == 0
+    longest = 1.25 * 40 + 1.25 * 80 + 5 + 60  # docs/operating.md, "Stopping in time"; a minute for SLURM
+    assert f"--signal=B:USR2@{longest:.0f}\n".encode() in written(run)["job.sbatch"]
