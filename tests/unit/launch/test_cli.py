@@ -24,8 +24,9 @@ from launch.config import Config, SftConfig, override
 ROOT = Path(cli.__file__).parents[1]
 INTERNAL = {
     "BatchTimeout", "BudgetError", "CallFailed", "CodecError", "DeadError", "Ended", "EngineAborted", "EngineDead",
-    "JailError", "LearnerLost", "LiteralError", "ProcessEnded", "ProcessRestarting", "PromptTooLong", "Refused", "RolloutBroken",
-    "StepGivenUp", "UnserialisableError", "WeightSyncError", "WeightSyncTimeout", "WeightUpdateFailed", "WireError",
+    "JailError", "LearnerLost", "LiteralError", "ProcessEnded", "ProcessRestarting", "PromptTooLong", "Refused",
+    "RolloutBroken", "StepGivenUp", "UnserialisableError", "WeightSyncError", "WeightSyncTimeout",
+    "WeightUpdateFailed", "WireError",
 }  # fmt: skip
 """Exceptions that this project catches itself: they become an outcome, or end a process that is started again, with
 their text in its log."""
