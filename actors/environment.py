@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.kinds.registry import KindError, kind_of
+from actors.time_ledger import Activity, TimeLedger
 from executor.inspection import Facts
 from executor.judge import Judge, JudgeStats
 from executor.tasks import Proposal, Rejection, Task, Verdict
@@ -16,10 +17,12 @@ Record = Callable[[dict[str, Any]], None]
 class Environment:
     """Validates proposals and verifies answers of every registered kind."""
 
-    def __init__(self, judge: Judge, record: Record | None = None) -> None:
-        """`record` is called with every request, as plain data (`executor.record_work`)."""
+    def __init__(self, judge: Judge, record: Record | None = None, time_ledger: TimeLedger | None = None) -> None:
+        """`record` is called with every request, as plain data (`executor.record_work`). `time_ledger`: where the time
+        of executions is entered."""
         self._judge = judge
         self._record = record
+        self._time = time_ledger or TimeLedger()
 
     @property
     def stats(self) -> JudgeStats:
@@ -30,7 +33,8 @@ class Environment:
         """The task that `proposal` defines, or why it defines none. Raises InfrastructureError, KindError."""
         if self._record:
             self._record({"op": "validate", **_about(proposal)})
-        return await kind_of(proposal.kind).validate(self._judge, proposal)
+        with self._time.during(Activity.EXECUTOR):
+            return await kind_of(proposal.kind).validate(self._judge, proposal)
 
     async def verify(self, task: Task, answer: str) -> Verdict:
         """Judge whether `answer` solves `task`. Raises InfrastructureError, KindError."""
@@ -43,14 +47,16 @@ class Environment:
         """
         if self._record:
             self._record({"op": "verify", **_about(task), "outputs": list(task.outputs), "answers": list(answers)})
-        verdicts = await kind_of(task.kind).verify(self._judge, task, answers)
+        with self._time.during(Activity.EXECUTOR):
+            verdicts = await kind_of(task.kind).verify(self._judge, task, answers)
         if len(verdicts) != len(answers):
             raise KindError(f"the kind {task.kind!r} gave {len(verdicts)} verdicts on {len(answers)} answers")
         return verdicts
 
     async def inspect(self, program: str) -> Facts | None:
         """See `Judge.inspect`."""
-        return await self._judge.inspect(program)
+        with self._time.during(Activity.EXECUTOR):
+            return await self._judge.inspect(program)
 
 
 def _about(subject: Proposal | Task) -> dict[str, Any]:

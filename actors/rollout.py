@@ -29,6 +29,8 @@ from actors.roles import MakeRoles
 from actors.sampler import Identity
 from actors.seeding import seed_buffer
 from actors.settings import SelfPlaySettings
+from actors.time_ledger import Activity, TimeLedger
+from actors.token_ledger import TokenLedger
 from executor.outcomes import InfrastructureError
 from learner.lineage import split_label
 from learner.staleness import Grant
@@ -136,11 +138,14 @@ class Rollout:
         concurrency: ConcurrencyController | None = None,
         seed: int | None = None,
         patience: Patience | None = None,
+        tokens: TokenLedger | None = None,
+        time_ledger: TimeLedger | None = None,
     ) -> None:
         """`engine`: the one that `roles` sample with. `heldout`: what to measure after new weights, beside the
         episodes. All actors run the same weights, so one of them is given it. `concurrency`: what adapts the slots of
         this actor; None leaves them as the client has them.
-        `seed`: as for `Player`; with one, episodes also wait for a measurement that is going on, as in serial mode."""
+        `seed`: as for `Player`; with one, episodes also wait for a measurement that is going on, as in serial mode.
+        `tokens`, `time_ledger`: the ledgers in which the work of `engine` and `roles` is entered."""
         self._engine = engine
         self._roles = roles
         self._buffer = buffer
@@ -150,6 +155,8 @@ class Rollout:
         self._concurrency = concurrency
         self._seed = seed
         self._patience = patience or Patience()
+        self._tokens = tokens or TokenLedger()
+        self._time = time_ledger or TimeLedger()
         self._executed: int | None = None
         """Executions of the sandboxes at the last failure, if that was a sandbox's. Until there are more, the sandboxes
         count as broken, even while episodes succeed that need none (those of malformed proposals, which would then be
@@ -173,6 +180,7 @@ class Rollout:
         who = Identity("", self._client.actor_id, self._client.incarnation)
         self.stats.seeded = await seed_buffer(self._roles, self._buffer, self._settings, who, self._seed, _say_seeding)
         self.stats.idle_since = self.stats.ready_since = time.monotonic()
+        self._time.restart()
         version = await self._client.connect(connect_timeout_s, self._heartbeat)
         await self._engine.set_version(version)
         identity = Identity(self._client.run_id, self._client.actor_id, self._client.incarnation)
@@ -216,7 +224,12 @@ class Rollout:
         if self._concurrency is not None:
             load = Load(len(self._client.held), engine["kv_usage"], engine["waiting"], engine["preempted"])
             self._client.capacity = self._concurrency.observe(load)
-        own = {"capacity": float(self._client.capacity)}
+        own = {
+            "capacity": float(self._client.capacity),
+            **{f"actor_time/{part}_actor_s": seconds for part, seconds in self._time.seconds().items()},
+        }
+        if self._player is not None:
+            own["executions"] = float(self._player.executed())
         return self.stats.numbers() | engine | own | played | self._measured
 
     def _start(self, player: Player, grant: Grant) -> None:
@@ -250,23 +263,28 @@ class Rollout:
         """Play one episode. After an error, which says nothing about the model, report its open slots as failed."""
 
         async def emit(trajectory: Any) -> None:
-            await self._client.send_trajectory(trajectory)
+            taken = await self._client.send_trajectory(trajectory)
+            self._tokens.sent(trajectory.slot, len(trajectory.response_ids), taken)
             open_slots.discard(trajectory.slot)
             self.stats.rollouts += 1
 
         async def give_back(slots: Any) -> None:
             open_slots.difference_update(slots)
+            self._tokens.returned(slots)
             await self._client.send_returned(slots)
 
+        failed = False
         if self._seed is not None and self._measuring is not None:
             await asyncio.wait({self._measuring})
         try:
-            await player.play(grant, emit, give_back)
+            with self._time.during(Activity.EPISODE):
+                await player.play(grant, emit, give_back)
             self.stats.episodes += 1
             if self._executed is None or player.executed() > self._executed:
                 self._executed = None
                 self._patience.played()
         except Exception as error:  # whatever it is, the learner has to know that these slots will not be filled
+            failed = True
             self.stats.failures += 1
             self._executed = player.executed() if isinstance(error, InfrastructureError) else None
             why = f"{type(error).__name__}: {error}"
@@ -278,6 +296,8 @@ class Rollout:
                 raise RolloutBroken(
                     f"the last {self._patience.in_a_row} episodes have failed, the last with {why}"
                 ) from error
+        finally:
+            self._tokens.ended(grant.slots, failed)
 
     def _measure(self, version: int, life: int) -> None:
         """Measure on held-out tasks beside the episodes, unless the last measurement is still going on."""

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
+from executor.user_error import UserError
+
 _CGROUPS = Path("/sys/fs/cgroup")
+
+
+class CoresError(UserError):
+    """Cores that a setting names and that this machine lacks."""
 
 
 def allowed_cpus(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
@@ -18,6 +25,25 @@ def allowed_cpus(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")
     if (slurm := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdecimal():
         limits.append(int(slurm))
     return max(1, min(limits))
+
+
+def pin(cpus: Collection[int]) -> None:
+    """Keep this process and those that it starts from now on to the cores `cpus`; none: leaves it as it is.
+
+    Raises CoresError for cores that this machine lacks.
+    """
+    if not cpus:
+        return
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            os.sched_setaffinity(int(thread), cpus)
+        except ProcessLookupError:
+            continue  # the thread has ended
+        except (OSError, ValueError):
+            raise CoresError(
+                f"the cores {sorted(cpus)} cannot be used here: this machine has {os.cpu_count()}, counted from 0. See "
+                "learner.cpus and actors.cpus"
+            ) from None
 
 
 def _quotas(cgroups: Path, own: Path) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from actors.metric_catalogue import ACTOR_SECTIONS
-from learner.metrics.catalogue import Catalogue, Entries, Section, Whose
+from learner.metrics.catalogue import ACTOR_SECONDS, Catalogue, Entries, Section, Whose
 from learner.metrics.entries import LEARNER_SECTIONS
 from learner.sft.metric_catalogue import SFT
 from learner.stream.reports import ACTORS
@@ -34,6 +34,12 @@ RUN = Section(
             "`wait_for_policy_actor_s` / `connected_actor_s`, both in this step: the actors' time without anything "
             "granted to play",
             "small",
+        ),
+        _OF_ACTORS.gauge(
+            "actor_time/unaccounted_actor_s",
+            ACTOR_SECONDS,
+            "of `connected_actor_s` in this step, what lies in no part of the actors' time (`actor_time/..._actor_s`)",
+            "below 2% of it",
         ),
     ),
 )

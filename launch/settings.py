@@ -61,6 +61,10 @@ class ActorsSettings(SettingsTable):
     """Maximum number of slots (rollouts) that one actor holds at a time.
     Too low: the engine idles. Too high: requests wait inside the engine and trajectories age; with `actors.adapt`
     the actor lowers its own limit while the key/value cache is full."""
+    cpus: tuple[int, ...] = ()
+    """Numbers of the CPU cores that rollout actors may use on their nodes, such as `[0]`; empty: all.
+    Each actor's engine and sandboxes stay on them. The same cores for every actor of a node. Serial mode leaves it
+    out."""
     start_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds that the learner waits for the first actors before it gives up.
     Loading the model and seeding (`selfplay.seed_tasks_target`) must fit into it."""

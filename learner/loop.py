@@ -100,23 +100,26 @@ def learn(
 
     `clock`: seconds, for checkpoints by time.
     """
-    ranks = trainer.ranks
+    ranks, ledger = trainer.ranks, trainer.time
+    ledger.take()
     # Seconds since the last recorded step: of a step also what was spent on publishing to newcomers before it.
     spent: dict[str, float] = defaultdict(float)
-    _publish(publisher, trainer.version, spent)
+    _publish(publisher, trainer, spent)
     schedule = CheckpointSchedule(settings.checkpoint_every, settings.checkpoint_minutes, ranks, trainer.version, clock)
     stopped = False
     while trainer.version < settings.steps:
-        hooks.published(trainer.version)
+        with ledger.during("other"):
+            hooks.published(trainer.version)
         waiting_since = time.monotonic()
         hooks.on_phase(Phase.WAITING_FOR_BATCH, None)
-        action, batch = _decide(ranks, stream, settings, hooks)
+        with ledger.during("wait_for_batch"):
+            action, batch = _decide(ranks, stream, settings, hooks)
         spent["wait_for_batch_s"] += time.monotonic() - waiting_since
         if action is Action.STOP:
             stopped = True
             break
         if action is Action.PUBLISH:
-            _publish(publisher, trainer.version, spent)
+            _publish(publisher, trainer, spent)
             continue
         trained_at = trainer.version
         hooks.on_phase(Phase.TRAINING, trained_at + 1)
@@ -126,21 +129,27 @@ def learn(
             stopped = True
             break
         if stream:
-            slots = [trajectory.slot for trajectory in batch]
-            metrics |= hooks.describe(batch) | describe_ages(batch, trained_at, stream.gate.arrivals(slots))
-            stream.mark_trained(slots)
+            with ledger.during("other"):
+                slots = [trajectory.slot for trajectory in batch]
+                metrics |= hooks.describe(batch) | describe_ages(batch, trained_at, stream.gate.arrivals(slots))
+                stream.mark_trained(slots)
         hooks.on_phase(Phase.PUBLISHING, None)
-        _publish(publisher, trainer.version, spent)
+        _publish(publisher, trainer, spent)
         if stream:
-            stream.mark_published(trainer.version)
-            metrics |= {"step": trainer.version, "version": trainer.version} | spent | _stream_metrics(stream)
+            with ledger.during("other"):
+                stream.mark_published(trainer.version)
+                metrics |= {"step": trainer.version, "version": trainer.version} | spent | _stream_metrics(stream)
+            # What follows, of this step, is in the next one's row.
+            metrics |= {f"learner_time/{part}_s": seconds for part, seconds in ledger.take().items()}
             hooks.on_phase(Phase.RECORDING, None)
-            hooks.on_step(metrics, batch)
+            with ledger.during("recording"):
+                hooks.on_step(metrics, batch)
         spent.clear()
         if schedule.due(trainer.version):
             schedule.mark_saved(trainer.version)
             hooks.on_phase(Phase.SAVING, None)
-            hooks.save(trainer.version)
+            with ledger.during("checkpoint"):
+                hooks.save(trainer.version)
     if stopped:
         hooks.on_phase(Phase.DRAINING, None)
         hooks.drain()
@@ -149,10 +158,16 @@ def learn(
         hooks.save(trainer.version)
 
 
-def _publish(publisher: Publisher, version: int, spent: dict[str, float]) -> None:
-    """Publish, and add its seconds by phase to `spent`."""
-    for phase, seconds in publisher.publish(version).items():
+def _publish(publisher: Publisher, trainer: Learns, spent: dict[str, float]) -> None:
+    """Publish, and add its seconds by phase to `spent` and to the trainer's ledger."""
+    phases = publisher.publish(trainer.version)
+    for phase, seconds in phases.items():
         spent[f"weights/{phase}"] += seconds
+    gather_s = phases.get("prepare_s", 0.0)
+    trainer.time.add("connect", phases.get("connect_s", 0.0))
+    trainer.time.add("gather", gather_s)
+    trainer.time.add("send", phases.get("send_s", 0.0) - gather_s)
+    trainer.time.add("wait_loaded", phases.get("wait_loaded_s", 0.0))
 
 
 def _decide(
@@ -185,4 +200,5 @@ def _decide(
 def _stream_metrics(stream: Stream) -> dict[str, float]:
     with stream.frozen():
         ledger = stream.gate.ledger()
-    return stream.stats() | describe_ledger(ledger)
+        bound = {"max_staleness": float(stream.gate.max_staleness)}
+    return stream.stats() | describe_ledger(ledger) | bound

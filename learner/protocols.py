@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from learner.ranks import Ranks
+from learner.time_ledger import TimeLedger
 from learner.trajectory import Trajectory
 
 
@@ -56,6 +57,9 @@ class Learns(Protocol):
     """Number of batches that were trained."""
     life: int
     """The learner's life that makes the versions from now on (`Gate.life_id`)."""
+
+    time: TimeLedger
+    """What this rank's time is spent on; the loop enters what it does between two steps."""
 
     @property
     def policy(self) -> Policy:

@@ -199,6 +199,10 @@ class LearnerSettings(SettingsTable):
     """CPU threads of each learner rank; 0: as many as this process may use.
     That is the least of its CPU affinity, the quota of its control groups and `SLURM_CPUS_PER_TASK`.
     Unused on GPUs. On a CPU, learner and engines share the cores: too many threads slow both down."""
+    cpus: tuple[int, ...] = ()
+    """Numbers of the CPU cores that the learner's ranks may use on their nodes, such as `[1]`; empty: all.
+    With `actors.cpus` it keeps learner and actors out of each other's way where they share a machine without GPUs.
+    The same cores for every rank of a node. Serial mode leaves it out."""
     checkpoint_every: int = Field(default=50, ge=0)
     """Steps between checkpoints; 0: they do not count.
     A checkpoint is also written after `learner.checkpoint_minutes`, and at the end of the run. The run waits only

@@ -164,8 +164,7 @@ class Gate:
         return self._next_to_grant() is None
 
     def _next_to_grant(self) -> int | None:
-        """The first batch with ungranted places that G1 allows. A checkpoint of a larger S may have further ones
-        open."""
+        """The first batch with ungranted places that G1 allows. A larger S before may have further ones open."""
         newest = self.version + self.max_staleness
         return next(
             (n for n, batch in self._places.batches.items() if n <= newest and any(batch.ungranted.values())), None
@@ -300,6 +299,11 @@ class Gate:
         if version != self._trained_batches:
             raise ValueError(f"published version {version}, but {self._trained_batches} batches were trained")
         self.version = version
+        self._open()
+
+    def limit_staleness(self, max_staleness: int) -> None:
+        """Set S from now on. What was granted under a larger one is still trained, up to that age."""
+        self.max_staleness = max_staleness
         self._open()
 
     def _open(self) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from learner.advantages import advantages
+from learner.batching.balance import CostModel
 from learner.batching.minibatches import split_batch
 from learner.batching.packing import MicroBatch, pack_rank
 from learner.losses import DIAGNOSTICS, diagnostics, policy_loss, token_weights
@@ -24,6 +25,7 @@ from learner.protocols import StepGivenUp
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings
 from learner.skipped_updates import SkippedUpdates
+from learner.time_ledger import LEARNER_PARTS, TimeLedger
 from learner.trajectory import Trajectory
 
 MISMATCH_TRAJECTORIES = 32
@@ -73,6 +75,8 @@ class Trainer:
         self.version = version
         self.life = 0
         """The learner's life that makes the versions from now on (`Gate.life_id`)."""
+        self.time = TimeLedger(LEARNER_PARTS)
+        """What this rank's time is spent on; the loop enters what it does between two steps."""
         self._data_rank = data_rank
         self._skipped_updates = SkippedUpdates(settings.max_skipped_updates)
 
@@ -96,14 +100,16 @@ class Trainer:
         Raises `UpdatesSkipped`.
         """
         started = time.monotonic()
-        advantage = advantages(batch, self.settings.advantage)
-        members = split_batch(batch, self.settings.updates_per_batch)
-        parts = [self._part([batch[i] for i in part], advantage[part]) for part in members]
+        with self.time.during("packing"):
+            advantage = advantages(batch, self.settings.advantage)
+            members = split_batch(batch, self.settings.updates_per_batch)
+            parts = [self._part([batch[i] for i in part], advantage[part]) for part in members]
         # Only before the first update are the weights those of this version.
         compared = float(parts[0].compared.sum())
         gap, mismatch_s = 0.0, 0.0
         if self.settings.loss.correction == "decoupled" and len(parts) > 1:
-            self._fill_prox(parts)
+            with self.time.during("forward_backward"):
+                self._fill_prox(parts)
 
         sums = torch.zeros(len(DIAGNOSTICS) + 2, dtype=torch.float64, device=self.policy.device)
         max_ratio = torch.zeros(1, dtype=torch.float64, device=self.policy.device)
@@ -112,13 +118,14 @@ class Trainer:
         skipped = 0
         for part in parts:
             began = time.monotonic()
-            self.policy.zero_grad()
             first = part is parts[0]
             given_up = False
-            try:
-                self._forward_backward(part, sums, max_ratio, first, gives_up if first else None)
-            except StepGivenUp:
-                given_up = True
+            with self.time.during("forward_backward"):
+                self.policy.zero_grad()
+                try:
+                    self._forward_backward(part, sums, max_ratio, first, gives_up if first else None)
+                except StepGivenUp:
+                    given_up = True
             # Agreed before the first update: a rank that has left out micro-batches must not take part in it.
             if first and self._any(given_up or gives_up()):
                 self.policy.zero_grad()
@@ -126,9 +133,11 @@ class Trainer:
             computed_s += time.monotonic() - began
             if part is parts[0] and not compared:
                 began = time.monotonic()
-                gap, compared = self._compare(fresh, sum(part.num_rows for part in parts))
+                with self.time.during("mismatch"):
+                    gap, compared = self._compare(fresh, sum(part.num_rows for part in parts))
                 mismatch_s = time.monotonic() - began
-            grad_norm, updated = self.policy.step(self._learning_rate())
+            with self.time.during("optimizer"):
+                grad_norm, updated = self.policy.step(self._learning_rate())
             self._skipped_updates.count(grad_norm, updated, self.version + 1)
             grad_norms.append(grad_norm)
             skipped += not updated
@@ -137,6 +146,7 @@ class Trainer:
         # Tensor-parallel ranks hold the same numbers: summed over all ranks, they count `tensor` times.
         sums = self.ranks.sum(sums).cpu() / self.settings.parallel.tensor
         loss, gap_in_batch = sums[len(DIAGNOSTICS) :].tolist()
+        clipped = int(sums[DIAGNOSTICS.index("clipped_low")] + sums[DIAGNOSTICS.index("clipped_high")])
         num_rows = sum(part.num_rows for part in parts)
         seconds = time.monotonic() - started
         return {
@@ -146,8 +156,10 @@ class Trainer:
             "skipped_update": skipped / len(parts),
             "updates": len(parts),
             "tokens_trained": int(sums[DIAGNOSTICS.index("tokens")]),
+            "tokens_useful": _moving(batch, advantage) - clipped,
             "tokens_in_batch": sum(t.num_tokens for t in batch),
             "tokens_computed": num_rows,
+            "train_flops": sum(_flops([batch[i] for i in part], self.policy.cost) for part in members),
             "micro_batches": sum(len(part.micros) for part in parts),
             "train_s": seconds,
             "forward_backward_s": computed_s,
@@ -272,3 +284,16 @@ class Trainer:
 
 def _offsets(lengths: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+
+
+def _moving(batch: Sequence[Trajectory], advantage: np.ndarray) -> int:
+    """Response tokens whose advantage is not 0: the others have no gradient."""
+    return sum(len(t.response_ids) for t, value in zip(batch, advantage.tolist(), strict=True) if value)
+
+
+def _flops(batch: Sequence[Trajectory], cost: CostModel) -> int:
+    """Floating-point operations of one pass over `batch`, forward and backward, on all ranks; each distinct prompt is
+    computed once (`Architecture.cost`)."""
+    prompts = {t.prompt_ids.tobytes(): len(t.prompt_ids) for t in batch}
+    responses = sum(cost.response(len(t.prompt_ids), len(t.response_ids)) for t in batch)
+    return responses + sum(cost.prompt(length) for length in prompts.values())

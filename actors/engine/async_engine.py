@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from contextlib import ExitStack
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from actors.engine.base import VllmEngine, split_transfer, update_failed
 from actors.engine.generation import Completion, EngineAborted, EngineDead, Sampling
+from actors.engine.step_times import STEP_TIMES
 from actors.settings import EngineSettings
+from actors.time_ledger import Activity, TimeLedger
+from actors.token_ledger import TokenLedger
 from actors.vllm_log import silence_shutdown
 from executor.signals import withheld
 from learner.stopwatch import Stopwatch
@@ -27,8 +31,19 @@ _DEATH_POLL_S = 0.2
 class AsyncEngine(VllmEngine):
     """vLLM's AsyncLLM: the engine in processes of its own, requests batched continuously, updates in flight."""
 
-    def __init__(self, model_path: str | Path, settings: EngineSettings, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model_path: str | Path,
+        settings: EngineSettings,
+        *,
+        seed: int = 0,
+        tokens: TokenLedger | None = None,
+        time_ledger: TimeLedger | None = None,
+    ) -> None:
+        """`tokens`, `time_ledger`: the actor's ledgers, which this engine's work is entered in."""
         super().__init__(model_path, settings, seed=seed, in_process=False)
+        self._tokens = tokens or TokenLedger()
+        self._time = time_ledger or TimeLedger()
         self._death: asyncio.Task[None] | None = None
         self._updates: set[asyncio.Task[dict[str, float]]] = set()
         self._closing = False
@@ -47,17 +62,31 @@ class AsyncEngine(VllmEngine):
         submitted = self._version
         final: RequestOutput | None = None
         try:
-            async for output in self._llm.generate(prompt, params, request_id):
-                final = output
+            with self._time.during(Activity.ENGINE):
+                async for output in self._llm.generate(prompt, params, request_id):
+                    final = output
         except EngineDeadError as error:
             raise EngineAborted("the engine was closed") if self._closing else EngineDead() from error
         except EngineGenerateError as error:
             raise EngineAborted(f"request {request_id}: {error}") from error
+        finally:
+            if final is None:
+                self._tokens.aborted(request_id)
         if final is None:
             raise EngineAborted(f"request {request_id} ended without an output")
         times: Any = final.metrics
         queue_s, generate_s = times.scheduled_ts - times.queued_ts, times.last_token_ts - times.scheduled_ts
-        return self._completion(final, submitted, queue_s, generate_s)
+        try:
+            completion = self._completion(final, submitted, queue_s, generate_s)
+        except EngineAborted:
+            self._tokens.aborted(request_id)
+            raise
+        self._tokens.finished(request_id, len(completion.token_ids))
+        return completion
+
+    def stats(self) -> dict[str, float]:
+        """See `Engine.stats`."""
+        return super().stats() | self._tokens.numbers()
 
     async def set_version(self, version: int) -> None:
         """See `Engine.set_version`."""
@@ -98,33 +127,44 @@ class AsyncEngine(VllmEngine):
         """`update_weights`, which goes on to its end when the caller is cancelled: the pause must not outlive it."""
         async with self._control:
             watch = Stopwatch()
-            runnable = False
-            try:
-                await self._while_alive(self._load(manifest, version, watch))
-                runnable = True
-            except EngineDead:
-                raise
-            except Exception as error:
-                failure = update_failed(version, await self._rpc("azr_abandon_update"), error)
-                runnable = failure.intact
-                raise failure from error
-            finally:
-                if runnable:
-                    await self._while_alive(self._llm.resume_generation())
-            watch.lap("resume_s")
-            return split_transfer(watch.seconds, (await self._rpc("azr_update_state"))[0])
+            with ExitStack() as still:
+                await self._load_and_resume(manifest, version, watch, still)
+                seconds = split_transfer(watch.seconds, (await self._rpc("azr_update_state"))[0])
+                self._time.waited(seconds["transfer_s"])
+            return seconds
+
+    async def _load_and_resume(
+        self, manifest: Sequence[TensorSpec], version: int, watch: Stopwatch, still: ExitStack
+    ) -> None:
+        """Load new weights, and generate again where the engine has those of one version. `still` is entered once the
+        engine stands still."""
+        runnable = False
+        try:
+            await self._while_alive(self._load(manifest, version, watch, still))
+            runnable = True
+        except EngineDead:
+            raise
+        except Exception as error:
+            failure = update_failed(version, await self._rpc("azr_abandon_update"), error)
+            runnable = failure.intact
+            raise failure from error
+        finally:
+            if runnable:
+                await self._while_alive(self._llm.resume_generation())
+        watch.lap("resume_s")
 
     def _updated(self, task: asyncio.Task[dict[str, float]]) -> None:
         self._updates.discard(task)
         if not task.cancelled():
             task.exception()  # whether or not the caller still waits for it
 
-    async def _load(self, manifest: Sequence[TensorSpec], version: int, watch: Stopwatch) -> None:
+    async def _load(self, manifest: Sequence[TensorSpec], version: int, watch: Stopwatch, still: ExitStack) -> None:
         """Pause generation and receive one broadcast."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         await self._llm.pause_generation(mode="keep", clear_cache=False)
         watch.lap("pause_s")
+        still.enter_context(self._time.during(Activity.LOADING))
         await self._llm.start_weight_update()
         watch.lap("start_s")
         request = WeightTransferUpdateRequest(update_info={"manifest": manifest_to_json(manifest)})
@@ -170,6 +210,28 @@ class AsyncEngine(VllmEngine):
         resource_tracker.ensure_running()  # the thread that starts it gets the signals back, whatever its mask was
         with withheld():
             self._llm = AsyncLLM.from_engine_args(args, stat_loggers=[self._stat_logger])
+        self._count_tokens(self._llm.output_processor)
+
+    def _count_tokens(self, processor: Any) -> None:
+        """Enter every request in the ledger of tokens, with vLLM's count of its tokens, and every token that comes.
+
+        The count outlives the request there, so that nothing is lost between its last token and `generate`.
+        """
+        add_request, process_outputs = processor.add_request, processor.process_outputs
+
+        def add(request: Any, *args: Any, **kwargs: Any) -> None:
+            add_request(request, *args, **kwargs)
+            state = processor.request_states[request.request_id]
+            self._tokens.began(state.external_req_id, state.stats)
+
+        def process(outputs: Any, timestamp: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> Any:
+            before = iteration_stats.num_generation_tokens if iteration_stats is not None else 0
+            processed = process_outputs(outputs, timestamp, iteration_stats, *args, **kwargs)
+            if iteration_stats is not None:
+                self._tokens.generated += iteration_stats.num_generation_tokens - before
+            return processed
+
+        processor.add_request, processor.process_outputs = add, process
 
     def _stat_logger(self, vllm_config: Any, engine_index: int = 0) -> Any:
         from vllm.v1.metrics.loggers import StatLoggerBase
@@ -187,8 +249,9 @@ class AsyncEngine(VllmEngine):
                     stats["running"] = scheduler_stats.num_running_reqs
                     stats["waiting"] = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
                     stats["kv_usage"] = scheduler_stats.kv_cache_usage
+                    for part, seconds in (scheduler_stats.kv_connector_stats or {}).get(STEP_TIMES, {}).items():
+                        stats[f"actor_time/{part}_actor_s"] = seconds
                 if iteration_stats is not None:
-                    stats["tokens_generated"] += iteration_stats.num_generation_tokens
                     stats["preempted"] += iteration_stats.num_preempted_reqs
 
             def log_engine_initialized(self) -> None:

@@ -18,14 +18,45 @@ import time
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
+from vllm.v1.utils import compute_iteration_details
+
+from actors.engine.step_times import STEP_TIMES, StepTimes
 
 SCHEDULER = "actors.engine.scheduler.make_scheduler"
 
 
 class PolicyScheduler(Scheduler):  # type: ignore[misc]
-    """vLLM's scheduler whose prefix cache can be reset while requests run."""
+    """vLLM's scheduler whose prefix cache can be reset while requests run, and which measures the engine's steps."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._times = StepTimes()
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Plan a step."""
+        self._times.begin(time.monotonic())
+        return super().schedule(*args, **kwargs)
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Process a step's outputs, and send the seconds of all steps so far with them."""
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        details = compute_iteration_details(scheduler_output)
+        rows = details.num_ctx_tokens, details.num_generation_tokens
+        self._times.end(time.monotonic(), *rows, more=self.get_num_unfinished_requests() > 0)
+        for output in outputs.values():
+            if output.scheduler_stats is not None:
+                # The one field of vLLM's that carries a map as it is; there is no transfer of keys and values here.
+                output.scheduler_stats.kv_connector_stats = {STEP_TIMES: self._times.to_json()}
+        return outputs
+
+    def set_pause_state(self, pause_state: Any) -> None:
+        """Pause or go on."""
+        super().set_pause_state(pause_state)
+        if pause_state is not PauseState.UNPAUSED:
+            self._times.pause()
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
         """Forget every cached block. Blocks in use stay in use, but are not found any more. Call it between two steps

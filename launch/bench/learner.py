@@ -80,6 +80,8 @@ class Options:
     token_budget: int = 4096
     """Tokens of a micro-batch; transformers takes at most `PEER_BUDGET`."""
     batch: Path = SHIPPED
+    sequences: int = 0
+    """Number of its sequences that are trained on, the first ones; 0: all."""
     layer_rows: int = LAYER_ROWS
 
 
@@ -90,11 +92,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token-budget", type=positive(int), default=4096, metavar="N", help="of a micro-batch (default %(default)s)"
     )
+    parser.add_argument(
+        "--sequences",
+        type=positive(int),
+        default=0,
+        metavar="N",
+        help="the first N of the recorded batch (default: all)",
+    )
 
 
 def measure(arguments: argparse.Namespace) -> Report:
     """Measure as the command line says. Raises UserError."""
-    return run(Options(arguments.runs, arguments.threads, arguments.model, arguments.token_budget))
+    return run(
+        Options(
+            arguments.runs, arguments.threads, arguments.model, arguments.token_budget, sequences=arguments.sequences
+        )
+    )
 
 
 class Side(LineProcess):
@@ -111,7 +124,8 @@ class Side(LineProcess):
         try:
             loaded = self.request(
                 "load", side=name, model_dir=str(model_dir), batch=str(options.batch), keep_memory=keep_memory,
-                threads=options.threads or allowed_cpus(), token_budget=min(budget, options.token_budget),
+                sequences=options.sequences, threads=options.threads or allowed_cpus(),
+                token_budget=min(budget, options.token_budget),
             )  # fmt: skip
         except BaseException:
             self.close()
@@ -125,14 +139,14 @@ class Side(LineProcess):
 
 def run(options: Options) -> Report:
     """Measure. Ctrl-C ends it with the runs that are complete. Raises PeerError, ModelError, OSError, ValueError."""
-    batch = load_batch(options.batch)
+    batch = load_batch(options.batch, options.sequences)
     model_dir = models.prepare(options.model)
     threads = options.threads or allowed_cpus()
     report = Report(
         "learner",
         settings={
             "runs": options.runs, "threads": threads, "model": options.model, "token_budget": options.token_budget,
-            "layer_rows": options.layer_rows, "batch": options.batch.name, "dtype": "bfloat16",
+            "layer_rows": options.layer_rows, "batch": options.batch.name, "sequences": len(batch), "dtype": "bfloat16",
         },
         versions=describe_versions(("azr", "torch", "megatron-core", "transformers")),
     )  # fmt: skip

@@ -31,13 +31,15 @@ PEAK_SECONDS = 0.3
 """Spent on one shape."""
 
 
-def load_batch(path: Path = SHIPPED) -> list[TokenSequence]:
-    """(prompt_ids, response_ids) of each sequence; ValueError for what is no such file."""
+def load_batch(path: Path = SHIPPED, sequences: int = 0) -> list[TokenSequence]:
+    """(prompt_ids, response_ids) of each sequence, or of the first `sequences`; ValueError for what is no such
+    file."""
     with gzip.open(path, "rt") as file:
         header, *lines = file.read().splitlines()
     if json.loads(header).get("format") != "azr-batch-1":
         raise ValueError(f"{path} is no recorded batch")
-    return [(np.array(prompt, dtype=np.int64), np.array(ids, dtype=np.int64)) for prompt, ids in map(json.loads, lines)]
+    chosen = map(json.loads, lines[:sequences] if sequences else lines)
+    return [(np.array(prompt, dtype=np.int64), np.array(ids, dtype=np.int64)) for prompt, ids in chosen]
 
 
 def num_pairs(micro: MicroBatch) -> int:
@@ -245,7 +247,8 @@ def main() -> None:
                     keep_memory()
                 model_dir = Path(request["model_dir"])
                 shape = Architecture.read(model_dir)
-                side = SIDES[request["side"]](model_dir, load_batch(Path(request["batch"])), request["token_budget"])
+                batch = load_batch(Path(request["batch"]), request["sequences"])
+                side = SIDES[request["side"]](model_dir, batch, request["token_budget"])
                 answer = {"rows": side.rows}
             elif request["op"] == "step":
                 assert side

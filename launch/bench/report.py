@@ -8,8 +8,10 @@ The JSON:
 
     {"bench": name, "machine": {...}, "versions": {...}, "settings": {...},
      "rows": [{"path", "unit", "rate", "rate_min", "rate_max", "p50_ms", "p99_ms", "executions", "detail"}],
-     "ratios": {key: {"median", "min", "max", "runs"}},
+     "ratios": {key: {"median", "min", "max", "runs", "better": "more" or "less"}},
      "goals": {key: {"at_least" or "at_most", "value", "met"}},
+     "tables": [{"title", "columns", "rows"}],
+     "failures": [text],
      "notes": {key: text}}
 
 `rate` is units a second, the median over the runs; `p50_ms` and `p99_ms` likewise, of single calls, in milliseconds,
@@ -188,6 +190,29 @@ def describe_versions(packages: Sequence[str] = ("azr",)) -> dict[str, str]:
     return versions
 
 
+@dataclass(frozen=True)
+class TableOfFigures:
+    """Figures that are no rates of a path: a name and its values in each row."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """`title`, `columns`, `rows`."""
+        rows = [[cell if isinstance(cell, str) else _short(cell) for cell in row] for row in self.rows]
+        return {"title": self.title, "columns": list(self.columns), "rows": rows}
+
+    def render(self) -> Table:
+        """The table as the console shows it."""
+        table = Table(box=None, pad_edge=False, header_style="bold", title=self.title, title_justify="left")
+        for number, heading in enumerate(self.columns):
+            table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*(cell if isinstance(cell, str) else _three(cell) for cell in row))
+        return table
+
+
 @dataclass
 class Report:
     """One benchmark's findings."""
@@ -202,10 +227,20 @@ class Report:
     """Goals of some of the ratios, and of some of `figures`."""
     figures: dict[str, float] = field(default_factory=dict)
     """Figures with a goal that are no ratios, such as milliseconds."""
+    less_is_better: set[str] = field(default_factory=set)
+    """Ratios without a goal of which less is better."""
+    tables: list[TableOfFigures] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    """What makes the benchmark fail: it measured something that must not be."""
     notes: dict[str, str] = field(default_factory=dict)
 
-    def ratio(self, key: str, values: Sequence[float], goal: Goal | None = None) -> None:
-        """Add a ratio from its values by run; without any there has to be a note under the same key."""
+    def ratio(
+        self, key: str, values: Sequence[float], goal: Goal | None = None, *, less_is_better: bool = False
+    ) -> None:
+        """Add a ratio from its values by run; without any there has to be a note under the same key. With a goal, that
+        says which way is better."""
+        if less_is_better:
+            self.less_is_better.add(key)
         if values:
             self.ratios[key] = Ratio(tuple(values))
         elif key not in self.notes:
@@ -230,8 +265,10 @@ class Report:
             "versions": self.versions,
             "settings": self.settings,
             "rows": self.rows,
-            "ratios": {key: ratio.to_json() for key, ratio in self.ratios.items()},
+            "ratios": {key: ratio.to_json() | {"better": self._better(key)} for key, ratio in self.ratios.items()},
             "goals": goals,
+            "tables": [table.to_json() for table in self.tables],
+            "failures": self.failures,
             "notes": self.notes,
         }
 
@@ -258,6 +295,9 @@ class Report:
                     row["path"], _three(row["rate"]), *latencies, ", ".join(t for t in (unit, row["detail"]) if t)
                 )
             console.print(table)
+        for figures in self.tables:
+            console.print()
+            console.print(figures.render())
         keys = [*self.ratios, *(key for key in self.figures if key not in self.ratios)]
         if keys:
             table = Table(Column("ratio", no_wrap=True), box=None, pad_edge=False, header_style="bold")
@@ -275,6 +315,12 @@ class Report:
             console.print(table)
         for key, text in self.notes.items():
             console.print(f"note: {key}: {text}", markup=False)
+        for text in self.failures:
+            console.print(f"FAILED: {text}", markup=False)
+
+    def _better(self, key: str) -> str:
+        less = key in self.less_is_better or (key in self.goals and self.goals[key].at_most)
+        return "less" if less else "more"
 
     def _value(self, key: str) -> float | None:
         return self.ratios[key].median if key in self.ratios else self.figures.get(key)
@@ -323,5 +369,5 @@ def _three(value: float) -> str:
     """Three significant digits, without an exponent."""
     if value == 0:
         return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    digits = min(6, max(0, 2 - math.floor(math.log10(abs(value)))))
     return f"{value:,.{digits}f}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
+from executor.cpus import pin
 from executor.signals import ignore_signals
 from launch.addresses import AUTO_HOST, host_of
 from launch.cluster.buffer_actor import ask_buffer
@@ -57,6 +58,7 @@ class LearnerActor:
         self._workload = workload
         self._config = config
         self._folder = RunFolder(folder.absolute())
+        pin(config.learner.cpus)
         ignore_signals()
         log_to(self._folder, f"learner{rank}", first_log + life, config.run.log_level)
         self._rank = rank
@@ -275,6 +277,10 @@ class LearnerActor:
         """Grant nothing more to this actor, and tell it to stop when it holds no slots."""
         if self._stream is not None:
             self._stream.retire(actor_id)
+
+    def limit_staleness(self, max_staleness: int) -> None:
+        """Change the bound of the ages while the run goes on. Rank 0 only; for benchmarks."""
+        self._stream.limit_staleness(max_staleness)
 
     def pid(self) -> int:
         """The process id, for drills."""

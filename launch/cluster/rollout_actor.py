@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from executor.cpus import pin
 from executor.signals import ignore_signals
 from launch.cluster.environment import prepare_part
 from launch.config import Config
@@ -42,6 +43,7 @@ class RolloutActor:
         self._keys = keys
         self._buffer = buffer
         self._folder = RunFolder(folder.absolute())
+        pin(config.actors.cpus)  # the engine's processes and the sandboxes inherit it
         ignore_signals()
         self._log = log_to(self._folder, self._id, incarnation, config.run.log_level)
         self._work: ActorWork | None = None
@@ -102,6 +104,8 @@ class RolloutActor:
                     work.heldout,
                     concurrency,
                     sampled_by,
+                    tokens=work.tokens,
+                    time_ledger=work.time_ledger,
                 )
                 await rollout.run()
                 _LOG.info("the learner has ended the run")

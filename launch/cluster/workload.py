@@ -17,6 +17,8 @@ from actors.buffer.task_buffer import Buffer
 from actors.engine.generation import Engine
 from actors.roles import MakeRoles
 from actors.rollout import Measure
+from actors.time_ledger import TimeLedger
+from actors.token_ledger import TokenLedger
 from launch.cluster.ray_port import RayPort
 from launch.config import Config
 from launch.run.folder import RunFolder
@@ -49,6 +51,14 @@ class ActorWork(Protocol):
     @property
     def heldout(self) -> Measure | None:
         """The measurement on held-out tasks, where this actor makes it."""
+
+    @property
+    def tokens(self) -> TokenLedger:
+        """Where the engine's tokens are entered."""
+
+    @property
+    def time_ledger(self) -> TimeLedger:
+        """Where the time of engine and sandboxes is entered."""
 
     async def start(self) -> None:
         """Get ready to play."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from launch.bench.report import Report
 
 SUBJECTS = {
+    "e2e": "a whole run: throughput by max_staleness, and where every second and every token went",
     "executor": "the sandbox: executions a second, latency, recorded self-play work",
     "buffer": "the task buffer: requests a second, latency, by the number of tasks",
     "weights": "the weight broadcast: its rate beside a raw broadcast and a file, and what an engine pauses for it",
@@ -26,11 +27,19 @@ SUBJECTS = {
 """Benchmarks by name, with a line about each. The module `launch.bench.<name>` has DESCRIPTION, EXAMPLES, RUNS,
 `add_options(parser)` and `measure(arguments)`, which returns the report; it is imported when it is asked for."""
 
+COMMANDS = {
+    "all": ("every benchmark below with short settings, under ten minutes, one JSON each in a folder", "suite"),
+    "compare": ("two measurements: what became slower beyond noise", "compare"),
+}
+"""Commands about benchmarks: a line about each, and the module of `launch.bench` that has `add_options` and `run`."""
+
 _EXAMPLES = """\
 examples:
   azr bench executor                                 its options: azr bench executor --help
   azr bench executor --only cached new --runs 3
   azr bench weights --json weights.json              the findings as JSON too
+  azr bench all bench-today                          all of them, shortly
+  azr bench compare bench-before bench-today         what became slower
 """
 
 
@@ -51,6 +60,10 @@ def register(commands: Any) -> None:
         _EXAMPLES,
     )
     subjects = bench.add_subparsers(required=True, metavar="WHAT", parser_class=LateParser)
+    for name, (about, module) in COMMANDS.items():
+        command = subjects.add_parser(name, help=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+        command.fill = lambda parser, module=module: _module(module).add_options(parser)
+        command.set_defaults(run=lambda arguments, module=module: _module(module).run(arguments))
     for name, about in SUBJECTS.items():
         subject = subjects.add_parser(name, help=about, formatter_class=argparse.RawDescriptionHelpFormatter)
         subject.fill = lambda parser, name=name: _add_options(parser, _module(name))
@@ -94,4 +107,4 @@ def _give(report: Report, file: Path | None) -> int:
             report.write(file)
         except OSError as error:
             raise BenchError(f"the findings could not be written: {error}") from None
-    return 130 if "interrupted" in report.notes else 0
+    return 130 if "interrupted" in report.notes else int(bool(report.failures))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from actors.buffer.task_buffer import Buffer
 from actors.roles import MakeRoles
+from actors.time_ledger import TimeLedger
+from actors.token_ledger import TokenLedger
 from launch.cluster.workload import ActorPlace
 from launch.config import Config
 from launch.rehearsal.engine import RehearsedEngine
@@ -20,6 +22,8 @@ class RehearsedActorWork:
         self._config = config
         self._seed = place.seed(config.run.seed)
         self._lengths = lengths_of(config)
+        # A rehearsed engine enters nothing: it samples no tokens, and has no steps.
+        self.tokens, self.time_ledger = TokenLedger(), TimeLedger()
         self.engine = RehearsedEngine(config.rehearsal, config.engine.max_num_seqs, config.engine.tensor_parallel)
 
     async def start(self) -> None:

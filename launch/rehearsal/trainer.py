@@ -22,6 +22,7 @@ from learner.metrics.batch import describe_advantages
 from learner.protocols import StepGivenUp
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings
+from learner.time_ledger import LEARNER_PARTS, TimeLedger
 from learner.trajectory import Trajectory
 
 TENSOR_BYTES = 8 << 20
@@ -100,6 +101,7 @@ class RehearsedTrainer:
         self.ranks = ranks
         self.version = 0
         self.life = 0
+        self.time = TimeLedger(LEARNER_PARTS)
         self._settings = settings
         self._learner = learner
 
@@ -118,8 +120,9 @@ class RehearsedTrainer:
         if settings.learner_tokens_per_s is not None:
             seconds += tokens / settings.learner_tokens_per_s
         ends = began + seconds / settings.time_scale
-        while (left := ends - time.monotonic()) > 0 and not gives_up():
-            time.sleep(min(left, LOOK_S))
+        with self.time.during("forward_backward"):
+            while (left := ends - time.monotonic()) > 0 and not gives_up():
+                time.sleep(min(left, LOOK_S))
         if float(self.ranks.max(torch.tensor([float(gives_up())]))):
             raise StepGivenUp
         self.policy.step()

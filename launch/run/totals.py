@@ -20,7 +20,23 @@ from learner.metrics.catalogue import Combine, Kind
 
 NOTHING: Mapping[str, Any] = {"ended": {}, "lives": []}
 """`Reports.state_dict` of a run that has counted nothing."""
-_COUNTED = ("tokens_generated", "wait_for_policy_actor_s", "connected_actor_s")
+ACTOR_PARTS = (
+    "prefill",
+    "decode",
+    "between",
+    "executor",
+    "other",
+    "wait_for_grants",
+    "paused",
+    "loading",
+)
+"""The parts of an actor's time that do not overlap: `actor_time/..._actor_s`."""
+_COUNTED = (
+    "tokens_generated",
+    "wait_for_policy_actor_s",
+    "connected_actor_s",
+    *(f"actor_time/{part}_actor_s" for part in ACTOR_PARTS),
+)
 
 
 class RunTotals:
@@ -68,6 +84,9 @@ class RunTotals:
             row["wait_for_batch_share"] = metrics["wait_for_batch_s"] / spent["time_s"]
         if connected := spent.get("connected_actor_s"):
             row["wait_for_policy_share"] = spent.get("wait_for_policy_actor_s", 0.0) / connected
+            if f"actor_time/{ACTOR_PARTS[0]}_actor_s" in metrics:
+                parts = sum(spent.get(f"actor_time/{part}_actor_s", 0.0) for part in ACTOR_PARTS)
+                row["actor_time/unaccounted_actor_s"] = connected - parts
         return row
 
     def write(self, time_s: float, reports: Mapping[str, Any]) -> None:

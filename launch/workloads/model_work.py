@@ -16,6 +16,8 @@ from actors.engine.async_engine import AsyncEngine
 from actors.environment import Environment
 from actors.heldout import Heldout
 from actors.roles import MakeRoles, model_roles
+from actors.time_ledger import TimeLedger
+from actors.token_ledger import TokenLedger
 from executor.judge import Judge
 from executor.pool import SandboxPool
 from launch.cluster.engine_failure import explain
@@ -38,9 +40,17 @@ class ModelActorWork:
         # vLLM's sockets. On this machine the folder is within the run's scratch folder, by TMPDIR.
         self._sockets = tempfile.TemporaryDirectory(prefix="azr-")
         os.environ["VLLM_RPC_BASE_PATH"] = self._sockets.name
-        self.engine = AsyncEngine(prepare(config.model.path), config.engine, seed=place.seed(config.run.seed))
+        self.tokens, self.time_ledger = TokenLedger(), TimeLedger()
+        self.engine = AsyncEngine(
+            prepare(config.model.path),
+            config.engine,
+            seed=place.seed(config.run.seed),
+            tokens=self.tokens,
+            time_ledger=self.time_ledger,
+        )
         record = work_log(place.folder, place.actor_id, config.executor.record_work)
-        self._environment = Environment(Judge(self._pool, config.executor, rules=config.selfplay.rules), record)
+        judge = Judge(self._pool, config.executor, rules=config.selfplay.rules)
+        self._environment = Environment(judge, record, self.time_ledger)
         self.heldout = Heldout(self.engine, self._environment, config.selfplay) if place.index == 0 else None
 
     async def start(self) -> None:

@@ -23,9 +23,20 @@ TRAINING = Section(
         _share("skipped_update", "updates that were skipped because the gradient was not finite", "0"),
         _gauge("updates", "updates", "optimizer steps on the batch (`learner.updates_per_batch`)"),
         _gauge("tokens_trained", _TOKENS, "response tokens of the batch"),
+        _gauge(
+            "tokens_useful",
+            _TOKENS,
+            "those of them that move the policy: their advantage is not 0, and they are not clipped",
+        ),
         _gauge("tokens_in_batch", _TOKENS, "prompt and response tokens of the batch; a shared prompt counts each time"),
         _gauge("tokens_computed", "rows", "rows that the learner computed; a shared prompt counts once"),
         _gauge("micro_batches", "micro-batches", "micro-batches of rank 0"),
+        _gauge(
+            "train_flops",
+            "operations",
+            "floating-point operations of the step on all ranks, two a multiply-add, with what the backward pass "
+            "computes again (`learner.model.architecture.Architecture.cost`)",
+        ),
         _gauge("learner_tokens_per_s", "rows/s", "`tokens_computed` / `train_s`"),
         _gauge(
             "entropy",
@@ -70,6 +81,7 @@ AGES = Section(
     "[policy lag](staleness.md).",
     (
         _gauge("age_mean", "versions", "mean over trajectories; the sum of the three parts", "at most `max_staleness`"),
+        _gauge("max_staleness", "versions", "bound of the ages (`learner.max_staleness`)"),
         _gauge("age_max", "versions", "largest", "at most `max_staleness`, unless `on_stale` is `train`"),
         _gauge("age/generation", "versions", "newest - oldest version of the tokens: updates while it was sampled"),
         _gauge("age/queue", "versions", "version at arrival - newest: not loaded yet by the engine, and the judging"),
@@ -90,6 +102,28 @@ TIME = Section(
         _seconds(
             "mismatch_s", "measuring `logprob_mismatch` on trajectories outside the batch", "below 2% of `train_s`"
         ),
+    ),
+)
+
+LEARNER_TIME = Section(
+    "The ledger of the learner's seconds",
+    "Seconds of rank 0's main thread since the row before, by what they were spent on. Recording and checkpoints are "
+    "those of the step before. The parts and `learner_time/unaccounted_s` add up to `learner_time/total_s`.",
+    (
+        _seconds("learner_time/wait_for_batch_s", "waiting for the batch"),
+        _seconds("learner_time/packing_s", "advantages, and the arrays of the micro-batches"),
+        _seconds("learner_time/forward_backward_s", "forward and backward passes; on GPUs, until they are launched"),
+        _seconds("learner_time/optimizer_s", "gradient norm and optimizer; on GPUs, also waiting for the passes"),
+        _seconds("learner_time/mismatch_s", "measuring `logprob_mismatch` on trajectories outside the batch"),
+        _seconds("learner_time/connect_s", "building a new weight group"),
+        _seconds("learner_time/gather_s", "gathering and copying the weights"),
+        _seconds("learner_time/send_s", "the rest of the broadcast: waiting for receivers and for bytes to be sent"),
+        _seconds("learner_time/wait_loaded_s", "waiting until all engines have loaded"),
+        _seconds("learner_time/recording_s", "writing metrics and trajectories"),
+        _seconds("learner_time/checkpoint_s", "copying the state for a checkpoint"),
+        _seconds("learner_time/other_s", "metrics of the batch, and granting"),
+        _seconds("learner_time/total_s", "the whole"),
+        _seconds("learner_time/unaccounted_s", "what lies in no part", "below 2% of the whole"),
     ),
 )
 
@@ -146,4 +180,32 @@ LEDGER = Section(
     ),
 )
 
-LEARNER_SECTIONS = (TRAINING, OFF_POLICY, AGES, TIME, PUBLISHING, STREAM, LEDGER)
+TOKEN_LEDGER = Section(
+    "The ledger of tokens",
+    "Response tokens since the learner's process began, and for actors that were there before, since their first "
+    "heartbeat. generated = trained + queued + in flight + without a slot + dropped, exactly. The actors' part is of "
+    "their last heartbeat; each sends one with every version that it has loaded. Not in serial mode.",
+    (
+        _gauge("token_ledger/generated", _TOKENS, "tokens that engines generated, and those of a checkpoint's queue"),
+        _gauge("token_ledger/trained", _TOKENS, "trained"),
+        _gauge("token_ledger/queued", _TOKENS, "arrived, not trained yet"),
+        _gauge("token_ledger/in_flight", _TOKENS, "being generated, waiting to be judged, or on their way"),
+        _gauge(
+            "token_ledger/without_slot",
+            _TOKENS,
+            "sampled without a slot: estimates beyond the slots, proposals that are not trained, held-out tasks, "
+            "the seeding phase",
+        ),
+        _gauge(
+            "token_ledger/dropped_{reason}",
+            _TOKENS,
+            "dropped: `aborted` (the request ended without a response, or the end of the response was cut off), "
+            "`failed` (with their episode), `cancelled` (the learner no longer counted on the slot), `actor_lost`, "
+            "`stale`, `late` (the slot had ended)",
+            "few",
+        ),
+        _gauge("token_ledger/unaccounted", _TOKENS, "generated, and in none of these places", "0"),
+    ),
+)
+
+LEARNER_SECTIONS = (TRAINING, OFF_POLICY, AGES, TIME, LEARNER_TIME, PUBLISHING, STREAM, LEDGER, TOKEN_LEDGER)

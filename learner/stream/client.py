@@ -166,16 +166,17 @@ class StreamClient:
                             self._say_beat()  # acknowledges it: the learner need not wait for the next one
                         yield message
 
-    async def send_trajectory(self, trajectory: Trajectory) -> None:
+    async def send_trajectory(self, trajectory: Trajectory) -> bool:
         """Send a trajectory under the next `seq`, and keep it until it is acknowledged.
 
-        A trajectory whose slot the learner has cancelled is not sent, only counted as abandoned. Raises `WireError` for
-        a trajectory that the learner would refuse, ValueError for a slot that was answered before.
+        False: the learner has cancelled the slot; the trajectory is not sent, only counted as abandoned. Raises
+        `WireError` for a trajectory that the learner would refuse, ValueError for a slot that was answered before.
         """
         check(trajectory)
         if slots := self._answer([trajectory.slot]):
             seq = self._next_seq()
             self._keep(seq, slots, [pack({"type": "trajectory", "seq": seq}), *encode(trajectory)])
+        return bool(slots)
 
     async def send_returned(self, slots: Sequence[int]) -> None:
         """Give slots back for which there is no task; the batch goes on without them. ValueError as for
@@ -190,7 +191,11 @@ class StreamClient:
             self._send({"type": "failed", "slots": answered, "why": why[:512]}, answered)
 
     async def send_loaded(self, version: int, timings: Mapping[str, float]) -> None:
-        """Report that the engine runs the weights of `version`, a label. `timings`: seconds by phase."""
+        """Report that the engine runs the weights of `version`, a label. `timings`: seconds by phase.
+
+        The numbers of a heartbeat go first, so that those of a step are of the moment at which its version was loaded.
+        """
+        self._say_beat()
         self._send({"type": "loaded", "version": version, "timings": dict(timings)})
 
     async def send_load_failed(self, group: int, why: str, interrupted: bool) -> None:

@@ -14,11 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 from learner.fields import Refusal, WireError
+from learner.ledger import DropReason
 from learner.lineage import split_label
 from learner.queue import BatchQueue
 from learner.stream.member import Member
 from learner.stream.membership import Membership, Outbox
 from learner.stream.wire import from_actor, pack
+from learner.token_ledger import LATE
 from learner.trajectory import Trajectory, decode
 
 
@@ -140,7 +142,10 @@ class Inbox:
         if not self._gate.knows(trajectory.cell):
             raise WireError(Refusal.CELL, f"{trajectory.cell.name}: learner.batch.kinds leaves that kind out")
         self._counts["trajectories"] += 1
-        self._queue.arrive(self._settle_versions(trajectory), member.holder)
+        tokens, late = len(trajectory.response_ids), self._gate.late
+        self._members.tokens.received(member.holder, tokens)
+        if not self._queue.arrive(self._settle_versions(trajectory), member.holder):
+            self._members.tokens.dropped(LATE if self._gate.late > late else DropReason.STALE, tokens)
 
     def _settle_versions(self, trajectory: Trajectory) -> Trajectory:
         """The trajectory with undone versions counted as those that the present policy descends from (V2)."""
@@ -156,6 +161,7 @@ class Inbox:
             # What it measured may be of a version that a restart of the learner undid.
             numbers = {name: value for name, value in numbers.items() if not name.startswith("heldout/")}
         self._members.reports.report(member.holder, numbers)
+        self._members.tokens.report(member.holder, numbers)
         grown = message["capacity"] > member.capacity
         member.capacity = message["capacity"]
         if grown:

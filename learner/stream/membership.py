@@ -23,6 +23,7 @@ from learner.staleness import Gate
 from learner.stream.member import Member
 from learner.stream.reports import Reports
 from learner.stream.wire import grant_to_message, pack
+from learner.token_ledger import TokenLedger
 from learner.turns import Turns
 
 
@@ -50,6 +51,7 @@ class Membership:
         self.gate = gate
         self.turns: Turns[Member] = Turns(gate)
         self.reports = Reports()
+        self.tokens = TokenLedger()
         self.on_event = on_event
         self.dead_after_s = dead_after_s
         self.load_failures: dict[Holder, str] = {}
@@ -255,6 +257,7 @@ class Membership:
         del self._members[member.identity]
         self.turns.leave(member)
         self.reports.leave(member.holder)
+        self.tokens.leave(member.holder)
 
     def _welcome(self, member: Member) -> bytes:
         label = label_of(self.gate.version, self.gate.life_id)

@@ -29,6 +29,10 @@ ACTORS = Section(
     "the rest is of the actors that are connected.",
     (
         _count("tokens_generated", "tokens that the engines generated", "tokens"),
+        _count("tokens_sent", "those of them that were sent in trajectories", "tokens"),
+        _count("tokens_without_slot", "those that no slot was granted for (`token_ledger/without_slot`)", "tokens"),
+        _SUMMED.gauge("tokens_held", "tokens", "those that are being generated, or wait to be judged"),
+        _count("tokens_dropped/{reason}", "those that the actor dropped (`token_ledger/dropped_...`)", "tokens", "few"),
         _count("tokens_prompt", "prompt tokens of finished requests", "tokens"),
         _count("tokens_cached", "those of them that were in the engine's prefix cache", "tokens"),
         _count(
@@ -55,6 +59,21 @@ ACTORS = Section(
             "connected_actor_s",
             "time since actors were ready to play",
             ACTOR_SECONDS,
+        ),
+        _count("executions", "executions of programs in the sandboxes", "executions"),
+        *(
+            _count(f"actor_time/{part}_actor_s", meaning, ACTOR_SECONDS)
+            for part, meaning in (
+                ("engine", "the engine has requests, and no weights are loaded; of it, the next three:"),
+                ("prefill", "engine steps: their part for prompts, by rows"),
+                ("decode", "engine steps: their part for sampled tokens"),
+                ("between", "between two steps"),
+                ("executor", "the engine has no request, and programs run"),
+                ("other", "neither, and episodes are in play: prompts, the task buffer"),
+                ("wait_for_grants", "nothing is granted"),
+                ("paused", "the engine stands still, and waits for the bytes of new weights"),
+                ("loading", "the engine puts new weights in place"),
+            )
         ),
         _SUMMED.gauge("running", "requests", "requests that the engines decode now"),
         _SUMMED.gauge(

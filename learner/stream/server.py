@@ -108,12 +108,21 @@ class StreamServer:
     def mark_trained(self, slots: Sequence[int]) -> None:
         """Remove a trained batch from the queue. ValueError unless `slots` are those of `next_batch`."""
         with self._lock:
+            batch = self._queue.batch() or []
             self._queue.trained(slots)
+            self._members.tokens.trained(_tokens(batch))
 
     def mark_published(self, version: int) -> None:
         """Record that every member has loaded `version`, and grant what that opens."""
         with self._changed:
             self.gate.published(version)
+            self._members.grant(self._members.all())
+            self._changed.notify_all()
+
+    def limit_staleness(self, max_staleness: int) -> None:
+        """Change the bound while the run goes on, and grant what that opens (`Gate.limit_staleness`)."""
+        with self._changed:
+            self.gate.limit_staleness(max_staleness)
             self._members.grant(self._members.all())
             self._changed.notify_all()
 
@@ -131,6 +140,7 @@ class StreamServer:
         """Put back the queue of a checkpoint."""
         with self._lock:
             self._queue.restore(trajectories)
+            self._members.tokens.restart(_tokens(self._queue.waiting()))
 
     def frozen(self) -> AbstractContextManager[object]:
         """A lock under which nothing arrives and nothing is granted, for a checkpoint of gate and queue together."""
@@ -268,7 +278,7 @@ class StreamServer:
             reports = self._members.reports
             reports.report(Holder(_SELF, self.gate.life), {f"stream/{name}": n for name, n in self._counted().items()})
             now = {"stream/late": self.gate.late, "stream/queued": len(self._queue), "actors": len(self._members)}
-            return reports.combined() | now
+            return reports.combined() | self._members.tokens.describe(_tokens(self._queue.waiting())) | now
 
     def reports_state(self) -> dict[str, Any]:
         """Return the counters of everyone, for `restore_reports` in the learner's next life; plain data."""
@@ -296,3 +306,8 @@ class StreamServer:
     def _check_thread(self) -> None:
         if self._socket.failure is not None:
             raise RuntimeError("the stream's thread failed") from self._socket.failure
+
+
+def _tokens(trajectories: Sequence[Trajectory]) -> int:
+    """Response tokens, those that an engine generated."""
+    return sum(len(trajectory.response_ids) for trajectory in trajectories)

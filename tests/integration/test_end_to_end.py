@@ -170,6 +170,10 @@ def test_what_the_run_recorded_keeps_its_promises(run: Run) -> None:
     for row in rows:
         ended = sum(row[f"ledger/{state}"] for state in ("trained", "dropped", "returned", "queued", "in_flight"))
         assert row["ledger/granted"] == ended
+        tokens = {name.removeprefix("token_ledger/"): n for name, n in row.items() if name.startswith("token_ledger/")}
+        assert tokens["generated"] == sum(n for name, n in tokens.items() if name != "generated")
+        assert tokens["unaccounted"] == 0, row["step"]
+        assert row["learner_time/unaccounted_s"] < 0.02 * row["learner_time/total_s"]
 
     played = run.played()
     assert {(t["kind"], t["role"]) for t in played} == {

@@ -60,6 +60,9 @@ class Player:
     def __init__(self, *args: Any, seed: int | None, **kwargs: Any) -> None:
         Player.seed = seed
 
+    def executed(self) -> int:
+        return 0
+
     def counts(self) -> dict[str, float]:
         return {}
 

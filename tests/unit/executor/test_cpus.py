@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.cpus import allowed_cpus
+from executor.cpus import CoresError, allowed_cpus, pin
 
 V1 = {"quota": "200000", "period": "100000"}
 
@@ -66,3 +66,33 @@ def test_a_learner_takes_no_more_threads_than_it_has_cpus() -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["1", "1"]
+
+
+def test_a_pinned_process_and_its_children_keep_to_their_cores() -> None:
+    script = """
+import os, subprocess, sys, threading
+from executor.cpus import pin
+one = max(os.sched_getaffinity(0))
+ready, go = threading.Event(), threading.Event()
+found = []
+def look():
+    ready.set()
+    go.wait()
+    found.append(os.sched_getaffinity(0))
+thread = threading.Thread(target=look)
+thread.start()
+ready.wait()
+pin([one])
+go.set()
+thread.join()
+child = subprocess.check_output([sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"], text=True)
+assert found == [{one}] and os.sched_getaffinity(0) == {one} and child.strip() == str({one}), (found, child)
+pin([])
+assert os.sched_getaffinity(0) == {one}
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_cores_that_are_not_there_are_named() -> None:
+    with pytest.raises(CoresError, match=r"\[4095\].*learner.cpus and actors.cpus"):
+        pin([4095])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from launch.bench.e2e_modes import steps_left_out
 from learner.ledger import conserved, totals
 from learner.loop import Hooks, learn
 from learner.phase import Phase
@@ -18,6 +19,7 @@ from learner.ranks import Ranks
 from learner.schedule import CheckpointSchedule
 from learner.settings import LearnerSettings
 from learner.staleness import Gate
+from learner.time_ledger import LEARNER_PARTS, TimeLedger
 from learner.trajectory import Role, Trajectory
 from tests.unit.learner.playing import BATCH, Actors
 
@@ -49,6 +51,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.ranks = Ranks()
+        self.time = TimeLedger(LEARNER_PARTS)
         self.gate = Gate(BATCH, self.max_staleness, solutions=2, version=self.version)
         self.actors = Actors(self.gate)
 
@@ -143,6 +146,37 @@ def test_a_step_is_recorded_with_the_numbers_of_all_who_had_a_part_in_it() -> No
     )
     assert first["wait_for_batch_s"] >= 0
     assert run.fresh == [16, 16], "what waits, the batch included, is there to be probed"
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 3), (3, 0), (4, 2), (1, 2)])
+def test_a_bound_that_changes_holds_for_all_that_is_granted_from_then_on(before: int, after: int) -> None:
+    run = Run(steps=16, max_staleness=before)
+    record, changed_at = run.on_step, 5
+
+    def on_step(metrics: dict[str, float], batch: Sequence[Trajectory]) -> None:
+        record(metrics, batch)
+        if run.version == changed_at:
+            run.gate.limit_staleness(after)
+
+    run.on_step = on_step  # type: ignore[method-assign]
+    run.learn()
+    bounds = [int(row["max_staleness"]) for row in run.rows]
+    assert bounds == [before] * changed_at + [after] * (16 - changed_at)
+    ages = [max(number - t.oldest_version for t in batch) for number, batch in enumerate(run.batches)]
+    settled = changed_at + steps_left_out(before, after)
+    assert all(age <= max(before, after) for age in ages)
+    assert all(age <= after for age in ages[settled:]), ages
+    assert ages[-1] == after, "the wider bound is used"
+    assert conserved(run.gate.ledger())
+
+
+def test_the_loops_seconds_are_all_accounted_for_but_for_calls_between_its_parts() -> None:
+    run = Run(steps=3, checkpoint_every=1)
+    run.learn()
+    for row in run.rows:
+        parts = sum(row[f"learner_time/{part}_s"] for part in (*LEARNER_PARTS, "unaccounted"))
+        assert row["learner_time/total_s"] == pytest.approx(parts)
+    assert run.rows[1]["learner_time/checkpoint_s"] > 0, "that of the step before"
 
 
 def test_phases_come_in_the_order_of_the_loop() -> None:

@@ -85,8 +85,11 @@ def test_the_json_has_the_agreed_form(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     _report().write(path)
     found = json.loads(path.read_text())
-    assert set(found) == {"bench", "machine", "versions", "settings", "rows", "ratios", "goals", "notes"}
-    assert found["ratios"]["fast_over_slow"] == {"median": 4.0, "min": 3.0, "max": 5.0, "runs": 2}
+    assert set(found) == {
+        "bench", "machine", "versions", "settings", "rows", "ratios", "goals", "tables", "failures", "notes",
+    }  # fmt: skip
+    assert found["ratios"]["fast_over_slow"] == {"median": 4.0, "min": 3.0, "max": 5.0, "runs": 2, "better": "more"}
+    assert found["ratios"]["late_over_early"]["better"] == "less"
     assert found["goals"]["fast_over_slow"] == {"at_least": 5, "value": 4.0, "met": False}
     assert found["goals"]["late_over_early"] == {"at_most": 2, "value": 1.25, "met": True}
     assert found["rows"][0]["rate"] == 1250
