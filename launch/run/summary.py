@@ -66,7 +66,7 @@ def exit_code(folder: RunFolder, code: int, stopped_early: bool) -> int:
 
 
 def learning_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """First, last and curve of each rate, with 3-step means at the ends; held-out measurements as they are.
+    """First, last and curve of each rate, with means of up to 3 steps at the ends; held-out measurements as they are.
 
     A solve rate rises as well when the tasks become trivial. So beside it stand how much is solved of tasks that stay
     what they are (held-out), and how many proposals ignore their input or repeat what the buffer has.
@@ -79,7 +79,8 @@ def learning_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             values = [row.get(f"{prefix}/{name}") for row in rows]
             known = [value for value in values if value is not None]
             if known:
-                first, last = _average(known[:window]), _average(known[-window:])
+                size = min(window, max(1, len(known) // 2))  # no step is in both
+                first, last = _average(known[:size]), _average(known[-size:])
                 table.add_row(f"{label}, {name}", f"{first:.0%}", f"{last:.0%}", sparkline(values))
     return table
 

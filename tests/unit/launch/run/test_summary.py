@@ -8,7 +8,7 @@ import pytest
 
 from launch.models import ModelError, prepare
 from launch.run.folder import RunFolder
-from launch.run.summary import sparkline, summarise, warnings
+from launch.run.summary import learning_table, sparkline, summarise, warnings
 from learner.ledger import CellCounts
 from learner.trajectory import Cell, Role
 
@@ -69,10 +69,18 @@ def test_a_run_that_collapsed_does_not_look_like_one_that_learned(
     lines = {line.split("│")[1].strip(): line for line in printed.splitlines() if line.count("│") > 3}
     assert "25%" in lines["solved, held-out, deduction"] and "20%" in lines["solved, held-out, deduction"]
     assert "▃·▂" in lines["solved, held-out, mean"], "steps without a measurement are no zeros"
-    assert "67%" in lines["ignore their input, deduction"]
-    assert "10%" in lines["known already, deduction"]
+    assert "20%" in lines["ignore their input, deduction"] and "100%" in lines["ignore their input, deduction"]
+    assert "0%" in lines["known already, deduction"] and "20%" in lines["known already, deduction"]
     assert "67% of the last deduction proposals that ran ignore their input" in printed
     assert "are in the buffer already" not in printed
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_no_step_is_at_both_ends_of_a_curve(steps: int) -> None:
+    half = steps // 2
+    table = learning_table([{"time_s": 1.0, "solve_rate/mean": float(step >= half)} for step in range(steps)])
+    first, last = (next(iter(table.columns[column].cells)) for column in (1, 2))
+    assert (first, last) == ("0%" if steps > 1 else "100%", "100%")
 
 
 def test_warnings_look_at_the_end_of_a_run() -> None:
