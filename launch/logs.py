@@ -12,9 +12,11 @@ give it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 
@@ -58,18 +60,31 @@ def close_log() -> None:
     root = logging.getLogger()
     for handler in [one for one in root.handlers if one.get_name() == _OWN]:
         root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # what a full disk has not taken
+            handler.close()
 
 
 class _File(logging.FileHandler):
-    """A log file. Libraries may close all handlers; this one then opens its file again, and a run goes on without a log
-    where that fails."""
+    """A log file. Libraries may close all handlers; this one then opens its file again. A run goes on without a log
+    where that fails, or the disk is full, and says so once."""
+
+    _told = False
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
         except OSError:
             self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the name is logging's)
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:  # logging would print a traceback for every record
+            self._told = True
+            print(
+                f"azr: the log {self.baseFilename} cannot be written: {type(error).__name__}: {error}", file=sys.stderr
+            )
 
 
 def _install(handler: logging.Handler, process: str, level: str) -> None:

@@ -147,3 +147,14 @@ def test_a_log_that_cannot_be_written_stops_nothing_and_a_closed_one_is_left_alo
     logs.close_log()
     logging.getLogger("actors.rollout").info("four")
     assert "four" not in file.read_text()
+
+
+def test_a_full_disk_costs_the_log_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    logs.log_to_file(Path("/dev/full"), "driver.0", "info")
+    for _ in range(3):
+        logging.getLogger("launch").info("a line")
+    logs.close_log()
+    assert re.fullmatch(r"azr: the log /dev/full cannot be written: .*No space left.*\n", capsys.readouterr().err)
