@@ -82,9 +82,7 @@ class _File(logging.FileHandler):
             super().handleError(record)
         elif not self._told:  # logging would print a traceback for every record
             self._told = True
-            print(
-                f"azr: the log {self.baseFilename} cannot be written: {type(error).__name__}: {error}", file=sys.stderr
-            )
+            sys.stderr.write(f"azr: the log {self.baseFilename} cannot be written: {type(error).__name__}: {error}\n")
 
 
 def _install(handler: logging.Handler, process: str, level: str) -> None:
