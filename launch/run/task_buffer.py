@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,22 @@ def seed_file(name: str) -> Path:
 
 
 def restore(folder: RunFolder, checkpoint: Path) -> None:
-    """Bring back a checkpoint's snapshot. Killed at any point, it can simply be done again."""
+    """Bring back a checkpoint's snapshot. Killed at any point, it can simply be done again. Raises TaskBufferError for
+    one that is damaged."""
     fresh = folder.path / f".{SNAPSHOT}.restored"
-    copy_database(checkpoint / SNAPSHOT, fresh)
+    try:
+        copy_database(checkpoint / SNAPSHOT, fresh)
+        with closing(sqlite3.connect(fresh)) as database:  # the copy is of pages, whatever is in them
+            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
+    except sqlite3.OperationalError:
+        raise  # a full disk, a file in use: the snapshot is whole
+    except sqlite3.DatabaseError as error:
+        raise TaskBufferError(
+            f"the task buffer in the checkpoint {checkpoint} is damaged ({str(error).strip()}). Move the checkpoint "
+            "away: the run then goes on from the one before"
+        ) from None
     set_aside(folder, f"the run goes on from {checkpoint.name}", checkpoint / SNAPSHOT)
     fresh.rename(folder.tasks)
 

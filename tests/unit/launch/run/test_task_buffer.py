@@ -164,6 +164,22 @@ def test_a_file_that_cannot_be_read_is_kept(folder: RunFolder) -> None:
     assert programs(folder.tasks) == []
 
 
+@pytest.mark.parametrize("part", range(6))
+def test_a_damaged_snapshot_is_refused_wherever_the_damage_is(folder: RunFolder, part: int) -> None:
+    with closing(TaskBuffer(folder.tasks, CONFIG.buffer)) as store:
+        for number in range(200):
+            put(store, number)
+        saved = checkpoint(folder, store, 1)
+    content = bytearray((saved / SNAPSHOT).read_bytes())
+    start = len(content) * part // 6
+    content[start : start + len(content) // 6] = bytes(len(content) // 6)
+    (saved / SNAPSHOT).write_bytes(content)  # of the size that the checkpoint's list has
+    before = folder.tasks.read_bytes()
+    with pytest.raises(TaskBufferError, match="step_00000001 is damaged"):
+        open_tasks(CONFIG, folder, resume=True)
+    assert folder.tasks.read_bytes() == before, "and nothing was moved"
+
+
 def test_a_buffer_that_another_run_has_open_is_not_taken_away(folder: RunFolder) -> None:
     store = open_tasks(CONFIG, folder, resume=False)
     put(store, 1)
