@@ -44,10 +44,16 @@ class Checkpoints:
     """The folder `checkpoints/` of a run; keeps the newest `keep` checkpoints."""
 
     def __init__(
-        self, directory: Path, keep: int, on_complete: Callable[[int, float], object] = lambda version, seconds: None
+        self,
+        directory: Path,
+        keep: int,
+        on_complete: Callable[[int, float], object] = lambda version, seconds: None,
+        check_owner: Callable[[], object] = lambda: None,
     ) -> None:
         """`on_complete` is called on rank 0 with the version and the seconds that it took, once a checkpoint is
-        complete; on the thread that writes it."""
+        complete; on the thread that writes it. `check_owner` is called before a rank writes, and before a checkpoint
+        gets its name; it raises where the folder belongs to another run by now."""
+        self._check_owner = check_owner
         self.directory = directory
         self._on_complete = on_complete
         self._keep = keep
@@ -103,6 +109,7 @@ class Checkpoints:
         raises CheckpointError if that one failed.
         """
         self.wait()
+        self._check_owner()
         began = time.monotonic()
         if ranks.world_size > 1 and self._group is None:
             # Apart from training's groups, whose collectives must not come between this one's.
@@ -159,6 +166,7 @@ class Checkpoints:
 
     def _name(self, version: int, partial: Path, final: Path) -> None:
         """Bring everything to the disk, give the folder its name, and remove what is beyond `keep`."""
+        self._check_owner()
         seal(partial, version)
         for path in [*partial.rglob("*"), partial]:
             sync(path)

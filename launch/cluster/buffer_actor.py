@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sqlite3
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +21,15 @@ from executor.signals import ignore_signals
 from executor.tasks import Task
 from launch.cluster.environment import prepare_part
 from launch.config import Config
-from launch.run.folder import RunFolder, log_to
+from launch.run.folder import OwnerLost, RunFolder, log_to
 from launch.run.task_buffer import open_tasks
 
 _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+OWNER_EVERY_S = 1.0
+"""Seconds between two looks whether the run folder has another owner."""
 
 
 class BufferActor:
@@ -38,13 +42,14 @@ class BufferActor:
     on without its tasks.
     """
 
-    def __init__(self, config: Config, folder: Path, log_number: int = 0) -> None:
+    def __init__(self, config: Config, folder: RunFolder, log_number: int = 0) -> None:
         """`log_number`: of its log; a process that Ray restarts goes on with the same one."""
         self._config = config
-        self._folder = RunFolder(folder.absolute())
+        self._folder = folder
         ignore_signals()
         log_to(self._folder, "buffer", log_number, config.run.log_level)
         self._store: TaskBuffer | None = None
+        self._checked_at = 0.0
         self._failure: Exception | None = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray calls a deprecated function of its own there
@@ -102,8 +107,11 @@ class BufferActor:
     def _ask(self, request: Callable[[TaskBuffer], T]) -> T:
         assert self._store is not None
         try:
+            if time.monotonic() > self._checked_at + OWNER_EVERY_S:
+                self._folder.check_owner()
+                self._checked_at = time.monotonic()
             return request(self._store)
-        except (sqlite3.Error, TaskBufferError, OSError) as error:
+        except (sqlite3.Error, TaskBufferError, OwnerLost, OSError) as error:
             self._failure = error
             _LOG.exception("the task buffer failed for good")
             raise

@@ -47,7 +47,7 @@ class BufferProcess:
             self._places.buffer,
             BufferActor,
             context.config,
-            context.folder.path,
+            context.folder,
             self._log_number,
             **options(context.config.supervision.max_buffer_restarts),
         )

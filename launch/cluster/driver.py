@@ -93,6 +93,7 @@ def _drive(
         with interrupts.running(supervisor.has_unsaved_work, console.say, lambda: supervisor.status().durations.stop_s):
             with console.open(), requests.accepted():
                 while not supervisor.poll():
+                    folder.check_owner()
                     watch(supervisor)
                     requests.serve(supervisor)
                     if interrupts.stopping and not stopping:

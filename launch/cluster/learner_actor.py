@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -44,7 +43,7 @@ class LearnerActor:
         self,
         workload: Workload,
         config: Config,
-        folder: Path,
+        folder: RunFolder,
         rank: int,
         life: int,
         buffer: Any,
@@ -57,7 +56,7 @@ class LearnerActor:
         """
         self._workload = workload
         self._config = config
-        self._folder = RunFolder(folder.absolute())
+        self._folder = folder
         pin(config.learner.cpus)
         ignore_signals()
         log_to(self._folder, f"learner{rank}", first_log + life, config.run.log_level)
@@ -139,6 +138,7 @@ class LearnerActor:
             self._folder.checkpoints,
             config.learner.keep_checkpoints,
             checkpoint_event(self._folder, self._progress.measured.checkpoint),
+            self._folder.check_owner,
         )
         saved = Saved(
             checkpoints,

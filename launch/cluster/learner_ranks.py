@@ -150,7 +150,7 @@ class LearnerRanks:
                 LearnerActor,
                 context.workload,
                 context.config,
-                context.folder.path,
+                context.folder,
                 assignment.index,
                 self.life,
                 self._buffer,

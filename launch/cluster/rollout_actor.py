@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executor.cpus import pin
@@ -27,7 +26,7 @@ class RolloutActor:
         self,
         workload: Workload,
         config: Config,
-        folder: Path,
+        folder: RunFolder,
         index: int,
         incarnation: int,
         endpoint: str,
@@ -42,7 +41,7 @@ class RolloutActor:
         self._endpoint = endpoint
         self._keys = keys
         self._buffer = buffer
-        self._folder = RunFolder(folder.absolute())
+        self._folder = folder
         pin(config.actors.cpus)  # the engine's processes and the sandboxes inherit it
         ignore_signals()
         self._log = log_to(self._folder, self._id, incarnation, config.run.log_level)

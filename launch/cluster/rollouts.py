@@ -171,7 +171,7 @@ class Rollouts:
             RolloutActor,
             self._context.workload,
             self._context.config,
-            self._context.folder.path,
+            self._context.folder,
             life.index,
             life.incarnation + 1,
             endpoint,

@@ -55,7 +55,7 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`say` prints a line on the console; `workload`: what the processes do; `clock` gives seconds."""
-        self._context = context = RunContext(config, RunFolder(folder.path.absolute()), ray, say, workload, clock)
+        self._context = context = RunContext(config, folder.absolute(), ray, say, workload, clock)
         self._places = places = Places(config, ray, clock)
         self._buffer = BufferProcess(context, places)
         self._learner = LearnerRanks(context, places)

@@ -12,7 +12,6 @@ from launch.arguments import add_run, limits_of, new_command, run_config
 from launch.run.interrupts import listening
 
 if TYPE_CHECKING:
-    from launch.cluster.supervisor import Supervisor
     from launch.cluster.workload import Workload
     from launch.config import Config
     from launch.run.attempt import Origin, Start
@@ -83,6 +82,7 @@ def train(config: Config, start: Start | None = None, interrupts: Interrupts | N
             return 0
         resume = origin.goes_on
         interrupts.last_acts.append(lambda why: end_at_once(folder, why))
+        interrupts.loss = folder.loss
         # Each mode imports its own libraries (Ray, or vLLM in this process): only those that it needs are loaded.
         try:
             if config.run.mode == "serial":
@@ -91,10 +91,7 @@ def train(config: Config, start: Start | None = None, interrupts: Interrupts | N
                 return serial.run(config, folder, resume, console, interrupts)
             from launch.cluster import driver
 
-            def watch(supervisor: Supervisor) -> None:
-                folder.check_owner()
-
-            return driver.run(config, folder, resume, console, workload, watch, interrupts)
+            return driver.run(config, folder, resume, console, workload, interrupts=interrupts)
         except Exception:
             _LOG.exception("the run failed")
             raise

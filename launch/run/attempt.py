@@ -122,7 +122,15 @@ def begin(config: Config | SftConfig, folder: RunFolder, origin: Origin) -> list
     attempt = folder.new_attempt()
     attempt.config.write_text(to_run_toml(config))
     now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    began = {"attempt": attempt.number, "time": now, "host": platform.node(), "pid": os.getpid(), "command": sys.argv}
+    began: dict[str, Any] = {
+        "attempt": attempt.number,
+        "time": now,
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "command": sys.argv,
+    }
+    if job := os.environ.get("SLURM_JOB_ID"):
+        began["slurm_job"] = job
     attempt.record.write_text(to_json(began) + "\n")
     folder.create()
     lines = [*origin.notices]

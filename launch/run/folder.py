@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from executor.user_error import UserError
 from launch.json_lines import to_json
@@ -26,6 +26,12 @@ _LOG = logging.getLogger(__name__)
 
 class RunFolderError(UserError):
     """A run folder that cannot be used; the message says what to do."""
+
+
+class OwnerLost(RunFolderError):
+    """Another process took over the folder that this process owned."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class AttemptFolder:
@@ -56,7 +62,7 @@ class AttemptFolder:
 class RunFolder:
     """The paths of one run."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, claim: str = "") -> None:
         self.path = path
         self.config = path / "config.toml"
         self.metrics = path / "metrics.jsonl"
@@ -69,8 +75,35 @@ class RunFolder:
         self.logs = path / "logs"
         self.attempts = path / "attempts"
         self.owner = path / "owner.lock"
-        self.check_owner: Callable[[], None] = lambda: None
-        """Raises OwnerLost if this process owned the folder and has lost it (`launch.run.owner`)."""
+        self.claim = claim
+        """The token in `owner.lock` by which this run owns the folder (`launch.run.owner`); empty: it owns none."""
+
+    def absolute(self) -> RunFolder:
+        """The same folder, for processes with working directories of their own."""
+        return RunFolder(self.path.absolute(), self.claim)
+
+    def loss(self) -> str:
+        """The sentence for a run whose folder another process has taken over; empty while it owns it, or owns none."""
+        if not self.claim:
+            return ""
+        try:
+            lines = self.owner.read_text().splitlines()
+        except FileNotFoundError:
+            lines = []
+        except OSError:
+            return ""  # a file system that does not answer tells nothing
+        if f"token={self.claim}" in lines:
+            return ""
+        return (
+            f"this process does not own {self.path} any more, and writes nothing more there: it gave no heartbeat for "
+            f"too long and another process took over, or {self.owner} was removed"
+        )
+
+    def check_owner(self) -> None:
+        """Raise OwnerLost if this run owned the folder and has lost it. Every process of a run calls it before it
+        writes."""
+        if loss := self.loss():
+            raise OwnerLost(loss)
 
     def create(self) -> None:
         """Make the folders."""
@@ -118,10 +151,13 @@ def usable(folder: RunFolder) -> Iterator[None]:
 def append_event(folder: RunFolder, name: str, **details: Any) -> None:
     """One line in `events.jsonl`; any process may write there, since a line goes out in one piece.
 
-    A last line without its end, which a full disk has cut short, is ended first.
+    A last line without its end, which a full disk has cut short, is ended first. Nothing is written once the folder is
+    lost to another owner.
     """
     line = to_json({"time": time.time(), "event": name, **details}) + "\n"
     _LOG.info("event %s %s", name, to_json(details))
+    if folder.loss():
+        return
     with folder.events.open("ab+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         cut = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"

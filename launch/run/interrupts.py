@@ -44,6 +44,8 @@ NOTHING_TO_SAVE = 130
 LOST = 1
 """Exit code of a run that a second Ctrl-C ended: work since its last checkpoint is lost."""
 
+LOSS_EVERY_S = 1.0
+"""Seconds between two looks whether another process took over the run."""
 _LOOK_S = 0.2
 _AGAIN = f"; Ctrl-C again, {SAME_S:.0f} s from now or later, stops at once and loses it"
 _SHOW_CURSOR = b"\x1b[?25h"
@@ -95,6 +97,9 @@ class Interrupts:
         self._pressed_at: float | None = None
         self._saved = False
         self.state = State.STARTING
+        self.loss: Callable[[], str] = lambda: ""
+        """Says why this process must write nothing more: another one took over its run. Empty while none did."""
+        self._looked_at = -LOSS_EVERY_S
         self.last_acts: list[Callable[[str], object]] = []
         """Called with the reason before the process ends at once, newest first: what must not stay behind."""
 
@@ -152,7 +157,12 @@ class Interrupts:
                 self._ask(f" ({signal.Signals(number).name})")
 
     def look(self) -> None:
-        """Ask the run to stop once its end, `StopLimits.stop_by`, is no further away than a stop takes."""
+        """End the process at once where another one took over its run. Ask the run to stop once its end,
+        `StopLimits.stop_by`, is no further away than a stop takes."""
+        if self._clock() > self._looked_at + LOSS_EVERY_S:
+            self._looked_at = self._clock()
+            if loss := self.loss():
+                self.end(LOST, loss)
         stop_by = self.limits.stop_by
         if stop_by is not None and not self.stopping and time.time() >= stop_by - self._needed_s():
             with self._lock:
@@ -240,9 +250,11 @@ def stop_details(left_s: float | None, save_s: float) -> dict[str, float]:
 
 
 def _listen(found: Interrupts, ended: threading.Event) -> None:
-    while not ended.is_set():
-        if (taken := signal.sigtimedwait(SIGNALS, _LOOK_S)) is not None:
-            found.came(taken.si_signo)
+    while not ended.wait(_LOOK_S):
+        # Not `sigtimedwait`: after a SIGSTOP that outlasts its timeout it returns a signal that never came.
+        for number in signal.sigpending() & set(SIGNALS):
+            signal.sigwait({number})
+            found.came(number)
         found.look()
 
 

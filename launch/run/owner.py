@@ -17,7 +17,6 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import ClassVar
 
 import psutil
 from filelock import LeaseSettingsMismatch, OwnerRecord, SoftFileLease, Timeout
@@ -31,19 +30,14 @@ HERE_S = 1.0
 """Seconds to try before the owner is looked at: enough to notice that it was killed, and to take its place."""
 
 
-class OwnerLost(RunFolderError):
-    """Another process took over the folder that this process owned."""
-
-    exit_code: ClassVar[int] = 1
-
-
 @contextlib.contextmanager
 def owned(folder: RunFolder, say: Callable[[str], None], lease_s: float = LEASE_S) -> Iterator[None]:
     """Own `folder` until the block ends; a missing folder is made. Raises RunFolderError where another process owns it.
 
-    `folder.check_owner` then raises OwnerLost once this process has lost the folder: one that is stopped (SIGSTOP, a
-    suspended machine) for longer than `LEASE_S` loses it when another host resumes the run. `say` gets a line when this
-    waits for another host, and when it takes over from a process that is gone. `lease_s` replaces `LEASE_S` in tests.
+    `folder.claim` is then the lease's token, by which every process of the run sees whether the folder is still its
+    own: a run that is stopped (SIGSTOP, a suspended machine) or cut off for longer than `LEASE_S` loses it when another
+    host resumes it. `say` gets a line when this waits for another host, and when it takes over from a process that is
+    gone. `lease_s` replaces `LEASE_S` in tests.
     """
     path = folder.path
     lease = SoftFileLease(folder.owner, lease_duration=lease_s, thread_local=False, poll_interval=0.1)
@@ -57,11 +51,11 @@ def owned(folder: RunFolder, say: Callable[[str], None], lease_s: float = LEASE_
             f"the run folder {path} cannot be used: {error.strerror} ({error.filename or path}). Set run.dir to a "
             "folder that can be written"
         ) from None
+    folder.claim = lease.token or ""
     try:
         if former is not None:
             say(f"taking over {path}: {_named(former)} ended without giving it back (killed?)")
             append_event(folder, "owner_replaced", host=former.hostname, pid=former.pid)
-        folder.check_owner = lambda: _check(folder, lease)
         yield
     finally:
         lease.release()
@@ -80,14 +74,6 @@ def refusal(folder: RunFolder) -> str | None:
     except FileNotFoundError:
         return None  # it has just ended
     return _refusal(folder, owner) if (_lives_here(owner) if _of_this_host(owner) else beats) else None
-
-
-def _check(folder: RunFolder, lease: SoftFileLease) -> None:
-    if loss := lease.compromise:
-        raise OwnerLost(
-            f"this process does not own {folder.path} any more ({loss.reason}), and writes nothing more there: it gave "
-            f"no heartbeat for {LEASE_S:.0f} s and another process took over, or {folder.owner} was removed"
-        )
 
 
 def _acquire(folder: RunFolder, lease: SoftFileLease, say: Callable[[str], None]) -> None:
@@ -136,6 +122,8 @@ def _refusal(folder: RunFolder, owner: OwnerRecord | None) -> str:
         attempt = folder.newest_attempt()
         began = attempt.began() if attempt is not None else {}
         number = f"attempt {began['attempt']}, " if began.get("pid") == owner.pid else ""
+        if number and "slurm_job" in began:
+            number = f"SLURM job {began['slurm_job']}, {number}"
         since = f", since {began['time']}" if number else ""
         who = f"{number}{_named(owner)}{since}"
     with contextlib.suppress(OSError):

@@ -285,7 +285,7 @@ def _run(config: Config, folder: RunFolder, resume: bool, view: Console, interru
     heldout = Heldout(engine, environment, config.selfplay)
     state = SerialState(engine, player, stream, heldout)
     on_complete = checkpoint_event(folder, progress.measured.checkpoint)
-    checkpoints = Checkpoints(folder.checkpoints, config.learner.keep_checkpoints, on_complete)
+    checkpoints = Checkpoints(folder.checkpoints, config.learner.keep_checkpoints, on_complete, folder.check_owner)
 
     def hurried() -> bool:
         return progress.is_hurried() and trainer.version < config.learner.steps

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +55,7 @@ def run(config: SftConfig, start: Start | None = None, interrupts: Interrupts | 
     folder = RunFolder(config.folder)
     with owned(folder, console.say):
         interrupts.last_acts.append(lambda why: end_at_once(folder, why))
+        interrupts.loss = folder.loss
         with usable(folder):
             origin = find_origin(config, folder, start or Start())
         prepare(config.model.path, console.say)
@@ -96,18 +96,15 @@ class SftRank:
     def __init__(
         self,
         config: SftConfig,
-        folder: Path,
+        folder: RunFolder,
         rank: int = 0,
         log_number: int | None = None,
         data: Data | None = None,
-        check_owner: Callable[[], None] = lambda: None,
     ) -> None:
         """`log_number`: of the log that the rank's output goes to; None for the only rank, which runs in the driver.
-        `data`: where it has been read already. `check_owner`: `RunFolder.check_owner` of the folder's owner, in the
-        same process."""
+        `data`: where it has been read already."""
         self._config = config
-        self._folder = RunFolder(folder.absolute())
-        self._folder.check_owner = check_owner
+        self._folder = folder
         self._rank = rank
         self._meeting = Meeting()
         self._data = data
@@ -146,6 +143,7 @@ class SftRank:
             self._folder.checkpoints,
             config.learner.keep_checkpoints,
             checkpoint_event(self._folder, progress.measured.checkpoint),
+            self._folder.check_owner,
         )
         identity = _identity(config, data)
         latest = checkpoints.latest() if resume else None
@@ -221,7 +219,7 @@ def _here(
     config: SftConfig, folder: RunFolder, data: Data, resume: bool, console: SftConsole, interrupts: Interrupts
 ) -> str:
     """Run the only rank in this process; returns why it stopped early, or ""."""
-    rank = SftRank(config, folder.path, data=data, check_owner=folder.check_owner)
+    rank = SftRank(config, folder, data=data)
 
     def stop() -> bool:
         unsaved = has_unsaved_work(rank.status())
@@ -261,7 +259,7 @@ def _on_ray(config: SftConfig, folder: RunFolder, resume: bool, console: SftCons
             number = max(folder.next_log(f"learner{each.index}") for each in assignments)
             # One call runs the rank, another one asks it for its status.
             ranks = [
-                port.start(each, SftRank, config, folder.path, each.index, number, max_concurrency=4)
+                port.start(each, SftRank, config, folder.absolute(), each.index, number, max_concurrency=4)
                 for each in assignments
             ]
             try:

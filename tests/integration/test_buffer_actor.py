@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def actor(folder: RunFolder) -> Iterator[Any]:
     config = Config(run=RunSettings(name="run"))
     assignment = Assignment(Part.BUFFER, 0, Ray().nodes()[0].name, Needs(num_cpus=0))
-    actor = Ray().start(assignment, BufferActor, config, folder.path, **options(max_restarts=3))
+    actor = Ray().start(assignment, BufferActor, config, folder, **options(max_restarts=3))
     ray.get(actor.open.remote(False))
     yield actor
     ray.kill(actor)

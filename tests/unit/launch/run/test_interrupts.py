@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.run.interrupts import LOST, NOTHING_TO_SAVE, SAME_S, SAVED, UNLIMITED, Interrupts, State, StopLimits
+from tests.waiting import wait_until
 
 
 class Run:
@@ -191,3 +192,28 @@ def test_a_process_hears_signals_inside_of_a_library_and_takes_its_children_alon
     while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_process_that_was_suspended_and_goes_on_has_not_been_interrupted() -> None:
+    program = """
+import sys
+from launch.run.interrupts import listening
+with listening() as interrupts, interrupts.running(lambda: True, lambda text: None):
+    print("listens", flush=True)
+    sys.stdin.readline()
+    print(interrupts.stopping, flush=True)
+    sys.stdin.readline()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        wait_until(lambda: time.monotonic() > stopped + 1)  # longer than the listener waits
+        process.send_signal(signal.SIGCONT)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "False\n"
+        process.stdin.write("\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,8 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.run.folder import RunFolder, RunFolderError
-from launch.run.owner import OwnerLost, owned
+from launch.config import Config
+from launch.run.attempt import Origin, begin
+from launch.run.folder import OwnerLost, RunFolder, RunFolderError, append_event
+from launch.run.owner import owned
 from tests.waiting import wait_until
 
 PROGRAM = """
@@ -160,3 +164,62 @@ def test_a_folder_that_cannot_be_made_is_an_error_with_the_reason(tmp_path: Path
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match=r"cannot be used: .*run\.dir"):
         own(tmp_path / place)
+
+
+REPLACED = """
+import subprocess, sys
+from pathlib import Path
+from launch.run.folder import RunFolder
+from launch.run.interrupts import listening
+from launch.run.owner import owned
+folder = RunFolder(Path(sys.argv[1]))
+with listening() as interrupts, owned(folder, print, lease_s=float(sys.argv[2])):
+    interrupts.loss = folder.loss
+    child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    print(child.pid, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.slow
+def test_an_owner_that_comes_back_after_another_host_took_over_ends_with_all_its_processes(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    arguments = [sys.executable, "-c", REPLACED, str(tmp_path), str(LEASE_S)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = psutil.Process(int(process.stdout.readline()))
+        process.send_signal(signal.SIGSTOP)
+        seen_from_elsewhere(folder)
+        with owned(folder, lambda text: None, LEASE_S):
+            process.send_signal(signal.SIGCONT)
+            assert process.wait(60) == 1
+            wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+            folder.check_owner()
+            assert folder.owner.exists(), "it is the other one's now"
+
+
+def seen_from_elsewhere(folder: RunFolder) -> None:
+    """Make the owner's record that of a process on another host, as a second host would see it."""
+    lines = folder.owner.read_text().splitlines(keepends=True)
+    folder.owner.write_text("".join("host=elsewhere\n" if line.startswith("host=") else line for line in lines))
+
+
+def test_a_process_of_a_run_writes_no_event_once_another_run_owns_the_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with owned(folder, lambda text: None, 60.0):
+        rank = pickle.loads(pickle.dumps(folder.absolute()))
+        append_event(rank, "first")
+        folder.owner.write_text(folder.owner.read_text().replace(folder.claim, "0" * 32))
+        append_event(rank, "second")
+        with pytest.raises(OwnerLost, match="writes nothing more"):
+            rank.check_owner()
+    assert [json.loads(line)["event"] for line in folder.events.read_text().splitlines()] == ["first"]
+
+
+def test_a_run_on_slurm_is_refused_with_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    folder = RunFolder(tmp_path)
+    with owned(folder, lambda text: None, LEASE_S):
+        begin(Config(), folder, Origin())
+        with pytest.raises(RunFolderError, match="in use by SLURM job 4711, attempt 1, process"):
+            own(tmp_path)

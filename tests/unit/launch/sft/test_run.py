@@ -16,6 +16,7 @@ import torch
 from launch.cli import main
 from launch.config import SftConfig, build, documented, load, to_toml
 from launch.recipe import RECIPES, ConfigError
+from launch.run.folder import RunFolder
 from launch.run.interrupts import SAVED
 from launch.sft.console import step_line
 from launch.sft.run import SftRank, _read
@@ -146,7 +147,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 
 def test_time_that_is_up_stops_a_run(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = load(recipe, ["run.max_minutes=1e-9", "run.name=short"], SftConfig)
-    rank = SftRank(config, config.folder)
+    rank = SftRank(config, RunFolder(config.folder))
     rank.run(resume=False)
     assert rank.status().stop == "run.max_minutes = 1e-09 is over"
     assert not (config.folder / "hf").exists()
