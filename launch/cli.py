@@ -61,10 +61,10 @@ Every command has examples: azr COMMAND --help
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    from launch.standard_streams import prepare_streams, silence
-
-    prepare_streams()
     try:
+        from launch.standard_streams import prepare_streams, silence  # here: a Ctrl-C during imports is one too
+
+        prepare_streams()
         try:
             return _main(argv)
         finally:

@@ -162,3 +162,15 @@ def test_a_reader_that_goes_away_is_no_traceback(arguments: list[str]) -> None:
     os.close(writer)
     assert found.stderr == ""
     assert found.returncode in (0, cli.BROKEN_PIPE)  # argparse does not notice it
+
+
+@pytest.mark.parametrize("where", ["launch.standard_streams.prepare_streams", "launch.cli.make_parser"])
+def test_an_interrupt_while_a_command_starts_is_no_traceback(
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupted)
+    assert cli.main(["model", "list"]) == cli.INTERRUPTED
+    assert capsys.readouterr().err == "azr: interrupted\n"
