@@ -127,15 +127,12 @@ class _Version(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
         import platform
-        from importlib.metadata import PackageNotFoundError, version
 
-        found = []
-        for name in ("torch", "vllm", "megatron-core", "ray"):
-            try:
-                found.append(f"{name} {version(name)}")
-            except PackageNotFoundError:
-                found.append(f"no {name}")
-        print(f"azr {version('azr')} (Python {platform.python_version()}, {', '.join(found)})")
+        from launch.versions import version_of
+
+        versions = {name: version_of(name) for name in ("torch", "vllm", "megatron-core", "ray")}
+        found = [f"{name} {number}" if number else f"no {name}" for name, number in versions.items()]
+        print(f"azr {version_of('azr')} (Python {platform.python_version()}, {', '.join(found)})")
         parser.exit()
 
 

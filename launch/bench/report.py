@@ -20,7 +20,6 @@ null where a call is not one thing (many callers at once). `runs` is how many ru
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
 import platform
@@ -39,6 +38,7 @@ from rich.table import Column, Table
 
 from executor.cpus import allowed_cpus
 from launch.json_lines import to_json
+from launch.versions import version_of
 
 
 @dataclass(frozen=True)
@@ -183,10 +183,8 @@ def describe_versions(packages: Sequence[str] = ("azr",)) -> dict[str, str]:
     """Python's version and those of `packages`, as far as they are installed."""
     versions = {"python": platform.python_version()}
     for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        if number := version_of(name):
+            versions[name] = number
     return versions
 
 

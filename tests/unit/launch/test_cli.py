@@ -150,7 +150,9 @@ def test_the_version_names_what_it_runs_on(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as end:
         cli.main(["--version"])
     assert end.value.code == 0
-    assert re.fullmatch(r"azr \d+\.\d+\.\d+ \(Python 3.*, torch .*, ray .*\)\n", capsys.readouterr().out)
+    number = r"\d+\.\d+\.\d+\S*"
+    packages = ", ".join(f"{name} {number}" for name in ("torch", "vllm", "megatron-core", "ray"))
+    assert re.fullmatch(rf"azr {number} \(Python {number}, {packages}\)\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["config", "docs"]])
