@@ -11,12 +11,15 @@ import queue
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from launch.addresses import LOOPBACK
 from launch.cluster.control import ControlServer
+from launch.cluster.environment import own_address
 from launch.cluster.placement import place
 from launch.cluster.ray_port import RayPort
 from launch.cluster.supervisor import Supervisor
 from launch.cluster.verify import WeightComparison
 from launch.config import Config
+from launch.run.folder import RunFolder
 
 
 class Requests:
@@ -39,7 +42,10 @@ class Requests:
             "verify": self._answer_verify,
             "verified": self._answer_verified,
         }
-        server = ControlServer(self._config.folder, handlers)
+        # A Ray of the run's own is on this machine, and so are its actors.
+        host = LOOPBACK if self._config.ray.address is None else own_address()
+        attempt = RunFolder(self._config.folder).newest_attempt()
+        server = ControlServer(self._config.folder, handlers, host, attempt.number if attempt else 0)
         try:
             yield
         finally:

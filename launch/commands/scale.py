@@ -21,8 +21,9 @@ def register(commands: Any) -> None:
         commands,
         "scale",
         "change the number of rollout actors of a run that goes on",
-        "Set the number of rollout actors of a run that goes on, on this machine. New ones get the present weights "
-        "before they play; surplus ones finish the slots that they hold and leave. The recipe keeps its number.",
+        "Set the number of rollout actors of a run that goes on, from any machine that sees its folder. New ones get "
+        "the present weights before they play; surplus ones finish the slots that they hold and leave. The recipe "
+        "keeps its number.",
         _EXAMPLES,
     )
     command.add_argument("folder", metavar="RUN", help="the run's folder, such as runs/smollm2-cpu")

@@ -26,8 +26,9 @@ def register(commands: Any) -> None:
         commands,
         "verify",
         "compare the weights that a run's engines use with the learner's, while it goes on",
-        "Ask a run that goes on, on this machine, for digests of every tensor: the learner's after its next "
-        "publication, and each engine's at the same version. The run does not wait for it. Exit code 1: an engine "
+        "Ask a run that goes on, from any machine that sees its folder, for digests of every tensor: the "
+        "learner's after its next publication, and each engine's at the same version. The run does not wait for it. "
+        "Exit code 1: an engine "
         "differs or could not be compared.",
         _EXAMPLES,
     )

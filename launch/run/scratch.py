@@ -2,7 +2,6 @@
 
     /tmp/azr-<uid>/<digest of the run folder's path>/
         owner       locked (flock) while the run's driver lives
-        control     the socket of `azr scale` and `azr verify`
         tmp/        TMPDIR of the run's processes, with vLLM's sockets
         ray/        Ray's session: its sockets and its own logs
 
