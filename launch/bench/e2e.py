@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executor.user_error import UserError
+from launch.arguments import add_overrides, overrides_of
 from launch.bench.e2e_figures import Figures
 from launch.bench.e2e_modes import Modes
 from launch.bench.options import between, positive
@@ -60,7 +61,7 @@ place.
 examples:
   azr bench e2e                                      smollm2-cpu-small, ten minutes or so
   azr bench e2e smollm2-cpu --steps 6 --runs 3       the default run's batches
-  azr bench e2e my-recipe.toml --staleness 0,2,8 actors.num_actors=4
+  azr bench e2e my-recipe.toml actors.num_actors=4 --staleness 0,2,8
   azr bench e2e --json e2e.json --folder bench-run   the findings as JSON too, and the run folder
 """
 
@@ -92,7 +93,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe", nargs="?", default=Options.recipe, help="a TOML file, or a recipe that ships (default %(default)s)"
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top, as for azr train")
+    add_overrides(parser, "settings on top, right after the recipe")
     parser.add_argument(
         "--staleness", type=_bounds, default=Options.staleness, metavar="K,K,...", help="modes (default 0,1,2,4)"
     )
@@ -114,7 +115,7 @@ def measure(arguments: argparse.Namespace) -> Report:
     return run(
         Options(
             recipe=arguments.recipe,
-            overrides=tuple(arguments.overrides),
+            overrides=tuple(overrides_of(arguments)),
             staleness=arguments.staleness,
             runs=arguments.runs,
             steps=arguments.steps,

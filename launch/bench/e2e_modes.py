@@ -72,7 +72,7 @@ class Modes:
             return
         run, bound = self._order.pop(0)
         if bound != self._bound:
-            supervisor.ask(supervisor.processes("learner")[0], "limit_staleness", bound)
+            supervisor.limit_staleness(bound)
         left_out = steps_left_out(self._bound, bound) if self._block else FIRST_STEPS + bound
         self._bound = bound
         self._block = Block(run, bound, step + left_out + 1, step + left_out + self._steps)

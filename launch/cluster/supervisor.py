@@ -149,6 +149,11 @@ class Supervisor:
         timeout_s = context.config.supervision.watchdog_s
         return WeightComparison(context.ray, self._learner.handles[0], self._rollouts.joined, timeout_s, context.clock)
 
+    def limit_staleness(self, max_staleness: int, timeout_s: float = 60.0) -> None:
+        """Change `learner.max_staleness` while the run goes on, for benchmarks. Raises CallFailed and TimeoutError."""
+        ray = self._context.ray
+        ray.result(ray.call(self._learner.handles[0], "limit_staleness", max_staleness), timeout_s)
+
     # -- for drills ----------------------------------------------------------------------------------------------
 
     def restarts(self) -> dict[str, int]:

@@ -177,6 +177,40 @@ async def test_a_prompt_that_does_not_fit_is_refused(engine: AsyncEngine) -> Non
         await engine.generate([1] * 512, Sampling(max_tokens=1), "long")
 
 
+async def test_every_token_is_in_one_place_while_requests_come_end_and_are_cancelled(engine: AsyncEngine) -> None:
+    prompt = engine.tokenizer.encode("1, 2, 3, 4,")
+    names = [f"0-s{9000 + i}" if i % 2 else f"ledger-{i}" for i in range(12)]  # every other one fills a slot
+    before = engine.stats()
+    running = [
+        asyncio.create_task(engine.generate(prompt, Sampling(max_tokens=20 + 5 * i, seed=i), name))
+        for i, name in enumerate(names)
+    ]
+
+    def closes() -> float:
+        """The tokens that have come since; they are all held, without a slot, or dropped."""
+        now = engine.stats()
+        grown = {name: number - before.get(name, 0.0) for name, number in now.items()}
+        places = ("tokens_held", "tokens_without_slot", "tokens_dropped/aborted", "tokens_sent")
+        assert grown["tokens_generated"] == sum(grown.get(name, 0.0) for name in places), grown
+        return grown["tokens_generated"]
+
+    for task in running[::3]:
+        reached = closes() + 30
+        while closes() < reached and not all(task.done() for task in running):
+            await asyncio.sleep(0)
+        task.cancel()
+    finished = await asyncio.gather(*running, return_exceptions=True)
+    assert closes() > 0
+    now = engine.stats()
+    lengths = {
+        name: len(one.token_ids) for name, one in zip(names, finished, strict=True) if isinstance(one, Completion)
+    }
+    assert now["tokens_held"] - before["tokens_held"] == sum(n for name, n in lengths.items() if name.startswith("0-s"))
+    assert now["tokens_dropped/aborted"] > before.get("tokens_dropped/aborted", 0.0)
+    seconds = {part: now[f"actor_time/{part}_actor_s"] for part in ("prefill", "decode", "between")}
+    assert seconds["decode"] > 0 and seconds["prefill"] > 0 and seconds["between"] >= 0
+
+
 async def test_loaded_weights_are_those_of_the_file(engine: AsyncEngine) -> None:
     held = await weights_of(engine)
     head = held.pop("lm_head.weight")

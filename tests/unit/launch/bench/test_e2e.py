@@ -122,11 +122,7 @@ class Run:
     def status(self) -> Any:
         return SimpleNamespace(last={"step": len(self.bounds)} if self.bounds else {})
 
-    def processes(self, part: str) -> dict[int, Any]:
-        return {0: part}
-
-    def ask(self, process: Any, method: str, bound: int) -> None:
-        assert (process, method) == ("learner", "limit_staleness")
+    def limit_staleness(self, bound: int) -> None:
         self._bound = bound
 
     def stop(self, why: str) -> None:

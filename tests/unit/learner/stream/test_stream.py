@@ -14,6 +14,7 @@ import zmq
 
 from learner.fields import Refusal, WireError
 from learner.ledger import conserved, totals
+from learner.lineage import label_of
 from learner.staleness import Gate
 from learner.stream.client import StreamClient
 from learner.stream.server import BatchTimeout, StreamServer
@@ -61,6 +62,45 @@ def test_a_batch_comes_whole_and_acknowledged(server: StreamServer) -> None:
     numbers = server.stats()
     assert (numbers["stream/trajectories"], numbers["stream/queued"], numbers["stream/refused"]) == (8, 8, 0)
     assert numbers["stream/bytes"] > 8 * 200
+
+
+def test_tokens_are_counted_from_what_actors_report_to_what_is_trained(server: StreamServer) -> None:
+    tokens = {"generated": 0.0, "sent": 0.0, "held": 0.0}
+
+    def ledger() -> dict[str, float]:
+        found = server.stats()
+        return {name.removeprefix("token_ledger/"): n for name, n in found.items() if name.startswith("token_ledger/")}
+
+    async def story(client: StreamClient) -> None:
+        client._report = lambda: {f"tokens_{name}": number for name, number in tokens.items()}
+        tokens.update(generated=20, held=20)
+        await load(server, client)
+        await until(lambda: ledger()["in_flight"] == 20)
+        grants = await take(client, "grant", 4)
+        await answer(client, grants)  # 8 trajectories of 2 tokens
+        await settled(client)
+        assert (ledger()["queued"], ledger()["in_flight"]) == (16, 4), "before a report says that they were sent"
+        tokens.update(generated=23, sent=16, held=6)  # one token is nowhere
+        await client.send_loaded(label_of(0, server.gate.life_id), {})
+        await until(lambda: ledger()["generated"] == 23)
+
+    run(server, story)
+    batch = server.next_batch(DEADLINE_S)
+    assert batch is not None
+    server.mark_trained([trajectory.slot for trajectory in batch])
+    assert ledger() == {
+        "generated": 23, "trained": 8, "queued": 8, "in_flight": 6, "without_slot": 0, "unaccounted": 1
+    }  # fmt: skip
+
+
+def test_a_bound_that_is_raised_opens_a_batch_at_once(server: StreamServer) -> None:
+    async def story(client: StreamClient) -> None:
+        await load(server, client)
+        await take(client, "grant", 4)
+        server.limit_staleness(server.gate.max_staleness + 1)
+        assert len(await take(client, "grant", 2)) == 2
+
+    run(server, story)
 
 
 def test_duplicates_are_removed_and_what_nobody_was_granted_is_late(server: StreamServer) -> None:
