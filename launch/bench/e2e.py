@@ -63,6 +63,7 @@ examples:
   azr bench e2e smollm2-cpu --steps 6 --runs 3       the default run's batches
   azr bench e2e my-recipe.toml actors.num_actors=4 --staleness 0,2,8
   azr bench e2e --json e2e.json --folder bench-run   the findings as JSON too, and the run folder
+  azr bench e2e smollm2-cpu run.mode=rehearse        without a model: engines and learner only take time
 """
 
 
@@ -132,16 +133,17 @@ def run(options: Options) -> Report:
         config = configure(options, folder)
         versions = describe_versions(("azr", "torch", "megatron-core", "vllm", "ray"))
         report = Report("e2e", _settings(options, config), versions)
-        peak = _peak_flops(config)
+        peak = _peak_flops(config) if config.run.mode == "async" else None
         modes = Modes(options.staleness, options.runs, options.steps, _say)
         rows = _drive(config, modes, interrupts)
         if not modes.done:
             report.notes["interrupted"] = f"after {len(modes.blocks)} of {len(options.staleness) * options.runs} modes"
-        figures = Figures(rows, modes.blocks, peak * config.learner.parallel.world_size)
+        figures = Figures(rows, modes.blocks, peak and peak * config.learner.parallel.world_size)
         if not figures.runs:
             raise E2eError("it ended before every mode was measured once")
         figures.report(report)
-        report.notes["peak"] = f"a learner rank can do {peak / 1e9:,.0f} GFLOP/s in bfloat16 products"
+        if peak:
+            report.notes["peak"] = f"a learner rank can do {peak / 1e9:,.0f} GFLOP/s in bfloat16 products"
         return report
 
 
@@ -163,8 +165,8 @@ def configure(options: Options, folder: Path) -> Config:
         *([] if options.learn else [f"learner.optimizer.lr={STILL_LR}"]),
     ]
     config = load(options.recipe, [*options.overrides, *forced])
-    if config.run.mode != "async":
-        raise E2eError(f"run.mode = {config.run.mode} has no engines of its own to measure; take run.mode=async")
+    if config.run.mode == "serial":
+        raise E2eError("run.mode = serial has no actors that could work beside the learner; take run.mode=async")
     cores = sorted(os.sched_getaffinity(0))
     if options.pin and len(cores) > 1 and not (config.learner.cpus or config.actors.cpus or _has_gpu()):
         half = len(cores) // 2

@@ -95,8 +95,9 @@ def useful_share(stretch: Stretch) -> float:
 class Figures:
     """The blocks of a run, by mode and repetition."""
 
-    def __init__(self, rows: Sequence[Row], blocks: Sequence[Block], peak_flops: float) -> None:
-        """`peak_flops`: operations a second that the learner's ranks could do together."""
+    def __init__(self, rows: Sequence[Row], blocks: Sequence[Block], peak_flops: float | None) -> None:
+        """`peak_flops`: operations a second that the learner's ranks could do together; None in a rehearsal, whose
+        learner and engines compute nothing."""
         self._rows = rows
         self._peak_flops = peak_flops
         modes = sorted({block.staleness for block in blocks})
@@ -123,7 +124,8 @@ class Figures:
         """Enter everything into `report`."""
         self._modes_table(report)
         self._shares_table(report, "the learner's seconds, share of all", learner_shares)
-        self._shares_table(report, "the actors' seconds, share of all", actor_shares)
+        if self._peak_flops:
+            self._shares_table(report, "the actors' seconds, share of all", actor_shares)
         self._sync_table(report)
         self._tokens_table(report)
         self._ratios(report)
@@ -139,9 +141,10 @@ class Figures:
             "executions/s": lambda s: s.grown("executions") / s.seconds,
             "age mean": lambda s: s.mean("age_mean"),
             "age max": lambda s: s.most("age_max"),
-            "FLOP share, training": lambda s: s.total("train_flops") / s.total("train_s") / self._peak_flops,
-            "FLOP share, wall clock": lambda s: s.total("train_flops") / s.seconds / self._peak_flops,
         }
+        if peak := self._peak_flops:
+            figures["FLOP share, training"] = lambda s: s.total("train_flops") / s.total("train_s") / peak
+            figures["FLOP share, wall clock"] = lambda s: s.total("train_flops") / s.seconds / peak
         rows = [self._row(name, figure) for name, figure in figures.items()]
         if 0 in self.modes:
             light = self._speed_of_light()
@@ -191,11 +194,7 @@ class Figures:
 
     def _ratios(self, report: Report) -> None:
         unaccounted = [
-            max(
-                max(abs(learner_shares(stretch)["unaccounted"]), abs(actor_shares(stretch)["unaccounted"]))
-                for (of, _), stretch in self.stretches.items()
-                if of == run
-            )
+            max(self._unaccounted(stretch) for (of, _), stretch in self.stretches.items() if of == run)
             for run in self.runs
         ]
         asynchronous = [mode for mode in self.modes if mode]
@@ -212,12 +211,17 @@ class Figures:
                 speeds = [trained_per_s(self.stretches[run, mode]) for run in self.runs]
                 base = [trained_per_s(self.stretches[run, 0]) for run in self.runs]
                 report.ratio(f"async{mode}_over_sync", [a / b for a, b in zip(speeds, base, strict=True)])
-            self._contention(report, best)
+            if self._peak_flops:
+                self._contention(report, best)
         else:
             report.notes["async_over_ideal"] = "it needs max_staleness 0 and another"
         whole = [Stretch.of(self._rows, *self._of_run[run]) for run in self.runs]
         report.ratio("useful_share", [useful_share(stretch) for stretch in whole])
         report.ratio("seconds_unaccounted_max", unaccounted, UNACCOUNTED_GOAL)
+
+    def _unaccounted(self, stretch: Stretch) -> float:
+        shares = [learner_shares(stretch), *([actor_shares(stretch)] if self._peak_flops else [])]
+        return max(abs(share["unaccounted"]) for share in shares)
 
     def _ideals(self) -> list[float]:
         return self.by_run(0, ideal)
