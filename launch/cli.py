@@ -95,10 +95,23 @@ def _main(argv: Sequence[str] | None) -> int:
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     try:
+        _check_directory()
         return int(arguments.run(arguments))
     except UserError as error:
         print(f"azr: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _check_directory() -> None:
+    """Raise UserError where the working directory was removed: libraries then fail with other words."""
+    import os
+
+    from executor.user_error import UserError
+
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the working directory cannot be used ({error.strerror}): cd to one that exists") from None
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -176,3 +176,15 @@ def test_an_interrupt_while_a_command_starts_is_no_traceback(
     monkeypatch.setattr(where, interrupted)
     assert cli.main(["model", "list"]) == cli.INTERRUPTED
     assert capsys.readouterr().err == "azr: interrupted\n"
+
+
+def test_a_working_directory_that_was_removed_is_named(tmp_path: Path) -> None:
+    program = f"mkdir gone && cd gone && rmdir ../gone && exec {sys.executable} -m launch.cli model list"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(
+        ["bash", "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 2
+    assert found.stderr.endswith(
+        "azr: the working directory cannot be used (No such file or directory): cd to one that exists\n"
+    )
