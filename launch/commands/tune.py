@@ -37,6 +37,8 @@ examples:
   azr tune smollm2-cpu --calibration here.json --out tuned.toml      and the recommended recipe: azr train tuned.toml
   azr tune smollm2-cpu --calibration here.json --vary split staleness quotas
   azr tune --live runs/smollm2-cpu                                   advice for a run that goes on, from its counters
+  azr tune qwen2.5-7b-8gpu --calibration h100-7b --scale 8..1024     on paper: what is the limit with many devices?
+  azr tune --validate                                                predictions beside runs that were really made
 
 reading the table: age is in versions (0 is on-policy); h/Mtoken is device-hours for a million trained tokens. Each row
 is a candidate that no other beats in throughput, age and cost. docs/tuning.md says what the simulator leaves out, and
@@ -73,18 +75,68 @@ def register(commands: Any) -> None:
     )
     tune.add_argument("--steps", type=int, metavar="N", help="counted steps of a simulation (default: by batch size)")
     tune.add_argument("--live", type=Path, metavar="RUN", help="advice for the run in that folder, from its counters")
+    tune.add_argument(
+        "--validate", action="store_true", help="predict the recorded trials, and compare: how good are predictions?"
+    )
+    tune.add_argument(
+        "--measure",
+        nargs="*",
+        metavar="TRIAL",
+        help="with --validate: first really run the trials that have no trace yet, or those named (minutes each)",
+    )
+    tune.add_argument(
+        "--scale",
+        metavar="N..M",
+        help="the recipe on N, 2N ... M devices: what becomes the limit?",
+    )
+    tune.add_argument("--traces", type=Path, metavar="FOLDER", help="the folder of traces (default: those that ship)")
     tune.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     words = arguments.words
+    if arguments.validate:
+        return _validate(arguments)
     if arguments.live:
         return _live(arguments.live)
     if words and words[0] == "calibrate":
         return _calibrate([Path(word) for word in words[1:]], arguments.out)
     if not words:
         raise TuneError("azr tune needs a recipe and a calibration, `calibrate RUN...`, or --live RUN; see --help")
+    if arguments.scale:
+        return _scale(words[0], words[1:], arguments)
     return _search(words[0], words[1:], arguments)
+
+
+def _scale(recipe: str, overrides: list[str], arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from launch.config import load
+    from launch.tune.scale import ADVICE, scale, sizes
+    from launch.tune.scenario import Scenario
+
+    calibration = _calibration(arguments.calibration)
+    found = scale(Scenario.of(load(recipe, overrides), calibration), calibration, sizes(arguments.scale))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    headings = ("devices", "actors", "train", "batch", "s/step", "traj./s", "tokens/s", "socket", "buffer", "broadcast")
+    for heading in (*headings, "limit"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for size in found:
+        table.add_row(
+            f"{size.devices:,}", f"{size.actors:,}", f"{size.training:,}", f"{size.batch:,}",
+            f"{size.step_s:.1f}" + ("" if size.simulated else "*"), f"{size.trajectories_per_s:,.0f}",
+            f"{size.tokens_per_s:,.0f}", f"{size.socket:.0%}", f"{size.buffer:.0%}", f"{size.broadcast:.0%}",
+            size.limit or "",
+        )  # fmt: skip
+    Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120).print(table)
+    print("Busy share of the learner's socket thread and of the task buffer; share of a step that weights take.")
+    if not all(size.simulated for size in found):
+        print("* by the closed form, times what the simulation took over it at the largest simulated size.")
+    for limit in dict.fromkeys(size.limit for size in found if size.limit):
+        first = next(size for size in found if size.limit == limit)
+        print(f"From {first.devices:,} devices on the {limit} is the limit: {ADVICE[limit]}.")
+    return 0
 
 
 def _calibrate(paths: list[Path], out: Path | None) -> int:
@@ -99,6 +151,28 @@ def _calibrate(paths: list[Path], out: Path | None) -> int:
     for name, figure in calibration.figures().items():
         print(f"{name:32} {figure.value:10.4g} +- {figure.error:8.2g} {figure.unit:20} {figure.source}")
     print(f"written: {out}. Next: azr tune RECIPE --calibration {out}")
+    return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from launch.tune.trials import FOLDER, TRIALS
+    from launch.tune.validate import validate
+
+    folder = (arguments.traces or FOLDER).absolute()
+    if arguments.measure is not None:
+        names = [trial.name for trial in TRIALS]
+        unknown = [name for name in arguments.measure if name not in names]
+        if unknown:
+            raise TuneError(f"no trial is called {', '.join(unknown)}; there are {', '.join(names)}")
+        for trial in TRIALS:
+            if not arguments.measure or trial.name in arguments.measure:
+                trial.measure(folder, Path("runs/tune").absolute())
+    found = validate(folder)
+    found.show(Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120))
+    if arguments.json:
+        found.write(arguments.json)
     return 0
 
 

@@ -9,12 +9,17 @@ Seconds of computing are those at full speed: alone on the cores that the proces
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from executor.user_error import UserError
+from launch.json_lines import to_json
+
+DEVICES = Path(__file__).parent / "devices"
+"""Calibrations that ship."""
 
 
 class CalibrationError(UserError):
@@ -47,7 +52,7 @@ class Hardware(_Part):
 
 class EngineFigures(_Part):
     """Time of one engine step: `step_s + sequence_s x sequences + context_token_s x tokens of their context +
-    prompt_token_s x prompt tokens computed`."""
+    prompt_token_s x prompt tokens computed`, where decoding takes `least_step_s` or more."""
 
     step_s: Figure
     sequence_s: Figure
@@ -61,6 +66,8 @@ class EngineFigures(_Part):
     """Tokens that the key/value cache holds."""
     threads: int = Field(ge=1)
     """CPU threads, or devices, that the figures hold for."""
+    least_step_s: Figure = Figure(value=0.0, error=0.0, unit="s/step", source="none")
+    """The time of a step below which fewer sequences do not make it faster."""
 
 
 class LearnerFigures(_Part):
@@ -109,10 +116,16 @@ class SharingFigures(_Part):
 
 
 class StreamFigures(_Part):
-    """The control plane: seconds a message, and seconds of the learner's socket thread a trajectory."""
+    """The control plane."""
 
     message_s: Figure
+    """Seconds that a message is under way."""
     trajectory_s: Figure
+    """Seconds of the learner's socket thread for one trajectory."""
+    beat_s: Figure = Figure(value=2e-4, error=1e-4, unit="s/heartbeat", source="assumed: no run tells")
+    """Seconds of that thread for one actor's heartbeat, which comes once a second."""
+    buffer_s: Figure = Figure(value=1e-3, error=5e-4, unit="s/request", source="assumed: no run tells")
+    """Seconds of the task buffer's process for one request."""
 
 
 class Group(_Part):
@@ -184,7 +197,9 @@ class Calibration(_Part):
 
 
 def load_calibration(path: Path) -> Calibration:
-    """Read a calibration file. Raises CalibrationError."""
+    """Read a calibration file, or one that ships under that name. Raises CalibrationError."""
+    shipped = DEVICES / f"{path}.json"
+    path = shipped if path.name == str(path) and not path.exists() and shipped.is_file() else path
     try:
         return Calibration.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -203,6 +218,11 @@ def load_calibration(path: Path) -> Calibration:
 def save_calibration(calibration: Calibration, path: Path) -> None:
     """Write a calibration file. Raises CalibrationError."""
     try:
-        path.write_text(calibration.model_dump_json(indent=1) + "\n")
+        tables = calibration.model_dump(mode="json", exclude_defaults=True)
+        cells = ",\n  ".join(
+            f"{json.dumps(cell)}: {to_json(groups)}" for cell, groups in tables.pop("workload").items()
+        )
+        rest = "".join(f" {json.dumps(name)}: {to_json(table)},\n" for name, table in tables.items())
+        path.write_text(f'{{\n{rest} "workload": {{\n  {cells}\n }}\n}}\n')
     except OSError as error:
         raise CalibrationError(f"the calibration could not be written to {path}: {error.strerror}") from None

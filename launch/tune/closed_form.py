@@ -93,11 +93,12 @@ def estimate_closed(scenario: Scenario, calibration: Calibration) -> ClosedForm:
     cost = StepCost.of(calibration.engine)
     open_slots = (scenario.max_staleness + 1) * scenario.quota / scenario.num_actors
     batch = max(1.0, min(scenario.concurrency, scenario.max_num_seqs, open_slots))
-    step_s = cost.step_s + batch * (cost.sequence_s + cost.context_s * work.context)
+    step_s = max(cost.least_s, cost.step_s + batch * (cost.sequence_s + cost.context_s * work.context))
     generate_s = (work.tokens * step_s / batch + work.prompts * cost.prompt_s) / scenario.num_actors
     alone = max(1.0, min(batch, scenario.quota / scenario.num_actors))
     # A chain runs while the rest of the batch ends: on average at half the sequences.
-    chain_s = work.longest * (cost.step_s + alone / 2 * (cost.sequence_s + cost.context_s * work.context))
+    chain_step_s = cost.step_s + alone / 2 * (cost.sequence_s + cost.context_s * work.context)
+    chain_s = work.longest * max(cost.least_s, chain_step_s)
     learner = LearnerCost.of(calibration.learner, scenario.learner_threads, scenario.data_ranks, scenario.model_ranks)
     weights = calibration.weights
     train_s = learner.step_s + learner.row_s * work.rows / scenario.data_ranks
@@ -146,6 +147,8 @@ def _age(max_staleness: int, sampled_s: float, learn_s: float, step_s: float) ->
 def _work(scenario: Scenario, calibration: Calibration) -> _Work:
     tokens = trained = prompts = rows = weight = context = 0.0
     longest = 0.0
+    all_proposals = sum(scenario.batch.quota(cell) for cell in scenario.batch.cells if cell.role is Role.PROPOSE)
+    all_solutions = sum(scenario.batch.quota(cell) for cell in scenario.batch.cells if cell.role is Role.SOLVE)
     share_of_prompt = 1 - calibration.engine.cached_share.value
     for kind in dict.fromkeys(cell.kind for cell in scenario.batch.cells):
         proposals = scenario.batch.quota(Cell(kind, Role.PROPOSE))
@@ -163,7 +166,7 @@ def _work(scenario: Scenario, calibration: Calibration) -> _Work:
             rows += briefs * prompt + proposals * (mean - 1)
             context += proposals * mean * (prompt + mean / 2)
             weight += proposals * mean
-            chain += _longest_of(groups, proposals)
+            chain += _longest_of(groups, all_proposals)
         if solutions:
             groups = Groups(calibration.workload[f"{kind}/solve"]).near(LATE)
             mean, prompt = _mean_response(groups), _mean_prompt(groups)
@@ -177,7 +180,8 @@ def _work(scenario: Scenario, calibration: Calibration) -> _Work:
             rows += tasks * prompt + solutions * (mean - 1)
             context += solutions * mean * (prompt + mean / 2)
             weight += solutions * mean
-            chain += mean
+            # After the longest proposal the longest of its own solutions; without proposals, the longest of all.
+            chain += _longest_of(groups, scenario.selfplay.solutions if proposals else all_solutions)
         longest = max(longest, chain)
     return _Work(tokens, trained, prompts, rows, longest, context / max(1.0, weight))
 

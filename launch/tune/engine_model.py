@@ -2,7 +2,7 @@
 
 An engine step computes one token for every running sequence, and the prompts that it admits:
 
-    seconds = step + sequence x B + context x C + prompt x P
+    seconds = max(least, step + sequence x B + context x C) + prompt x P
 
 for B sequences with C tokens of context in all and P prompt tokens that are in no cache (`EngineFigures`). Requests are
 admitted first come, first served, while there are sequences, batched tokens and cache left. A full cache preempts the
@@ -61,6 +61,7 @@ class StepCost:
     prompt_s: float
     cached_share: float
     block_tokens: int
+    least_s: float = 0.0
 
     @classmethod
     def of(cls, figures: EngineFigures) -> StepCost:
@@ -72,21 +73,27 @@ class StepCost:
             figures.prompt_token_s.value,
             figures.cached_share.value,
             figures.block_tokens,
+            figures.least_step_s.value,
         )
 
     def decode(self, sequences: int, context: int, steps: int) -> float:
         """Seconds of `steps` decode steps, the first of them over `context` tokens of context in all."""
-        first = self.step_s + self.sequence_s * sequences + self.context_s * context
-        return steps * first + self.context_s * sequences * steps * (steps - 1) / 2
+        first, growth = self._first(sequences, context)
+        return steps * first + growth * steps * (steps - 1) / 2
 
     def steps_within(self, sequences: int, context: int, seconds: float) -> int:
         """Steps that have begun after `seconds` of decoding: the last of them may be under way."""
-        first = self.step_s + self.sequence_s * sequences + self.context_s * context
-        growth = self.context_s * sequences
+        first, growth = self._first(sequences, context)
         if growth * seconds < 1e-9 * first * first:
             return math.floor(seconds / first + 1e-9) + 1
         half = first / growth - 0.5
         return math.floor(math.sqrt(half * half + 2 * seconds / growth) - half + 1e-9) + 1
+
+    def _first(self, sequences: int, context: int) -> tuple[float, float]:
+        """Seconds of a decode step, and what each further one takes more. Where the least time is above what the step
+        would take, it is taken to stay so."""
+        first = self.step_s + self.sequence_s * sequences + self.context_s * context
+        return (first, self.context_s * sequences) if first >= self.least_s else (self.least_s, 0.0)
 
 
 class EngineModel:

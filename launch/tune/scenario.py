@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from actors.settings import ConcurrencySettings, SelfPlaySettings
 from launch.config import Config
@@ -41,6 +45,10 @@ class Scenario:
     engine_cores: int | None = None
     """Cores that the engines are pinned to; None: all processes share all cores."""
     learner_cores: int | None = None
+    buffered: Mapping[str, int] = field(default_factory=dict)
+    """Tasks by kind that the buffer starts with, beside its own first one (`selfplay.seed_tasks`)."""
+    distinct_prompts: bool = False
+    """Whether every proposer's prompt is another one, as in a rehearsal."""
 
     @classmethod
     def of(cls, config: Config, calibration: Calibration) -> Scenario:
@@ -49,6 +57,7 @@ class Scenario:
         on_gpu = hardware.kind == "gpu"
         parallel = learner.parallel
         own = config.engine.tensor_parallel if on_gpu else config.engine.threads
+        pinned = _pinned(config)
         return cls(
             selfplay=config.selfplay,
             batch=learner.batch,
@@ -65,8 +74,11 @@ class Scenario:
             max_staleness=learner.max_staleness,
             on_stale=learner.on_stale,
             executor_workers=config.executor.workers,
-            cores=hardware.cores,
+            cores=hardware.cores if pinned is None else len(set(pinned.engines) | set(pinned.learner)),
             on_gpu=on_gpu,
+            engine_cores=len(pinned.engines) if pinned and pinned.apart else None,
+            learner_cores=len(pinned.learner) if pinned and pinned.apart else None,
+            buffered=buffered_by(config),
         )
 
     def with_changes(self, **changes: Any) -> Scenario:
@@ -99,3 +111,33 @@ class Scenario:
     def proposes(self) -> bool:
         """Whether a batch asks for any proposal."""
         return any(self.batch.quota(cell) for cell in self.batch.cells if cell.role is Role.PROPOSE)
+
+
+class _Pinned(NamedTuple):
+    """The cores of either side."""
+
+    engines: tuple[int, ...]
+    learner: tuple[int, ...]
+
+    @property
+    def apart(self) -> bool:
+        """Whether they share none. Sides that share some are simulated as sharing all of theirs."""
+        return not set(self.engines) & set(self.learner)
+
+
+def _pinned(config: Config) -> _Pinned | None:
+    """The cores that a recipe pins its processes to; None unless it does for both sides."""
+    engines: tuple[int, ...] = getattr(config.actors, "cpus", ())
+    learner: tuple[int, ...] = getattr(config.learner, "cpus", ())
+    return _Pinned(engines, learner) if engines and learner else None
+
+
+def buffered_by(config: Config) -> dict[str, int]:
+    """Tasks that the run's buffer starts with, by kind. A file that is not there is that of another machine: none."""
+    if not config.selfplay.seed_tasks:
+        return {}
+    try:
+        lines = Path(config.selfplay.seed_tasks).expanduser().read_text().splitlines()
+        return dict(Counter(json.loads(line)["kind"] for line in lines if line.strip()))
+    except (OSError, ValueError, KeyError):
+        return {}

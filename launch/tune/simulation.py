@@ -158,12 +158,15 @@ def _simulate(
     )
     cost = LearnerCost.of(calibration.learner, scenario.learner_threads, scenario.data_ranks, scenario.model_ranks)
     learner = LearnerModel(env, *learner_place, gate, cost, calibration.weights, steps)
-    workload = Workload(calibration.workload, scenario.selfplay.references, random.Random(seed), settled)
+    rng, references = random.Random(seed), scenario.selfplay.references
+    workload = Workload(calibration.workload, references, rng, settled, scenario.distinct_prompts)
     for kind in batch.kinds:
         if settled:
             workload.stock(kind, BUFFERED)
-        elif kind_of(kind).writes_program:  # the buffer starts with one task, of each kind that writes its program
-            workload.stock(kind, max(1, scenario.selfplay.seed_tasks_target // len(batch.kinds)))
+        else:  # the buffer starts with one task of its own, of each kind that writes its program
+            own = int(kind_of(kind).writes_program)
+            proposed = scenario.selfplay.seed_tasks_target // len(batch.kinds)
+            workload.stock(kind, max(own + scenario.buffered.get(kind, 0), proposed))
     stream = calibration.stream
     delays = Delays(calibration.executor.validate_s.value, calibration.executor.verify_s.value, stream.message_s.value)
     actors = []

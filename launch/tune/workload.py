@@ -74,17 +74,24 @@ class Workload:
     """Draws of one simulated run."""
 
     def __init__(
-        self, groups: Mapping[str, Sequence[Group]], references: int, rng: random.Random, settled: bool = False
+        self,
+        groups: Mapping[str, Sequence[Group]],
+        references: int,
+        rng: random.Random,
+        settled: bool = False,
+        distinct: bool = False,
     ) -> None:
-        """`references`: tasks that a proposer is shown (`selfplay.references`)."""
+        """`references`: tasks that a proposer is shown (`selfplay.references`). `distinct`: every proposer's prompt is
+        another one, whatever it shows."""
         self._groups = {cell: Groups(found, settled) for cell, found in groups.items()}
         self._references = references
+        self._distinct = distinct
         self._rng = rng
         self._tasks: dict[str, list[Prompt]] = {}
         self._prompt_tokens: dict[Hashable, int] = {}
         self._made = 0
 
-    def stock(self, kind: str, count: int = 1) -> None:
+    def stock(self, kind: str, count: int) -> None:
         """Tasks of `kind` that the buffer starts with."""
         for _ in range(count):
             self.add(kind, 0)
@@ -96,8 +103,9 @@ class Workload:
         if not shown and not asked.writes_program:
             return None
         count = min(len(shown), self._references if asked.writes_program else 1)
-        drawn = self._rng.sample(shown, count)
-        return self._prompt(Cell(kind, Role.PROPOSE), (kind, *(task.key for task in drawn)), version)
+        self._made += self._distinct
+        drawn = [task.key for task in self._rng.sample(shown, count)]
+        return self._prompt(Cell(kind, Role.PROPOSE), (kind, self._made * self._distinct, *drawn), version)
 
     def drafts(self, kind: str, version: int, count: int) -> list[Draft]:
         """`count` proposals to one prompt."""

@@ -1,0 +1,1 @@
+"""Calibrations that ship: of devices that nobody has measured azr on, from published tables."""
