@@ -7,6 +7,7 @@ the actors would sample a batch if they always had something granted. From these
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Live:
             if needed <= self.actors - 1:
                 found.append(
                     f"{self.actors:.0f} actors do the work of {needed:.1f}: `azr scale RUN --actors "
-                    f"{max(1, -(-int(needed * 10) // 10))}` frees devices, for instance for learner ranks."
+                    f"{max(1, math.ceil(needed))}` frees devices, for instance for learner ranks."
                 )
         if self.waits.limit is Limit.ROLLOUT:
             needed = self.actors * self.generate_s / self.learn_s

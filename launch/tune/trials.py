@@ -22,8 +22,12 @@ FOLDER = Path(__file__).parent / "traces"
 SEEDS = FOLDER / "seeds.jsonl"
 """Tasks that the buffer of the real trials starts with."""
 RECIPE = "smollm2-cpu"
+MINUTES = 4
+"""Minutes of training after which a trial ends by itself; its trace then has fewer steps."""
 LIMIT_S = 345
-"""Seconds after which a trial is stopped."""
+"""Seconds after which a trial that does not end is stopped."""
+STEPS = 4
+"""Least number of steps of a trace."""
 
 
 def _batch(scale: float, solutions: float = 2.0) -> tuple[str, str]:
@@ -41,6 +45,7 @@ _REAL = (
     "learner.checkpoint_every=0",
     "learner.checkpoint_minutes=0",
     "run.verify_weights=false",
+    f"run.max_minutes={MINUTES}",
     "learner.threads=1",
     "learner.steps=8",
     *_batch(1),
@@ -69,21 +74,26 @@ class Trial:
     """Settings on top of `RECIPE`."""
 
     def measure(self, folder: Path, runs: Path) -> None:
-        """Really run it, with its run folder in `runs`, and write its trace to `folder`. A trial that has a trace is
-        not run again. Raises CalibrationError where the run failed."""
+        """Really run it, with its run folder in `runs`, and write its trace to `folder`. A trial that has a trace or a
+        run folder is not run again. Raises CalibrationError where the run failed."""
         target = folder / f"{self.name}.trace.json"
         if target.exists():
             return
-        command = [sys.executable, "-m", "launch.cli", "train", RECIPE, f"run.dir={runs}", f"run.name={self.name}"]
         run = runs / self.name
-        if not (run / "metrics.jsonl").exists() or len(RunRecord(run).rows) < RunRecord(run).config.learner.steps:
-            try:
-                code = subprocess.run([*command, *self.overrides], check=False, timeout=LIMIT_S).returncode
-            except subprocess.TimeoutExpired:
-                code = -1
-            if code:
-                raise CalibrationError(f"the trial {self.name} ended with code {code}; its logs are in {run / 'logs'}")
-        trace_of(RunRecord(run), self.name, self.purpose).write(target)
+        if not (run / "metrics.jsonl").exists():
+            command = [sys.executable, "-m", "launch.cli", "train", RECIPE, f"run.dir={runs}", f"run.name={self.name}"]
+            with subprocess.Popen([*command, *self.overrides]) as process:
+                try:
+                    process.wait(LIMIT_S)
+                except subprocess.TimeoutExpired:
+                    process.terminate()  # a run saves what it has, and ends what it started
+        record = RunRecord(run)
+        if len(record.rows) < STEPS:
+            raise CalibrationError(
+                f"the trial {self.name} has {len(record.rows)} steps, a trace needs {STEPS}: look at {run / 'logs'}, "
+                "remove the folder, and measure it again on a machine that does nothing else"
+            )
+        trace_of(record, self.name, self.purpose).write(target)
 
 
 def _real(name: str, *overrides: str, purpose: Purpose = "held-out") -> Trial:
