@@ -27,6 +27,7 @@ from learner.protocols import StepGivenUp
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings
 from learner.staleness import Gate, Grant
+from learner.time_ledger import LEARNER_PARTS, TimeLedger
 from learner.trajectory import Trajectory
 from learner.turns import Seat
 from tests.examples import examples
@@ -140,6 +141,7 @@ class Attempt:
         self.ranks = Ranks()
         self.policy = FakePolicy(folder)
         self.gate = Gate(BATCH, staleness, solutions=2)
+        self.time = TimeLedger(LEARNER_PARTS)
         self.version = 0
         self.left = events
         self.gives_up = gives_up
