@@ -14,6 +14,7 @@ COMMANDS = (
     "scale",
     "verify",
     "drill",
+    "rehearse",
     "config",
     "model",
     "execute",

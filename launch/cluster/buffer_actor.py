@@ -19,6 +19,7 @@ from actors.buffer.remote import RemoteBuffer
 from actors.buffer.task_buffer import Added, NewTask, TaskBuffer
 from executor.signals import ignore_signals
 from executor.tasks import Task
+from launch.cluster.cpu import cpu_seconds
 from launch.cluster.environment import prepare_part
 from launch.config import Config
 from launch.run.folder import OwnerLost, RunFolder, log_to
@@ -98,6 +99,10 @@ class BufferActor:
     def pid(self) -> int:
         """The process id, for drills."""
         return os.getpid()
+
+    def cpu(self) -> dict[str, float]:
+        """See `launch.cluster.cpu.cpu_seconds`."""
+        return cpu_seconds()
 
     def close(self) -> None:
         """Close the file. No request may come after this."""

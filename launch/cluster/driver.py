@@ -44,7 +44,8 @@ def run(
     """
     interrupts = interrupts or Interrupts()
     config = with_absolute_paths(config)  # processes have working directories of their own
-    num_processes = config.learner.parallel.world_size + config.actors.num_actors
+    hosts = -(-config.actors.num_actors // config.rehearsal.actors_per_process)
+    num_processes = config.learner.parallel.world_size + hosts
     check_port(config)
     try:
         with scratch(folder.path) as private:

@@ -15,6 +15,7 @@ from executor.cpus import pin
 from executor.signals import ignore_signals
 from launch.addresses import AUTO_HOST, host_of
 from launch.cluster.buffer_actor import ask_buffer
+from launch.cluster.cpu import cpu_seconds
 from launch.cluster.environment import own_address, prepare_part
 from launch.cluster.meeting import Meeting
 from launch.config import Config
@@ -285,6 +286,10 @@ class LearnerActor:
     def pid(self) -> int:
         """The process id, for drills."""
         return os.getpid()
+
+    def cpu(self) -> dict[str, float]:
+        """See `launch.cluster.cpu.cpu_seconds`; and by phase, those of the thread that trains."""
+        return cpu_seconds() | {phase.value: seconds for phase, seconds in self._progress.cpu_s.items()}
 
     def stop(self, why: str, save_in_s: float | None) -> None:
         """Stop before the next batch, and save; see `Progress.ask_to_stop`."""

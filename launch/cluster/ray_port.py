@@ -96,7 +96,7 @@ class Ray:
         available = ray._private.state.available_resources_per_node()
         return tuple(
             (node.name, Needs(node.num_cpus - free.get("CPU", 0.0), node.num_gpus - int(free.get("GPU", 0))))
-            for node in self.nodes()
+            for node in Ray.nodes(self)
             if (free := available.get(node.name)) is not None
         )
 

@@ -154,7 +154,7 @@ class Supervisor:
         ray = self._context.ray
         ray.result(ray.call(self._learner.handles[0], "limit_staleness", max_staleness), timeout_s)
 
-    # -- for drills ----------------------------------------------------------------------------------------------
+    # -- for drills and rehearsals ------------------------------------------------------------------------------
 
     def restarts(self) -> dict[str, int]:
         """Number of failures so far, by part: `actor` (all of them), `buffer`, `learner`."""
@@ -173,6 +173,10 @@ class Supervisor:
     def ask(self, process: Handle, method: str, timeout_s: float = 30.0) -> Any:
         """Call a method of one process and wait for its answer. Raises CallFailed and TimeoutError."""
         return self._context.ray.result(self._context.ray.call(process, method), timeout_s)
+
+    def end(self, process: Handle) -> None:
+        """End one process at once, as a failure of it would."""
+        self._context.ray.kill(process, restart=process is self._buffer.handle)
 
     def whole(self) -> bool:
         """Whether every process runs and answers, and every wanted actor is connected to the learner."""

@@ -39,4 +39,7 @@ class RehearsedWorkload:
 
     def ray(self, config: Config) -> RayPort:
         """See `Workload`."""
-        return Ray()
+        from launch.rehearsal.packed_ray import PackedRay
+
+        size = config.rehearsal.actors_per_process
+        return PackedRay(size) if size > 1 else Ray()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -34,11 +35,17 @@ class Progress:
         self.ends_at: float | None = None
         """Unix time at which the run stops by itself; None: only its steps end it."""
         self.measured = Measured(before)
-        self._since = time.monotonic()
         self._step_since: float | None = None
+        self.cpu_s: defaultdict[Phase, float] = defaultdict(float)
+        """CPU seconds of the thread that trains, by phase."""
+        self._since = time.monotonic()
+        self._cpu_since = time.thread_time()
 
     def enter(self, phase: Phase, step: int | None = None) -> None:
-        """Note that `phase` begins; `step`: the step it works on, where it works on one."""
+        """Note that `phase` begins; `step`: the step it works on, where it works on one. One thread calls this."""
+        now = time.thread_time()
+        self.cpu_s[self.phase] += max(0.0, now - self._cpu_since)
+        self._cpu_since = now
         self.phase, self.step, self._since = phase, step, time.monotonic()
         if phase is Phase.TRAINING:
             self._step_since = self._since

@@ -48,13 +48,15 @@ class StreamClient:
         learner_silent_s: float = 10.0,
         learner_timeout_s: float = 600.0,
         on_event: OnEvent = ignore_event,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
         """Connect to `endpoint`, without waiting for it.
 
         `capacity`: maximum number of slots in flight here. `keys`: of the run; None leaves the connection unencrypted.
         `learner_silent_s`: seconds without a message from the learner after which `on_event` is called and the learner
         is greeted again. `learner_timeout_s`: seconds after which `messages` raises `LearnerLost`. `on_event`: called
-        with `learner_silent`, `learner_back` and `refused`.
+        with `learner_silent`, `learner_back` and `refused`. `context`: ZeroMQ's, with its thread, where several clients
+        of a process share one; else the client has its own.
         """
         self.actor_id = actor_id
         self.incarnation = incarnation
@@ -76,7 +78,8 @@ class StreamClient:
         self._greeted_at = 0.0
         self._silent = False
         self._endpoint = endpoint
-        self._context = zmq.Context()
+        self._own_context = context is None
+        self._context = context or zmq.Context()
         # Not `zmq.asyncio`: a future for each message costs more than the message.
         self._socket = self._context.socket(zmq.DEALER)
         self._readable = asyncio.Event()
@@ -223,7 +226,8 @@ class StreamClient:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._socket.FD)
         self._socket.close()
-        self._context.term()
+        if self._own_context:
+            self._context.term()
 
     # -- keeping -------------------------------------------------------------------------------------------------
 

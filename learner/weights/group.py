@@ -265,8 +265,10 @@ def _process_group(spec: GroupSpec, rank: int, store: dist.Store, timeout: timed
             return dist.ProcessGroupNCCL(store, rank, spec.world_size, options)
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timeout
-    # gloo would listen at the address of the host's name; this is the one that faces the learner.
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=_address_towards(spec.host, spec.port))]
+    # gloo would listen at the address of the host's name; this is the one that faces the learner. A broadcast goes
+    # along a tree: connected at first use, N ranks have about N connections in place of N * N / 2.
+    mine = _address_towards(spec.host, spec.port)
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=mine, lazy_init=True)]
     return dist.ProcessGroupGloo(store, rank, spec.world_size, options)
 
 
