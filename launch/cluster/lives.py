@@ -14,7 +14,7 @@ An actor has one `ActorLife` for the whole run; each process of it is the next i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -126,6 +126,8 @@ class Situation:
     """Number of actors wanted; an actor with this index or a higher one is surplus."""
     status: RunStatus
     """The learner's newest status."""
+    members: frozenset[str] = field(init=False)
+    """Those of the status, to be looked up by each of many actors."""
     endpoint: str
     """The learner's present endpoint."""
     learner_is_up: bool
@@ -134,6 +136,9 @@ class Situation:
     """Seconds that an actor may be away from the learner's members."""
     start_timeout_s: float
     """Additional seconds for an actor that has not joined yet."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "members", frozenset(self.status.members))
 
 
 def decide(life: ActorLife, situation: Situation, now: float) -> Decision:
@@ -154,7 +159,7 @@ def decide(life: ActorLife, situation: Situation, now: float) -> Decision:
         # Repeated on every call, because the learner that was asked first may have been restarted.
         return Kill(Reason.SURPLUS) if life.state is State.STARTING else Retire()
     status = situation.status
-    if status.phase is not Phase.WAITING_FOR_BATCH and life.name in status.members:
+    if status.phase is not Phase.WAITING_FOR_BATCH and life.name in situation.members:
         # Connected. The learner gives weights between steps only, so a missing load is not the actor's fault.
         return Wait()
     silent_s = now - life.seen_at
@@ -177,10 +182,11 @@ def carried_out(life: ActorLife, decision: Decision, now: float) -> None:
 
 def observe(lives: Iterable[ActorLife], status: RunStatus, now: float) -> None:
     """Note which actors are connected. An actor that does not load the weights counts as not connected."""
+    members, loaded = frozenset(status.members), frozenset(status.loaded)
     for life in lives:
         if not life.has_process:
             continue
-        connected = life.name in status.members
+        connected = life.name in members
         just_joined = connected and life.state is State.STARTING
         if just_joined:
             life.state = State.JOINED
@@ -189,7 +195,7 @@ def observe(lives: Iterable[ActorLife], status: RunStatus, now: float) -> None:
         elif status.phase is Phase.WAITING_FOR_ACTORS:
             seen = connected  # it publishes no weights yet
         else:
-            seen = just_joined or life.name in status.loaded
+            seen = just_joined or life.name in loaded
         if seen:
             life.seen_at = now
 

@@ -106,6 +106,8 @@ class Reports:
     def __init__(self) -> None:
         self._counters: dict[Holder, dict[str, float]] = {}
         """The newest life of each actor that reported -> its counters."""
+        self._newest_lives: dict[str, Holder] = {}
+        """Actor -> its life in `_counters`."""
         self._ended: dict[str, float] = {}
         """Counters of all earlier lives, added up."""
         self._values: dict[Holder, dict[str, float]] = {}
@@ -118,11 +120,12 @@ class Reports:
 
         Names that are not listed are left out, since nothing says how they are combined (`UnlistedMetric`).
         """
-        newest = self._newest_life(holder.actor_id)
+        newest = self._newest_lives.get(holder.actor_id)
         if newest is not None and newest > holder:
             return
         if newest is not None and newest != holder:
             self._end(newest)
+        self._newest_lives[holder.actor_id] = holder
         counters = self._counters.setdefault(holder, {})
         values = self._values.setdefault(holder, {})
         groups: dict[str, dict[str, float]] = defaultdict(dict)
@@ -181,16 +184,15 @@ class Reports:
         alone; else all of them have ended, and their names begin anew."""
         self._ended = dict(state["ended"])
         self._counters = {Holder(actor, life): dict(counters) for actor, life, counters in state["lives"]}
+        self._newest_lives = {holder.actor_id: holder for holder in sorted(self._counters)}
         if not actors_live:
             for holder in list(self._counters):
                 self._end(holder)
 
-    def _newest_life(self, actor_id: str) -> Holder | None:
-        return max((holder for holder in self._counters if holder.actor_id == actor_id), default=None)
-
     def _end(self, holder: Holder) -> None:
         """A life that cannot come back: its counters are kept as a sum only."""
         self.leave(holder)
+        self._newest_lives.pop(holder.actor_id, None)
         for name, value in self._counters.pop(holder).items():
             self._ended[name] = self._ended.get(name, 0.0) + value
 
