@@ -60,7 +60,7 @@ class Kill:
             return f"{what} at {self.at_s:g} s: the run had ended"
         with_actors = f" with {len(self.actors)} actors" if self.part == "node" else ""
         back = f"whole again after {self.back_s:.1f} s" if self.back_s is not None else "not whole again at the end"
-        return f"{what} at {self.at_s:g} s{with_actors}: {back}, {self.dropped:.0f} slots dropped"
+        return f"{what} at {self.at_s:g} s{with_actors}: {back}, {self.dropped:.0f} slots dropped meanwhile"
 
 
 class Killable(Protocol):

@@ -23,7 +23,7 @@ from launch.config import Config, SftConfig, override
 
 ROOT = Path(cli.__file__).parents[1]
 INTERNAL = {
-    "BatchTimeout", "BudgetError", "CallFailed", "CodecError", "DeadError", "Ended", "EngineAborted", "EngineDead",
+    "ActorKilled", "BatchTimeout", "BudgetError", "CallFailed", "CodecError", "DeadError", "Ended", "EngineAborted", "EngineDead",
     "JailError", "LearnerLost", "LiteralError", "ProcessEnded", "ProcessRestarting", "PromptTooLong", "Refused",
     "RolloutBroken", "StepGivenUp", "UnserialisableError", "WeightSyncError", "WeightSyncTimeout",
     "WeightUpdateFailed", "WireError",
