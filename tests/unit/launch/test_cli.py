@@ -23,9 +23,9 @@ from launch.config import Config, SftConfig, override
 
 ROOT = Path(cli.__file__).parents[1]
 INTERNAL = {
-    "ActorKilled", "BatchTimeout", "BudgetError", "CallFailed", "CodecError", "DeadError", "Ended", "EngineAborted", "EngineDead",
-    "JailError", "LearnerLost", "LiteralError", "ProcessEnded", "ProcessRestarting", "PromptTooLong", "Refused",
-    "RolloutBroken", "StepGivenUp", "UnserialisableError", "WeightSyncError", "WeightSyncTimeout",
+    "ActorKilled", "BatchTimeout", "BudgetError", "CallFailed", "CodecError", "DeadError", "Ended", "EngineAborted",
+    "EngineDead", "JailError", "LearnerLost", "LiteralError", "ProcessEnded", "ProcessRestarting", "PromptTooLong",
+    "Refused", "RolloutBroken", "StepGivenUp", "UnserialisableError", "WeightSyncError", "WeightSyncTimeout",
     "WeightUpdateFailed", "WireError",
 }  # fmt: skip
 """Exceptions that this project catches itself: they become an outcome, or end a process that is started again, with

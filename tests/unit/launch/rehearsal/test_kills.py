@@ -59,7 +59,9 @@ def test_a_kill_comes_at_its_time_and_what_it_cost_is_noted(tmp_path: Path) -> N
     clock.now += 3.0
     run.is_whole = True
     killing.watch(run)
-    assert killing.kills[0].describe() == "node at 40 s with 3 actors: whole again after 5.0 s, 12 slots dropped meanwhile"
+    assert (
+        killing.kills[0].describe() == "node at 40 s with 3 actors: whole again after 5.0 s, 12 slots dropped meanwhile"
+    )
     (first, second) = map(json.loads, folder.events.read_text().splitlines())
     assert (first["event"], first["part"], second["part"]) == ("rehearsal_kill", "node", "buffer")
 

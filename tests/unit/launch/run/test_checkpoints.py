@@ -139,6 +139,7 @@ class Attempt:
 
     def __init__(self, folder: Path, events: int, every: int, staleness: int, gives_up: bool) -> None:
         self.ranks = Ranks()
+        self.time = TimeLedger(LEARNER_PARTS)
         self.policy = FakePolicy(folder)
         self.gate = Gate(BATCH, staleness, solutions=2)
         self.time = TimeLedger(LEARNER_PARTS)
