@@ -78,10 +78,10 @@ def decide(
     if ending.exit_code == 0:
         return Decision(False, 0, "the run is complete")
     code = ending.exit_code
-    if not ending.stopped and not ending.node_failure:
-        return Decision(False, code, "the run failed, and would fail again")
     if state.state != "RUNNING" and state.reason != "TimeLimit":
         return Decision(False, code, f"left to SLURM, which is ending the job (state {state.state or 'unknown'})")
+    if not ending.stopped and not ending.node_failure:
+        return Decision(False, code, "the run failed, and would fail again")
     if not requeue:
         return Decision(False, code, "slurm.requeue is false")
     if ending.node_failure and starts.preemptions >= max_preemptions:

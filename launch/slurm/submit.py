@@ -57,7 +57,9 @@ def load_former(run: Path, overrides: Sequence[str]) -> Config | SftConfig:
         return _absolute(load_run(run, ["ray.address=none", *overrides], root)[0])
     if os.path.isfile(recipe):
         data, _ = read_recipe(recipe)
-        return _absolute(load(recipe, overrides, root_of(data)))
+        path = Path(os.path.abspath(run))  # the folder may have been moved
+        place = [f"run.dir={path.parent}", f"run.name={path.name}"]
+        return _absolute(load(recipe, [*place, *overrides], root_of(data)))
     raise RunFolderError(f"{run} is no run folder: it has neither config.toml nor slurm/{recipe.name}. See `ls runs`.")
 
 

@@ -140,3 +140,11 @@ def test_a_run_goes_on_without_the_ray_of_its_last_job(tmp_path: Path) -> None:
     assert submit("--resume", "runs/first", "--dry-run", "slurm.nodes=2") == 0
     config = load(run / "slurm" / "recipe.toml")
     assert (config.folder, config.ray.address, config.learner.steps, config.slurm.nodes) == (run, None, 9, 2)
+
+
+def test_a_run_that_was_only_submitted_goes_on_from_where_its_folder_is(tmp_path: Path) -> None:
+    assert submit("smollm2-cpu", "--dry-run", "learner.steps=9") == 0
+    moved = (tmp_path / "runs" / "smollm2-cpu").rename(tmp_path / "moved")
+    assert submit("--resume", "moved", "--dry-run", "slurm.nodes=2") == 0
+    config = load(moved / "slurm" / "recipe.toml")
+    assert (config.folder, config.learner.steps, config.slurm.nodes) == (moved, 9, 2)
