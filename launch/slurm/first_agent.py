@@ -10,10 +10,8 @@ import subprocess
 import time
 import tomllib
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from launch.addresses import free_port
 from launch.config import Config, SftConfig, load
 from launch.run.interrupts import NOTHING_TO_SAVE
 from launch.run.scratch import is_used, remove, scratch_of
@@ -34,8 +32,6 @@ LAST_S = 10.0
 """Seconds that the driver has to end where it cannot save: a node of the learner is lost."""
 WORDS_S = 1.0
 """Seconds between the line in the job's log that an agent has ended and the one that says why, at most."""
-PORTS = 3
-"""Number of ports that are tried for Ray: another process may take one before Ray listens there."""
 ONE_NODE = "127.0.0.2"
 """Address in a job of one node. Ray replaces 127.0.0.1 by an outward one."""
 _LOG = logging.getLogger(__name__)
@@ -100,13 +96,12 @@ class FirstAgent(Agent):
         learners = [index for index in range(self.step.num_nodes) if job_role(config, index) == "learner"]
         self._learner_nodes = {self._nodes[index] for index in learners or range(self.step.num_nodes)}
         labels = [{"role": job_role(config, index), "node_index": str(index)} for index in range(self.step.num_nodes)]
-        starting, head = await self._start_head(address, labels[0], how)
-        # The others need the head's first server only: Ray starts on all nodes at about the same time.
+        starting = asyncio.create_task(self.start_ray(address, None, labels[0], **how))
+        await self._until(starting.done)
+        env, head = starting.result()
         for index in range(1, self.step.num_nodes):
             message = {"head": head, "labels": labels[index], "interface": config.slurm.interface, **how}
             await self._roster.tell(index, ray=message)
-        await self._until(starting.done)
-        env = starting.result()
         await self._until(self._all_up)
         return env, head
 
@@ -128,24 +123,6 @@ class FirstAgent(Agent):
         finally:
             host.close()
         return self._roster.address or addresses[0]
-
-    async def _start_head(
-        self, address: str, labels: dict[str, str], how: dict[str, Any]
-    ) -> tuple[asyncio.Task[dict[str, str]], str]:
-        """Start Ray on this node, the first, until others can join it.
-
-        Returns its start, which goes on or has failed, and its address with the port.
-        """
-        for _ in range(PORTS):
-            head = f"{address}:{free_port(address)}"
-            starting = asyncio.create_task(self.start_ray(address, head, labels, **how))
-            await self._until(partial(self._has_head, starting))
-            if not starting.done() or "in use" not in str(starting.exception()):
-                break
-        return starting, head
-
-    def _has_head(self, starting: asyncio.Task[dict[str, str]]) -> bool:
-        return starting.done() or (self.ray is not None and self.ray.serves_others)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait for `condition()`. Raises Ended where a part ends before, a node cannot start, or a signal comes."""

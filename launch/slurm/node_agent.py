@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from executor.cpus import allowed_cpus
+from launch.addresses import free_port
 from launch.run.scratch import remove
 from launch.slurm.processes import end_descendants, reap
 from launch.slurm.ray_node import RayNode, environment_of, make_folder
@@ -21,6 +22,9 @@ from launch.slurm.step import Step
 FOLDER_S = 10.0
 """Seconds that a node may take to see the folder of the attempt, which was made before its agent started."""
 LOOK_S = 0.1
+TRIES = 3
+"""Number of times that Ray is started on a node: it gives itself 30 s, which a busy host may exceed, and its
+port may be taken by another process."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -52,21 +56,29 @@ class Agent:
         raise NotImplementedError
 
     async def start_ray(
-        self, address: str, head: str, labels: dict[str, str], variables: dict[str, str], spare_cpus: int
-    ) -> dict[str, str]:
-        """Start Ray on this node, and wait until it has joined; returns its environment. Raises Ended.
+        self, address: str, head: str | None, labels: dict[str, str], variables: dict[str, str], spare_cpus: int
+    ) -> tuple[dict[str, str], str]:
+        """Start Ray on this node, and wait until it has joined; returns its environment, and the head's `host:port`.
 
-        `spare_cpus`: logical CPUs that Ray gets in addition to those of the node; threads are set in the recipe.
+        `head`: the first node's Ray; None: this is the first. `spare_cpus`: logical CPUs that Ray gets in addition to
+        those of the node; threads are set in the recipe. Raises Ended.
         """
         number = int(self.attempt.suffix[1:])
-        self._folder = make_folder(self.step.job_id, number, self.step.index)
-        env = environment_of(variables, self.attempt / "token", self._folder)
-        self.ray = RayNode(address, head, labels, allowed_cpus() + spare_cpus, self._folder, env)
-        self.own.add(self.ray.process.pid)
-        while not self.ray.is_up:
-            self.check_ray()
-            await asyncio.sleep(LOOK_S)
-        return env
+        for left in reversed(range(TRIES)):
+            self._folder = make_folder(self.step.job_id, number, self.step.index)
+            env = environment_of(variables, self.attempt / "token", self._folder)
+            joined = head or f"{address}:{free_port(address)}"
+            self.ray = RayNode(address, joined, labels, allowed_cpus() + spare_cpus, self._folder, env)
+            self.own.add(self.ray.process.pid)
+            while not self.ray.is_up and self.ray.exit_code is None:
+                await asyncio.sleep(LOOK_S)
+            if self.ray.is_up:
+                return env, joined
+            if not left:
+                self.check_ray()
+            self.say(f"Ray did not start, and is started again: {self.ray.last_words}")
+            end_descendants()
+        raise AssertionError
 
     def check_ray(self) -> None:
         """Raise Ended if Ray has ended on this node."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Any
 
@@ -63,40 +64,36 @@ class OtherAgent(Agent):
 
     async def _serve(self, peer: Peer) -> int:
         """Do what the first node says, until it says the end or is lost."""
-        hearing = asyncio.create_task(self._hear(peer))
+        hearing: asyncio.Task[dict[str, Any]] = asyncio.create_task(peer.receive())
+        starting: asyncio.Task[None] | None = None
         try:
-            while not hearing.done():
-                try:
-                    self.check_ray()
-                except Ended as ended:
-                    await peer.send(**_failure(ended))
-                    raise
+            while True:
                 await asyncio.wait([hearing], timeout=LOOK_S)
-            return hearing.result()
+                if hearing.done():
+                    message = hearing.result()
+                    if "refused" in message:
+                        raise Ended(FAILED, "start", self.step.node, str(message["refused"]))
+                    if "end" in message:
+                        return 0
+                    if "ray" in message:
+                        starting = asyncio.create_task(self._start(peer, **message["ray"]))
+                    hearing = asyncio.create_task(peer.receive())
+                if starting is not None and starting.done():
+                    starting.result()
+                    self.check_ray()
         except MeetingError as error:
             raise Ended(FAILED, "agent", self.step.node, f"the first node is lost: {error}") from None
+        except Ended as ended:
+            with contextlib.suppress(MeetingError):
+                how = {"exit_code": ended.exit_code, "part": ended.part, "reason": ended.reason}
+                await peer.send(failed=how)
+            raise
         finally:
             hearing.cancel()
-
-    async def _hear(self, peer: Peer) -> int:
-        while True:
-            message = await peer.receive()
-            if "refused" in message:
-                raise Ended(FAILED, "start", self.step.node, str(message["refused"]))
-            if "end" in message:
-                return 0
-            if "ray" in message:
-                await self._start(peer, **message["ray"])
+            if starting is not None:
+                starting.cancel()
 
     async def _start(self, peer: Peer, head: str, labels: dict[str, str], interface: str | None, **how: Any) -> None:
         address = own_addresses(self.step.index, interface)[0] if interface else peer.own_address
-        try:
-            await self.start_ray(address, head, labels, **how)
-        except Ended as ended:
-            await peer.send(**_failure(ended))
-            raise
+        await self.start_ray(address, head, labels, **how)
         await peer.send(up=address)
-
-
-def _failure(ended: Ended) -> dict[str, Any]:
-    return {"failed": {"exit_code": ended.exit_code, "part": ended.part, "reason": ended.reason}}

@@ -13,8 +13,6 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
 from executor.signals import withheld
 from executor.user_error import UserError
 
@@ -76,7 +74,6 @@ class RayNode:
         """Start Ray at this node's `address`. `head`: `host:port` of the first node's; it is started where the host is
         `address`."""
         host, port = head.rsplit(":", 1)
-        self._port = int(port)
         role = ["--head", f"--port={port}", "--include-dashboard=false"] if host == address else [f"--address={head}"]
         command = [
             sys.executable, "-u", "-m", "ray.scripts.scripts", "start", "--block", *role,
@@ -96,7 +93,7 @@ class RayNode:
                 text=True, errors="replace", cwd=folder,
             )  # fmt: skip
         self._started = threading.Event()
-        self._lines: list[str] = []
+        self._last = ""
         threading.Thread(target=self._read, name="azr-ray-output", daemon=True).start()
 
     @property
@@ -111,20 +108,9 @@ class RayNode:
         return code if code is None or code >= 0 else 128 - code
 
     @property
-    def serves_others(self) -> bool:
-        """Whether a process of this Ray listens at the head's port, so that other nodes can join."""
-        with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    for found in process.net_connections("tcp"):
-                        if found.status == psutil.CONN_LISTEN and found.laddr.port == self._port:
-                            return True
-        return False
-
-    @property
     def last_words(self) -> str:
-        """The last lines of its output, in one."""
-        return " / ".join(line.strip() for line in self._lines[-3:] if line.strip()) or "it said nothing"
+        """The last line of its output."""
+        return self._last or "it said nothing"
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -132,5 +118,5 @@ class RayNode:
             if _STARTED in line:
                 self._started.set()
             if not _ADVICE.search(line):
-                self._lines = [*self._lines[-9:], line]
+                self._last = line.strip() or self._last
                 _LOG.info("ray: %s", line.rstrip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ def write_configuration(
         "ClusterName=azr",
         f"SlurmctldHost={controller.hostname}({controller.ip})",
         f"SlurmctldPort={controller.port}",
+        # Clusters of several test processes share this machine, and jobs name their folders in /tmp by their id.
+        f"FirstJobId={1_000_000 + secrets.randbelow(8_000_000)}",
         f"SlurmUser={user}",
         f"SlurmdUser={user}",
         "AuthType=auth/munge",

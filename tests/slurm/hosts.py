@@ -62,10 +62,15 @@ class Hosts(Cluster):
         self._inits.pop(node).kill()
         self._hosts.pop(node).wait()
 
+    @property
+    def on(self) -> set[str]:
+        """The nodes that have power."""
+        return set(self._hosts) & set(NODES)
+
     def clear(self) -> None:
         """Switch nodes on again that were lost, end every job, and wait until both nodes are idle."""
         for node in NODES:
-            if node not in self._hosts:
+            if node not in self.on:
                 self.switch_on(node)
         super().clear()
 
@@ -84,11 +89,15 @@ class Hosts(Cluster):
             daemon.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def tree(self, node: str) -> list[psutil.Process]:
+        """All processes on a node but the first."""
+        return list(self._inits[node].children(recursive=True))
+
     def processes(self, node: str) -> list[str]:
         """The command lines of the processes on a node that are not the node's own; those that only wait to be reaped
         do not count."""
         found = []
-        for process in self._inits[node].children(recursive=True):
+        for process in self.tree(node):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.status() != psutil.STATUS_ZOMBIE and process.name() not in _DAEMONS:
                     found.append(" ".join(process.cmdline()) or process.name())

@@ -11,15 +11,22 @@ from typing import Any
 from tests.slurm.cluster import Cluster, Loopback
 
 ROOT = Path(__file__).parents[2]
+DEADLINE_S = 300.0
+"""Seconds within which a job does the next thing, on a machine that is busy with much else."""
 
 _PROGRAM = """\
-import os, sys
+import sys
 if "--auto-resume" in sys.orig_argv:
-    import runpy
+    import os, runpy
     sys.path[:0] = {path!r}
     sys.argv = sys.orig_argv
-    runpy.run_path({program!r}, run_name="__main__")
-    os._exit(0)
+    code = 0
+    try:
+        runpy.run_path({program!r}, run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    sys.stdout.flush()
+    os._exit(code)
 """
 """sitecustomize.py, which Python runs before the module it was started for: here in place of the driver."""
 
@@ -45,14 +52,14 @@ class Submission:
         """How a start of the job ended, by its first agent; empty before that."""
         return _json(self.run / "slurm" / f"attempt.{number}" / "result.json")
 
-    def wait_for(self, *states: str, seconds: float = 150.0) -> dict[str, str]:
+    def wait_for(self, *states: str, seconds: float = DEADLINE_S) -> dict[str, str]:
         """Wait until the job is in one of `states` (by default: has ended); returns what SLURM then says of it."""
         try:
             return self.cluster.wait_for(self.job, *states, seconds=seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
-    def wait_until(self, condition: Any, seconds: float = 150.0) -> None:
+    def wait_until(self, condition: Any, seconds: float = DEADLINE_S) -> None:
         """Return once `condition()` holds; AssertionError with the job's logs after `seconds`, or after its end."""
         self.cluster.wait_until(condition, seconds, self.logs)
 

@@ -1,0 +1,108 @@
+"""Whole runs as jobs, rehearsed: the control plane is real, and the model only takes time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+import pytest
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.hosts import Hosts
+from tests.slurm.submission import Submission, submit
+
+STEPS = 40
+REHEARSAL = (
+    'run.mode="rehearse"',
+    "learner.batch.propose={ deduction = 2, abduction = 2, induction = 2 }",
+    "learner.batch.solve={ deduction = 4, abduction = 4, induction = 4 }",
+    "learner.checkpoint_every=5",
+    "rehearsal.time_scale=10",
+    "rehearsal.learner_step_s=5",
+    "rehearsal.request_tokens_per_s=1000",
+    "rehearsal.spread=0.2",
+    "selfplay.seed_tasks_target=0",
+)
+
+
+def rehearse(cluster: Cluster, *overrides: str, steps: int = STEPS) -> Submission:
+    return submit(cluster, "slurm.nodes=2", f"learner.steps={steps}", *REHEARSAL, *overrides)
+
+
+def steps_of(submission: Submission) -> list[int]:
+    """The steps in the run's metrics, in their order."""
+    file = submission.run / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def check_complete(submission: Submission, steps: int = STEPS) -> None:
+    """The job has ended well, and each step is there once, in order; every slot is accounted for."""
+    job = submission.wait_for()
+    assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), submission.logs()
+    assert steps_of(submission) == list(range(1, steps + 1))
+    last = submission.run / "slurm" / "latest"
+    assert "ledger: conserved" in (last / "driver.log").read_text()
+
+
+def test_from_submission_to_the_end_over_two_hosts(hosts: Hosts) -> None:
+    submission = rehearse(hosts, steps=4)
+    check_complete(submission, steps=4)
+    logs = {path.name.partition(".")[0]: path.read_text().split()[1] for path in submission.run.glob("logs/*")}
+    assert (logs["learner0"], logs["buffer"], logs["rollout0"]) == ("n1", "n1", "n2")
+    for node in ("n1", "n2"):
+        hosts.wait_until(lambda node=node: hosts.processes(node) == [], 20, lambda: str(hosts.processes(node)))
+        assert hosts.run("ls", "/tmp", host=node).split() == [hosts.folder.name]
+
+
+def requeue(submission: Submission) -> None:
+    submission.cluster.run("scontrol", "requeue", submission.job)
+
+
+def preempt(submission: Submission) -> None:
+    submission.cluster.batch("#!/bin/sh\n", "--partition=high", "--nodes=2", "--exclusive")
+
+
+def reach_time_limit(submission: Submission) -> None:
+    minutes, seconds = map(int, submission.cluster.job(submission.job)["RunTime"].split(":")[-2:])
+    submission.cluster.run("scontrol", "update", f"JobId={submission.job}", f"TimeLimit={minutes + 1}")
+
+
+def lose_rollout_node(submission: Submission) -> None:
+    submission.cluster.lose("n2")
+
+
+def lose_learner_node(submission: Submission) -> None:
+    submission.cluster.lose("n1")
+
+
+def newest_checkpoint(submission: Submission) -> int:
+    found = [re.fullmatch(r"step_(\d+)", path.name) for path in (submission.run / "checkpoints").iterdir()]
+    return max(int(match[1]) for match in found if match)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [requeue, lose_rollout_node],
+        pytest.param([preempt, reach_time_limit, lose_learner_node, requeue, requeue], marks=pytest.mark.deep),
+    ],
+    ids=lambda events: "-".join(event.__name__ for event in events),
+)
+def test_a_run_goes_on_from_its_newest_checkpoint(hosts: Hosts, events: list[Callable[[Submission], None]]) -> None:
+    steps = 20 * (len(events) + 1)
+    submission = rehearse(hosts, "slurm.warning_s=5", steps=steps)
+    for number, event in enumerate(events):
+        before = len(steps_of(submission))
+        submission.wait_until(lambda before=before: len(steps_of(submission)) >= before + 7)
+        event(submission)
+        submission.wait_until(lambda: submission.cluster.job(submission.job)["JobState"] == "PENDING")
+        saved = newest_checkpoint(submission)
+        for node in {"n1", "n2"} - hosts.on:
+            hosts.switch_on(node)
+        print(event.__name__, before, saved, steps_of(submission)[-1], submission.attempt(number))
+        submission.wait_until(lambda number=number: (submission.run / "slurm" / f"attempt.{number + 1}").exists())
+        driver = submission.run / "slurm" / f"attempt.{number + 1}" / "driver.log"
+        submission.wait_until(lambda driver=driver: driver.exists() and "step" in driver.read_text())
+        print(driver.read_text())
+    check_complete(submission, steps)
