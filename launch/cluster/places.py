@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from launch.cluster.placement import Assignment, Needs, Part, PlacementError, place, place_actor, place_ranks
+from launch.cluster.placement import Assignment, Needs, Node, Part, PlacementError, place, place_actor, place_ranks
 from launch.cluster.ray_port import RayPort
 from launch.config import Config
 
@@ -16,16 +16,25 @@ BUSY_S = 15.0
 class Places:
     """The assignments in force. `settle` comes first."""
 
-    def __init__(self, config: Config, ray: RayPort, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: Config,
+        ray: RayPort,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`say` prints a line on the console; `clock` gives seconds."""
         self._config = config
         self._ray = ray
+        self._say = say
         self._clock = clock
+        self._addresses: dict[str, str] = {}
         self._ranks: tuple[Assignment, ...] = ()
         self._actors: dict[int, Assignment] = {}
 
     def settle(self) -> None:
         """Place every process of the run. Raises PlacementError where they do not fit, or other jobs leave no room."""
-        nodes = self._ray.nodes()
+        nodes = self._nodes()
         placed = beside_others(self._ray, lambda taken: place(self._config, nodes, taken=taken), self._clock)
         self._ranks = tuple(each for each in placed if each.part is Part.LEARNER)
         self._actors = {each.index: each for each in placed if each.part is Part.ROLLOUT}
@@ -34,9 +43,12 @@ class Places:
 
     def ranks(self) -> tuple[Assignment, ...]:
         """Those of the learner's ranks; all are placed anew where a node of theirs is lost. Raises PlacementError."""
-        nodes = self._ray.nodes()
+        nodes = self._nodes()
         if not {rank.node for rank in self._ranks} <= {node.name for node in nodes}:
+            before = self._ranks
             self._ranks = place_ranks(self._config.learner.parallel, nodes, _taken(self._actors.values()))
+            for old, new in zip(before, self._ranks, strict=True):
+                self._tell(old, new)
         return self._ranks
 
     def actor(self, index: int) -> Assignment:
@@ -44,8 +56,9 @@ class Places:
         found = self._actors.get(index)
         if found is None or self.is_lost(found):
             others = [actor for other, actor in self._actors.items() if other != index]
-            found = place_actor(self._config, index, self._ray.nodes(), _taken([*self._ranks, *others]))
-            self._actors[index] = found
+            new = place_actor(self._config, index, self._nodes(), _taken([*self._ranks, *others]))
+            self._tell(found, new)
+            self._actors[index] = found = new
         return found
 
     def leave(self, index: int) -> None:
@@ -59,7 +72,17 @@ class Places:
 
     def is_lost(self, assignment: Assignment) -> bool:
         """Whether the node of an assignment is no longer in the cluster."""
-        return assignment.node not in {node.name for node in self._ray.nodes()}
+        return assignment.node not in {node.name for node in self._nodes()}
+
+    def _nodes(self) -> tuple[Node, ...]:
+        nodes = self._ray.nodes()
+        self._addresses |= {node.name: node.address or node.name for node in nodes}
+        return nodes
+
+    def _tell(self, old: Assignment | None, new: Assignment) -> None:
+        if old is not None and old.node != new.node:
+            lost = " is lost" if self.is_lost(old) else "'s learner ranks move"
+            self._say(f"{self._addresses[old.node]}{lost}: {new.name} starts on {self._addresses[new.node]}")
 
 
 def beside_others(

@@ -27,10 +27,13 @@ SPARE_CPUS = 64
 """Logical CPUs that Ray on this machine gets in addition, for actors that `azr scale` adds."""
 PORT_S = 5.0
 """Seconds that the port of `ray.address` has to accept a connection."""
-HEALTH_S = 30.0
-"""Seconds that the cluster at `ray.address` has to say that it is healthy; they include the start of `ray`."""
+HEALTH_S = 90.0
+"""Seconds that the cluster at `ray.address` has to say that it is healthy; they include the start of `ray`,
+which takes long on a busy machine, or from a slow file system."""
 _SERVERS = ("raylet", "gcs_server")
 _LOOK_S = 1.0
+_TOLD = ("A worker died or was killed", "has been marked dead")
+"""What Ray says in a paragraph of the ends that the supervisor tells in a line."""
 
 
 @contextlib.contextmanager
@@ -141,7 +144,7 @@ def _silence_worker_death_messages() -> None:
         return
 
     def filtered(data: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        if not any("A worker died or was killed" in line for line in data["lines"]):
+        if not any(text in line for line in data["lines"] for text in _TOLD):
             say(data, *args, **kwargs)
 
     filtered.without_worker_deaths = True  # type: ignore[attr-defined]

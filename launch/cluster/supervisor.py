@@ -56,7 +56,7 @@ class Supervisor:
     ) -> None:
         """`say` prints a line on the console; `workload`: what the processes do; `clock` gives seconds."""
         self._context = context = RunContext(config, folder.absolute(), ray, say, workload, clock)
-        self._places = places = Places(config, ray, clock)
+        self._places = places = Places(config, ray, say, clock)
         self._buffer = BufferProcess(context, places)
         self._learner = LearnerRanks(context, places)
         self._rollouts = Rollouts(context, self._learner, places)

@@ -37,7 +37,7 @@ def buffer(tmp_path: Path, ray_port: FakeRay, clock: Clock) -> BufferProcess:
     config = Config(supervision=SupervisionSettings(max_buffer_restarts=1))
     folder = RunFolder(tmp_path)
     folder.create()
-    places = Places(config, ray_port, clock)
+    places = Places(config, ray_port, lambda text: None, clock)
     places.settle()
     process = BufferProcess(RunContext(config, folder, ray_port, lambda text: None, ModelWorkload(), clock), places)
     ray_port.always["buffer.0.open"] = None

@@ -441,6 +441,7 @@ def test_an_actor_whose_machine_is_lost_starts_on_another_one(tmp_path: Path) ->
     run.poll(times=2)
     run.poll(after_s=2.0)
     assert run.ray.started[f"{lost}.1"][0].node == "n0"
+    assert f"n1 is lost: {lost} starts on n0" in run.said
     assert any(f"{lost} failed (its machine is lost)" in line for line in run.said)
 
 
