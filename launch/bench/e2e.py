@@ -82,7 +82,7 @@ class Options:
     staleness: tuple[int, ...] = (0, 1, 2, 4)
     runs: int = RUNS
     steps: int = 4
-    """Steps that count, in each mode of each repetition."""
+    """Least steps that count, in each mode of each repetition (`steps_counted`)."""
     pin: bool = True
     learn: bool = False
     folder: Path | None = None
@@ -99,7 +99,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--staleness", type=_bounds, default=Options.staleness, metavar="K,K,...", help="modes (default 0,1,2,4)"
     )
     parser.add_argument(
-        "--steps", type=positive(int), default=Options.steps, metavar="N", help="of a mode in a run (default 4)"
+        "--steps",
+        type=positive(int),
+        default=Options.steps,
+        metavar="N",
+        help="of a mode in a run, at least (default 4)",
     )
     parser.add_argument("--no-pin", action="store_true", help="let learner and actors share all cores")
     parser.add_argument("--learn", action="store_true", help="keep the recipe's learning rate")

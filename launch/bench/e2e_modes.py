@@ -38,18 +38,23 @@ def steps_left_out(before: int, after: int) -> int:
     """Steps after a change of the bound that are not of the new mode yet.
 
     Lowered, what was granted before is trained first: one batch more than the bound before. Raised, the further batches
-    are granted at once, and the step that is under way has begun without them.
+    are granted at once; they need as many steps as there are batches open until each has had the whole pipeline.
     """
-    if before == after:
-        return 0
-    return before + 1 if after < before else after - before + 1
+    return 0 if before == after else max(before, after) + 1
+
+
+def steps_counted(staleness: int, least: int) -> int:
+    """Steps of a block: at least `least`, and a multiple of the batches that are open at once. Where generation is the
+    slower stage, engines work on all of these together, and they are complete, and are trained, in a bunch."""
+    batches = staleness + 1
+    return -(-least // batches) * batches
 
 
 class Modes:
     """Leads a run through the modes; `watch` is called by the run's driver."""
 
     def __init__(self, staleness: Sequence[int], runs: int, steps: int, say: Callable[[str], None]) -> None:
-        """`steps`: measured in each block. `say` is told what begins."""
+        """`steps`: at least measured in each block (`steps_counted`). `say` is told what begins."""
         self._steps = steps
         self._say = say
         self._order = order_of(staleness, runs)
@@ -75,5 +80,6 @@ class Modes:
             supervisor.limit_staleness(bound)
         left_out = steps_left_out(self._bound, bound) if self._block else FIRST_STEPS + bound
         self._bound = bound
-        self._block = Block(run, bound, step + left_out + 1, step + left_out + self._steps)
+        first = step + left_out + 1
+        self._block = Block(run, bound, first, first - 1 + steps_counted(bound, self._steps))
         self._say(f"run {run + 1}, max_staleness {bound}: steps {self._block.first} to {self._block.last}")

@@ -27,6 +27,11 @@ from launch.slurm.folder import JobAttempt, JobFolder, read_json, write_json, wr
 from launch.slurm.job_log import JobLog
 from launch.slurm_settings import SlurmSettings
 
+PATIENCE_S = 60.0
+"""Seconds for which the controller is asked for the job's state at the end of a start."""
+PAUSE_S = 5.0
+"""Seconds between two questions."""
+
 
 class AttemptError(UserError):
     """A start of the job that must not go on; the message says why."""
@@ -70,10 +75,7 @@ def end(attempt: JobAttempt, srun_code: int, environment: Mapping[str, str]) -> 
     """Decide and record what follows this start of the job."""
     record = read_json(attempt.record)
     ending = _ending(attempt, srun_code, environment)
-    try:
-        state = job_state(requeue_id(environment))
-    except SlurmError as error:
-        state = JobState("unknown", str(error))
+    state = _state(requeue_id(environment))
     settings = _settings(attempt.job)
     decision = decide(
         ending,
@@ -130,6 +132,18 @@ def _ending(attempt: JobAttempt, srun_code: int, environment: Mapping[str, str])
     if lost:
         return Ending(srun_code or 1, "node", ",".join(lost), f"{reason}; these nodes are down", node_failure=True)
     return Ending(srun_code or 1, "agent", ",".join(refusals), reason)
+
+
+def _state(job_id: str) -> JobState:
+    """The state of this job. Asks for `PATIENCE_S`: a controller that is started again answers within that."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return job_state(job_id)
+        except SlurmError as error:
+            if time.monotonic() > deadline:
+                return JobState("unknown", str(error))
+        time.sleep(PAUSE_S)
 
 
 def _starts(job: JobFolder, but: JobAttempt | None = None) -> Starts:

@@ -47,17 +47,20 @@ class Starts:
     """Stopped, saved and requeued by the job itself."""
     preemptions: int = 0
     """Ended without a word, or lost a node."""
+    unused: int = 0
+    """The last ones that were stopped with nothing to save and requeued, in a row."""
 
 
 def count(records: Iterable[dict[str, Any]]) -> Starts:
     """Count the starts of `attempt.json` records, those since the submission."""
-    requeues = preemptions = 0
+    requeues = preemptions = unused = 0
     for record in records:
+        unused = unused + 1 if record.get("requeue") and record.get("exit_code") == NOTHING_TO_SAVE else 0
         if "exit_code" not in record or record.get("node_failure"):
             preemptions += 1
         elif record.get("requeue"):
             requeues += 1
-    return Starts(requeues, preemptions)
+    return Starts(requeues, preemptions, unused)
 
 
 def decide(
@@ -75,10 +78,10 @@ def decide(
     if ending.exit_code == 0:
         return Decision(False, 0, "the run is complete")
     code = ending.exit_code
-    if not ending.stopped and not ending.node_failure:
-        return Decision(False, code, "the run failed, and would fail again")
     if state.state != "RUNNING" and state.reason != "TimeLimit":
         return Decision(False, code, f"left to SLURM, which is ending the job (state {state.state or 'unknown'})")
+    if not ending.stopped and not ending.node_failure:
+        return Decision(False, code, "the run failed, and would fail again")
     if not requeue:
         return Decision(False, code, "slurm.requeue is false")
     if ending.node_failure and starts.preemptions >= max_preemptions:
@@ -86,4 +89,6 @@ def decide(
     if ending.stopped and starts.requeues >= max_requeues:
         return Decision(False, code, f"slurm.max_requeues = {max_requeues} is used up")
     what = "a node was lost" if ending.node_failure else "the run was stopped, and goes on"
+    if code == NOTHING_TO_SAVE and starts.unused >= 2:
+        what += f"; {starts.unused + 1} starts in a row had nothing to save: slurm.time may be too short for a start"
     return Decision(True, code, what)

@@ -53,10 +53,13 @@ def load_former(run: Path, overrides: Sequence[str]) -> Config | SftConfig:
     if os.path.isfile(run / "config.toml"):
         data, _ = read_recipe(run / "config.toml")
         root: Any = root_of(data)
-        return _absolute(load_run(run, overrides, root)[0])
+        # The address is that of the Ray of its last job, or of another place.
+        return _absolute(load_run(run, ["ray.address=none", *overrides], root)[0])
     if os.path.isfile(recipe):
         data, _ = read_recipe(recipe)
-        return _absolute(load(recipe, overrides, root_of(data)))
+        path = Path(os.path.abspath(run))  # the folder may have been moved
+        place = [f"run.dir={path.parent}", f"run.name={path.name}"]
+        return _absolute(load(recipe, [*place, *overrides], root_of(data)))
     raise RunFolderError(f"{run} is no run folder: it has neither config.toml nor slurm/{recipe.name}. See `ls runs`.")
 
 

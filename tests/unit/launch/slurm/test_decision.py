@@ -67,3 +67,13 @@ def test_starts_are_counted_by_how_they_ended() -> None:
         {"exit_code": 1, "requeue": False},
     ]
     assert count(records) == Starts(requeues=2, preemptions=2)
+
+
+def test_starts_that_come_to_nothing_are_told_of() -> None:
+    unused = {"exit_code": 130, "requeue": True}
+    starts = count([unused, {"exit_code": 75, "requeue": True}, unused, unused])
+    assert starts == Starts(requeues=4, unused=2)
+    found = decide(Ending(130), RUNNING, starts, True, max_requeues=9, max_preemptions=9)
+    assert found.requeue
+    assert "3 starts in a row had nothing to save: slurm.time" in found.reason
+    assert "in a row" not in decide(Ending(75), RUNNING, starts, True, max_requeues=9, max_preemptions=9).reason

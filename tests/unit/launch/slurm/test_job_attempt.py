@@ -74,6 +74,21 @@ def test_an_agent_that_leaves_no_result_failed_unless_a_node_is_down(run: Path, 
     assert read_json(attempt.record)["node"] == "n2"
 
 
+def test_a_controller_that_is_away_for_a_while_is_asked_again(
+    run: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt, _ = begin(run, ENVIRONMENT)
+    write_json(attempt.result, {"exit_code": 75})
+    (programs / "scontrol").write_text(
+        f"#!/bin/sh\n[ -e {programs}/asked ] || {{ touch {programs}/asked; exit 1; }}\necho JobState=RUNNING"
+    )
+    monkeypatch.setattr("launch.slurm.attempt.PAUSE_S", 0.01)
+    assert end(attempt, 0, ENVIRONMENT).requeue
+    (programs / "scontrol").write_text("#!/bin/sh\nexit 1")
+    monkeypatch.setattr("launch.slurm.attempt.PATIENCE_S", 0.0)
+    assert not end(attempt, 0, ENVIRONMENT).requeue
+
+
 def test_the_job_requeues_itself_as_often_as_it_may(run: Path) -> None:
     requeued = []
     for _ in range(3):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.config import load
+from launch.config import load, to_toml
 from launch.slurm.client import clean_environment
 from launch.slurm.folder import JobFolder, write_json
 
@@ -130,3 +130,21 @@ def test_the_warning_comes_from_what_the_run_has_measured(tmp_path: Path) -> Non
     assert submit("--resume", str(run), "--dry-run") == 0
     longest = 1.25 * 40 + 1.25 * 80 + 5 + 60  # docs/operating.md, "Stopping in time"; a minute for SLURM
     assert f"--signal=B:USR2@{longest:.0f}\n".encode() in written(run)["job.sbatch"]
+
+
+def test_a_run_goes_on_without_the_ray_of_its_last_job(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "first"
+    run.mkdir(parents=True)
+    former = load("smollm2-cpu", ["run.name=first", "ray.address=10.0.0.1:6379", "learner.steps=9"])
+    (run / "config.toml").write_text(to_toml(former))
+    assert submit("--resume", "runs/first", "--dry-run", "slurm.nodes=2") == 0
+    config = load(run / "slurm" / "recipe.toml")
+    assert (config.folder, config.ray.address, config.learner.steps, config.slurm.nodes) == (run, None, 9, 2)
+
+
+def test_a_run_that_was_only_submitted_goes_on_from_where_its_folder_is(tmp_path: Path) -> None:
+    assert submit("smollm2-cpu", "--dry-run", "learner.steps=9") == 0
+    moved = (tmp_path / "runs" / "smollm2-cpu").rename(tmp_path / "moved")
+    assert submit("--resume", "moved", "--dry-run", "slurm.nodes=2") == 0
+    config = load(moved / "slurm" / "recipe.toml")
+    assert (config.folder, config.learner.steps, config.slurm.nodes) == (moved, 9, 2)
