@@ -1,6 +1,7 @@
-"""Keeps SIGINT, SIGTERM and SIGUSR2 from processes of a run: its driver alone acts on them.
+"""Keeps the signals that ask a run to stop from its processes: its driver alone acts on them.
 
-A scheduler sends SIGTERM or SIGUSR2 to every process of a job, a terminal SIGINT to every process in the foreground.
+A scheduler sends SIGTERM or SIGUSR2 to every process of a job, a terminal SIGINT to every process in the foreground,
+and SIGHUP when it closes.
 """
 
 from __future__ import annotations
@@ -10,8 +11,16 @@ import ctypes
 import signal
 from collections.abc import Iterator
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-"""Requests to stop. SIGUSR2 is what schedulers are asked to send ahead of a time limit, since NCCL uses SIGUSR1."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+"""Requests to stop. SIGUSR2 is what schedulers are asked to send ahead of a time limit, since NCCL uses SIGUSR1. SIGHUP
+comes when the terminal closes, as at the end of an ssh session."""
+
+
+def requests() -> tuple[signal.Signals, ...]:
+    """The signals that this process takes as requests to stop: all, but SIGHUP where it was started to ignore it, as
+    `nohup` does."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return tuple(number for number in SIGNALS if not (ignored and number == signal.SIGHUP))
 
 
 @contextlib.contextmanager

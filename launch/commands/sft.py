@@ -34,8 +34,8 @@ def register(commands: Any) -> None:
         "sft",
         "supervised fine-tuning, as a warm start",
         "Learn prompts and their responses from a JSON Lines file. Self-play starts from the model that this leaves. "
-        "Ctrl-C, SIGTERM or SIGUSR2 stops after the present step and saves; a second Ctrl-C, 5 s later or more, stops "
-        "at once.",
+        "Ctrl-C, SIGTERM, SIGUSR2 or SIGHUP stops after the present step and saves; a second Ctrl-C, 5 s later or "
+        "more, stops at once.",
         _EPILOG,
     )
     about = "a TOML file with a table [sft], or the name of a recipe that ships"

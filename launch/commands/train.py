@@ -33,7 +33,7 @@ examples:
 
 exit codes:
   0    the run is complete, or its time (run.max_minutes) is up
-  75   stopped by Ctrl-C, SIGTERM or SIGUSR2, and saved: `azr train --resume` goes on
+  75   stopped by Ctrl-C, SIGTERM, SIGUSR2 or SIGHUP, and saved: `azr train --resume` goes on
   130  stopped by one of these while there was nothing to save
   1    failed, or stopped at once by a second Ctrl-C
   2    the command, a setting or a file is wrong
@@ -47,8 +47,8 @@ def register(commands: Any) -> None:
         commands,
         "train",
         "run self-play training",
-        "Train from a recipe, or go on with a run. Ctrl-C, SIGTERM or SIGUSR2 stops after the present step and saves; "
-        "a second Ctrl-C, 5 s later or more, stops at once.",
+        "Train from a recipe, or go on with a run. Ctrl-C, SIGTERM, SIGUSR2 or SIGHUP stops after the present step and "
+        "saves; a second Ctrl-C, 5 s later or more, stops at once.",
         _EXAMPLES,
     )
     add_run(command, "a TOML file, or the name of a recipe that ships", "learner.steps=40", "runs/smollm2-cpu")

@@ -16,7 +16,7 @@ from executor.judge import Judge
 from executor.outcomes import InfrastructureError, Outcome, Status
 from executor.pool import SandboxPool
 from executor.settings import ExecutorSettings
-from executor.signals import SIGNALS
+from executor.signals import requests
 from executor.values import CodecError
 from launch.exec.lines import ExecError, Line, read_lines, shortened
 from launch.json_lines import to_json
@@ -67,7 +67,7 @@ async def _until_interrupted(work: Coroutine[Any, Any, int]) -> int:
         _end_within(CLOSE_S)
         working.cancel()
 
-    for number in SIGNALS:
+    for number in requests():
         asyncio.get_running_loop().add_signal_handler(number, stop)
     try:
         return await working

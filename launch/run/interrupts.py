@@ -1,10 +1,10 @@
-"""SIGINT, SIGTERM and SIGUSR2 as requests to stop, heard in every phase of a run.
+"""SIGINT, SIGTERM, SIGUSR2 and SIGHUP as requests to stop, heard in every phase of a run.
 
     state      signal                                   effect
     STARTING   any                                      the process ends at once, exit code `NOTHING_TO_SAVE`
     RUNNING    any, with unsaved work                   the run is asked to stop; STOPPING
     RUNNING    any, without unsaved work                the process ends at once, exit code `NOTHING_TO_SAVE`
-    STOPPING   SIGTERM, SIGUSR2                         none: schedulers send several signals for one request
+    STOPPING   SIGTERM, SIGUSR2, SIGHUP                 none: schedulers send several signals for one request
     STOPPING   first SIGINT, or within `SAME_S` of it   none: a press of Ctrl-C may send several
     STOPPING   SIGINT, later                            the process ends at once, exit code `LOST` (`SAVED` after
                                                         `saved`)
@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from executor.signals import SIGNALS
+from executor.signals import requests
 
 INTERRUPTED = "interrupted"
 """The reason of a stop that a signal asked for, as `TrainingStatus.stop` has it."""
@@ -217,7 +217,7 @@ class Interrupts:
 
 @contextlib.contextmanager
 def listening(limits: StopLimits = UNLIMITED) -> Iterator[Interrupts]:
-    """Listen to SIGINT, SIGTERM and SIGUSR2, and look at the time, until the block ends.
+    """Listen to requests to stop (`executor.signals.requests`), and look at the time, until the block ends.
 
     On a thread other than the main one nothing is heard. Call it before other threads are started: the signals are
     blocked in this thread, and so in all that follow, and one thread waits for them. So no handler of a library, such
@@ -228,10 +228,11 @@ def listening(limits: StopLimits = UNLIMITED) -> Iterator[Interrupts]:
         yield found
         return
     ended = threading.Event()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    heard = requests()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, heard)
     # For a library that unblocks them, as Python's `multiprocessing` does on the thread that starts its tracker.
-    handlers = {number: signal.signal(number, lambda came, _: _in_thread(found, came)) for number in SIGNALS}
-    thread = threading.Thread(target=_listen, args=(found, ended), name="azr-interrupts", daemon=True)
+    handlers = {number: signal.signal(number, lambda came, _: _in_thread(found, came)) for number in heard}
+    thread = threading.Thread(target=_listen, args=(found, ended, heard), name="azr-interrupts", daemon=True)
     thread.start()
     try:
         yield found
@@ -249,10 +250,10 @@ def stop_details(left_s: float | None, save_s: float) -> dict[str, float]:
     return {} if left_s is None else {"left_s": round(left_s, 1), "save_s": round(save_s, 1)}
 
 
-def _listen(found: Interrupts, ended: threading.Event) -> None:
+def _listen(found: Interrupts, ended: threading.Event, heard: tuple[signal.Signals, ...]) -> None:
     while not ended.wait(_LOOK_S):
         # Not `sigtimedwait`: after a SIGSTOP that outlasts its timeout it returns a signal that never came.
-        for number in signal.sigpending() & set(SIGNALS):
+        for number in signal.sigpending() & set(heard):
             signal.sigwait({number})
             found.came(number)
         found.look()

@@ -28,6 +28,9 @@ LEASE_S = 60.0
 run in the folder."""
 HERE_S = 1.0
 """Seconds to try before the owner is looked at: enough to notice that it was killed, and to take its place."""
+DAMAGED_S = 5.0
+"""Seconds to try where the file names no owner: `filelock` takes such a file, if it is not
+empty, for left behind after 2 s."""
 
 
 @contextlib.contextmanager
@@ -82,7 +85,11 @@ def _acquire(folder: RunFolder, lease: SoftFileLease, say: Callable[[str], None]
             lease.acquire(timeout=HERE_S)
             return
         owner = lease.owner
-        if owner is not None and not _lives_here(owner):
+        if owner is None:  # removed in between, or damaged: by a full disk, by a power cut
+            with contextlib.suppress(Timeout):
+                lease.acquire(timeout=DAMAGED_S)
+                return
+        elif not _lives_here(owner):
             say(
                 f"{folder.path} is owned by {_named(owner)}: waiting up to {lease.lease_duration:.0f} s for its "
                 "heartbeat before it is taken over"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from executor.signals import SIGNALS
 from launch.run.interrupts import LOST, NOTHING_TO_SAVE, SAME_S, SAVED, UNLIMITED, Interrupts, State, StopLimits
 from tests.waiting import wait_until
 
@@ -61,17 +62,18 @@ def test_a_run_with_unsaved_work_is_asked_once_and_says_so() -> None:
     assert "stopping after the present step, and saving" in said and "5 s" in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP])
 def test_a_scheduler_asks_once_however_often_it_asks(number: signal.Signals) -> None:
     run = Run()
     with run.interrupts.running(run.stop, run.said.append):
         run.signals(0.0, 0.02, SAME_S, 100.0, number=number)
-        run.signals(100.0, number=signal.SIGTERM + signal.SIGUSR2 - number)
+        for other in set(SIGNALS) - {signal.SIGINT}:
+            run.signals(100.0, number=other)
     assert (run.asked, run.codes) == (1, [])
     assert len(run.said) == 1 and number.name in run.said[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP])
 def test_ctrl_c_twice_stops_at_once_also_where_a_scheduler_asked_first(number: signal.Signals) -> None:
     run = Run()
     with run.interrupts.running(run.stop, run.said.append):
@@ -168,7 +170,7 @@ with listening() as interrupts:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(("how", "code"), [("asked", 7), ("in a library", NOTHING_TO_SAVE)])
 def test_a_process_hears_signals_inside_of_a_library_and_takes_its_children_along(
     number: signal.Signals, how: str, code: int
@@ -192,6 +194,22 @@ def test_a_process_hears_signals_inside_of_a_library_and_takes_its_children_alon
     while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_process_that_was_started_to_ignore_a_hangup_goes_on() -> None:
+    with subprocess.Popen(
+        ["nohup", sys.executable, "-c", _PROGRAM, "asked"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        process.stdin.close()
+        assert process.wait(60) == 7
 
 
 def test_a_process_that_was_suspended_and_goes_on_has_not_been_interrupted() -> None:

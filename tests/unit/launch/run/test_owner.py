@@ -106,6 +106,15 @@ def test_an_owner_that_was_killed_and_is_not_reaped_is_taken_for_dead(tmp_path: 
     assert "waiting up to" in said[0] and "taking over" in said[1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("content", [b"\0" * 9, b"n1\n"], ids=["zeros", "cut"])
+def test_a_file_that_names_no_owner_any_more_is_taken_over(tmp_path: Path, content: bytes) -> None:
+    folder = RunFolder(tmp_path)
+    folder.owner.write_bytes(content)
+    with owned(folder, print, lease_s=LEASE_S):
+        assert folder.owner.read_bytes() != content
+
+
 def test_it_is_given_back_after_an_error_and_an_empty_folder_is_not_left_behind(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a" / "run")
     with pytest.raises(ZeroDivisionError), owned(folder, lambda text: None):
