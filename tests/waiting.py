@@ -8,9 +8,9 @@ from collections.abc import Callable
 DEADLINE_S = 60.0
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Return once `condition()` holds; fail after `DEADLINE_S`."""
-    deadline = time.monotonic() + DEADLINE_S
+def wait_until(condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
+    """Return once `condition()` holds; fail after `deadline_s`."""
+    deadline = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -25,9 +25,9 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from executor.user_error import UserError
 from launch.json_lines import to_json
+from launch.run.folder import RunFolder
 from learner.stream.keys import KeyPair
 
-FILE = "control.json"
 ANSWER_S = 10.0
 """Seconds that `ask` waits for the driver's answer."""
 CONNECT_S = 5.0
@@ -84,7 +84,7 @@ class ControlServer:
         A handler's UserError or ValueError is sent as `error`.
         """
         self._handlers = handlers
-        self._path = run / FILE
+        self._path = RunFolder(run).control
         own, asker = KeyPair.make(), KeyPair.make()
         self._context = zmq.Context()
         self._authenticator = ThreadAuthenticator(self._context)
@@ -171,14 +171,14 @@ def ask(run: Path, do: str, **details: Any) -> dict[str, Any]:
 
 
 def _read(run: Path) -> Endpoint:
-    path = run / FILE
+    path = RunFolder(run).control
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         found = json.loads(path.read_text())
         endpoint = Endpoint(**found)
     except FileNotFoundError:
         raise ControlError(
-            f"nobody answers for the run {run}: it has no {FILE}, so it is not running, or has not begun to. "
+            f"nobody answers for the run {run}: it has no {path.name}, so it is not running, or has not begun to. "
             "`azr train` starts one"
         ) from None
     except OSError as error:

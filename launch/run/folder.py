@@ -75,6 +75,7 @@ class RunFolder:
         self.logs = path / "logs"
         self.attempts = path / "attempts"
         self.owner = path / "owner.lock"
+        self.control = path / "control.json"
         self.claim = claim
         """The token in `owner.lock` by which this run owns the folder (`launch.run.owner`); empty: it owns none."""
 
@@ -169,6 +170,7 @@ def end_at_once(folder: RunFolder, why: str) -> None:
     _LOG.error("the process ends at once: %s", why)
     folder.check_owner()
     append_event(folder, "run_ended", why=why)
+    folder.control.unlink(missing_ok=True)
     folder.owner.unlink(missing_ok=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import zmq
 
 from launch.addresses import LOOPBACK, free_port
 from launch.cluster import control
+from launch.run.folder import RunFolder
 from learner.stream.keys import KeyPair
 
 
@@ -39,11 +39,11 @@ def server(run: Path) -> Iterator[list[int]]:
     server = control.ControlServer(run, {"scale": scale}, LOOPBACK, attempt=3)
     yield asked
     server.close()
-    assert not (run / control.FILE).exists()
+    assert not RunFolder(run).control.exists()
 
 
 def endpoint(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / control.FILE).read_text())
+    found: dict[str, Any] = json.loads(RunFolder(run).control.read_text())
     return found
 
 
@@ -92,11 +92,11 @@ def test_who_has_not_the_runs_keys_gets_no_answer(run: Path, server: list[int], 
 
 
 def test_its_file_is_private_and_one_that_is_not_is_refused(run: Path, server: list[int]) -> None:
-    assert (run / control.FILE).stat().st_mode & 0o777 == 0o600
-    (run / control.FILE).chmod(0o640)
+    assert RunFolder(run).control.stat().st_mode & 0o777 == 0o600
+    RunFolder(run).control.chmod(0o640)
     with pytest.raises(control.ControlError, match="can be read or written by others"):
         control.ask(run, "scale", actors=2)
-    (run / control.FILE).chmod(0o600)
+    RunFolder(run).control.chmod(0o600)
 
 
 def test_a_run_that_is_not_there(run: Path) -> None:
@@ -125,10 +125,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_driver_that_is_out_of_reach_is_said_without_waiting_for_ever(run: Path, server: list[int]) -> None:
     found = endpoint(run) | {"address": f"tcp://127.0.0.1:{free_port()}", "host": "elsewhere"}
-    (run / control.FILE).write_text(json.dumps(found))
+    RunFolder(run).control.write_text(json.dumps(found))
     with pytest.raises(control.ControlError, match=r"on elsewhere.*this machine does not reach it"):
         control.ask(run, "scale", actors=2)
-    (run / control.FILE).write_text("half of")
+    RunFolder(run).control.write_text("half of")
     with pytest.raises(control.ControlError, match="is damaged"):
         control.ask(run, "scale", actors=2)
-    os.unlink(run / control.FILE)
+    RunFolder(run).control.unlink()
