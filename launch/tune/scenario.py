@@ -67,8 +67,8 @@ class Scenario:
             max_num_seqs=config.engine.max_num_seqs,
             max_num_batched_tokens=max(config.engine.max_num_batched_tokens, config.engine.max_model_len),
             kv_share=1.0,
-            engine_threads=own or hardware.cores,
-            learner_threads=1 if on_gpu else learner.threads or hardware.cores,
+            engine_threads=own or len(config.actors.cpus) or hardware.cores,
+            learner_threads=1 if on_gpu else learner.threads or len(learner.cpus) or hardware.cores,
             data_ranks=parallel.data,
             model_ranks=parallel.tensor * parallel.pipeline * parallel.context,
             max_staleness=learner.max_staleness,
@@ -127,8 +127,7 @@ class _Pinned(NamedTuple):
 
 def _pinned(config: Config) -> _Pinned | None:
     """The cores that a recipe pins its processes to; None unless it does for both sides."""
-    engines: tuple[int, ...] = getattr(config.actors, "cpus", ())
-    learner: tuple[int, ...] = getattr(config.learner, "cpus", ())
+    engines, learner = config.actors.cpus, config.learner.cpus
     return _Pinned(engines, learner) if engines and learner else None
 
 

@@ -1,9 +1,10 @@
 """The trials of the validation: configurations that the calibration sees, and others that are predicted and then really
 run, with a real model on this machine or as rehearsals.
 
-The real ones have small batches, a buffer with tasks from the start and a learning rate near 0: the policy stands
-still, so lengths are the same in all trials and differ only by chance. Nothing else is simplified; every step trains,
-and its weights are broadcast.
+The real ones have engines on one core and the learner on the other, unless they are about that. They have small
+batches, a buffer with tasks from the start and a learning rate near 0: the policy stands still, so lengths are the
+same in all trials and differ only by chance. Nothing else is simplified; every step trains, and its weights are
+broadcast.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ _REAL = (
     "run.verify_weights=false",
     f"run.max_minutes={MINUTES}",
     "learner.threads=1",
+    "actors.cpus=[0]",
+    "learner.cpus=[1]",
     "learner.steps=8",
     *_batch(1),
 )
@@ -56,8 +59,14 @@ _REHEARSAL = (
     "run.record_trajectories=false",
     "learner.checkpoint_every=0",
     "learner.checkpoint_minutes=0",
+    f"run.max_minutes={MINUTES}",
     "learner.steps=12",
     "actors.concurrency=24",
+    "engine.max_model_len=1152",
+    "selfplay.max_propose_tokens=600",
+    "selfplay.max_solve_tokens=300",
+    "rehearsal.actors_per_process=64",
+    "rehearsal.time_scale=2",
     "rehearsal.tokens_per_s=400",
     "rehearsal.request_tokens_per_s=40",
     "rehearsal.learner_step_s=4",
@@ -107,21 +116,26 @@ def _rehearsed(actors: int, staleness: int, *overrides: str, purpose: Purpose = 
     return Trial(f"rehearsal-{actors}-s{staleness}", purpose, (*_REHEARSAL, *own, *quotas, *overrides))
 
 
+_SHARED = ("actors.cpus=[0,1]", "learner.cpus=[0,1]")
+"""All processes share both cores."""
+_ONE_CORE = ("actors.cpus=[0]", "learner.cpus=[0]")
+
 TRIALS = (
     _real("sync", "learner.max_staleness=0", purpose="calibration"),
     _real("async", "learner.max_staleness=1", purpose="calibration"),
-    _real("sync-2-threads", "learner.max_staleness=0", "learner.threads=2", purpose="calibration"),
+    _real("sync-2-threads", "learner.max_staleness=0", "learner.threads=2", *_SHARED, purpose="calibration"),
     _real("sync-2-actors", "learner.max_staleness=0", "actors.num_actors=2", purpose="calibration"),
     _real("staleness-2", "learner.max_staleness=2"),
-    _real("staleness-4", "learner.max_staleness=4", "learner.steps=10"),
     _real("half-batch", "learner.max_staleness=1", "learner.steps=14", *_batch(0.5)),
-    _real("double-batch", "learner.max_staleness=1", "learner.steps=5", *_batch(2)),
-    _real("2-threads", "learner.max_staleness=1", "learner.threads=2"),
-    _real("2-actors", "learner.max_staleness=1", "actors.num_actors=2"),
-    _real("2-actors-staleness-2", "learner.max_staleness=2", "actors.num_actors=2", "learner.threads=2"),
-    _real("4-sequences", "learner.max_staleness=1", "engine.max_num_seqs=4", "learner.threads=2", "learner.steps=6"),
-    _real("4-sequences-sync", "learner.max_staleness=0", "engine.max_num_seqs=4", "learner.steps=5"),
+    _real("shared-cores", "learner.max_staleness=1", *_SHARED),
+    _real("2-actors-on-a-core", "learner.max_staleness=1", "actors.num_actors=2"),
+    _real("4-sequences", "learner.max_staleness=1", "engine.max_num_seqs=4"),
+    _real("shared-cores-2-threads", "learner.max_staleness=1", "learner.threads=2", *_SHARED),
     _real("many-solutions", "learner.max_staleness=1", "selfplay.solutions=8", *_batch(0.5, 6)),
+    _real("one-core", "learner.max_staleness=1", "learner.steps=6", *_ONE_CORE),
+    _real("staleness-4", "learner.max_staleness=4", "learner.steps=10"),
+    _real("2-actors-2-threads", "learner.max_staleness=2", "actors.num_actors=2", "learner.threads=2", *_SHARED),
+    _real("double-batch", "learner.max_staleness=1", "learner.steps=5", *_batch(2)),
     _real("one-proposal-a-prompt", "learner.max_staleness=0", "selfplay.proposals_per_prompt=1"),
     _real("drop", "learner.max_staleness=1", "learner.on_stale=drop", "actors.concurrency=24"),
     _rehearsed(16, 1, purpose="calibration"),
