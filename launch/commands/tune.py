@@ -82,7 +82,7 @@ def register(commands: Any) -> None:
         "--measure",
         nargs="*",
         metavar="TRIAL",
-        help="with --validate: first really run the trials that have no trace yet, or those named (minutes each)",
+        help="really run the trials that have no trace yet, or those named (minutes each); then --validate",
     )
     tune.add_argument(
         "--scale",
@@ -95,7 +95,7 @@ def register(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     words = arguments.words
-    if arguments.validate:
+    if arguments.validate or arguments.measure is not None:
         return _validate(arguments)
     if arguments.live:
         return _live(arguments.live)
@@ -169,6 +169,8 @@ def _validate(arguments: argparse.Namespace) -> int:
         for trial in TRIALS:
             if not arguments.measure or trial.name in arguments.measure:
                 trial.measure(folder, Path("runs/tune").absolute())
+    if not arguments.validate:
+        return 0
     found = validate(folder)
     found.show(Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120))
     if arguments.json:

@@ -29,6 +29,8 @@ LIMIT_S = 345
 """Seconds after which a trial that does not end is stopped."""
 STEPS = 4
 """Least number of steps of a trace."""
+PROCESSES = 4
+"""Processes that the actors of a rehearsal share."""
 
 
 def _batch(scale: float, solutions: float = 2.0) -> tuple[str, str]:
@@ -65,7 +67,6 @@ _REHEARSAL = (
     "engine.max_model_len=1152",
     "selfplay.max_propose_tokens=600",
     "selfplay.max_solve_tokens=300",
-    "rehearsal.actors_per_process=64",
     "rehearsal.time_scale=2",
     "rehearsal.tokens_per_s=400",
     "rehearsal.request_tokens_per_s=40",
@@ -112,7 +113,11 @@ def _real(name: str, *overrides: str, purpose: Purpose = "held-out") -> Trial:
 def _rehearsed(actors: int, staleness: int, *overrides: str, purpose: Purpose = "held-out") -> Trial:
     share = actors / 16
     quotas = _batch(share * 3)
-    own = (f"actors.num_actors={actors}", f"learner.max_staleness={staleness}")
+    own = (
+        f"actors.num_actors={actors}",
+        f"rehearsal.actors_per_process={actors // PROCESSES}",
+        f"learner.max_staleness={staleness}",
+    )
     return Trial(f"rehearsal-{actors}-s{staleness}", purpose, (*_REHEARSAL, *own, *quotas, *overrides))
 
 
