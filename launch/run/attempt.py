@@ -130,7 +130,7 @@ def begin(config: Config | SftConfig, folder: RunFolder, origin: Origin) -> list
         "command": sys.argv,
     }
     if job := os.environ.get("SLURM_JOB_ID"):
-        began["slurm_job"] = job
+        began |= {"slurm_job": job, "slurm_restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0)}
     attempt.record.write_text(to_json(began) + "\n")
     folder.create()
     lines = [*origin.notices]

@@ -7,6 +7,8 @@ it by exclusive creation, which holds across the hosts of a shared file system; 
     the owner lives on this host      refused at once, also where it is stopped and gives no heartbeat
     the owner was killed              taken over at once: no process has its id and start time
     the owner is on another host      taken over after `LEASE_S` without a heartbeat, refused otherwise
+    it is of an earlier start of      taken over at once: SLURM has given that start up, although some of it may live,
+    the same SLURM job                such as after the loss of its node's slurmd
 """
 
 from __future__ import annotations
@@ -89,6 +91,12 @@ def _acquire(folder: RunFolder, lease: SoftFileLease, say: Callable[[str], None]
             with contextlib.suppress(Timeout):
                 lease.acquire(timeout=DAMAGED_S)
                 return
+        elif _is_given_up(folder, owner):
+            say(f"{folder.path} is owned by {_named(owner)} of an earlier start of this SLURM job: it is taken over")
+            folder.owner.unlink(missing_ok=True)
+            with contextlib.suppress(Timeout):
+                lease.acquire(timeout=HERE_S)
+                return
         elif not _lives_here(owner):
             say(
                 f"{folder.path} is owned by {_named(owner)}: waiting up to {lease.lease_duration:.0f} s for its "
@@ -100,6 +108,16 @@ def _acquire(folder: RunFolder, lease: SoftFileLease, say: Callable[[str], None]
     except LeaseSettingsMismatch as error:
         raise RunFolderError(f"another version of azr uses {folder.path}: {error}") from None
     raise RunFolderError(_refusal(folder, lease.owner))
+
+
+def _is_given_up(folder: RunFolder, owner: OwnerRecord) -> bool:
+    """Whether `owner` began under an earlier start of the SLURM job that this process belongs to."""
+    attempt = folder.newest_attempt()
+    began = attempt.began() if attempt is not None else {}
+    if began.get("pid") != owner.pid or not began.get("slurm_job"):
+        return False
+    restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    return bool(began["slurm_job"] == os.environ.get("SLURM_JOB_ID") and began["slurm_restart"] < restart)
 
 
 def _lives_here(owner: OwnerRecord) -> bool:

@@ -232,3 +232,25 @@ def test_a_run_on_slurm_is_refused_with_its_job(tmp_path: Path, monkeypatch: pyt
         begin(Config(), folder, Origin())
         with pytest.raises(RunFolderError, match="in use by SLURM job 4711, attempt 1, process"):
             own(tmp_path)
+
+
+@pytest.mark.parametrize(("job", "restart", "taken"), [("4711", "1", True), ("4711", "0", False), ("4712", "1", False)])
+def test_a_later_start_of_the_same_slurm_job_takes_over_from_an_owner_that_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, restart: str, taken: bool
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    folder = RunFolder(tmp_path)
+    with owned(folder, lambda text: None, LEASE_S):
+        begin(Config(), folder, Origin())
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+        said: list[str] = []
+        if taken:
+            own(tmp_path, said.append)
+            assert "earlier start of this SLURM job" in said[0]
+            with pytest.raises(OwnerLost):
+                folder.check_owner()
+        else:
+            with pytest.raises(RunFolderError, match="in use by SLURM job 4711"):
+                own(tmp_path, said.append)
+            folder.check_owner()
