@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import psutil
+
+from launch.cluster.environment import VARIABLES
 from tests.slurm.hosts import ADDRESSES, ROOT, Hosts
 
 PORT = 6379
@@ -50,9 +53,10 @@ class RayHosts(Hosts):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of Ray and of the commands of `azr`."""
+        """Of Ray and of the commands of `azr`: without what the driver sets for the parts of a run."""
+        own = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
-        return {**os.environ, **token, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+        return {**own, **token, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
 
     def azr(self, *arguments: str, host: str = "n1") -> subprocess.CompletedProcess[str]:
         """Run `azr` on a host to its end."""
@@ -71,6 +75,11 @@ class RayHosts(Hosts):
         """Start `azr` on a host; its output goes to `out`."""
         command = self.inside(host, [sys.executable, "-m", "launch.cli", *arguments], ROOT)
         return subprocess.Popen(command, env=self.environment, stdout=out, stderr=subprocess.STDOUT, text=True)
+
+    def process(self, host: str, name: str) -> psutil.Process:
+        """The process on a host whose command line begins with `name`."""
+        found = self._inits[host].children(recursive=True)
+        return next(process for process in found if " ".join(process.cmdline()).startswith(name))
 
     def _said(self) -> str:
         return "".join(log.read_text() for log in self._logs.values())
