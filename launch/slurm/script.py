@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jinja2
+import jinja2.nodes
 
 from executor.user_error import UserError
 from launch.config import Config, SftConfig
 from launch.slurm.folder import JobFolder
-from launch.slurm.quoting import QuotingError, log_path, sbatch, shell
+from launch.slurm.quoting import log_path, sbatch, shell
 from launch.slurm_settings import SlurmSettings
 
 TEMPLATE = "job.sbatch.j2"
@@ -94,7 +95,7 @@ def script(config: Config | SftConfig, python: str, warning: int) -> str:
         template = (
             environment.get_template(TEMPLATE)
             if settings.template is None
-            else environment.from_string(Path(settings.template).expanduser().read_text())
+            else _own_template(environment, Path(settings.template))
         )
         return template.render(
             options=options(config, warning),
@@ -110,7 +111,29 @@ def script(config: Config | SftConfig, python: str, warning: int) -> str:
         raise TemplateError(f"{name}, line {error.lineno}: {error.message}. Mend the template.") from None
     except jinja2.TemplateError as error:
         raise TemplateError(f"{name} cannot be filled in: {error.message}. Mend the template.") from None
-    except QuotingError:
+    except UserError:
         raise
     except (OSError, UnicodeDecodeError) as error:
         raise TemplateError(f"slurm.template {name} cannot be read: {error}") from None
+    except Exception as error:  # whatever an expression of the template raises
+        if settings.template is None:
+            raise
+        told = f"{type(error).__name__}: {error}"
+        raise TemplateError(f"{name} cannot be filled in: {told}. Mend the template.") from None
+
+
+def _own_template(environment: jinja2.Environment, path: Path) -> jinja2.Template:
+    """The template in a file of the user's. Raises TemplateError where it replaces a block that the one that ships does
+    not have: Jinja would leave that block out, and say nothing.
+    """
+    text = path.expanduser().read_text()
+    tree = environment.parse(text)
+    if tree.find(jinja2.nodes.Extends):
+        blocks = environment.get_template(TEMPLATE).blocks
+        for block in tree.body:
+            if isinstance(block, jinja2.nodes.Block) and block.name not in blocks:
+                raise TemplateError(
+                    f"{path}, line {block.lineno}: {TEMPLATE} has no block {block.name!r}. Replace one of these: "
+                    f"{', '.join(sorted(blocks))}."
+                )
+    return environment.from_string(text)

@@ -131,6 +131,8 @@ def test_what_sbatch_cannot_carry_is_refused(value: str) -> None:
     [
         ("{{ nothing }}", "'nothing' is undefined"),
         ("{% if %}", "line 1"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ('{% extends "job.sbatch.j2" %}\n{% block setpu %}{% endblock %}', "line 2: .* has no block 'setpu'"),
         (None, "cannot be read"),
     ],
 )
