@@ -139,18 +139,17 @@ class Started:
         return dict(json.loads((self.slurm / f"attempt.{number}" / "attempt.json").read_text()))
 
 
-def test_a_run_that_is_stopped_is_queued_again_up_to_the_cap(
+def test_a_run_is_stopped_before_its_time_limit_and_queued_again_up_to_the_cap(
     loopback: Loopback, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Started(loopback, folder, capsys, "slurm.nodes=2", "slurm.max_requeues=1")
-    run.stop()
-    run.wait_for_start(1)
+    run = Started(loopback, folder, capsys, "slurm.nodes=2", "slurm.max_requeues=1", "slurm.time=1")
+    run.wait_for_start(1)  # SLURM sends the signal
     assert (run.slurm / "latest").resolve() == run.slurm / "attempt.1"
     run.stop()
     assert loopback.wait_for(run.job)["ExitCode"] == "75:0"
     assert [run.record(number)["requeue"] for number in (0, 1)] == [True, False]
     assert run.record(1)["decision"] == "slurm.max_requeues = 1 is used up"
-    assert run.record(1)["restarts"] == 1
+    assert (run.record(1)["restarts"], run.record(1)["warning_s"]) == (1, 30)
 
 
 def test_a_cancelled_job_stays_cancelled(loopback: Loopback, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
