@@ -81,7 +81,7 @@ def test_settings_that_are_named_exist(page: Path) -> None:
     named = _settings(page)
     # A module's dotted name begins with a package, too.
     modules = {name for name in named if (ROOT / name.split(".")[0]).is_dir() and _is_module(name)}
-    files = {name for name in named if name.rsplit(".", 1)[-1] in ("py", "md", "toml", "jsonl")}
+    files = {name for name in named if name.rsplit(".", 1)[-1] in ("py", "md", "toml", "json", "jsonl")}
     keys |= {
         f"learner.batch.{role}.{kind}"
         for role in ("propose", "solve")
