@@ -33,7 +33,8 @@ from launch.tune.calibration import (
     StreamFigures,
     WeightFigures,
 )
-from launch.tune.engine_fit import fit_engine, setup_of
+from launch.tune.engine_fit import fit_engine, over_ledger, setup_of
+from launch.tune.engine_model import StepCost
 from launch.tune.fit import fit_line, mean_and_error
 from launch.tune.records import Recorded, RunRecord, publish_s
 from launch.tune.sharing_fit import fit_sharing
@@ -111,6 +112,9 @@ def _engine(runs: Sequence[RunRecord], cores: int, kv_tokens: float) -> EngineFi
     setup = setup_of(runs[0], cores, kv_tokens, cached)
     fit, requests = fit_engine(runs, setup)
     source = f"{requests} requests of {_names(runs)}, played again; relative residual {fit.residual:.3f}"
+    step_s, sequence_s, context_s, prompt_s = fit.values
+    over = over_ledger(runs, StepCost(step_s, sequence_s, context_s, prompt_s, cached, BLOCK_TOKENS), setup)
+    source += f"; engine steps take {over:.2f} times the ledger's seconds" if over else ""
 
     def figure(index: int, unit: str) -> Figure:
         return Figure(value=fit.values[index], error=fit.errors[index], unit=unit, source=source)
@@ -159,15 +163,22 @@ def _learner(runs: Sequence[RunRecord], cores: int) -> LearnerFigures:
     rows = by_threads[threads]
     fit = fit_line([[1.0] * len(rows), [r["tokens_computed"] for r in rows]], [r["train_s"] for r in rows])
     source = f"train_s of {len(rows)} steps of {_names(runs)}; residual {fit.residual:.2f} s"
-    between = [r["step_s"] - r["wait_for_batch_s"] - r["train_s"] - publish_s(r) for r in rows]
+    between = [_between_s(row) for row in rows]
     value, error = mean_and_error([max(0.0, seconds) for seconds in between])
     return LearnerFigures(
         step_s=Figure(value=fit.values[0], error=fit.errors[0], unit="s/step", source=source),
         row_s=Figure(value=fit.values[1], error=fit.errors[1], unit="s/row", source=source),
-        between_s=Figure(value=value, error=error, unit="s/step", source=f"what is left of step_s, {_names(runs)}"),
+        between_s=Figure(value=value, error=error, unit="s/step", source=f"the learner's ledger, {_names(runs)}"),
         threads=threads,
         parallel_share=_parallel_share(by_threads, threads, fit.values[0], fit.values[1]),
     )
+
+
+def _between_s(row: dict[str, Any]) -> float:
+    """Seconds of a step in which the learner records and decides: of its ledger, or what its other parts leave."""
+    if "learner_time/recording_s" in row:
+        return sum(float(row[f"learner_time/{part}_s"]) for part in ("recording", "other", "unaccounted"))
+    return float(row["step_s"] - row["wait_for_batch_s"] - row["train_s"]) - publish_s(row)
 
 
 def _parallel_share(by_threads: dict[int, list[dict[str, Any]]], threads: int, step_s: float, row_s: float) -> Figure:

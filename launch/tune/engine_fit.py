@@ -78,15 +78,35 @@ def fit_engine(runs: Sequence[RunRecord], setup: EngineSetup) -> tuple[Fit, int]
         cost = StepCost(step_s, sequence_s, context_s, prompt_s, setup.cached_share, BLOCK_TOKENS)
         parts = []
         for (run, batch), seconds in zip(chosen, measured, strict=True):
-            played = play_batch(batch, cost, setup, run.config.selfplay.solutions)
+            played, _ = play_batch(batch, cost, setup, run.config.selfplay.solutions)
             parts.append((played - seconds) / (seconds + SHORT_S))
         return np.concatenate(parts)
 
     return fit_positive(residuals, START), sum(len(batch) for _, batch in chosen)
 
 
-def play_batch(batch: Sequence[Recorded], cost: StepCost, setup: EngineSetup, solutions: int) -> np.ndarray:
-    """Seconds from request to last token of each trajectory of `batch`, in its order, on a simulated engine.
+def over_ledger(runs: Sequence[RunRecord], cost: StepCost, setup: EngineSetup) -> float | None:
+    """Simulated seconds of engine steps over those that the runs' ledgers have (`actor_time/prefill_actor_s` and
+    `actor_time/decode_actor_s`): a check that the fit did not see. None where the runs have no such ledger."""
+    simulated = measured = 0.0
+    for run in runs:
+        for before, row in zip(run.rows, run.rows[1:], strict=False):
+            batch = run.batches.get(int(row["step"]))
+            if not batch or not all(name in row and name in before for name in _STEPS):
+                continue
+            simulated += play_batch(batch, cost, setup, run.config.selfplay.solutions)[1]
+            measured += sum(row[name] - before[name] for name in _STEPS)
+    return simulated / measured if measured else None
+
+
+_STEPS = ("actor_time/prefill_actor_s", "actor_time/decode_actor_s")
+
+
+def play_batch(
+    batch: Sequence[Recorded], cost: StepCost, setup: EngineSetup, solutions: int
+) -> tuple[np.ndarray, float]:
+    """Seconds from request to last token of each trajectory of `batch`, in its order, on a simulated engine, and the
+    seconds in which that engine computed steps.
 
     Estimates that had no slot were not recorded; they are played with the lengths of their recorded siblings.
     """
@@ -128,4 +148,4 @@ def play_batch(batch: Sequence[Recorded], cost: StepCost, setup: EngineSetup, so
     started = [env.process(propose(item)) for item in sorted(proposals.values(), key=lambda item: item.slot)]
     started += [env.process(solve(answers, 0)) for name, answers in solved.items() if name not in proposals]
     env.run(until=env.all_of(started))
-    return np.array([seconds[item.slot] for item in batch])
+    return np.array([seconds[item.slot] for item in batch]), engine.busy_s

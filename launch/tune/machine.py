@@ -92,10 +92,15 @@ class Machine:
     def _rate(self, job: Job) -> float:
         demand = sum(other.threads for other in self._jobs if other.pool == job.pool)
         rate = min(1.0, self._pools[job.pool] / demand)
-        roles = {other.role for other in self._jobs if other is not job}
+        roles = {other.role for other in self._jobs if other is not job and self._at_once(job, other)}
         for role in roles:
             rate /= self._interference.get((job.role, role), 1.0)
         return rate
+
+    def _at_once(self, job: Job, other: Job) -> bool:
+        """Whether the two compute at the same time. On one core learner and engine take turns; what that costs two
+        engines is measured as theirs."""
+        return job.pool != other.pool or self._pools[job.pool] > 1 or job.role is other.role
 
     def _settle(self) -> None:
         """Take off what jobs have done since the last change."""

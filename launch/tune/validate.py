@@ -34,6 +34,8 @@ from launch.tune.trace import Trace, read_traces
 
 CALIBRATION = "calibration.json"
 """Name of the calibration's file in a folder of traces."""
+FINDINGS = "findings.json"
+"""Name of the findings' file there: the validation as it was when the traces were recorded."""
 SEEDS = range(5)
 MANY = 500
 """Trajectories of a batch from which one seed is enough."""
@@ -149,26 +151,27 @@ class Validation:
             console.print(f"{key:24} {value:7.3f}   goal {goal}: {'met' if goal.met(value) else 'missed'}")
 
 
-def validate(folder: Path) -> Validation:
-    """Predict every trial that has a trace in `folder`. Raises CalibrationError."""
+def validate(folder: Path, seeds: Sequence[int] = SEEDS, most: int | None = None) -> Validation:
+    """Predict every trial that has a trace in `folder`; of larger batches than `most` trajectories none. Raises
+    CalibrationError."""
     traces = read_traces(folder)
     real = [trace for trace in traces if not trace.rehearsed]
     rehearsals = [trace for trace in traces if trace.rehearsed]
     if not any(trace.purpose == "held-out" for trace in traces):
         raise CalibrationError(f"{folder} has no trace of a held-out trial: azr tune --validate --measure makes them")
-    compared: list[Compared] = []
     if real:
         calibration = load_calibration(folder / CALIBRATION)
-        compared += [compare(trace, Scenario.of(trace.config, calibration), calibration) for trace in real]
-    if rehearsals:
-        compared += _rehearsed(rehearsals)
-    return Validation(compared)
+        found = [(trace, Scenario.of(trace.config, calibration), calibration) for trace in real]
+    else:
+        found = []
+    found += _rehearsed(rehearsals) if rehearsals else []
+    return Validation([compare(*one, seeds) for one in found if most is None or one[1].quota <= most])
 
 
-def compare(trace: Trace, scenario: Scenario, calibration: Calibration) -> Compared:
+def compare(trace: Trace, scenario: Scenario, calibration: Calibration, seeds: Sequence[int] = SEEDS) -> Compared:
     """Predict one trial."""
     scenario = scenario.with_changes(buffered=trace.buffered)
-    seeds = SEEDS if scenario.quota < MANY else SEEDS[:1]
+    seeds = seeds if scenario.quota < MANY else seeds[:1]
     found = [play_run(scenario, calibration, seed, len(trace.rows)) for seed in seeds]
     rates = [one.steps_per_hour for one in found]
     return Compared(
@@ -180,8 +183,8 @@ def compare(trace: Trace, scenario: Scenario, calibration: Calibration) -> Compa
     )
 
 
-def _rehearsed(traces: Sequence[Trace]) -> list[Compared]:
-    """Rehearsals: all that is calibrated is the control plane, on those that are for that."""
+def _rehearsed(traces: Sequence[Trace]) -> list[tuple[Trace, Scenario, Calibration]]:
+    """Rehearsals with what predicts them: all that is calibrated is the control plane, on those that are for that."""
     seen = [trace for trace in traces if trace.purpose == "calibration"]
     if not seen:
         raise CalibrationError("no rehearsal is for calibration: the control plane's time is unknown")
@@ -190,12 +193,12 @@ def _rehearsed(traces: Sequence[Trace]) -> list[Compared]:
     weights, between = control_plane(rows, settings.load_s / settings.time_scale)
     message = Figure(value=0.002, error=0.002, unit="s", source="assumed")
     stream = StreamFigures(message_s=message, trajectory_s=message)
-    compared = []
+    found = []
     for trace in traces:
         config = trace.config
         calibration = rehearsed_calibration(config, weights, between, stream)
-        compared.append(compare(trace, rehearsed_scenario(config, calibration), calibration))
-    return compared
+        found.append((trace, rehearsed_scenario(config, calibration), calibration))
+    return found
 
 
 def _rank_correlation(group: Sequence[Compared]) -> float:

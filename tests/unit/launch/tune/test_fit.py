@@ -68,7 +68,7 @@ def recorded_batch(rng, step, cost):
                     )
                 )
                 slot += 1
-    seconds = play_batch(batch, cost, SETUP, solutions=4)
+    seconds, _ = play_batch(batch, cost, SETUP, solutions=4)
     return [replace(item, sampling_s=float(s)) for item, s in zip(batch, seconds, strict=True)]
 
 

@@ -58,3 +58,31 @@ def test_traces_are_read_as_they_were_written(tmp_path):
 def test_no_two_trials_have_one_name():
     assert len({trial.name for trial in TRIALS}) == len(TRIALS)
     assert sum(trial.purpose == "held-out" and "rehearse" not in str(trial.overrides) for trial in TRIALS) >= 8
+
+
+# -- the recorded trials ---------------------------------------------------------------------------------------------
+
+FINDINGS = json.loads((FOLDER / FINDINGS_FILE).read_text())
+MOST = 400
+"""Trajectories of a batch up to which a trial is predicted again here; larger ones take minutes."""
+SLACK = 0.03
+"""What an error may be more than it was, with fewer seeds."""
+
+
+def test_recorded_trials_are_predicted_as_well_as_they_were():
+    then = {trial["name"]: trial for trial in FINDINGS["trials"]}
+    found = validate(FOLDER, seeds=(0, 1), most=MOST).trials
+    assert len(found) >= 4
+    for one in found:
+        was = then[one.trace.name]
+        assert abs(one.throughput_error) <= abs(was["throughput_error"]) + SLACK, one.trace.name
+        age_error = was["age_mean"]["predicted"] - was["age_mean"]["measured"]
+        assert abs(one.age_error) <= abs(age_error) + SLACK, one.trace.name
+
+
+def test_a_changed_gate_no_longer_predicts_the_recorded_trials(monkeypatch):
+    original = Gate.__init__
+    monkeypatch.setattr(Gate, "__init__", lambda self, batch, bound, *a, **k: original(self, batch, bound + 1, *a, **k))
+    found = validate(FOLDER, seeds=(0,), most=MOST)
+    assert found.keys["age_error_max"] > 0.3
+    assert found.keys["throughput_error_max"] > 0.15
