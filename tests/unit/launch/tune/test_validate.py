@@ -7,13 +7,14 @@ import pytest
 from launch.tune.calibration import CalibrationError
 from launch.tune.simulation import play_run
 from launch.tune.trace import Trace, read_traces
-from launch.tune.trials import TRIALS
-from launch.tune.validate import compare
+from launch.tune.trials import FOLDER, TRIALS
+from launch.tune.validate import FINDINGS as FINDINGS_FILE
+from launch.tune.validate import compare, validate
 from learner.staleness import Gate
 from tests.unit.launch.tune.calibrations import calibration, config, scenario
 
 
-def trace_from(made, staleness, train_s=2.0):
+def trace_from(made, staleness):
     """The trace of a simulated run: what a perfect prediction predicts."""
     found = play_run(scenario(made, staleness), made, 0, 10)
     settings = json.loads(config(staleness).model_dump_json(include={"selfplay", "engine", "actors", "learner"}))
@@ -72,7 +73,7 @@ SLACK = 0.03
 def test_recorded_trials_are_predicted_as_well_as_they_were():
     then = {trial["name"]: trial for trial in FINDINGS["trials"]}
     found = validate(FOLDER, seeds=(0, 1), most=MOST).trials
-    assert len(found) >= 4
+    assert len(found) >= 3
     for one in found:
         was = then[one.trace.name]
         assert abs(one.throughput_error) <= abs(was["throughput_error"]) + SLACK, one.trace.name
