@@ -44,6 +44,8 @@ NOTHING_TO_SAVE = 130
 LOST = 1
 """Exit code of a run that a second Ctrl-C ended: work since its last checkpoint is lost."""
 
+LAST_S = 2.0
+"""Seconds before the end of a stop's time in which a run that is saved ends at once, with its own exit code."""
 LOSS_EVERY_S = 1.0
 """Seconds between two looks whether another process took over the run."""
 _LOOK_S = 0.2
@@ -157,12 +159,14 @@ class Interrupts:
                 self._ask(f" ({signal.Signals(number).name})")
 
     def look(self) -> None:
-        """End the process at once where another one took over its run. Ask the run to stop once its end,
-        `StopLimits.stop_by`, is no further away than a stop takes."""
+        """End the process at once where another one took over its run, and where the time of a stop is up after the
+        run was saved. Ask the run to stop once its end, `StopLimits.stop_by`, is no further away than a stop takes."""
         if self._clock() > self._looked_at + LOSS_EVERY_S:
             self._looked_at = self._clock()
             if loss := self.loss():
                 self.end(LOST, loss)
+        if self._saved and self.stopping and (left := self.left_s()) is not None and left < LAST_S:
+            self.end(SAVED, "ended before everything was closed, because its time is up; the run was saved before")
         stop_by = self.limits.stop_by
         if stop_by is not None and not self.stopping and time.time() >= stop_by - self._needed_s():
             with self._lock:

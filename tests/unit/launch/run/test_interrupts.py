@@ -109,6 +109,21 @@ def test_a_stop_has_the_time_that_is_left_of_its_grace_and_of_the_job() -> None:
     assert Interrupts().left_s() is None
 
 
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_a_run_that_is_saved_and_still_closes_when_its_time_is_up_ends_with_its_own_exit_code(is_saved: bool) -> None:
+    run = Run(limits=StopLimits(grace_s=30))
+    with run.interrupts.running(run.stop, run.said.append):
+        run.signals(0.0, number=signal.SIGTERM)
+        if is_saved:
+            run.interrupts.saved()
+        run.now += 20
+        run.interrupts.look()
+        assert run.codes == []
+    run.now += 9
+    run.interrupts.look()
+    assert run.codes == ([SAVED] if is_saved else [])
+
+
 def test_a_run_is_asked_to_stop_once_its_end_is_no_further_away_than_a_stop_takes() -> None:
     end = time.time() + 3000
     run, needed = Run(limits=StopLimits(stop_by=end)), 2000.0
