@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from launch.run.folder import RunFolder
 from launch.run.interrupts import SAVED
@@ -37,9 +36,6 @@ SMALL = [
     "actors.num_actors=2",
     "run.name=run",
 ]
-
-
-RAY = f"{Path(ray.__file__).parent}/core/src/ray/raylet"
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +102,7 @@ def test_a_model_that_one_host_lacks_is_told_before_anything_starts(hosts: RayHo
     assert not (folder / "run" / "logs" / "learner0.0.log").exists()
 
 
+@pytest.mark.deep
 def test_a_run_goes_on_without_a_host_that_is_lost(hosts: RayHosts) -> None:
     """Last, because the host stays lost: its rank and its actor start on the other host."""
     folder = hosts.new_folder()
@@ -119,9 +116,6 @@ def test_a_run_goes_on_without_a_host_that_is_lost(hosts: RayHosts) -> None:
     with printed.open("w") as out:
         azr = hosts.start_azr("train", "smollm2-cpu", *asked, host="n1", out=out)
         hosts.wait_until(lambda: steps() > 2 or azr.poll() is not None, 300)
-        rank, raylet = hosts.process("n1", "ray::LearnerActor"), hosts.process("n1", f"{RAY}/raylet")
-        assert rank.environ()["OMP_WAIT_POLICY"] == "passive", "the driver's, though Ray was started without it"
-        assert rank.nice() == raylet.nice(), "Ray starts its workers with 15 more"
         hosts.lose("n2")
         hosts.wait_until(lambda: "all ranks start again" in printed.read_text() or azr.poll() is not None, 300)
         before = steps()

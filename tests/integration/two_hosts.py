@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import psutil
-
 from launch.cluster.environment import VARIABLES
 from tests.slurm.hosts import ADDRESSES, ROOT, Hosts
 
@@ -75,11 +73,6 @@ class RayHosts(Hosts):
         """Start `azr` on a host; its output goes to `out`."""
         command = self.inside(host, [sys.executable, "-m", "launch.cli", *arguments], ROOT)
         return subprocess.Popen(command, env=self.environment, stdout=out, stderr=subprocess.STDOUT, text=True)
-
-    def process(self, host: str, name: str) -> psutil.Process:
-        """The process on a host whose command line begins with `name`."""
-        found = self._inits[host].children(recursive=True)
-        return next(process for process in found if " ".join(process.cmdline()).startswith(name))
 
     def _said(self) -> str:
         return "".join(log.read_text() for log in self._logs.values())
