@@ -127,6 +127,7 @@ _ONE_CORE = ("actors.cpus=[0]", "learner.cpus=[0]")
 
 TRIALS = (
     _real("sync", "learner.max_staleness=0", purpose="calibration"),
+    _real("sync-half-batch", "learner.max_staleness=0", "learner.steps=12", *_batch(0.5), purpose="calibration"),
     _real("async", "learner.max_staleness=1", purpose="calibration"),
     _real("sync-2-threads", "learner.max_staleness=0", "learner.threads=2", *_SHARED, purpose="calibration"),
     _real("sync-2-actors", "learner.max_staleness=0", "actors.num_actors=2", purpose="calibration"),
