@@ -97,6 +97,7 @@ sys.exit(75)
     check_nothing_left(hosts)
 
 
+@pytest.mark.deep
 def test_a_node_whose_ray_ends_ends_the_job(hosts: Hosts) -> None:
     folder = hosts.new_folder()
     text = '(here / "ready").touch()\nsignal.sigwait([signal.SIGUSR2])\nsys.exit(75)\n'
