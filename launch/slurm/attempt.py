@@ -218,3 +218,6 @@ if __name__ == "__main__":
     except UserError as failure:
         print(f"azr: {failure}", file=sys.stderr)
         sys.exit(failure.exit_code)
+    except OSError as failure:  # a full disk, a file system that is away
+        print(f"azr: the run folder cannot be used: {failure}", file=sys.stderr)
+        sys.exit(1)

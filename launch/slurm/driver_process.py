@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launch.slurm.processes import end_with_parent
+
 _LOG = logging.getLogger(__name__)
 SPARE_S = 2.0
 """Seconds of SLURM's KillWait that the agents need after the driver's end."""
@@ -38,8 +40,9 @@ class DriverProcess:
         _LOG.info("starting the driver: %s", " ".join(command))
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                command, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
+                command, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - it takes no lock
+            )  # fmt: skip
         self._asked = False
         self._log = log
 

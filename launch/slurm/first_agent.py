@@ -42,27 +42,31 @@ class FirstAgent(Agent):
 
     async def run(self) -> int:
         """Run the job to its end, write `result.json`, and tell the others; returns the job's exit code."""
-        write_text(self.attempt / "agent.pid", f"{os.getpid()}\n")
         record = read_json(self.attempt / "attempt.json")
         self._nodes = _node_names(self.step.num_nodes)
         self._job_log = JobLog(self.attempt.parent / "job.log", int(record.get("log_bytes") or 0))
         self._roster = Roster(self._nodes, own_facts(0, self.step.node, str(record.get("nonce")), own_versions()))
         self._driver: DriverProcess | None = None
         try:
+            write_text(self.attempt / "agent.pid", f"{os.getpid()}\n")
             ended = await self._job()
-        except Ended as error:
-            ended = error
-        ended.write(self.attempt / "result.json")
+        except Exception as error:
+            ended = self.ended_by(error)
+        try:
+            ended.write(self.attempt / "result.json")
+        except OSError as error:
+            self.say(f"result.json cannot be written: {error}")
         self.say(f"{ended.part} on {ended.node}: {ended.reason}")
         await self._roster.dismiss(PARTING_S)
         return ended.exit_code
 
     def close(self) -> None:
-        """End all that this agent started; also the agents of nodes that have not joined, which nobody could tell."""
+        """End all that this agent started, and the agents that do not hear of the end: those that have not joined, and
+        those that hang, for which srun would wait until the time limit."""
         super().close()
         if self._driver is not None and not is_used(scratch := scratch_of(self.attempt.parent.parent)):
             remove(scratch)  # of a driver that was killed
-        if set(self._roster.missing) - set(self._refused()):
+        if self._roster.silent or set(self._roster.missing) - set(self._refused()):
             asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             step = f"{self.step.job_id}.{self.step.step_id}"
@@ -150,7 +154,9 @@ class FirstAgent(Agent):
                 f"{told} did not join within {limit}: the log of the job has what SLURM says of them. Where it says "
                 "nothing, they do not see the run folder, or cannot reach this node"
             )
-        starting = self._roster.starting or [self.step.node]
+        # The others are told to start theirs when the first node's is up.
+        is_up = self.ray is not None and self.ray.is_up
+        starting = self._roster.starting if is_up and self._roster.starting else [self.step.node]
         return ",".join(starting), f"Ray did not start on {', '.join(starting)} within {limit}: see node.NAME.log"
 
     async def _drive(self, driver: DriverProcess, grace_s: float) -> Ended:

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from executor.user_error import UserError
 from launch.addresses import LOOPBACK
 from launch.slurm.facts import Facts
 
@@ -35,6 +36,10 @@ LONGEST = 1 << 16
 
 class MeetingError(Exception):
     """The peer is none, has gone, or said what it should not."""
+
+
+class InterfaceError(UserError):
+    """This node has no network interface that the job can use; the message names the setting."""
 
 
 class Peer:
@@ -166,7 +171,7 @@ def own_addresses(index: int, interface: str | None) -> list[str]:
     """The addresses at which this node may be reached, the likeliest first.
 
     `interface`: the only one that counts. On `lo`, where all nodes of the job are one host, node `index` is given
-    127.0.0.(2 + index). Raises MeetingError where there is no such interface, or none at all.
+    127.0.0.(2 + index). Raises InterfaceError where there is no such interface, or none at all.
     """
     if interface == "lo":
         return [f"127.0.0.{2 + index}"]
@@ -175,11 +180,11 @@ def own_addresses(index: int, interface: str | None) -> list[str]:
         for name, entries in psutil.net_if_addrs().items()
     }
     if interface is not None and not found.get(interface):
-        raise MeetingError(f"slurm.interface = {interface}: no such network interface with an IPv4 address here")
+        raise InterfaceError(f"slurm.interface = {interface}: no such network interface with an IPv4 address here")
     wanted = [interface] if interface else [name for name in found if name != "lo"]
     addresses = [address for name in wanted for address in found[name] if address != LOOPBACK]
     if not addresses:
-        raise MeetingError("this node has no network interface with an IPv4 address")
+        raise InterfaceError("this node has no network interface with an IPv4 address")
     return addresses
 
 

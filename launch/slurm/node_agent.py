@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from executor.cpus import allowed_cpus
+from executor.user_error import UserError
 from launch.addresses import free_port
 from launch.run.scratch import remove
 from launch.slurm.processes import end_descendants, reap
@@ -85,6 +86,15 @@ class Agent:
         if self.ray is not None and (code := self.ray.exit_code) is not None:
             reason = f"Ray ended on {self.step.node} with exit code {code}: {self.ray.last_words}"
             raise Ended(code or FAILED, "ray", self.step.node, reason)
+
+    def ended_by(self, error: Exception) -> Ended:
+        """How the job ends where `error` ends this agent: not as by the loss of a node, for it would end so again."""
+        if isinstance(error, Ended):
+            return error
+        if isinstance(error, UserError):
+            return Ended(error.exit_code, "agent", self.step.node, str(error))
+        _LOG.error("the agent failed", exc_info=error)
+        return Ended(FAILED, "agent", self.step.node, f"{type(error).__name__}: {error}")
 
     def say(self, text: str) -> None:
         """Write a line to the job's log, and to this node's."""

@@ -83,11 +83,12 @@ class OtherAgent(Agent):
                     self.check_ray()
         except MeetingError as error:
             raise Ended(FAILED, "agent", self.step.node, f"the first node is lost: {error}") from None
-        except Ended as ended:
+        except Exception as error:
+            ended = self.ended_by(error)
             with contextlib.suppress(MeetingError):
                 how = {"exit_code": ended.exit_code, "part": ended.part, "reason": ended.reason}
                 await peer.send(failed=how)
-            raise
+            raise ended from None
         finally:
             hearing.cancel()
             if starting is not None:

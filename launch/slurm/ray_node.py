@@ -15,6 +15,7 @@ from pathlib import Path
 
 from executor.signals import withheld
 from executor.user_error import UserError
+from launch.slurm.processes import end_with_parent
 
 _LOG = logging.getLogger(__name__)
 _STARTED = "Ray runtime started"
@@ -91,6 +92,7 @@ class RayNode:
             self.process = subprocess.Popen(
                 command, env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 text=True, errors="replace", cwd=folder,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - it takes no lock
             )  # fmt: skip
         self._started = threading.Event()
         self._last = ""

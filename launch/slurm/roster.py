@@ -24,6 +24,8 @@ class Roster:
         self._ending = False
         self.up: dict[int, str] = {}
         """Nodes whose Ray has joined -> address there."""
+        self.silent = False
+        """Whether an agent was told of the end and did not close its connection."""
         self.ended: Ended | None = None
         """The first agent that was refused, failed or was lost."""
 
@@ -69,6 +71,7 @@ class Roster:
             await self.tell(index, end=True)
         if self._hearing:
             _, late = await asyncio.wait(self._hearing, timeout=patience_s)
+            self.silent = bool(late)
             for task in late:
                 task.cancel()
 

@@ -48,9 +48,9 @@ def said(submission: Submission) -> dict[str, object]:
     return dict(json.loads(lines[-1]))
 
 
-def check_nothing_left(hosts: Hosts) -> None:
+def check_nothing_left(hosts: Hosts, seconds: float = 30) -> None:
     for node in ("n1", "n2"):
-        hosts.wait_until(lambda node=node: hosts.processes(node) == [], 30, lambda: str(hosts.processes(node)))
+        hosts.wait_until(lambda node=node: hosts.processes(node) == [], seconds, lambda: str(hosts.processes(node)))
 
 
 def test_the_drivers_exit_code_is_the_jobs_and_nothing_outlives_it(hosts: Hosts) -> None:
@@ -126,6 +126,43 @@ def test_nothing_is_left_after_scancel(hosts: Hosts, phase: str) -> None:
     hosts.run("scancel", submission.job)
     assert submission.wait_for()["JobState"] == "CANCELLED"
     check_nothing_left(hosts)
+
+
+def test_driver_and_ray_end_with_an_agent_that_is_killed(hosts: Hosts) -> None:
+    """As for lack of memory: the agent can end nothing itself, and SLURM has no control groups here."""
+    folder = hosts.new_folder()
+    text = '(here / "ready").touch()\ntime.sleep(600)\n'
+    submission = submit(hosts, "slurm.nodes=2", driver=program(folder, text), folder=folder)
+    submission.wait_until((folder / "ready").exists)
+    (agent,) = [process for process in hosts.tree("n1") if process.cmdline()[3:4] == ["launch.slurm.agent"]]
+    agent.kill()
+    assert submission.wait_for()["ExitCode"] == "137:0", submission.logs()
+    check_nothing_left(hosts, 150)  # Ray's own agents try to reach its head for a minute
+
+
+def test_an_agent_that_hangs_does_not_hold_up_the_end(hosts: Hosts) -> None:
+    folder = hosts.new_folder()
+    text = '(here / "ready").touch()\nwhile not (here / "go").exists(): time.sleep(0.05)\n'
+    submission = submit(hosts, "slurm.nodes=2", driver=program(folder, text), folder=folder)
+    submission.wait_until((folder / "ready").exists)
+    (agent,) = [process for process in hosts.tree("n2") if process.cmdline()[3:4] == ["launch.slurm.agent"]]
+    agent.suspend()
+    (folder / "go").touch()
+    assert submission.wait_for()["JobState"] == "COMPLETED", submission.logs()
+    check_nothing_left(hosts)
+
+
+def test_what_an_agent_cannot_do_fails_the_job_and_is_no_loss_of_its_node(hosts: Hosts) -> None:
+    submission = submit(hosts, "slurm.nodes=2", "--sbatch", "hold")
+    taken = f"/tmp/azr-{submission.job}-0-1"
+    hosts.run("sh", "-c", f"mkdir {taken}; chown games {taken}", host="n2")
+    hosts.run("scontrol", "release", submission.job)
+    job = submission.wait_for()
+    hosts.run("rmdir", taken, host="n2")
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "0"), submission.logs()
+    result = submission.result()
+    assert (result["part"], result["node"], result["node_failure"]) == ("agent", "n2", False)
+    assert f"{taken} cannot be made" in result["reason"]
 
 
 @pytest.fixture
