@@ -14,7 +14,7 @@ import pytest
 from launch.addresses import LOOPBACK
 from launch.slurm.facts import CLOCK_S, Facts, differences, own_facts, own_versions
 from launch.slurm.job_log import JobLog
-from launch.slurm.meeting import Guest, Host, MeetingError, join, own_addresses
+from launch.slurm.meeting import Guest, Host, InterfaceError, MeetingError, join, own_addresses
 
 HEAD = Facts(0, "n1", "nonce", {"Python": "3.11.7", "azr": "0.1.0, code aa", "Ray": "2.60.0"}, 1000.0)
 GUEST = replace(HEAD, index=1, node="n2")
@@ -113,7 +113,7 @@ def test_what_are_no_facts_is_refused(message: dict[str, Any]) -> None:
 
 def test_on_the_loopback_interface_each_node_has_an_address_of_its_own() -> None:
     assert [own_addresses(index, "lo") for index in range(2)] == [["127.0.0.2"], ["127.0.0.3"]]
-    with pytest.raises(MeetingError, match=r"slurm.interface = nope0"):
+    with pytest.raises(InterfaceError, match=r"slurm.interface = nope0"):
         own_addresses(0, "nope0")
 
 
