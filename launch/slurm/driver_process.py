@@ -61,6 +61,14 @@ class DriverProcess:
         code = self.process.poll()
         return code if code is None or code >= 0 else 128 - code
 
+    @property
+    def told(self) -> str:
+        """How it ended, in a sentence for the user."""
+        code = self.process.returncode
+        if code < 0:
+            return f"the run was killed by {signal.Signals(-code).name}; the last line of its log: {self.last_words}"
+        return f"the run ended with exit code {code}" + (f": {self.last_words}" if code else "")
+
     def stop(self) -> None:
         """Ask it to save and end, once."""
         if not self._asked:

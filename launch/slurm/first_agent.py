@@ -175,8 +175,7 @@ class FirstAgent(Agent):
             driver.stop()
             await self._wait(driver, LAST_S if lost else max(grace_s, LAST_S))
             raise
-        reason = f"the run ended with exit code {code}" + (f": {driver.last_words}" if code else "")
-        return Ended(code, "driver", self.step.node, reason)
+        return Ended(code, "driver", self.step.node, driver.told)
 
     async def _wait(self, driver: DriverProcess, seconds: float) -> None:
         deadline = time.monotonic() + seconds
