@@ -56,7 +56,6 @@ class ActorModel:
         workload: Workload,
         settings: SelfPlaySettings,
         delays: Delays,
-        executor: simpy.Resource,
         arrive: Callable[[ActorModel, Rollout], None],
         give_back: Callable[[ActorModel, Sequence[int]], None],
         grew: Callable[[ActorModel], None],
@@ -71,7 +70,6 @@ class ActorModel:
         self._workload = workload
         self._settings = settings
         self._delays = delays
-        self._executor = executor
         self._arrive = arrive
         self._give_back = give_back
         self._grew = grew
@@ -183,9 +181,8 @@ class ActorModel:
             self._send(Rollout(slot, Cell(kind, Role.SOLVE), task, length, oldest, newest))
 
     def _judge(self, seconds: float) -> Process:
-        with self._executor.request() as sandbox:
-            yield sandbox
-            yield self._env.timeout(seconds)
+        """The executor's time, in which waiting for a sandbox is measured too."""
+        yield self._env.timeout(seconds)
 
     # -- the stream ----------------------------------------------------------------------------------------------
 

@@ -98,7 +98,7 @@ class WeightFigures(_Part):
 
 class ExecutorFigures(_Part):
     """Seconds until a proposal is judged, those that could not be read included, and until the answers to a task are
-    judged."""
+    judged; waiting for a sandbox and for a core included."""
 
     validate_s: Figure
     verify_s: Figure

@@ -38,7 +38,6 @@ class Scenario:
     """Ranks that one replica of the model is split over: tensor x pipeline x context."""
     max_staleness: int
     on_stale: OnStale
-    executor_workers: int
     cores: int
     """Cores of the machine that all processes share; unused on GPUs."""
     on_gpu: bool
@@ -73,7 +72,6 @@ class Scenario:
             model_ranks=parallel.tensor * parallel.pipeline * parallel.context,
             max_staleness=learner.max_staleness,
             on_stale=learner.on_stale,
-            executor_workers=config.executor.workers,
             cores=hardware.cores if pinned is None else len(set(pinned.engines) | set(pinned.learner)),
             on_gpu=on_gpu,
             engine_cores=len(pinned.engines) if pinned and pinned.apart else None,

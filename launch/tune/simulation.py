@@ -188,7 +188,6 @@ def _simulate(
             workload,
             scenario.selfplay,
             delays,
-            simpy.Resource(env, scenario.executor_workers),
             learner.arrive,
             learner.give_back,
             learner.grew,
