@@ -48,11 +48,12 @@ class DriverProcess:
 
     @property
     def last_words(self) -> str:
-        """The last line of its output."""
+        """The last line of its output that says why it failed; where none does, the last line."""
         with contextlib.suppress(OSError), self._log.open("rb") as output:
             output.seek(max(0, self._log.stat().st_size - 4096))
             lines = [line for line in output.read().decode(errors="replace").splitlines() if line.strip()]
-            return lines[-1].strip()[:400] if lines else "it said nothing"
+            why = [line for line in lines if "FAILED: " in line] or lines
+            return why[-1].strip()[:400] if why else "it said nothing"
         return "it said nothing"
 
     @property

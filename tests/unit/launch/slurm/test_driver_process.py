@@ -15,6 +15,7 @@ from launch.slurm.driver_process import DriverProcess
     [
         ("exit 0", 0, "the run ended with exit code 0"),
         ("exit 130", 130, "the run ended with exit code 130: step 7"),
+        ("echo FAILED: no space; echo its log; exit 1", 1, "the run ended with exit code 1: FAILED: no space"),
         ("kill -KILL $$", 137, "the run was killed by SIGKILL; the last line of its log: step 7"),
     ],
 )
