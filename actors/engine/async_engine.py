@@ -128,20 +128,23 @@ class AsyncEngine(VllmEngine):
         async with self._control:
             watch = Stopwatch()
             with ExitStack() as still:
-                await self._load_and_resume(manifest, version, watch, still)
-                seconds = split_transfer(watch.seconds, (await self._rpc("azr_update_state"))[0])
+                worker = await self._load_and_resume(manifest, version, watch, still)
+                seconds = split_transfer(watch.seconds, worker)
                 self._time.waited(seconds["transfer_s"])
             return seconds
 
     async def _load_and_resume(
         self, manifest: Sequence[TensorSpec], version: int, watch: Stopwatch, still: ExitStack
-    ) -> None:
-        """Load new weights, and generate again where the engine has those of one version. `still` is entered once the
-        engine stands still."""
+    ) -> dict[str, float]:
+        """Load new weights, and generate again where the engine has those of one version. Returns the worker's
+        `azr_update_state`. `still` is entered once the engine stands still."""
         runnable = False
         try:
             await self._while_alive(self._load(manifest, version, watch, still))
             runnable = True
+            # Asked while it stands still: once it goes on, the answer waits for a whole step, and the learner with it.
+            worker: dict[str, float] = (await self._rpc("azr_update_state"))[0]
+            watch.lap("finish_s")
         except EngineDead:
             raise
         except Exception as error:
@@ -152,6 +155,7 @@ class AsyncEngine(VllmEngine):
             if runnable:
                 await self._while_alive(self._llm.resume_generation())
         watch.lap("resume_s")
+        return worker
 
     def _updated(self, task: asyncio.Task[dict[str, float]]) -> None:
         self._updates.discard(task)

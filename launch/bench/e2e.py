@@ -9,6 +9,8 @@ in every mode, while every computation is that of training.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -229,7 +231,8 @@ def _drive(config: Config, modes: Modes, interrupts: Interrupts) -> list[dict[st
         interrupts.last_acts.append(lambda why: end_at_once(folder, why))
         _say("starting a run (about a minute on a CPU)")
         try:
-            code = driver.run(config, folder, False, console, workload, modes.watch, interrupts)
+            with contextlib.redirect_stdout(io.StringIO()):  # the run's summary
+                code = driver.run(config, folder, False, console, workload, modes.watch, interrupts)
         finally:
             close_log()
         if code not in (0, SAVED):
