@@ -66,8 +66,8 @@ def add_run(command: argparse.ArgumentParser, about_recipe: str, setting: str, r
         "--grace-s",
         type=_positive,
         metavar="SECONDS",
-        help="seconds that a stop by a signal may take: the wait for rollouts is cut, the step under way is given up "
-        "if it takes longer, and nothing is exported to hf/",
+        help="seconds that a stop by a signal other than SIGUSR2 may take: the wait for rollouts is cut, the step "
+        "under way is given up if it takes longer, and nothing is exported to hf/",
     )
     command.add_argument(
         "--stop-by",

@@ -87,7 +87,7 @@ def _drive(
     supervisor = Supervisor(config, folder, ray, console.say, workload)
     requests = Requests(config, ray)
     console.say("starting the task buffer, the learner and the rollout actors (about a minute on a CPU)")
-    stopping = False
+    stopping, killed_at = False, None
     try:
         supervisor.start(resume)
         console.stop_by = interrupts.limits.stop_by
@@ -97,8 +97,8 @@ def _drive(
                     folder.check_owner()
                     watch(supervisor)
                     requests.serve(supervisor)
-                    if interrupts.stopping and not stopping:
-                        stopping = True
+                    if interrupts.stopping and (not stopping or interrupts.killed_at != killed_at):
+                        stopping, killed_at = True, interrupts.killed_at
                         left_s = interrupts.left_s()
                         save_s = supervisor.status().durations.save_s
                         append_event(folder, "stopping", why=INTERRUPTED, **stop_details(left_s, save_s))

@@ -202,7 +202,7 @@ class LearnerActor:
     def _drain(self) -> None:
         """Let what is in flight come in, for `stream.drain_s` or as long as a stop has time for it."""
         if self._stream is not None:
-            self._stream.drain(min(self._config.stream.drain_s, self._progress.left_s()))
+            self._stream.drain(self._config.stream.drain_s, self._progress.left_s)
 
     def _published(self, version: int, trainer: Any) -> None:
         """Take digests of the published weights, if they were asked for, before training changes them.

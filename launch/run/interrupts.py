@@ -69,7 +69,8 @@ class StopLimits:
     """The time that a stop has; None: it has no bound."""
 
     grace_s: float | None = None
-    """Seconds from the request until the run is saved (`--grace-s`)."""
+    """Seconds from a signal after which a scheduler kills, which is each but SIGUSR2, until the run is saved
+    (`--grace-s`)."""
     stop_by: float | None = None
     """Unix time by which the run is saved, and is asked to stop in time for it (`--stop-by`)."""
 
@@ -95,7 +96,8 @@ class Interrupts:
         self._stop: Callable[[], bool] = lambda: False
         self._say: Callable[[str], None] = _say_on_stderr
         self._needed_s: Callable[[], float] = lambda: 0.0
-        self._asked_at = 0.0
+        self.killed_at: float | None = None
+        """When a scheduler kills this process, on `clock`, as far as a signal says so; None while none did."""
         self._pressed_at: float | None = None
         self._saved = False
         self.state = State.STARTING
@@ -111,10 +113,13 @@ class Interrupts:
         return self.state is State.STOPPING
 
     def left_s(self) -> float | None:
-        """Seconds that the stop which was asked for still has until the run is saved; None: it has no bound."""
+        """Seconds that the stop which was asked for still has until the run is saved; None: it has no bound.
+
+        A later signal may shorten it: `killed_at` then changes.
+        """
         ends = []
-        if self.limits.grace_s is not None:
-            ends.append(self._asked_at + self.limits.grace_s - self._clock())
+        if self.killed_at is not None:
+            ends.append(self.killed_at - self._clock())
         if self.limits.stop_by is not None:
             ends.append(self.limits.stop_by - time.time())
         return min(ends, default=None)
@@ -128,7 +133,8 @@ class Interrupts:
     ) -> Iterator[None]:
         """Until the block ends, the first signal asks the run to stop and save.
 
-        `stop` asks; it returns False where the run has no unsaved work. It is called on another thread. `say` prints a
+        `stop` asks; it returns False where the run has no unsaved work. It is called on another thread, and again where
+        a signal shortens the time. `say` prints a
         line on the console. `needed_s`: seconds that a stop would take at this moment, for `StopLimits.stop_by`.
         """
         self._stop, self._say, self._needed_s = stop, say, needed_s
@@ -149,7 +155,13 @@ class Interrupts:
         """Act on one signal, by its number."""
         with self._lock:
             pressed = number == signal.SIGINT
+            shortened = number != signal.SIGUSR2 and self.killed_at is None and self.limits.grace_s is not None
+            if shortened:
+                self.killed_at = self._clock() + (self.limits.grace_s or 0.0)
             if self.state is State.STOPPING:
+                if shortened:
+                    self._stop()
+                    self._tell(f"saving within {max(0.0, self.left_s() or 0.0):.0f} s ({signal.Signals(number).name})")
                 if pressed:
                     self._pressed_again()
             elif pressed:
@@ -175,7 +187,6 @@ class Interrupts:
 
     def _ask(self, why: str, then: str = "") -> None:
         """Ask the run to stop, or end the process where it has nothing to save."""
-        self._asked_at = self._clock()
         if self.state is not State.RUNNING or not self._stop():
             self.end(NOTHING_TO_SAVE, f"interrupted{why}; there was nothing to save")
             return

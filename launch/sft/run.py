@@ -287,7 +287,7 @@ def _follow(
     status = SftStatus()
     store = port.call(ranks[0], "rendezvous")  # Ray passes rank 0's answer on to the others
     running = {port.call(rank, "run", resume, store): index for index, rank in enumerate(ranks)}
-    stopping = False
+    stopping, killed_at = False, None
     console.stop_by = interrupts.limits.stop_by
     with (
         interrupts.running(lambda: has_unsaved_work(status), console.say, lambda: status.durations.stop_s),
@@ -302,8 +302,8 @@ def _follow(
                 except CallFailed as error:
                     log = folder.logs / f"learner{index}.{number}.log"
                     raise RankFailed(f"learner rank {index}: {error}\nIts log: {log}") from None
-            if interrupts.stopping and not stopping:
-                stopping = True
+            if interrupts.stopping and (not stopping or interrupts.killed_at != killed_at):
+                stopping, killed_at = True, interrupts.killed_at
                 # `Ranks.share` spreads rank 0's decision to stop.
                 port.call(ranks[0], "stop", INTERRUPTED, _save_in_s(interrupts, status))
             with contextlib.suppress(CallFailed):  # it just died, which `finished` says next

@@ -41,7 +41,7 @@ async def work(step: Step, attempt: Path, nonce: str) -> int:
     agent: Agent = (OtherAgent if step.index else FirstAgent)(step, attempt, nonce)
     loop = asyncio.get_running_loop()
     for number in SIGNALS:
-        loop.add_signal_handler(number, agent.stop.set)
+        loop.add_signal_handler(number, agent.hear, number)
     reaping = asyncio.create_task(agent.reap_orphans())
     try:
         await see_folder(attempt, step)

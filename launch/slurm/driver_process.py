@@ -20,7 +20,7 @@ SPARE_S = 2.0
 def driver_command(recipe: Path, is_sft: bool, address: str, grace_s: float | None, ends_at: float | None) -> list[str]:
     """The driver's command line: begin the run, or go on with it.
 
-    `address`: Ray's, `host:port`. `grace_s`: seconds from a signal to SLURM's SIGKILL. `ends_at`: when the job ends, in
+    `address`: Ray's, `host:port`. `grace_s`: seconds from SIGTERM to SLURM's SIGKILL. `ends_at`: when the job ends, in
     seconds since the epoch.
     """
     limits = []
@@ -43,7 +43,7 @@ class DriverProcess:
                 command, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 preexec_fn=end_with_parent,  # noqa: PLW1509 - it takes no lock
             )  # fmt: skip
-        self._asked = False
+        self._sent: set[signal.Signals] = set()
         self._log = log
 
     @property
@@ -70,10 +70,14 @@ class DriverProcess:
             return f"the run was killed by {signal.Signals(-code).name}; the last line of its log: {self.last_words}"
         return f"the run ended with exit code {code}" + (f": {self.last_words}" if code else "")
 
-    def stop(self) -> None:
-        """Ask it to save and end, once."""
-        if not self._asked:
-            self._asked = True
-            _LOG.info("asking the driver to save and end")
+    def stop(self, killed_soon: bool) -> None:
+        """Ask it to save and end. `killed_soon`: SLURM kills it after KillWait; otherwise it has until the job's end.
+
+        Each of the two is said once.
+        """
+        number = signal.SIGTERM if killed_soon else signal.SIGUSR2
+        if number not in self._sent:
+            self._sent.add(number)
+            _LOG.info("asking the driver to save and end: %s", number.name)
             with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(signal.SIGUSR2)
+                self.process.send_signal(number)

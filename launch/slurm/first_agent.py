@@ -164,15 +164,15 @@ class FirstAgent(Agent):
         self.own.add(driver.process.pid)
         try:
             while (code := driver.exit_code) is None:
-                if self.stop.is_set():
-                    driver.stop()
+                if self.heard:
+                    driver.stop(killed_soon=self.heard != {signal.SIGUSR2})
                 self.check_ray()
                 self._roster.check()
                 await asyncio.sleep(LOOK_S)
         except Ended as ended:
             self.say(f"{ended.reason}; the driver is asked to save and end")
             lost = set(ended.node.split(",")) & self._learner_nodes
-            driver.stop()
+            driver.stop(killed_soon=True)
             await self._wait(driver, LAST_S if lost else max(grace_s, LAST_S))
             raise
         return Ended(code, "driver", self.step.node, driver.told)

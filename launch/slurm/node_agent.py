@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tomllib
 from pathlib import Path
@@ -38,10 +39,17 @@ class Agent:
         self.nonce = nonce
         self.stop = asyncio.Event()
         """Set by the first signal."""
+        self.heard: set[signal.Signals] = set()
+        """The signals that came."""
         self.ray: RayNode | None = None
         self.own: set[int] = set()
         """Processes that this agent waits for itself."""
         self._folder: Path | None = None
+
+    def hear(self, number: signal.Signals) -> None:
+        """Note that a signal came."""
+        self.heard.add(number)
+        self.stop.set()
 
     @property
     def recipe(self) -> Path:

@@ -10,6 +10,7 @@ one lock.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -158,16 +159,20 @@ class StreamServer:
         with self._lock:
             self._members.resume()
 
-    def drain(self, deadline_s: float) -> int:
+    def drain(self, deadline_s: float, left_s: Callable[[], float] = lambda: math.inf) -> int:
         """Pause, and wait up to `deadline_s` seconds until what is in flight is in the queue, where a checkpoint has
-        it.
+        it. Ends earlier once `left_s()`, in seconds, is 0.
 
         Returns the number of slots that are still in flight.
         """
         self.pause()
         deadline = time.monotonic() + deadline_s
         with self._changed:
-            while self.gate.in_flight() and len(self._members) and (left := deadline - time.monotonic()) > 0:
+            while (
+                self.gate.in_flight()
+                and len(self._members)
+                and (left := min(deadline - time.monotonic(), left_s())) > 0
+            ):
                 self._check_thread()
                 self._changed.wait(min(left, 0.5))
             return self.gate.in_flight()

@@ -100,10 +100,10 @@ def test_a_second_signal_is_heard_also_while_the_run_closes(is_saved: bool) -> N
 def test_a_stop_has_the_time_that_is_left_of_its_grace_and_of_the_job() -> None:
     run = Run(limits=StopLimits(grace_s=30))
     with run.interrupts.running(run.stop, run.said.append):
-        run.signals(0.0, number=signal.SIGUSR2)
+        run.signals(0.0, number=signal.SIGTERM)
         run.now += 10
         assert run.interrupts.left_s() == 20
-    assert "saving within 30 s (SIGUSR2)" in run.said[0]
+    assert "saving within 30 s (SIGTERM)" in run.said[0]
     left = Interrupts(limits=StopLimits(grace_s=1e6, stop_by=time.time() + 50)).left_s()
     assert left is not None and left <= 50
     assert Interrupts().left_s() is None
@@ -122,6 +122,19 @@ def test_a_run_that_is_saved_and_still_closes_when_its_time_is_up_ends_with_its_
     run.now += 9
     run.interrupts.look()
     assert run.codes == ([SAVED] if is_saved else [])
+
+
+def test_a_warning_leaves_the_time_until_the_end_and_a_later_signal_shortens_it() -> None:
+    run = Run(limits=StopLimits(grace_s=30, stop_by=time.time() + 500))
+    with run.interrupts.running(run.stop, run.said.append):
+        run.signals(0.0, number=signal.SIGUSR2)
+        warned = run.interrupts.left_s()
+        run.signals(10.0, 0.02, number=signal.SIGTERM)
+        run.now += 10
+        assert run.interrupts.left_s() == pytest.approx(20, abs=0.1)
+    assert warned is not None and 400 < warned <= 500
+    assert run.asked == 2, "once for each bound"
+    assert "saving within 30 s (SIGTERM)" in run.said[1]
 
 
 def test_a_run_is_asked_to_stop_once_its_end_is_no_further_away_than_a_stop_takes() -> None:
