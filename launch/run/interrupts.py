@@ -134,8 +134,8 @@ class Interrupts:
         """Until the block ends, the first signal asks the run to stop and save.
 
         `stop` asks; it returns False where the run has no unsaved work. It is called on another thread, and again where
-        a signal shortens the time. `say` prints a
-        line on the console. `needed_s`: seconds that a stop would take at this moment, for `StopLimits.stop_by`.
+        a signal shortens the time. `say` prints a line on the console. `needed_s`: seconds that a stop would take at
+        this moment, for `StopLimits.stop_by`.
         """
         self._stop, self._say, self._needed_s = stop, say, needed_s
         if self.state is State.STARTING:

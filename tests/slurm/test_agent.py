@@ -77,8 +77,11 @@ def test_signals_reach_the_driver_once_and_leave_ray_alive(hosts: Hosts) -> None
     folder = hosts.new_folder()
     text = """
 got = []
+def hear(number, frame):
+    got.append(signal.Signals(number).name)
+    (here / got[-1]).touch()
 for number in (signal.SIGUSR2, signal.SIGTERM):
-    signal.signal(number, lambda number, frame: got.append(signal.Signals(number).name))
+    signal.signal(number, hear)
 (here / "ready").touch()
 while not (here / "sent").exists():
     time.sleep(0.05)
@@ -88,8 +91,10 @@ sys.exit(75)
 """
     submission = submit(hosts, "slurm.nodes=2", "slurm.requeue=false", driver=program(folder, text), folder=folder)
     submission.wait_until((folder / "ready").exists)
-    for options in (["--signal=TERM"], ["--signal=TERM"], ["--signal=USR2", "--batch"], ["--signal=TERM", "--batch"]):
+    for options in (["--signal=USR2", "--batch"], ["--signal=TERM"], ["--signal=TERM"], ["--signal=USR2", "--batch"]):
         hosts.run("scancel", *options, submission.job)
+        if "--batch" in options:
+            submission.wait_until((folder / "SIGUSR2").exists)
     (folder / "sent").touch()
     job = submission.wait_for()
     assert job["ExitCode"] == "75:0", submission.logs()
@@ -100,7 +105,7 @@ sys.exit(75)
 @pytest.mark.deep
 def test_a_node_whose_ray_ends_ends_the_job(hosts: Hosts) -> None:
     folder = hosts.new_folder()
-    text = '(here / "ready").touch()\nsignal.sigwait([signal.SIGUSR2])\nsys.exit(75)\n'
+    text = '(here / "ready").touch()\nsignal.sigwait([signal.SIGTERM])\nsys.exit(75)\n'
     text = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])\n" + text
     submission = submit(hosts, "slurm.nodes=2", driver=program(folder, text), folder=folder)
     submission.wait_until((folder / "ready").exists)
