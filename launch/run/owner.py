@@ -19,6 +19,7 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psutil
 from filelock import LeaseSettingsMismatch, OwnerRecord, SoftFileLease, Timeout
@@ -69,10 +70,16 @@ def owned(folder: RunFolder, say: Callable[[str], None], lease_s: float = LEASE_
                 path.rmdir()  # it is empty where the start was refused
 
 
-def refusal(folder: RunFolder) -> str | None:
-    """The sentence about a living owner of `folder`, for a command that must not work beside it; None without one."""
+def refusal(folder: RunFolder, has_ended: Callable[[str], bool] = lambda job: False) -> str | None:
+    """The sentence about a living owner of `folder`, for a command that must not work beside it; None without one.
+
+    `has_ended`: whether the SLURM job with this id has ended; its processes have ended with it, whatever they left.
+    """
     owner = SoftFileLease(folder.owner, lease_duration=LEASE_S).owner
     if owner is None:
+        return None
+    began = _began(folder, owner)
+    if "slurm_job" in began and has_ended(str(began["slurm_job"])):
         return None
     try:
         beats = time.time() - folder.owner.stat().st_mtime < LEASE_S
@@ -112,12 +119,18 @@ def _acquire(folder: RunFolder, lease: SoftFileLease, say: Callable[[str], None]
 
 def _is_given_up(folder: RunFolder, owner: OwnerRecord) -> bool:
     """Whether `owner` began under an earlier start of the SLURM job that this process belongs to."""
-    attempt = folder.newest_attempt()
-    began = attempt.began() if attempt is not None else {}
-    if began.get("pid") != owner.pid or not began.get("slurm_job"):
+    began = _began(folder, owner)
+    if not began.get("slurm_job"):
         return False
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     return bool(began["slurm_job"] == os.environ.get("SLURM_JOB_ID") and began["slurm_restart"] < restart)
+
+
+def _began(folder: RunFolder, owner: OwnerRecord) -> dict[str, Any]:
+    """The record of the attempt that `owner` began; empty where there is none."""
+    attempt = folder.newest_attempt()
+    began = attempt.began() if attempt is not None else {}
+    return began if began.get("pid") == owner.pid else {}
 
 
 def _lives_here(owner: OwnerRecord) -> bool:
@@ -144,9 +157,8 @@ def _refusal(folder: RunFolder, owner: OwnerRecord | None) -> str:
     """The message that says who owns the folder, and what to do."""
     who, beat = "another process", ""
     if owner is not None:
-        attempt = folder.newest_attempt()
-        began = attempt.began() if attempt is not None else {}
-        number = f"attempt {began['attempt']}, " if began.get("pid") == owner.pid else ""
+        began = _began(folder, owner)
+        number = f"attempt {began['attempt']}, " if began else ""
         if number and "slurm_job" in began:
             number = f"SLURM job {began['slurm_job']}, {number}"
         since = f", since {began['time']}" if number else ""

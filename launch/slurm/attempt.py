@@ -46,6 +46,7 @@ def begin(run: Path, environment: Mapping[str, str]) -> tuple[JobAttempt, str]:
     job = JobFolder(run)
     job_id = requeue_id(environment)
     _check_alone(job, job_id)
+    _complete_former(job)
     preemptions, most = _starts(job).preemptions, _settings(job).max_preemptions
     if preemptions > most:
         raise AttemptError(
@@ -171,6 +172,16 @@ def _check_alone(job: JobFolder, job_id: str) -> None:
             f"job {other} runs in {job.run} on {former.get('nodes')}, and job {job_id} must not run beside it. "
             f"To end the other: scancel {other}"
         )
+
+
+def _complete_former(job: JobFolder) -> None:
+    """Complete the record of a start whose script SLURM ended before it came to that, by what its first agent wrote."""
+    for attempt in job.attempts()[-1:]:
+        record, result = read_json(attempt.record), read_json(attempt.result)
+        if result and "ended" not in record:
+            ended = attempt.result.stat().st_mtime
+            decision = "SLURM ended this start before the batch script had decided, and started the job again"
+            write_json(attempt.record, record | result | {"ended": ended, "requeue": False, "decision": decision})
 
 
 def _nodes(environment: Mapping[str, str]) -> str:

@@ -56,7 +56,7 @@ def count(records: Iterable[dict[str, Any]]) -> Starts:
     requeues = preemptions = unused = 0
     for record in records:
         unused = unused + 1 if record.get("requeue") and record.get("exit_code") == NOTHING_TO_SAVE else 0
-        if "exit_code" not in record or record.get("node_failure"):
+        if "srun_code" not in record or record.get("node_failure"):  # it ended before its script could say a word
             preemptions += 1
         elif record.get("requeue"):
             requeues += 1

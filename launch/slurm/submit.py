@@ -77,7 +77,7 @@ def submit(config: Config | SftConfig, dry_run: bool = False) -> tuple[JobFolder
     else:
         client.require("sbatch")
         _check_no_job(job)
-        if used := refusal(RunFolder(config.folder)):
+        if used := refusal(RunFolder(config.folder), lambda job_id: not client.is_queued(job_id)):
             raise RunFolderError(used)
     with _removed_on_failure(job):
         _write(config, job)

@@ -20,7 +20,7 @@ import pytest
 from launch.config import Config
 from launch.run.attempt import Origin, begin
 from launch.run.folder import OwnerLost, RunFolder, RunFolderError, append_event
-from launch.run.owner import owned
+from launch.run.owner import owned, refusal
 from tests.waiting import wait_until
 
 PROGRAM = """
@@ -232,6 +232,8 @@ def test_a_run_on_slurm_is_refused_with_its_job(tmp_path: Path, monkeypatch: pyt
         begin(Config(), folder, Origin())
         with pytest.raises(RunFolderError, match="in use by SLURM job 4711, attempt 1, process"):
             own(tmp_path)
+        assert "in use by SLURM job 4711" in str(refusal(folder, lambda job: False))
+        assert refusal(folder, {"4711": True}.__getitem__) is None
 
 
 @pytest.mark.parametrize(("job", "restart", "taken"), [("4711", "1", True), ("4711", "0", False), ("4712", "1", False)])

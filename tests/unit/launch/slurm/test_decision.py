@@ -60,18 +60,19 @@ def test_the_setting_forbids_it() -> None:
 
 def test_starts_are_counted_by_how_they_ended() -> None:
     records = [
-        {"exit_code": 75, "requeue": True},
-        {"exit_code": 75, "requeue": True},
-        {"exit_code": 1, "requeue": True, "node_failure": True},
+        {"exit_code": 75, "srun_code": 75, "requeue": True},
+        {"exit_code": 75, "srun_code": 143, "requeue": True},
+        {"exit_code": 1, "srun_code": 1, "requeue": True, "node_failure": True},
         {},
-        {"exit_code": 1, "requeue": False},
+        {"exit_code": 75, "requeue": False},  # its script did not come to its end
+        {"exit_code": 1, "srun_code": 1, "requeue": False},
     ]
-    assert count(records) == Starts(requeues=2, preemptions=2)
+    assert count(records) == Starts(requeues=2, preemptions=3)
 
 
 def test_starts_that_come_to_nothing_are_told_of() -> None:
-    unused = {"exit_code": 130, "requeue": True}
-    starts = count([unused, {"exit_code": 75, "requeue": True}, unused, unused])
+    unused = {"exit_code": 130, "srun_code": 130, "requeue": True}
+    starts = count([unused, {"exit_code": 75, "srun_code": 75, "requeue": True}, unused, unused])
     assert starts == Starts(requeues=4, unused=2)
     found = decide(Ending(130), RUNNING, starts, True, max_requeues=9, max_preemptions=9)
     assert found.requeue

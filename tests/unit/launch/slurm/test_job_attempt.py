@@ -64,6 +64,15 @@ def test_the_end_is_that_of_the_first_agent(run: Path) -> None:
     assert record["job_id"] == "12"
 
 
+def test_the_end_of_a_start_whose_script_slurm_ended_is_that_of_its_first_agent(run: Path) -> None:
+    first, _ = begin(run, ENVIRONMENT)
+    write_json(first.result, {"exit_code": 75, "part": "driver", "node": "n1", "reason": "saved"})
+    begin(run, ENVIRONMENT | {"SLURM_RESTART_COUNT": "1"})
+    record = read_json(first.record)
+    assert (record["exit_code"], record["part"], record["node"], record["requeue"]) == (75, "driver", "n1", False)
+    assert record["ended"] > record["started"] and "SLURM ended this start" in record["decision"]
+
+
 def test_an_agent_that_leaves_no_result_failed_unless_a_node_is_down(run: Path, programs: Path) -> None:
     attempt, _ = begin(run, ENVIRONMENT)
     assert end(attempt, 233, ENVIRONMENT).exit_code == 233
