@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 _ENDED = re.compile(r"^srun: error: (?P<node>\S+): task \d+: (?P<how>.+)$")
@@ -19,17 +20,12 @@ class JobLog:
         self._start = start
 
     def refusals(self) -> dict[str, str]:
-        """Nodes whose agent did not start, or has ended -> why, in the words of SLURM and of the agent."""
+        """Nodes whose agent did not start, or has ended -> why, in the words of SLURM and of the agent.
+
+        Where srun could not reach a node, only such nodes: srun has then killed the agents of the others.
+        """
         lines = self._lines()
-        found: dict[str, str] = {}
-        for line in lines:
-            if match := _ENDED.match(line) or _NOT_LAUNCHED.match(line):
-                words = re.compile(
-                    rf"(azr: {re.escape(match['node'])}|slurmstepd-{re.escape(match['node'])}: error): (.+)"
-                )
-                said = [told[2] for other in lines if (told := words.match(other))]
-                found[match["node"]] = "; ".join([*said, match["how"]])
-        return found
+        return _found(_NOT_LAUNCHED, lines) or _found(_ENDED, lines)
 
     def _lines(self) -> list[str]:
         try:
@@ -38,3 +34,14 @@ class JobLog:
                 return log.read(_MOST_BYTES).decode(errors="replace").splitlines()
         except OSError:
             return []
+
+
+def _found(what: re.Pattern[str], lines: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for line in lines:
+        if match := what.match(line):
+            node = re.escape(match["node"])
+            words = re.compile(rf"(azr: {node}|slurmstepd-{node}: error): (.+)")
+            said = [told[2] for other in lines if (told := words.match(other))]
+            found[match["node"]] = "; ".join([*said, match["how"]])
+    return found

@@ -129,11 +129,15 @@ def test_the_jobs_log_says_why_an_agent_does_not_start(tmp_path: Path) -> None:
             "slurmstepd-n20: error: another node\n"
             "azr: n3: /runs/a is not there\n"
             "srun: error: n3: task 2: Exited with exit code 1\n"
-            "srun: error: Task launch for StepId=4.0 failed on node n4: Communication connection failure\n"
         )
     assert found.refusals() == {
         "n2": "execve(): /venv/bin/python: No such file or directory; Exited with exit code 2",
         "n3": "/runs/a is not there; Exited with exit code 1",
-        "n4": "Communication connection failure",
     }
+    with log.open("a") as file:
+        file.write(
+            "srun: error: Task launch for StepId=4.0 failed on node n4: Communication connection failure\n"
+            "srun: error: n1: task 0: Killed\n"
+        )
+    assert found.refusals() == {"n4": "Communication connection failure"}
     assert JobLog(tmp_path / "none", 0).refusals() == {}
