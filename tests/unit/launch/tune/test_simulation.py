@@ -104,8 +104,8 @@ a prompt, with 192 prompts in flight; 32 train (github.com/marin-community/marin
 
 
 def marin(staleness):
-    """A run of that shape. The source gives counts and limits; lengths and the two speeds are chosen so that staleness
-    0 comes out. The others follow."""
+    """A run of that shape. The source gives counts and limits; lengths and the two speeds are fitted to its five
+    figures."""
     made = calibration(
         train_s=17.0, step_s=0.005, sequence_s=3e-4, workload=lognormal_workload(KINDS, 300, 900, 0.8, 4096, 1.0)
     )
