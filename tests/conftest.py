@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 import tests.examples  # noqa: F401  (registers the profiles)
+from executor.signals import SIGNALS
 
 settings.load_profile("fast")
 
@@ -16,6 +19,16 @@ settings.load_profile("fast")
 # barrier take the core from the one that they wait for. What needs more sets its own number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """A command that a test calls leaves its process deaf to signals, as one that is about to exit."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 LONGEST = ("integration", "slurm", "model", "weights", "commands", "executor", "stream")

@@ -86,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
     """Hold the rehearsal; returns the run's exit code."""
     if arguments.record:
         return _record(*map(Path, arguments.record))
-    with listening() as interrupts:  # before the imports, which take seconds
+    with listening(to_exit=True) as interrupts:  # before the imports, which take seconds
         return _rehearse(arguments, interrupts)
 
 

@@ -56,7 +56,7 @@ def register(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    with listening(limits_of(arguments)) as interrupts:  # before the imports, which take seconds
+    with listening(limits_of(arguments), to_exit=True) as interrupts:  # before the imports, which take seconds
         from launch.config import Config
 
         config, start = run_config(arguments, Config, "azr train", "smollm2-cpu")

@@ -231,12 +231,15 @@ class Interrupts:
 
 
 @contextlib.contextmanager
-def listening(limits: StopLimits = UNLIMITED) -> Iterator[Interrupts]:
+def listening(limits: StopLimits = UNLIMITED, to_exit: bool = False) -> Iterator[Interrupts]:
     """Listen to requests to stop (`executor.signals.requests`), and look at the time, until the block ends.
 
     On a thread other than the main one nothing is heard. Call it before other threads are started: the signals are
     blocked in this thread, and so in all that follow, and one thread waits for them. So no handler of a library, such
     as Ray's for SIGTERM, gets them.
+
+    `to_exit`: the process ends after the block. Signals that come later, while libraries close, are ignored: they would
+    replace the exit code, by which a scheduler knows that the run has saved.
     """
     found = Interrupts(limits=limits)
     if threading.current_thread() is not threading.main_thread():
@@ -255,7 +258,7 @@ def listening(limits: StopLimits = UNLIMITED) -> Iterator[Interrupts]:
         ended.set()
         thread.join()
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if to_exit else handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

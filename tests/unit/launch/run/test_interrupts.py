@@ -224,6 +224,20 @@ def test_a_process_hears_signals_inside_of_a_library_and_takes_its_children_alon
     assert not Path(f"/proc/{child}").exists()
 
 
+def test_a_signal_after_the_end_of_a_run_does_not_change_its_exit_code() -> None:
+    program = """
+import os, sys
+from executor.signals import SIGNALS
+from launch.run.interrupts import listening
+with listening(to_exit=True) as interrupts:
+    pass
+for number in SIGNALS:
+    os.kill(os.getpid(), number)
+sys.exit(75)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 75
+
+
 def test_a_process_that_was_started_to_ignore_a_hangup_goes_on() -> None:
     with subprocess.Popen(
         ["nohup", sys.executable, "-c", _PROGRAM, "asked"],
