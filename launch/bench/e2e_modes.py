@@ -60,26 +60,34 @@ class Modes:
         self._order = order_of(staleness, runs)
         self._bound = self._order[0][1]
         self._block: Block | None = None
+        self._next: tuple[int, int, int] | None = None
+        """(run, bound, steps left out) of the block that begins once a step has that bound."""
         self.blocks: list[Block] = []
         """Those that are complete."""
         self.done = False
 
     def watch(self, supervisor: Supervisor) -> None:
         """Change the mode where a block is complete; after the last one, end the run."""
-        step = int(supervisor.status().last.get("step", 0))
-        if self.done or (self._block is not None and step < self._block.last):
+        last = supervisor.status().last
+        step = int(last.get("step", 0))
+        if self.done or (self._next is None and self._block is not None and step < self._block.last):
             return
-        if self._block is not None:
-            self.blocks.append(self._block)
-        if not self._order:
-            self.done = True
-            supervisor.stop("the benchmark is over")
-            return
-        run, bound = self._order.pop(0)
-        if bound != self._bound:
-            supervisor.limit_staleness(bound)
-        left_out = steps_left_out(self._bound, bound) if self._block else FIRST_STEPS + bound
-        self._bound = bound
+        if self._next is None:
+            if self._block is not None:
+                self.blocks.append(self._block)
+            if not self._order:
+                self.done = True
+                supervisor.stop("the benchmark is over")
+                return
+            run, bound = self._order.pop(0)
+            if bound != self._bound:
+                supervisor.limit_staleness(bound)
+            self._next = run, bound, steps_left_out(self._bound, bound) if self._block else FIRST_STEPS + bound
+            self._bound = bound
+        run, bound, left_out = self._next
+        if last and last["max_staleness"] != bound:
+            return  # the learner has not heard of it yet, or not taken a step since
+        self._next = None
         first = step + left_out + 1
         self._block = Block(run, bound, first, first - 1 + steps_counted(bound, self._steps))
         self._say(f"run {run + 1}, max_staleness {bound}: steps {self._block.first} to {self._block.last}")

@@ -98,4 +98,4 @@ def _run(arguments: argparse.Namespace) -> int:
 def _extra(option: str) -> str:
     """The override for an option of sbatch, whose value is text in any case."""
     key, _, value = option.partition("=")
-    return f"slurm.extra.{key}={json.dumps(value, ensure_ascii=False)}"
+    return f"slurm.extra.{key}={json.dumps(value, ensure_ascii=False, allow_nan=False)}"

@@ -62,7 +62,7 @@ class Peer:
     async def send(self, **message: Any) -> None:
         """Send a message. Raises MeetingError where the peer has gone."""
         try:
-            self._writer.write(json.dumps(message).encode() + b"\n")
+            self._writer.write(json.dumps(message, allow_nan=False).encode() + b"\n")
             await self._writer.drain()
         except OSError as error:
             raise MeetingError(f"the connection broke: {error}") from None
@@ -131,7 +131,12 @@ class Host:
                 answered = time.time()
                 theirs, facts = str(answer.get("challenge")), answer.get("facts")
                 if not isinstance(facts, dict) or not _is_proof(
-                    answer.get("proof"), self._token, "guest", challenge, theirs, json.dumps(facts, sort_keys=True)
+                    answer.get("proof"),
+                    self._token,
+                    "guest",
+                    challenge,
+                    theirs,
+                    json.dumps(facts, sort_keys=True, allow_nan=False),
                 ):
                     raise MeetingError("it does not know the token")
                 await peer.send(proof=_proof(self._token, "host", theirs, challenge))
@@ -155,7 +160,7 @@ async def join(addresses: Sequence[str], port: int, token: str, facts: Callable[
                 peer = Peer(*await asyncio.open_connection(address, port, limit=LONGEST))
                 theirs = str((await peer.receive()).get("challenge"))
                 challenge, said = secrets.token_hex(16), facts().to_message()
-                proof = _proof(token, "guest", theirs, challenge, json.dumps(said, sort_keys=True))
+                proof = _proof(token, "guest", theirs, challenge, json.dumps(said, sort_keys=True, allow_nan=False))
                 await peer.send(challenge=challenge, proof=proof, facts=said)
                 if not _is_proof((await peer.receive()).get("proof"), token, "host", challenge, theirs):
                     raise MeetingError("what listens there is no agent of this job")

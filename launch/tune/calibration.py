@@ -220,9 +220,9 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
     try:
         tables = calibration.model_dump(mode="json", exclude_defaults=True)
         cells = ",\n  ".join(
-            f"{json.dumps(cell)}: {to_json(groups)}" for cell, groups in tables.pop("workload").items()
+            f"{json.dumps(cell, allow_nan=False)}: {to_json(groups)}" for cell, groups in tables.pop("workload").items()
         )
-        rest = "".join(f" {json.dumps(name)}: {to_json(table)},\n" for name, table in tables.items())
+        rest = "".join(f" {json.dumps(name, allow_nan=False)}: {to_json(table)},\n" for name, table in tables.items())
         path.write_text(f'{{\n{rest} "workload": {{\n  {cells}\n }}\n}}\n')
     except OSError as error:
         raise CalibrationError(f"the calibration could not be written to {path}: {error.strerror}") from None

@@ -56,7 +56,7 @@ class Trace:
     @property
     def config(self) -> Config:
         """The configuration, with the present defaults for what the trace leaves out. Raises ConfigError."""
-        return build(json.loads(json.dumps(self.tables)))
+        return build(json.loads(json.dumps(self.tables, allow_nan=False)))
 
     @property
     def rehearsed(self) -> bool:
@@ -86,10 +86,15 @@ class Trace:
 
     def write(self, path: Path) -> None:
         """Write the trace: settings in a line a table, rows in a line each."""
-        tables = ",\n  ".join(f"{json.dumps(name)}: {to_json(table)}" for name, table in self.tables.items())
+        tables = ",\n  ".join(
+            f"{json.dumps(name, allow_nan=False)}: {to_json(table)}" for name, table in self.tables.items()
+        )
         rows = ",\n  ".join(to_json(row) for row in self.rows)
         head = {"name": self.name, "purpose": self.purpose, "machine": self.machine, "buffered": self.buffered}
-        first = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in head.items())
+        first = "".join(
+            f" {json.dumps(key, allow_nan=False)}: {json.dumps(value, allow_nan=False)},\n"
+            for key, value in head.items()
+        )
         path.write_text(f'{{\n{first} "tables": {{\n  {tables}\n }},\n "rows": [\n  {rows}\n ]\n}}\n')
 
 

@@ -323,8 +323,9 @@ async def test_nobody_finds_what_a_running_request_computes_after_an_update(
 
 async def test_an_update_goes_on_when_its_caller_is_cancelled(engine: AsyncEngine, sender: WeightSender) -> None:
     prompt = engine.tokenizer.encode("Once upon a time")
-    running = asyncio.create_task(engine.generate(prompt, Sampling(max_tokens=100), "paused"))
-    await until(lambda: engine.stats()["running"] == 1)
+    # Several, of which one at least has not come to its end by itself when the engine pauses.
+    running = [asyncio.create_task(engine.generate(prompt, Sampling(max_tokens=100), f"paused {i}")) for i in range(8)]
+    await until(lambda: engine.stats()["running"] > 0)
     weights = perturbed(model_weights(torch.float32), seed=7)
     manifest = manifest_of(weights.items())
     updating = asyncio.create_task(engine.update_weights(manifest, 5))
@@ -335,7 +336,7 @@ async def test_an_update_goes_on_when_its_caller_is_cancelled(engine: AsyncEngin
     submitted = asyncio.create_task(engine.generate(prompt, Sampling(max_tokens=8), "meanwhile"))
     await asyncio.to_thread(sender.send, weights.items(), manifest)
     await assert_answered_by(weights, 5, prompt, await submitted)
-    assert (await running).versions[-1].version == 5
+    assert 5 in {(await one).versions[-1].version for one in running}
     assert (await engine.versioned_checksums())[0] == 5
 
 

@@ -112,28 +112,30 @@ def test_tokens_whose_fate_is_open_are_not_wasted() -> None:
 
 
 class Run:
-    """A supervisor's view of a run that takes one step at each look, and notes the bound of each."""
+    """A supervisor's view of a run that takes one step at each look, and notes the bound of each. The learner hears of
+    another bound some steps late."""
 
-    def __init__(self, bound: int) -> None:
+    def __init__(self, bound: int, late: int = 0) -> None:
         self.bounds: list[int] = []
-        self._bound = bound
+        self._late, self._asked = late, [(0, bound)]
         self.stopped = False
 
     def status(self) -> Any:
-        return SimpleNamespace(last={"step": len(self.bounds)} if self.bounds else {})
+        return SimpleNamespace(last={"step": len(self.bounds), "max_staleness": self.bounds[-1]} if self.bounds else {})
 
     def limit_staleness(self, bound: int) -> None:
-        self._bound = bound
+        self._asked.append((len(self.bounds) + self._late, bound))
 
     def stop(self, why: str) -> None:
         self.stopped = True
 
     def step(self) -> None:
-        self.bounds.append(self._bound)
+        self.bounds.append([bound for since, bound in self._asked if since <= len(self.bounds)][-1])
 
 
-def test_every_mode_is_measured_in_every_repetition_and_only_under_its_bound() -> None:
-    run, modes = Run(0), Modes((0, 1, 4), runs=3, steps=2, say=lambda text: None)
+@pytest.mark.parametrize("late", [0, 3])
+def test_every_mode_is_measured_in_every_repetition_and_only_under_its_bound(late: int) -> None:
+    run, modes = Run(0, late), Modes((0, 1, 4), runs=3, steps=2, say=lambda text: None)
     while not run.stopped:
         modes.watch(run)  # type: ignore[arg-type]
         run.step()
