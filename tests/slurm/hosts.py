@@ -103,13 +103,23 @@ class Hosts(Cluster):
                     found.append(" ".join(process.cmdline()) or process.name())
         return found
 
+    @property
+    def shared_in_tmp(self) -> set[str]:
+        """Names in /tmp of every host that are shared: the cluster's folder, and an installation that lies there."""
+        return {path.parts[2] for path in self._shared() if path.parts[1] == "tmp"}
+
+    def _shared(self) -> set[Path]:
+        """Folders that every host sees, none of them within another."""
+        wanted = {Path(path) for path in (self.folder, ROOT, sys.prefix, sys.base_prefix)}
+        return {path for path in wanted if not wanted & set(path.parents)}
+
     def _make(self, host: str) -> None:
         """Make a host with its network. Raises HostsRefused."""
         address = ADDRESSES[host]
         own = f"127.0.1.1 {host}\n" if host in NODES else ""
         hosts_file = self.folder / f"hosts.{host}"
         hosts_file.write_text(f"127.0.0.1 localhost\n{own}{ADDRESSES['login']} login\n")
-        shared = {str(path) for path in (self.folder, ROOT, sys.prefix, sys.base_prefix)}
+        shared = {str(path) for path in self._shared()}
         unshare = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         init = [sys.executable, str(Path(__file__).with_name("host_init.py")), host, str(hosts_file), *sorted(shared)]
         made = subprocess.Popen(
@@ -118,7 +128,10 @@ class Hosts(Cluster):
         )  # fmt: skip
         assert made.stdout is not None and made.stderr is not None
         if made.stdout.readline() != "ready\n":
-            raise HostsRefused(f"no namespaces here: {made.stderr.read().strip()}")
+            said = made.stderr.read().strip()
+            # The kernel's refusal is a reason to skip; what host_init.py says is a fault of it.
+            ours = "Traceback" in said and "PermissionError" not in said
+            raise (RuntimeError if ours else HostsRefused)(f"no namespaces here: {said}")
         (first,) = psutil.Process(made.pid).children()
         self._hosts[host], self._inits[host] = made, first
         if host == "login":

@@ -112,7 +112,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint(hosts: Hosts, events: list[Cal
         hosts.wait_until(
             lambda node=node: hosts.processes(node) == [], 30, lambda node=node: str(hosts.processes(node))
         )
-        assert hosts.run("ls", "/tmp", host=node).split() == [hosts.folder.name]
+        assert set(hosts.run("ls", "/tmp", host=node).split()) == hosts.shared_in_tmp
 
 
 def test_a_job_of_one_node(loopback: Loopback) -> None:
