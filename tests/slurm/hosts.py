@@ -141,6 +141,8 @@ class Hosts(Cluster):
             self._ip("login", f"link set {host} master br0 up")
             self._ip(host, f"addr add {address}/24 dev eth0", "link set eth0 up")
         self._ip(host, "link set lo up")
+        for other in self._hosts:
+            self._ip(other, "neigh flush all")  # a host that is there again has another hardware address
 
     def _ip(self, host: str, *lines: str) -> None:
         enter = ["nsenter", f"--target={self._inits[host].pid}", "--net", "ip", "-batch", "-"]
