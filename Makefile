@@ -26,7 +26,7 @@ PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loads
 check: $(READY)  ## lint, types, layering, unit tests: under two minutes on two cores
 	$(TOGETHER) unit lint
 
-test: $(READY)  ## check, the slow unit tests, the integration tests with real engines, test-slurm: 15 to 20 minutes
+test: $(READY)  ## check, the slow unit tests, the integration tests with real engines, test-slurm: 20 to 30 minutes
 	$(TOGETHER) unit-and-integration lint
 
 test-all: $(READY)  ## test, and what takes longer: soaks, drills of many kills, deep property tests, a million malformed frames
