@@ -229,15 +229,7 @@ class LearnerActor:
     def status(self) -> RunStatus:
         """The state of the run. Ranks other than 0 leave the fields of the stream empty."""
         progress = self._progress
-        status = RunStatus(
-            phase=progress.phase,
-            step=progress.step,
-            phase_s=progress.phase_s,
-            last=progress.last,
-            stop=progress.stop,
-            durations=progress.measured.durations,
-            ends_at=progress.ends_at,
-        )
+        status = RunStatus(**progress.fields())
         stream = self._stream
         if stream is None:
             return status

@@ -301,15 +301,7 @@ def _run(config: Config, folder: RunFolder, resume: bool, view: Console, interru
         saved.save(version, stream)
 
     def status() -> RunStatus:
-        return RunStatus(
-            phase=progress.phase,
-            step=progress.step,
-            phase_s=progress.phase_s,
-            last=progress.last,
-            stop=progress.stop,
-            durations=progress.measured.durations,
-            ends_at=progress.ends_at,
-        )
+        return RunStatus(**progress.fields())
 
     def stop() -> bool:
         unsaved = has_unsaved_work(status())

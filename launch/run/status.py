@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from launch.run.durations import NOTHING_MEASURED, Durations, Measured
 from learner.phase import Phase
@@ -83,6 +84,18 @@ class Progress:
     def phase_s(self) -> float:
         """Seconds since the phase began."""
         return time.monotonic() - self._since
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of `TrainingStatus`, as they are now."""
+        return {
+            "phase": self.phase,
+            "step": self.step,
+            "phase_s": self.phase_s,
+            "last": self.last,
+            "stop": self.stop,
+            "durations": self.measured.durations,
+            "ends_at": self.ends_at,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -192,17 +192,7 @@ class SftRank:
     def status(self) -> SftStatus:
         """The state of the run, for the console."""
         progress = self._progress
-        return SftStatus(
-            phase=progress.phase,
-            step=progress.step,
-            phase_s=progress.phase_s,
-            last=progress.last,
-            stop=progress.stop,
-            durations=progress.measured.durations,
-            ends_at=progress.ends_at,
-            num_steps=self._num_steps,
-            validation=self._validation,
-        )
+        return SftStatus(**progress.fields(), num_steps=self._num_steps, validation=self._validation)
 
     def stop(self, why: str, save_in_s: float | None) -> None:
         """Stop before the next step, and save; see `Progress.ask_to_stop`."""

@@ -96,7 +96,7 @@ class Trial:
                 try:
                     process.wait(LIMIT_S)
                 except subprocess.TimeoutExpired:
-                    process.terminate()  # a run saves what it has, and ends what it started
+                    process.terminate()  # the run saves, and ends its own processes
         record = RunRecord(run)
         if len(record.rows) < STEPS:
             raise CalibrationError(
