@@ -26,6 +26,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from executor.user_error import UserError
 from launch.json_lines import to_json
 from launch.run.folder import RunFolder
+from launch.whole_file import write_text
 from learner.stream.keys import KeyPair
 
 ANSWER_S = 10.0
@@ -106,7 +107,7 @@ class ControlServer:
             pid=os.getpid(),
             time=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         )
-        _write_private(self._path, to_json(asdict(self._endpoint)))
+        write_text(self._path, to_json(asdict(self._endpoint)) + "\n", mode=0o600)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="azr-control", daemon=True)
         self._thread.start()
@@ -212,12 +213,3 @@ def _check_listens(run: Path, endpoint: Endpoint) -> None:
             f"nobody answers for the run {run}: {endpoint.driver}, listened at {endpoint.address} ({why}). So {here}; "
             f"where that run is certainly gone, `azr train --resume {run}` goes on"
         ) from None
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that appears whole and that others can never read, not even for a moment."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text + "\n")
-    fresh.rename(path)

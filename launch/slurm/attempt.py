@@ -23,9 +23,10 @@ from launch.recipe import read_recipe
 from launch.run.interrupts import NOTHING_TO_SAVE
 from launch.slurm.client import JobState, SlurmError, is_queued, job_state, lost_nodes
 from launch.slurm.decision import Decision, Ending, Starts, count, decide
-from launch.slurm.folder import JobAttempt, JobFolder, read_json, write_json, write_text
+from launch.slurm.folder import JobAttempt, JobFolder, read_json, write_json
 from launch.slurm.job_log import JobLog
 from launch.slurm_settings import SlurmSettings
+from launch.whole_file import write_text
 
 PATIENCE_S = 60.0
 """Seconds for which the controller is asked for the job's state at the end of a start."""

@@ -18,13 +18,14 @@ from launch.run.scratch import is_used, remove, scratch_of
 from launch.slurm.client import clean_environment
 from launch.slurm.driver_process import DriverProcess, driver_command
 from launch.slurm.facts import own_facts, own_versions
-from launch.slurm.folder import read_json, write_json, write_text
+from launch.slurm.folder import read_json, write_json
 from launch.slurm.job_log import JobLog
 from launch.slurm.limits import job_ends_at, kill_wait_s
 from launch.slurm.meeting import Host, own_addresses
 from launch.slurm.node_agent import LOOK_S, Agent
 from launch.slurm.result import FAILED, Ended
 from launch.slurm.roster import Roster
+from launch.whole_file import write_text
 
 PARTING_S = 5.0
 """Seconds that the other agents have to hear of the end."""

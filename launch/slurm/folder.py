@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from launch.json_lines import to_json
+from launch.whole_file import write_text
 
 
 class JobFolder:
@@ -68,14 +68,3 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON object, in one piece: a reader sees the former file or this one."""
     write_text(path, to_json(record, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a file in one piece, with the rights `mode` from its beginning on."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.rename(path)

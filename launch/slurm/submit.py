@@ -22,8 +22,9 @@ from launch.run.durations import read_durations
 from launch.run.folder import RunFolder, RunFolderError
 from launch.run.owner import refusal
 from launch.slurm import client
-from launch.slurm.folder import JobFolder, read_json, write_json, write_text
+from launch.slurm.folder import JobFolder, read_json, write_json
 from launch.slurm.script import script, warning_s
+from launch.whole_file import write_text
 
 
 class SubmitError(UserError):
