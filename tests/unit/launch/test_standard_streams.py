@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import TextIO
 
 import pytest
 
-from launch import cli
+from launch import cli, standard_streams
 from launch.config import load
 from launch.run.console import Console
 
@@ -104,6 +105,25 @@ def test_a_run_outlives_its_console(
     assert sum("the console cannot be written" in text for text in said) == 1
     if not stream.closed:
         stream.close()  # what it held back goes nowhere, and raises nothing
+
+
+def test_a_run_does_not_wait_for_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standard_streams, "PATIENCE_S", 0.05)
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream, os.fdopen(reader, "rb") as unread:
+        monkeypatch.setattr(sys, "stdout", stream)
+        console = Console(load("smollm2-cpu"))
+        for number in range(50):  # a pipe takes 64 KiB, and the stream holds a few times that
+            console.say(f"line {number} {'x' * 10_000}")
+        text = b""
+        while b"are left out" not in text:
+            text += os.read(unread.fileno(), 1 << 16)
+        console.say("the end")
+        while b"the end" not in text:
+            text += os.read(unread.fileno(), 1 << 16)
+    seen = [int(number) for number in re.findall(rb"line (\d+)", text)]
+    assert seen == list(range(len(seen))), "what is left out is at the end, in one piece"
+    assert len(seen) < 50
 
 
 ANY_TEXT = """
