@@ -13,10 +13,11 @@ from executor.settings_table import SettingsTable
 class BufferSettings(SettingsTable):
     """`[buffer]`: which past tasks are drawn, and how many stay in the draw."""
 
-    sampling: Literal["uniform", "recency"] = "uniform"
-    """How past tasks are drawn: `uniform` or `recency`.
+    sampling: Literal["uniform", "recency", "learnability"] = "uniform"
+    """How past tasks are drawn: `uniform`, `recency` or `learnability`.
     `uniform`: every active task with the same probability. `recency`: newer tasks more often, by
-    `buffer.recency_half_life`."""
+    `buffer.recency_half_life`. `learnability`: a task to solve again in proportion to p (1 - p), where p is its solve
+    rate so far (an unseen task counts as one half); references of proposers uniformly."""
     recency_half_life: float = Field(default=1000.0, ge=1)
     """Half-life of `sampling = "recency"`, in tasks of a kind.
     A task that this many tasks followed is drawn half as often as the newest. Small: only the latest tasks are seen

@@ -35,6 +35,8 @@ from executor.tasks import Task
 
 GIVEN = -1
 """`proposer_version` of tasks that no policy proposed: the zero triplet, and those of a seed file."""
+MAX_REFUSED = 64
+"""Most tasks that a draw by learnability refuses: each costs a look-up."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,11 @@ class TaskBuffer:
         return [(task_id, self._read(task_id)) for task_id in self._draw(pools, count, seed)]
 
     def replay(self, kind: str, seed: str) -> tuple[int, Task] | None:
-        """See `Buffer`. A function of the seed, the settings and the active tasks."""
+        """See `Buffer`. A function of the seed, the settings, the active tasks and, by learnability, their solutions so
+        far."""
+        if self._settings.sampling == "learnability" and self._active.get(kind):
+            task_id = self._draw_learnable(self._active[kind], seed)
+            return task_id, self._read(task_id)
         found = self.references((kind,), 1, seed)
         return found[0] if found else None
 
@@ -214,7 +220,7 @@ class TaskBuffer:
         generator = random.Random(seed)
         total = sum(len(pool) for pool in pools)
         count = min(count, total)
-        if self._settings.sampling == "uniform":
+        if self._settings.sampling != "recency":
             ranks = generator.sample(range(total), count)
         else:
             ranks = []
@@ -238,6 +244,17 @@ class TaskBuffer:
                     break
                 rank -= len(pool)
         return sorted(ids)
+
+    def _draw_learnable(self, pool: OrderedIds, seed: str) -> int:
+        """An id of `pool`, with a probability in proportion to its `learnability`: drawn uniformly and accepted with
+        that probability. Where `MAX_REFUSED` in a row are refused, the next one is taken."""
+        generator = random.Random(seed)
+        for _ in range(MAX_REFUSED):
+            task_id = pool[generator.randrange(len(pool))]
+            counts = self._database.execute("SELECT attempts, solved FROM tasks WHERE id = ?", (task_id,)).fetchone()
+            if counts is None or generator.random() < learnability(*counts):
+                return task_id
+        return pool[generator.randrange(len(pool))]
 
     def _shrink(self, kind: str, newcomer: int | None = None) -> list[int]:
         """Take out of the draw what is beyond the capacity, in the file; returns the ids. Never the newcomer: a full
@@ -307,6 +324,17 @@ class LocalBuffer:
     async def rewarded(self, task_id: int, reward: float) -> None:
         """See `Buffer`."""
         self._store.rewarded(task_id, reward)
+
+
+def learnability(attempts: int, solved: int) -> float:
+    """4 p (1 - p), 0 to 1, with p the mean of the solve rate after `solved` of `attempts` under a uniform prior.
+
+    p (1 - p) is the variance of a solution's reward, without which there is no gradient: Foster and Foerster, "Learning
+    to Reason at the Frontier of Learnability" (2025); Rutherford et al., "No Regrets" (2024). By the prior, p = (solved
+    + 1) / (attempts + 2), an unseen task counts as 1, and no task as 0.
+    """
+    rate = (solved + 1) / (attempts + 2)
+    return 4 * rate * (1 - rate)
 
 
 def _recent(size: int, half_life: float, uniform: float) -> int:

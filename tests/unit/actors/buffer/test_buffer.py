@@ -21,7 +21,7 @@ import pytest
 
 from actors.buffer.file import SCHEMA_VERSION, TaskBufferError
 from actors.buffer.settings import BufferSettings
-from actors.buffer.task_buffer import Added, LocalBuffer, NewTask, TaskBuffer
+from actors.buffer.task_buffer import Added, LocalBuffer, NewTask, TaskBuffer, learnability
 from actors.kinds.registry import kind_of
 from actors.prompts import ZERO_TASK
 from actors.seed_file import save
@@ -264,6 +264,26 @@ def test_what_cannot_be_is_refused(store: TaskBuffer, path: Path) -> None:
 
 
 # -- what is drawn -----------------------------------------------------------------------------------------------
+
+
+def test_learnability_draws_what_is_solved_sometimes(path: Path) -> None:
+    store = TaskBuffer(path, BufferSettings(sampling="learnability"))
+    counts = {"unseen": (0, 0), "half": (8, 4), "always": (8, 8), "never": (30, 0)}
+    ids = {}
+    for number, (name, (attempts, solved)) in enumerate(counts.items()):
+        ids[put(store, make(number, "induction"))] = name
+        store.record(max(one for one in ids if one), 1, attempts, solved)
+    draws = 3000
+    drawn = Counter(ids[found[0]] for i in range(draws) if (found := store.replay("induction", f"seed {i}")))
+    weights = {name: learnability(*count) for name, count in counts.items()}
+    assert weights["unseen"] == weights["half"] == 1 > weights["always"] > weights["never"] > 0
+    for name, weight in weights.items():
+        share = weight / sum(weights.values())
+        assert abs(drawn[name] / draws - share) < 5 * (share * (1 - share) / draws) ** 0.5, (name, drawn)
+    references = Counter(store.references(("induction",), 1, f"seed {i}")[0][0] for i in range(400))
+    assert min(references.values()) > 60, "references are drawn uniformly"
+    assert store.replay("nothing", "seed") is None
+    store.close()
 
 
 def test_recency_halves_with_the_half_life(path: Path) -> None:

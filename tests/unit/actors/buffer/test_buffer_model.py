@@ -23,7 +23,7 @@ KINDS = BatchSettings().kinds
 
 CHOICES = st.builds(
     BufferSettings,
-    sampling=st.sampled_from(["uniform", "recency"]),
+    sampling=st.sampled_from(["uniform", "recency", "learnability"]),
     recency_half_life=st.sampled_from([1.0, 3.0]),
     capacity=st.sampled_from([0, 1, 3, 5]),
     settled_attempts=st.integers(1, 4),
