@@ -9,6 +9,7 @@ from actors.kinds.registry import KindError, kind_of
 from actors.time_ledger import Activity, TimeLedger
 from executor.inspection import Facts
 from executor.judge import Judge, JudgeStats
+from executor.outcomes import Outcome
 from executor.tasks import Proposal, Rejection, Task, Verdict
 
 Record = Callable[[dict[str, Any]], None]
@@ -52,6 +53,11 @@ class Environment:
         if len(verdicts) != len(answers):
             raise KindError(f"the kind {task.kind!r} gave {len(verdicts)} verdicts on {len(answers)} answers")
         return verdicts
+
+    async def evaluate(self, program: str, inputs: Sequence[str]) -> list[Outcome]:
+        """See `Judge.evaluate`."""
+        with self._time.during(Activity.EXECUTOR):
+            return await self._judge.evaluate(program, inputs)
 
     async def inspect(self, program: str) -> Facts | None:
         """See `Judge.inspect`."""

@@ -13,7 +13,8 @@ import asyncio
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -148,18 +149,24 @@ async def validate_lines(
 
     Raises InfrastructureError.
     """
-    pool = SandboxPool(settings)
-    environment = Environment(Judge(pool, settings, rules=rules))
     found: list[tuple[int, tuple[Task, str] | str]] = []
-    await pool.start()
-    try:
+    async with sandboxes(settings, rules) as environment:
         for start in range(0, len(lines), AT_ONCE):
             part = lines[start : start + AT_ONCE]
             results = await asyncio.gather(*(validate(environment, line) for _, line in part))
             found += [(number, result) for (number, _), result in zip(part, results, strict=True)]
+    return found
+
+
+@asynccontextmanager
+async def sandboxes(settings: ExecutorSettings, rules: ValidationRules | None = None) -> AsyncIterator[Environment]:
+    """An environment with sandboxes of its own, which end with the block."""
+    pool = SandboxPool(settings)
+    await pool.start()
+    try:
+        yield Environment(Judge(pool, settings, rules=rules))
     finally:
         await pool.close()
-    return found
 
 
 async def validate(environment: Environment, line: str) -> tuple[Task, str] | str:

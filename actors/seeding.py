@@ -8,11 +8,11 @@ trained on, no slot is used. Several actors seed together, each until the buffer
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from actors.buffer.task_buffer import Buffer, NewTask
 from actors.kinds.deduction import Deduction
-from actors.kinds.registry import kinds
+from actors.kinds.registry import kind_of, kinds
 from actors.propose import Draft, Proposer
 from actors.roles import MakeRoles
 from actors.sampler import Identity, together
@@ -60,13 +60,8 @@ async def seed_buffer(
                 "triplets: ask for fewer, give it tasks to start with (selfplay.seed_tasks), or try another "
                 "prompt_format"
             )
-        numbers = range(count, count + ROUND)
+        await propose_seeds(proposer, buffer, SEED_KIND, identity, range(count, count + ROUND))
         count += ROUND
-        drafts = await together(_propose(proposer, f"seed{number}") for number in numbers)
-        # In the order of their numbers, not of their coming: a seeded run repeats.
-        for number, draft in zip(numbers, drafts, strict=True):
-            if draft is not None and draft.task is not None:
-                await _add(buffer, draft, draft.task, f"seed/{identity.actor_id}/{number}")
     if count:
         progress(have, target)
     return count
@@ -77,13 +72,29 @@ async def _holds(buffer: Buffer, target: int) -> int:
     return len(await buffer.references((SEED_KIND,), target, "seeding")) if target else 0
 
 
-async def _propose(proposer: Proposer, name: str) -> Draft | None:
-    brief = await proposer.brief(SEED_KIND, name)
+async def propose_seeds(
+    proposer: Proposer, buffer: Buffer, kind: str, identity: Identity, numbers: Sequence[int]
+) -> list[Draft]:
+    """Make a proposal of `kind` for each of `numbers`, which are unlike those of other calls, and add what is valid.
+
+    The proposals do not see each other. Returns what was written, without those that nothing could be asked for.
+    """
+    drafts = await together(_propose(proposer, kind, f"seed{number}") for number in numbers)
+    # In the order of their numbers, not of their coming: a seeded run repeats.
+    for number, draft in zip(numbers, drafts, strict=True):
+        if draft is not None and draft.task is not None:
+            await _add(buffer, draft, draft.task, f"seed/{identity.actor_id}/{number}")
+    return [draft for draft in drafts if draft is not None]
+
+
+async def _propose(proposer: Proposer, kind: str, name: str) -> Draft | None:
+    brief = await proposer.brief(kind, name)
     return await proposer.draft(brief, name) if brief is not None else None
 
 
 async def _add(buffer: Buffer, draft: Draft, task: Task, episode_id: str) -> None:
     version = min(span.version for span in draft.completion.versions)
-    for one in (kind.from_triplet(task) for kind in kinds()):
+    others = [kind.from_triplet(task) for kind in kinds()] if kind_of(task.kind).from_triplet(task) else [task]
+    for one in others:
         if one is not None:
             await buffer.add(NewTask(one, draft.normal, version, episode_id))

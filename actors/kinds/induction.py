@@ -120,6 +120,13 @@ class Induction(TaskKind):
         """See `TaskKind`: the message is part of what a solver is given."""
         return ("", task.message.strip())
 
+    def from_pairs(self, program: str, pairs: Sequence[tuple[str, str]], message: str, num_inputs: int) -> list[Task]:
+        """See `TaskKind`: one task of the first pairs, if there is a message."""
+        if not message or len(pairs) < num_inputs:
+            return []
+        inputs, outputs = zip(*pairs[:num_inputs], strict=True)
+        return [Task(self.name, program, inputs, outputs, message)]
+
     def proposal_reply(self, task: Task) -> str:
         """See `TaskKind`."""
         return block("message", task.message) + "".join(block("input", given) for given in task.inputs)

@@ -100,6 +100,14 @@ class TaskKind(ABC):
         """
         return None
 
+    def from_pairs(self, program: str, pairs: Sequence[tuple[str, str]], message: str, num_inputs: int) -> list[Task]:
+        """The tasks of this kind that a program with pairs of input and output gives: by default the triplet of each.
+
+        `message`: a hint at what the program does, or nothing; `num_inputs`: as in `ProposalRequest`.
+        """
+        triplets = (Task("deduction", program, (given,), (output,)) for given, output in pairs)
+        return [task for task in map(self.from_triplet, triplets) if task is not None]
+
     # -- replies as data, for fine-tuning (`azr sft-data`) -----------------------------------------------------------
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""`azr seeds`: writes the tasks of a run to a seed file, which another run can start with."""
+"""`azr seeds`: writes tasks to a seed file, which a run can start with: those of a run, or what a model proposes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch.arguments import new_command
+from launch.arguments import add_overrides, new_command, overrides_of
 
 _EXAMPLES = """\
-The file's tasks start another run's buffer; each is validated anew when it is loaded.
+The file's tasks start a run's buffer; each is validated anew when it is loaded.
 
 examples:
   azr seeds save runs/first seeds.jsonl
   azr seeds save runs/first seeds.jsonl --max-version 0          only what the base model proposed
   azr seeds save runs/first few.jsonl --kind deduction --kind abduction --limit 100
+  azr seeds propose smollm2-cpu seeds.jsonl --minutes 2          what the recipe's model proposes, without training
   azr train smollm2-cpu run.name=second selfplay.seed_tasks=seeds.jsonl
 """
 
@@ -27,7 +28,8 @@ def register(commands: Any) -> None:
         commands,
         "seeds",
         "tasks to start a run with",
-        "Write a run's tasks to a seed file (save). The setting selfplay.seed_tasks starts another run with it.",
+        "Write tasks to a seed file: those of a run (save), or what a model proposes (propose). The setting "
+        "selfplay.seed_tasks starts a run with it.",
         _EXAMPLES,
     ).add_subparsers(required=True, metavar="WHAT")
     save = new_command(
@@ -51,6 +53,26 @@ def register(commands: Any) -> None:
     )
     save.add_argument("--limit", type=_whole(1), metavar="N", help="the first N tasks of each kind")
     save.set_defaults(run=_save)
+    propose = new_command(
+        group,
+        "propose",
+        "have a model propose tasks, without training",
+        "Start a recipe's engine and sandboxes in this process, let the model propose for some minutes from the zero "
+        "triplet on, and write the valid tasks. No learner runs.",
+        _EXAMPLES,
+    )
+    propose.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
+    propose.add_argument("file", type=Path, metavar="FILE", help="where to write; a file that is there is kept")
+    propose.add_argument("--minutes", type=float, default=2.0, metavar="M", help="how long to propose (default: 2)")
+    propose.add_argument(
+        "--programs",
+        type=_whole(1),
+        default=10**9,
+        metavar="N",
+        help="stop when the valid tasks have N distinct programs that use their input",
+    )
+    add_overrides(propose, "settings on top, such as selfplay.references=4")
+    propose.set_defaults(run=_propose)
 
 
 def _whole(least: int) -> Callable[[str], int]:
@@ -62,6 +84,18 @@ def _whole(least: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def _propose(arguments: argparse.Namespace) -> int:
+    from launch.config import Config, load
+    from launch.seeds import propose
+
+    config = load(arguments.recipe, overrides_of(arguments), Config)
+    found = propose(
+        config, arguments.file, 60 * arguments.minutes, arguments.programs, lambda text: print(text, flush=True)
+    )
+    print(f"{found.tasks.total()} tasks to {arguments.file}: {found}")
+    return 0
 
 
 def _save(arguments: argparse.Namespace) -> int:

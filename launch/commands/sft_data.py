@@ -18,6 +18,7 @@ A task is a line of the form that `azr seeds save` writes; outputs may be left o
 examples:
   azr seeds save runs/first tasks.jsonl
   azr sft-data tasks.jsonl mine.jsonl --role solve
+  azr sft-data tasks.jsonl mine.jsonl --pairs 4      other inputs of the same programs as well
   azr sft sft-smollm2-cpu sft.data=mine.jsonl run.name=mine
 """
 
@@ -41,6 +42,18 @@ def register(commands: Any) -> None:
         "not to think",
     )
     command.add_argument("--role", choices=["solve", "propose", "both"], default="both", help="whose replies")
+    command.add_argument(
+        "--pairs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="take each program once, whatever its names, and have the executor label other inputs of it, up to N "
+        "pairs. Programs that ignore or give back their input, and held-out ones, are left out. 0: the tasks as "
+        "they are (default)",
+    )
+    command.add_argument(
+        "--inputs", type=int, default=2, metavar="N", help="with --pairs: selfplay.induction_inputs (default: 2)"
+    )
     command.add_argument("--references", type=int, default=2, metavar="K", help="selfplay.references (default: 2)")
     command.add_argument("--seed", type=int, default=0, help="of the draw of references")
     command.set_defaults(run=_run)
@@ -51,31 +64,41 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from actors.kinds.registry import names
     from actors.seed_file import SeedError
-    from launch.sft.data import examples, validated
+    from launch.sft.data import examples, labelled, labelled_examples, validated
 
     try:
         text = arguments.tasks.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise SeedError(f"{arguments.tasks} cannot be read: {error}") from None
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    tasks, rejected = asyncio.run(validated(lines))
+    found, rejected = asyncio.run(validated(lines))
     for number, why in rejected:
         print(f"{arguments.tasks}, line {number} left out: {why}")
-    if not tasks:
+    if not found:
         raise SeedError(f"{arguments.tasks} has no task")
+    tasks = [task for task, _ in found]
     roles = ("solve", "propose") if arguments.role == "both" else (arguments.role,)
-    made = list(examples(tasks, arguments.format, roles, arguments.references, arguments.seed))
-    found = [example for example in made if example is not None]
+    shared = arguments.format, roles, arguments.references, arguments.seed
+    if arguments.pairs:
+        programs = asyncio.run(labelled(found, arguments.pairs, arguments.seed))
+        distinct = len({normal for _, normal in found})
+        print(
+            f"{len(programs)} of {distinct} distinct programs labelled, {sum(len(one.pairs) for one in programs)} pairs"
+        )
+        made = list(labelled_examples(programs, arguments.inputs, *shared))
+    else:
+        made = list(examples(tasks, *shared))
+    written = [example for example in made if example is not None]
     try:
         with arguments.file.open("x") as target:
-            target.writelines(f"{json.dumps(example, ensure_ascii=False, allow_nan=False)}\n" for example in found)
+            target.writelines(f"{json.dumps(example, ensure_ascii=False, allow_nan=False)}\n" for example in written)
     except FileExistsError:
         raise SeedError(f"{arguments.file} exists already: give another name, or remove it") from None
     except OSError as error:
         raise SeedError(f"{arguments.file} cannot be written: {error}") from None
     kinds = Counter(task.kind for task in tasks)
     told = ", ".join(f"{kinds[kind]} {kind}" for kind in names())
-    print(f"{len(found)} examples to {arguments.file}, of {len(tasks)} tasks ({told})")
-    if len(found) < len(made):
-        print(f"{len(made) - len(found)} left out: the {arguments.format} format cannot say them (fences, imports)")
+    print(f"{len(written)} examples to {arguments.file}, of {len(tasks)} tasks ({told})")
+    if len(written) < len(made):
+        print(f"{len(made) - len(written)} left out: the {arguments.format} format cannot say them (fences, imports)")
     return 0

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from actors.kinds.registry import kind_of
+from actors.labelled import LabelledProgram, Labeller
 from actors.prompt_builder import Prompt, PromptBuilder
 from actors.prompts import FUNCTION_START
-from actors.seed_file import validate_lines
+from actors.sampler import hash_seed
+from actors.seed_file import sandboxes, validate_lines
 from executor.settings import ExecutorSettings
 from executor.tasks import Task
 
@@ -77,9 +79,44 @@ def _example(prompt: Prompt, thought: str, answer: str, prompt_format: PromptFor
     return {"prompt": pieces, "response": response} if fits else None
 
 
-async def validated(lines: Sequence[tuple[int, str]]) -> tuple[list[Task], list[tuple[int, str]]]:
+Validated = list[tuple[Task, str]]
+"""Tasks with their normalised programs."""
+
+
+async def validated(lines: Sequence[tuple[int, str]]) -> tuple[Validated, list[tuple[int, str]]]:
     """The tasks of numbered lines, in order, and number and reason of each line that is none. Raises
     InfrastructureError."""
     results = await validate_lines(lines, ExecutorSettings())
-    tasks = [result[0] for _, result in results if not isinstance(result, str)]
-    return tasks, [(number, result) for number, result in results if isinstance(result, str)]
+    found = [result for _, result in results if not isinstance(result, str)]
+    return found, [(number, result) for number, result in results if isinstance(result, str)]
+
+
+async def labelled(found: Validated, num_pairs: int, seed: int) -> list[LabelledProgram]:
+    """The distinct programs of `found`, each with up to `num_pairs` pairs: see `Labeller`. Raises
+    InfrastructureError."""
+    async with sandboxes(ExecutorSettings()) as environment:
+        return await Labeller(environment, num_pairs).label_all(found, str(seed))
+
+
+def labelled_examples(
+    programs: Sequence[LabelledProgram],
+    num_inputs: int,
+    prompt_format: PromptFormat,
+    roles: Sequence[str],
+    num_references: int,
+    seed: int,
+) -> Iterator[dict[str, Any] | None]:
+    """As `examples`, of labelled programs: each pair is solved once in every kind that it gives a task of, and each
+    program is proposed once in every kind. `num_inputs`: as in `LabelledProgram.tasks`."""
+    by_kind: dict[str, list[Task]] = {}
+    for program in programs:
+        first = set()
+        for task in program.tasks(num_inputs):
+            if "solve" in roles:
+                yield from examples([task], prompt_format, ("solve",), 0, seed)
+            if task.kind not in first:
+                by_kind.setdefault(task.kind, []).append(task)
+                first.add(task.kind)
+    if "propose" in roles:
+        for kind, tasks in by_kind.items():
+            yield from examples(tasks, prompt_format, ("propose",), num_references, hash_seed(seed, kind))

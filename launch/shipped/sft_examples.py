@@ -80,7 +80,8 @@ def write(file: Path) -> int:
             lines.append(
                 json.dumps({"kind": kind, "program": program, "inputs": inputs, "message": message}, allow_nan=False)
             )
-    tasks, rejected = asyncio.run(validated(list(enumerate(lines))))
+    validated_tasks, rejected = asyncio.run(validated(list(enumerate(lines))))
+    tasks = [task for task, _ in validated_tasks]
     if rejected:
         raise SystemExit(f"no tasks: {rejected}")
     found = [example for example in examples(tasks, "completion", ("solve", "propose"), 1, 0) if example]

@@ -107,3 +107,24 @@ def test_the_data_that_ships_is_small_and_holds_nothing_that_is_held_out() -> No
     assert not programs & held_out
     text = FILE.read_text()
     assert all(json.dumps(program.removeprefix("def f("))[1:-1] in text for program in programs)
+
+
+def test_with_pairs_every_program_is_labelled_once_with_other_inputs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        {"kind": "deduction", "program": "def f(x):\n    return x * 7 - 1", "inputs": ["3"]},
+        {"kind": "abduction", "program": "def f(y):\n    return y * 7 - 1", "inputs": ["4"]},
+        {"kind": "induction", "program": "def f(z):\n    return z * 7 - 1", "inputs": ["5", "6"], "message": "sevens"},
+        {"kind": "deduction", "program": "def f(x):\n    return 'same'", "inputs": ["3"]},
+    ]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert main(["sft-data", str(tmp_path / "tasks.jsonl"), str(tmp_path / "out.jsonl"), "--pairs", "5"]) == 0
+    assert "1 of 2 distinct programs labelled, 5 pairs" in capsys.readouterr().out
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    solved = [example for example in written if example["prompt"][-1].startswith("```")][: 5 + 5 + 1]
+    # Five pairs in two kinds and one induction; each kind is proposed once.
+    assert len(written) == 5 + 5 + 1 + 3
+    answers = [example["response"] for example in solved]
+    assert answers[:5] == [f"{7 * x - 1}\n```" for x in [int(answer.split()[0]) for answer in answers[5:10]]]
+    assert "same" not in json.dumps(written)

@@ -1,0 +1,98 @@
+"""Has a model propose tasks without a run, for a seed file: one engine, sandboxes and a task buffer, and no learner.
+
+Most of the time goes to triplets, from which deduction and abduction start; then proposers of the kinds that write
+about a program (induction) are given those programs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from actors.buffer.task_buffer import LocalBuffer, TaskBuffer
+from actors.engine.async_engine import AsyncEngine
+from actors.kinds.registry import kinds
+from actors.roles import model_roles
+from actors.sampler import Identity
+from actors.seed_file import SeedError, sandboxes, save
+from actors.seeding import ROUND, SEED_KIND, propose_seeds
+from launch.cluster.environment import set_variables
+from launch.config import Config
+from launch.models import prepare
+from launch.run.scratch import temporary_files
+
+TRIPLETS_SHARE = 0.75
+"""Share of the time, and of the rounds, that goes to triplets."""
+
+
+@dataclass
+class Proposed:
+    """What a model has proposed."""
+
+    proposals: int = 0
+    valid: int = 0
+    ignoring: int = 0
+    """Valid proposals whose value is the same for other inputs."""
+    programs: set[str] = field(default_factory=set)
+    """Normalised programs of the other valid proposals."""
+    tasks: Counter[str] = field(default_factory=Counter)
+    """Tasks that were written, by kind."""
+
+    def __str__(self) -> str:
+        valid = f"{self.valid} valid of {self.proposals} proposals"
+        return f"{valid}, {self.ignoring} ignore their input, {len(self.programs)} distinct programs that use it"
+
+
+def propose(
+    config: Config, file: Path, seconds: float, num_programs: int, say: Callable[[str], None] = lambda text: None
+) -> Proposed:
+    """Propose for `seconds`, or until the valid tasks have `num_programs` distinct programs that use their input, and
+    write the valid tasks to the new file `file`. Raises SeedError, InfrastructureError, EngineAborted."""
+    if file.exists():
+        raise SeedError(f"{file} exists already: give another name, or remove it")
+    set_variables()
+    with tempfile.TemporaryDirectory(prefix="azr-") as private, temporary_files(Path(private)):
+        database = Path(private) / "tasks.sqlite"
+        found = asyncio.run(_propose(config, database, seconds, num_programs, say))
+        found.tasks = save(database, file)
+    return found
+
+
+async def _propose(
+    config: Config, database: Path, seconds: float, num_programs: int, say: Callable[[str], None]
+) -> Proposed:
+    engine = AsyncEngine(prepare(config.model.path, say), config.engine, seed=config.run.seed)
+    identity = Identity("", "seeds", 0)
+    store = TaskBuffer(database, config.buffer)
+    try:
+        async with sandboxes(config.executor, config.selfplay.rules) as environment:
+            await engine.start()
+            buffer = LocalBuffer(store)
+            proposer = model_roles(engine, environment, buffer, config.selfplay)(identity, None).proposer
+            found, number, started = Proposed(), 0, time.monotonic()
+            about_programs = [kind.name for kind in kinds() if not kind.writes_program]
+            for kind, share in [(SEED_KIND, TRIPLETS_SHARE), *((kind, 1.0) for kind in about_programs)]:
+                first = number
+                while time.monotonic() < started + share * seconds:
+                    if kind == SEED_KIND and len(found.programs) >= num_programs:
+                        break
+                    if kind != SEED_KIND and number - first >= (1 - TRIPLETS_SHARE) * found.proposals:
+                        break
+                    for draft in await propose_seeds(proposer, buffer, kind, identity, range(number, number + ROUND)):
+                        found.proposals += 1
+                        if draft.task is not None:
+                            found.valid += 1
+                            found.ignoring += draft.task.ignores_input
+                            if not draft.task.ignores_input:
+                                found.programs.add(draft.normal)
+                    number += ROUND
+                    say(f"{time.monotonic() - started:.0f} s, {kind}: {found}")
+    finally:
+        await engine.close()
+        store.close()
+    return found

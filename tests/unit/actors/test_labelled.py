@@ -1,0 +1,99 @@
+"""Labelled programs: what the executor says, of programs that teach something."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from actors.environment import Environment
+from actors.heldout import load_tasks
+from actors.kinds.registry import kind_of
+from actors.labelled import LabelledProgram, Labeller
+from executor.literals import parse_args
+from executor.tasks import Task
+from executor.values import canonical
+from tests.unit.actors.scripted import judging
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[Environment]:
+    with judging() as environment:
+        yield environment
+
+
+def label(
+    environment: Environment, *sources: tuple[str, str], pairs: int = 4, seed: str = "1"
+) -> list[LabelledProgram]:
+    """Label `sources`: pairs of a program and one input."""
+
+    async def run() -> list[LabelledProgram]:
+        found = []
+        for program, given in sources:
+            outputs = tuple(outcome.value for outcome in await environment.evaluate(program, (given,)))
+            facts = await environment.inspect(program)
+            assert facts
+            found.append((Task("deduction", program, (given,), outputs), facts.normal))
+        return await Labeller(environment, pairs).label_all(found, seed)
+
+    return asyncio.run(run())
+
+
+def test_labels_are_the_executors_and_none_is_a_copy(environment: Environment) -> None:
+    sources = [
+        ("def f(x):\n    return x * 3 + 2", "50"),
+        ("def f(s):\n    return s[::-1] if s else 1 / 0", "'tea'"),
+        ("def f(a):\n    return sorted(set(a))[:2]", "[4, 1, 4]"),
+        ("def f(a, b):\n    return max(a, b) * 10 + 1", "3, 4"),
+    ]
+    found = label(environment, *sources)
+    assert [one.program for one in found] == [program for program, _ in sources]
+    for one in found:
+        inputs = [given for given, _ in one.pairs]
+        assert 2 <= len(one.pairs) <= 4 and len(set(inputs)) == len(inputs)
+        outputs = asyncio.run(environment.evaluate(one.program, inputs))
+        assert [outcome.value for outcome in outputs] == [output for _, output in one.pairs]
+        assert not any(output in map(canonical, parse_args(given)) for given, output in one.pairs)
+    assert found == label(environment, *sources), "the same again by the same seed"
+    assert found != label(environment, *sources, seed="2")
+
+
+@pytest.mark.parametrize(
+    ("program", "given"),
+    [
+        ("def f(x):\n    return x", "5"),
+        ("def f(x):\n    return 7", "5"),
+        ("def f(a, b):\n    return b", "1, 'x'"),
+        ("def f(x):\n    return None, 42", "'a'"),
+        ("def f(x):\n    y = x\n    return y", "[1, 2]"),
+    ],
+)
+def test_what_copies_or_ignores_its_input_is_left_out(environment: Environment, program: str, given: str) -> None:
+    assert label(environment, (program, given)) == []
+
+
+def test_a_program_is_taken_once_whatever_its_names(environment: Environment) -> None:
+    (found,) = label(
+        environment, ("def f(x):\n    return x + 5", "3"), ("def f(value):\n    # more\n    return value + 5", "4")
+    )
+    assert found.pairs[:2] == (("3", "8"), ("4", "9")), "with the inputs of all its tasks"
+
+
+def test_no_program_of_a_held_out_task_is_labelled(environment: Environment) -> None:
+    entries = [entry for entry in load_tasks() if entry.difficulty > 1][:20]
+    renamed = [entry.task.program.replace("def f(", "def f(  ") + "  # mine" for entry in entries]
+    assert label(environment, *zip(renamed, [entry.task.inputs[0] for entry in entries], strict=True)) == []
+
+
+def test_pairs_are_tasks_of_every_kind(environment: Environment) -> None:
+    (found,) = label(environment, ("def f(x):\n    return x + x + 1", "3"))
+    told = LabelledProgram(found.program, found.normal, found.pairs, "f doubles")
+    assert {task.kind for task in found.tasks(2)} == {"deduction", "abduction"}, "induction needs a message"
+    for task in told.tasks(2):
+        kind = kind_of(task.kind)
+        answer = kind.read_answer(kind.answer_reply(task))
+        assert isinstance(answer, str)
+        assert set(zip(task.inputs, task.outputs, strict=True)) <= set(told.pairs)
+        assert asyncio.run(environment.verify(task, answer)).correct
+    assert [task.kind for task in told.tasks(2)].count("induction") == 1
