@@ -84,7 +84,8 @@ class Buffer(Protocol):
 
 
 class TaskBuffer:
-    """The store itself, in the process that owns the file. Not for use by several threads, but for `snapshot`."""
+    """The store itself, in the process that owns the file. Not for use by several threads, but for `snapshot`, `sizes`
+    and `metrics`."""
 
     def __init__(self, path: Path, settings: BufferSettings | None = None) -> None:
         """Open or create; a new buffer starts with the zero triplet. Raises TaskBufferError for a file of another
@@ -179,8 +180,8 @@ class TaskBuffer:
             raise KeyError(f"there is no task {task_id}")
 
     def sizes(self) -> dict[str, int]:
-        """Active tasks by kind."""
-        return {kind: len(ids) for kind, ids in self._active.items()}
+        """Active tasks by kind. Any thread may call it, and `metrics`."""
+        return {kind: len(ids) for kind, ids in list(self._active.items())}
 
     def metrics(self) -> dict[str, float]:
         """`buffer/<kind>`: active tasks; `buffer/evicted` and `buffer/duplicates`: how many there were, of all

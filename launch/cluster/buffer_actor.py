@@ -90,6 +90,15 @@ class BufferActor:
             raise self._failure
         return self._ask(TaskBuffer.metrics)
 
+    @ray.method(concurrency_group="counts")  # type: ignore[untyped-decorator]
+    def counts(self) -> dict[str, float]:
+        """`metrics`, without waiting for the requests that came before: a new version grants many episodes at once,
+        and the learner records its step at that moment."""
+        if self._failure is not None:
+            raise self._failure
+        assert self._store is not None
+        return self._store.metrics()
+
     @ray.method(concurrency_group="snapshot")  # type: ignore[untyped-decorator]
     def snapshot(self, path: Path) -> None:
         """See `TaskBuffer.snapshot`. Requests are served meanwhile."""
@@ -124,8 +133,8 @@ class BufferActor:
 
 def options(max_restarts: int) -> dict[str, Any]:
     """The options of `ray.remote` for this actor."""
-    # Snapshots have a thread of their own, so that no episode waits for one.
-    return {"concurrency_groups": {"snapshot": 1}, "max_restarts": max_restarts}
+    # Snapshots have a thread of their own, so that no episode waits for one; counts, so that they wait for no episode.
+    return {"concurrency_groups": {"snapshot": 1, "counts": 1}, "max_restarts": max_restarts}
 
 
 def ask_buffer(handle: Any, request: str, *arguments: Any) -> Any:

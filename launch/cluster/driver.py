@@ -115,7 +115,7 @@ def _drive(
     equal = not config.run.verify_weights or report_weights(version, learned, running, console)
     step = split_label(version)[0]
     append_event(folder, "run_ended", why=why or COMPLETE, step=step)
-    code = summarise(folder, ledger, why) or int(not equal)
+    code = summarise(folder, ledger, why, rehearsed=config.run.mode == "rehearse") or int(not equal)
     return exit_code(folder, code, stopped_early=stopping and step < config.learner.steps)
 
 

@@ -171,7 +171,7 @@ class LearnerActor:
             recorder,
             lambda version: saved.save(version, stream),
             self._progress,
-            lambda: dict(ask_buffer(self._buffer, "metrics")),
+            lambda: dict(ask_buffer(self._buffer, "counts")),
             reports=lambda: stream.reports_state() if stream is not None else {},
             drain=self._drain,
             unsaved=lambda: saved.unsaved(stream),

@@ -10,6 +10,8 @@ from launch.cluster.workload import ActorPlace
 from launch.config import Config
 from launch.rehearsal.engine import RehearsedEngine
 from launch.rehearsal.lengths import lengths_of
+from launch.rehearsal.receiver_process import ReceiverProcess, SharedReceivers
+from launch.rehearsal.receivers import OwnReceivers
 from launch.rehearsal.roles import rehearsed_roles
 
 
@@ -18,13 +20,17 @@ class RehearsedActorWork:
 
     heldout = None
 
-    def __init__(self, config: Config, place: ActorPlace) -> None:
+    def __init__(self, config: Config, place: ActorPlace, receivers: ReceiverProcess | None) -> None:
+        """`receivers`: the process that receives weights for the actors of this one; None: this one does."""
         self._config = config
         self._seed = place.seed(config.run.seed)
         self._lengths = lengths_of(config)
         # A rehearsed engine enters nothing: it samples no tokens, and has no steps.
         self.tokens, self.time_ledger = TokenLedger(), TimeLedger()
-        self.engine = RehearsedEngine(config.rehearsal, config.engine.max_num_seqs, config.engine.tensor_parallel)
+        workers = config.engine.tensor_parallel
+        life = f"{place.actor_id}.{place.incarnation}"
+        own = SharedReceivers(receivers, life, workers) if receivers is not None else OwnReceivers(workers)
+        self.engine = RehearsedEngine(config.rehearsal, config.engine.max_num_seqs, workers, own)
 
     async def start(self) -> None:
         """See `ActorWork`."""

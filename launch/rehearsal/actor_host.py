@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from executor.signals import ignore_signals
 from launch.cluster.environment import prepare_part
 from launch.cluster.workload import Workload
 from launch.config import Config
+from launch.rehearsal.receiver_process import ReceiverProcess
 from launch.run.folder import RunFolder, log_to
 from learner.stream.keys import ActorKeys
 
 _LOG = logging.getLogger(__name__)
 
-YIELD_EVERY_S = 5.0
-"""Seconds between two looks for new threads of gloo."""
-
 
 class ActorKilled(Exception):
     """An actor was killed that shares its process with others."""
+
+
+class Sharing(Protocol):
+    """The workload of actors that share a process."""
+
+    def sharing(self, receivers: ReceiverProcess) -> Workload:
+        """The workload with one process that receives weights for all of them."""
 
 
 class ActorHost:
@@ -40,7 +43,8 @@ class ActorHost:
         self._runs: dict[str, asyncio.Task[Any]] = {}
         self._killed: set[str] = set()
         self._context: Any = None
-        self._yielding: asyncio.Task[None] | None = None
+        self._receivers: ReceiverProcess | None = None
+        self._starting = asyncio.Lock()
 
     async def pid(self, key: str) -> int:
         """The process id."""
@@ -54,7 +58,8 @@ class ActorHost:
         """See `launch.cluster.cpu.cpu_seconds`."""
         from launch.cluster.cpu import cpu_seconds
 
-        return cpu_seconds()
+        receivers = self._receivers.cpu_s() if self._receivers is not None else 0.0
+        return cpu_seconds() | {"receivers": receivers}
 
     async def checksums(self, key: str) -> tuple[int, dict[str, str]]:
         """See `RolloutActor.checksums`."""
@@ -64,7 +69,7 @@ class ActorHost:
     async def run(
         self,
         key: str,
-        workload: Workload,
+        workload: Sharing,
         config: Config,
         index: int,
         incarnation: int,
@@ -77,7 +82,6 @@ class ActorHost:
             import zmq
 
             prepare_part(config)
-            self._yielding = asyncio.ensure_future(_yield_to_others())
             self._context = zmq.Context()
             self._context.set(zmq.MAX_SOCKETS, 65_000)
         from launch.cluster.playing import Playing
@@ -87,8 +91,11 @@ class ActorHost:
         link = self._folder.logs / f"{actor_id}.{incarnation}.log"  # where messages and a resume look for it
         if not link.is_symlink():
             link.symlink_to(self._log.name)
+        receivers = await self._receiver_process()
         place = ActorPlace(self._folder, actor_id, index, incarnation, self._log)
-        playing = self._playing[key] = Playing(workload, config, place, endpoint, buffer, keys, self._context)
+        playing = self._playing[key] = Playing(
+            workload.sharing(receivers), config, place, endpoint, buffer, keys, self._context
+        )
         running = self._runs[key] = asyncio.ensure_future(playing.run())
         try:
             if key in self._killed:
@@ -106,13 +113,9 @@ class ActorHost:
         if (running := self._runs.get(key)) is not None:
             running.cancel()
 
-
-async def _yield_to_others() -> None:
-    """Let the threads of gloo run only where nobody else wants the core. Each weight group has one that wakes up a
-    hundred times a second; on the nodes of a real run there is one a node, here there are a thousand."""
-    while True:
-        for thread in Path("/proc/self/task").iterdir():
-            with contextlib.suppress(OSError):  # it has ended
-                if (thread / "comm").read_text().startswith("gloo"):
-                    os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
-        await asyncio.sleep(YIELD_EVERY_S)
+    async def _receiver_process(self) -> ReceiverProcess:
+        """The process that receives weights for the actors of this one; started where none runs."""
+        async with self._starting:
+            if self._receivers is None or self._receivers.ended.is_set():
+                self._receivers = await ReceiverProcess.start()
+            return self._receivers

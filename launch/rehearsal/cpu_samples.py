@@ -43,6 +43,7 @@ class CpuSamples:
                 self._note(f"{name} {process}", supervisor.ask(process, "cpu"))
         self._note("driver", {"process": time.process_time()})
         self._note("ray", {"process": _ray_cpu()})
+        self._note("machine", {"process": _machine_cpu()})
         self._began = self._began or now
         self._ended = now
 
@@ -53,7 +54,8 @@ class CpuSamples:
 
     def shares(self) -> dict[str, float]:
         """Share of one core, by part: `learner`, of it `learner/stream`, `learner/publishing` ..., `buffer`, `driver`,
-        `ray`, `actors`. Empty where the run was too short for two samples."""
+        `ray`, `actors`, `receivers` (of the actors' weights), `machine` (all that runs on it). Empty where the run was
+        too short for two samples."""
         if self.seconds <= 0:
             return {}
         found: dict[str, float] = defaultdict(float)
@@ -61,8 +63,8 @@ class CpuSamples:
             first = self._first[name]
             part = name.split()[0]
             for what, seconds in last.items():
-                key = part if what == "process" else f"{part}/{what}"
-                if what == "process" or part == "learner":
+                if what == "process" or part == "learner" or what == "receivers":
+                    key = part if what == "process" else what if part == "actors" else f"{part}/{what}"
                     found[key] += (seconds - first.get(what, 0.0)) / self.seconds
         return dict(found)
 
@@ -80,3 +82,10 @@ def _ray_cpu() -> float:
                 times = child.cpu_times()
                 total += times.user + times.system
     return total
+
+
+def _machine_cpu() -> float:
+    """CPU seconds of everything on this machine."""
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    return float(sum(times) - idle - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0))

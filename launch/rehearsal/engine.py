@@ -14,18 +14,15 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from actors.engine.generation import Completion, EngineAborted, Sampling, WeightUpdateFailed
+from launch.rehearsal.receivers import Receivers
 from launch.settings import RehearsalSettings
 from learner.trajectory import Status, VersionSpan
 from learner.weights.group import GroupSpec, WeightSyncError
-from learner.weights.manifest import TensorSpec, checksum
-from learner.weights.transfer import WeightReceiver
+from learner.weights.manifest import TensorSpec
 
 LOGPROB = -1.0
 """Log-probability of every token."""
@@ -52,8 +49,8 @@ class RehearsedEngine:
     tokenizer: Any = None
     """There is no text."""
 
-    def __init__(self, settings: RehearsalSettings, max_num_seqs: int, num_workers: int) -> None:
-        """`num_workers`: ranks that the engine takes in a weight group."""
+    def __init__(self, settings: RehearsalSettings, max_num_seqs: int, num_workers: int, receivers: Receivers) -> None:
+        """`num_workers`: ranks that the engine takes in a weight group, with `receivers`."""
         self.num_workers = num_workers
         self._settings = settings
         self._scale = settings.time_scale
@@ -74,9 +71,7 @@ class RehearsedEngine:
         self._number = 0
         self._versions: list[tuple[float, int]] = [(0.0, 0)]
         """(`_given` when it was loaded, label), the oldest first."""
-        self._receivers = [WeightReceiver() for _ in range(num_workers)]
-        self._threads = ThreadPoolExecutor(max_workers=num_workers, thread_name_prefix="azr-weights")
-        self._weights: list[tuple[str, torch.Tensor]] = []
+        self._receivers = receivers
         self._control = asyncio.Lock()
         self._stats = dict.fromkeys(
             ("tokens_generated", "tokens_prompt", "tokens_cached", "waited_over_update", "preempted"), 0.0
@@ -120,13 +115,8 @@ class RehearsedEngine:
 
     async def join(self, spec: GroupSpec, rank: int) -> None:
         """See `Engine`."""
-        loop = asyncio.get_running_loop()
-        joining = [
-            loop.run_in_executor(self._threads, receiver.connect, spec, rank + worker)
-            for worker, receiver in enumerate(self._receivers)
-        ]
         try:
-            await asyncio.gather(*joining)
+            await self._receivers.connect(spec, rank)
         except WeightSyncError as error:
             raise WeightUpdateFailed(self._label, error, intact=True, interrupted=True) from error
 
@@ -135,12 +125,13 @@ class RehearsedEngine:
         return await asyncio.shield(asyncio.ensure_future(self._update(manifest, version)))
 
     async def died(self) -> None:
-        """See `Engine`: it never does."""
-        await asyncio.Event().wait()
+        """See `Engine`: when its receivers do."""
+        await self._receivers.died()
+        raise EngineAborted("the process of the weight receivers has ended")
 
     async def checksums(self) -> dict[str, str]:
         """See `Engine`."""
-        return checksum(self._weights)
+        return await self._receivers.checksums()
 
     async def versioned_checksums(self) -> tuple[int, dict[str, str]]:
         """See `Engine`."""
@@ -161,9 +152,7 @@ class RehearsedEngine:
         for request in [*self._waiting, *prefilling, *(request for _, _, request in self._running)]:
             if not request.done.done():
                 request.done.set_exception(EngineAborted("the engine was closed"))
-        for receiver in self._receivers:
-            receiver.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._receivers.close()
 
     # -- weights -------------------------------------------------------------------------------------------------
 
@@ -176,13 +165,9 @@ class RehearsedEngine:
             self._pause()
             try:
                 began = time.monotonic()
-                loop = asyncio.get_running_loop()
-                received = await asyncio.gather(
-                    *(loop.run_in_executor(self._threads, _receive, one, manifest) for one in self._receivers)
-                )
+                await self._receivers.receive(manifest)
                 arrived = time.monotonic()
                 await asyncio.sleep(self._settings.load_s / self._scale)
-                self._weights = received[0]
                 self._versions.append((self._given, version))
                 self._cached.clear()
                 loaded = time.monotonic()
@@ -296,8 +281,3 @@ class RehearsedEngine:
             self._running = [entry for entry in self._running if entry[2] is not request]
             heapq.heapify(self._running)
         self._go_on()
-
-
-def _receive(receiver: WeightReceiver, manifest: Sequence[TensorSpec]) -> list[tuple[str, torch.Tensor]]:
-    """Receive one broadcast, and return its tensors."""
-    return [(name, tensor.clone()) for name, tensor in receiver.receive(manifest)]

@@ -7,11 +7,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import psutil
 from rich.console import Console as Terminal
 from rich.table import Table
 
 from launch.config import Config
 from launch.rehearsal.kills import Kill
+from launch.rehearsal.limit import limit_of
 from launch.run.folder import RunFolder
 
 CONTROL_PLANE = ("learner", "buffer", "driver", "ray")
@@ -34,15 +36,18 @@ def describe_rehearsal(
     if not steady:
         return {"actors": config.actors.num_actors, "time_scale": config.rehearsal.time_scale, "steps": 0}
     seconds = sum(row["step_s"] for row in steady) or 1.0
-    return {
+    found = {
         "actors": config.actors.num_actors,
         "time_scale": config.rehearsal.time_scale,
+        "cores": psutil.cpu_count() or 1,
         "steps": len(rows),
         "connected": len(times),
         "connected_s": {"first": times[0], "half": times[len(times) // 2], "last": times[-1]} if times else {},
         "trajectories_per_s": sum(row["batch_size"] for row in steady) / seconds,
         "trained_tokens_per_s": sum(row["tokens_in_batch"] for row in steady) / seconds,
         "step_s": statistics.median(row["step_s"] for row in steady),
+        "step_s_max": max(row["step_s"] for row in steady),
+        "train_s": statistics.median(row["train_s"] for row in steady),
         "wait_for_batch_share": sum(row["wait_for_batch_s"] for row in steady) / seconds,
         "age_mean": statistics.fmean(row["age_mean"] for row in steady),
         "age_max": max(row["age_max"] for row in steady),
@@ -55,6 +60,7 @@ def describe_rehearsal(
         "stream_lost": rows[-1].get("stream/lost", 0.0),
         "ledger_dropped": rows[-1].get("ledger/dropped", 0.0),
     }
+    return found | {"limit": limit_of(found)}
 
 
 def _events(folder: RunFolder) -> list[dict[str, Any]]:
@@ -85,7 +91,11 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("did all actors connect?", connected),
         ("was the learner fed?", f"it waited for batches {found['wait_for_batch_share']:.1%} of its time"),
-        ("how fast?", f"{found['step_s']:.2f} s a step, {found['trajectories_per_s']:.1f} trajectories/s"),
+        (
+            "how fast?",
+            f"{found['step_s']:.2f} s a step (longest {found['step_s_max']:.2f} s, training {found['train_s']:.2f} s), "
+            f"{found['trajectories_per_s']:.1f} trajectories/s",
+        ),
         ("how old?", f"age mean {found['age_mean']:.2f}, max {found['age_max']:.0f} versions"),
         ("a publish (median)", publish),
         ("the longest publish", f"{found['publish_s_max']:.2f} s"),
@@ -101,8 +111,14 @@ def _lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("  learner", f"{share['learner']:.1%}: {learner}"),
             ("  task buffer", f"{share.get('buffer', 0.0):.1%}"),
             ("  driver, Ray", f"{share.get('driver', 0.0):.1%}, {share.get('ray', 0.0):.1%}"),
-            ("CPU of simulated actors", f"{share.get('actors', 0.0):.1%} (on the nodes of a real run)"),
+            (
+                "CPU of simulated actors",
+                f"{share.get('actors', 0.0):.1%}, and {share.get('receivers', 0.0):.1%} to receive weights (on other "
+                "machines in a run)",
+            ),
+            ("CPU of this machine", f"{share.get('machine', 0.0):.1%} of {found['cores']} cores of 100%"),
         ]
+    lines.append(("what set the pace?", found["limit"]))
     lines += [("kill", text) for text in found["kills"]]
     lines.append(("lost and dropped", f"{found['stream_lost']:.0f} actors, {found['ledger_dropped']:.0f} slots"))
     return lines

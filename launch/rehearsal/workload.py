@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from launch.cluster.ray_port import Ray, RayPort
@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
     from launch.cluster.workload import ActorPlace, ActorWork, LearnerWork
+    from launch.rehearsal.receiver_process import ReceiverProcess
 
 
 @dataclass(frozen=True)
 class RehearsedWorkload:
     """See `launch.cluster.workload.Workload`."""
+
+    receivers: ReceiverProcess | None = None
+    """In a process with several actors: the one that receives weights for them."""
 
     def check(self, config: Config, say: Callable[[str], None]) -> None:
         """Check the file of lengths."""
@@ -29,13 +33,17 @@ class RehearsedWorkload:
         """See `Workload`."""
         from launch.rehearsal.actor import RehearsedActorWork
 
-        return RehearsedActorWork(config, place)
+        return RehearsedActorWork(config, place, self.receivers)
 
     def learner(self, config: Config, rank: int, store: Store | None) -> LearnerWork:
         """See `Workload`."""
         from launch.rehearsal.trainer import RehearsedLearnerWork
 
         return RehearsedLearnerWork(config, rank, store)
+
+    def sharing(self, receivers: ReceiverProcess) -> RehearsedWorkload:
+        """See `launch.rehearsal.actor_host.Sharing`."""
+        return replace(self, receivers=receivers)
 
     def ray(self, config: Config) -> RayPort:
         """See `Workload`."""

@@ -27,20 +27,21 @@ COLLAPSED = 0.5
 """Share of proposals from which on the summary warns."""
 
 
-def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str = "") -> int:
+def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str = "", rehearsed: bool = False) -> int:
     """Print and log the closing summary; returns the run's exit code: 1 where the ledger is violated, or nothing was
-    trained or saved."""
+    trained or saved. `rehearsed`: leave out what was learned, since outcomes were drawn."""
     # Where no terminal sets a width, lines stay whole.
     output = lasting(sys.stdout)
     terminal = Terminal(file=output, highlight=False, record=True, width=None if output.isatty() else _WIDE)
     rows = folder.read_metrics()
     if stopped:
         terminal.print(f"stopped: {stopped}", markup=False)
-    if rows:
+    if rows and not rehearsed:
         terminal.print(learning_table(rows))
         for warning in warnings(rows):
             terminal.print(warning, markup=False)
-        terminal.print(_speed(rows), markup=False)
+    if rows:
+        terminal.print(_speed(rows, rehearsed), markup=False)
     newest = sorted(folder.checkpoints.glob("step_*"))
     terminal.print(f"run folder    {folder.path}  (metrics.jsonl, tasks.sqlite, trajectories/, logs/)", markup=False)
     terminal.print(f"tensorboard   tensorboard --logdir {shlex.quote(str(folder.tensorboard))}", markup=False)
@@ -119,7 +120,7 @@ def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
+def _speed(rows: Sequence[Mapping[str, Any]], rehearsed: bool) -> str:
     """The closing lines on speed, ages, waits and the mismatch.
 
     Seconds, and what actors counted, are those of the whole run (`totals.json`); the rest is of the steps that remain.
@@ -131,7 +132,6 @@ def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
     waited = _total(rows, "wait_for_batch_s")
     waited_share = waited / (_total(rows, "step_s") or seconds)
     ages = _known(rows, "age_mean")
-    mismatch = _known(rows, "logprob_mismatch")
     lines = [
         f"speed         generated {last.get('tokens_generated', 0) / seconds:.0f} tokens/s over the run; trained "
         f"{trained / seconds:.0f} tokens/s over the run, {trained / busy:.0f} tokens/s while training (shared prompts "
@@ -139,6 +139,9 @@ def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
         f"ages          mean {_average(ages):.2f}, max {max(_known(rows, 'age_max')):.0f} versions",
         f"waits         learner for batches: {waited:.0f} s, {waited_share:.0%} of its time{_actors_waited(last)}",
     ]
+    if rehearsed:
+        return "\n".join(lines)
+    mismatch = _known(rows, "logprob_mismatch")
     of_steps = f"({len(mismatch)} of {len(rows)} steps measured)"
     words = f"{_average(mismatch):.4f} {of_steps}" if mismatch else "not measured"
     lines.append(f"engine = learner?  mean |difference| of log-probabilities at equal version: {words}")

@@ -128,18 +128,21 @@ class Reports:
         self._newest_lives[holder.actor_id] = holder
         counters = self._counters.setdefault(holder, {})
         values = self._values.setdefault(holder, {})
-        groups: dict[str, dict[str, float]] = defaultdict(dict)
-        _REPORTED.check(numbers)
+        groups: dict[str, dict[str, float]] = {}
+        unlisted = []
         for name, value in numbers.items():
             metric = _REPORTED.find(name)
             if metric is None:
-                continue
-            if metric.kind is Kind.COUNTER:
-                counters[name] = max(value, counters.get(name, 0.0))
+                unlisted.append(name)
+            elif metric.kind is Kind.COUNTER:
+                if name not in counters or value > counters[name]:
+                    counters[name] = max(value, 0.0)
             elif Combine.NEWEST in metric.combined:
-                groups[name.split("/")[0]][name] = value
+                groups.setdefault(name.split("/")[0], {})[name] = value
             else:
                 values[name] = value
+        if unlisted:
+            _REPORTED.check(unlisted)
         for group, found in groups.items():
             version = f"{group}/version"
             if found.get(version, -1.0) >= self._newest.get(group, {}).get(version, -1.0):

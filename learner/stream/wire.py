@@ -80,7 +80,7 @@ def _name(value: object) -> str:
 
 def _finite(value: object) -> dict[str, float]:
     found = number_map(value)
-    if not all(math.isfinite(number) for number in found.values()):
+    if not all(map(math.isfinite, found.values())):
         raise WireError(Refusal.NOT_FINITE, "a number is NaN or infinite")
     return found
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -69,6 +70,11 @@ class WeightSyncError(RuntimeError):
         self.phase = phase
         self.rank = rank
         self.missing = list(missing)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it with its fields: processes that receive for others hand it on."""
+        fields = {name: getattr(self, name) for name in ("group_id", "phase", "rank", "missing")}
+        return partial(type(self), **fields), (self.what,)
 
 
 class WeightSyncTimeout(WeightSyncError):

@@ -21,6 +21,7 @@ from actors.rollout import Rollout
 from launch.config import Config, build
 from launch.rehearsal.engine import RehearsedEngine
 from launch.rehearsal.lengths import lengths_of
+from launch.rehearsal.receivers import OwnReceivers
 from launch.rehearsal.roles import rehearsed_roles
 from launch.rehearsal.trainer import RehearsedTrainer
 from launch.run.gate import make_gate
@@ -89,7 +90,7 @@ class Run:
     async def play(self, index: int, incarnation: int) -> None:
         """One life of one actor."""
         config = self.config
-        engine = RehearsedEngine(config.rehearsal, config.engine.max_num_seqs, 1)
+        engine = RehearsedEngine(config.rehearsal, config.engine.max_num_seqs, 1, OwnReceivers(1))
         client = StreamClient(self.server.endpoint, f"rollout{index}", incarnation, 16)
         buffer = LocalBuffer(self.store)
         seed = 100 * incarnation + index

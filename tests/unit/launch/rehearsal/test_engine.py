@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from actors.engine.generation import Completion, EngineAborted, Sampling
 from launch.rehearsal.engine import RehearsedEngine
+from launch.rehearsal.receivers import OwnReceivers
 from launch.settings import RehearsalSettings
 from learner.lineage import label_of
 from learner.weights.manifest import checksum, manifest_of
@@ -38,7 +39,7 @@ def test_every_request_gets_its_tokens_and_none_comes_faster_than_the_engine(
     """Whatever else is asked for, waits, or is cancelled."""
 
     async def main() -> tuple[list[Any], dict[str, float], float]:
-        engine = RehearsedEngine(FAST, max_num_seqs, 1)
+        engine = RehearsedEngine(FAST, max_num_seqs, 1, OwnReceivers(1))
         began = time.monotonic()
         running = [
             asyncio.ensure_future(sample(engine, number, tokens, prompt))
@@ -74,7 +75,7 @@ def test_tokens_have_the_version_that_was_loaded_when_they_were_due() -> None:
     weights = [("w", torch.arange(5.0))]
 
     async def main() -> tuple[Completion, tuple[int, dict[str, str]], dict[str, float]]:
-        engine = RehearsedEngine(settings, 4, 1)
+        engine = RehearsedEngine(settings, 4, 1, OwnReceivers(1))
         await engine.set_version(label_of(3, 0))
         joining = asyncio.ensure_future(engine.join(sender.open(2), 1))
         await asyncio.to_thread(sender.connect)
@@ -103,7 +104,7 @@ def test_tokens_have_the_version_that_was_loaded_when_they_were_due() -> None:
 
 def test_a_prompt_is_computed_once_until_new_weights_come() -> None:
     async def main() -> dict[str, float]:
-        engine = RehearsedEngine(FAST, 4, 1)
+        engine = RehearsedEngine(FAST, 4, 1, OwnReceivers(1))
         await asyncio.gather(*(sample(engine, 7, 5, prompt=50) for _ in range(3)))
         stats = engine.stats()
         await engine.close()
@@ -115,7 +116,7 @@ def test_a_prompt_is_computed_once_until_new_weights_come() -> None:
 
 def test_a_closed_engine_answers_nobody() -> None:
     async def main() -> None:
-        engine = RehearsedEngine(RehearsalSettings(), 1, 1)
+        engine = RehearsedEngine(RehearsalSettings(), 1, 1, OwnReceivers(1))
         running = [asyncio.ensure_future(sample(engine, number, 1000)) for number in range(3)]
         await asyncio.sleep(0.05)
         await engine.close()

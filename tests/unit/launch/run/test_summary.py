@@ -43,6 +43,13 @@ def test_a_conserved_ledger_ends_well(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "valid proposals, deduction" in printed
 
 
+def test_a_rehearsal_says_nothing_about_learning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert summarise(finished(tmp_path), {CELL: CellCounts(granted=3, trained=3)}, rehearsed=True) == 0
+    printed = capsys.readouterr().out
+    assert "valid proposals" not in printed and "engine = learner?" not in printed
+    assert "speed " in printed and "ages " in printed
+
+
 def test_a_violated_ledger_fails_and_names_the_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert summarise(finished(tmp_path), {CELL: CellCounts(granted=6, trained=3)}) == 1
     assert "ledger: VIOLATED in deduction/propose" in capsys.readouterr().out
