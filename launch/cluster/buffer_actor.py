@@ -8,17 +8,16 @@ import os
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 
 from actors.buffer.file import TaskBufferError
-from actors.buffer.remote import RemoteBuffer
-from actors.buffer.task_buffer import Added, NewTask, TaskBuffer
+from actors.buffer.remote import Answer, RemoteBuffer, Request
+from actors.buffer.task_buffer import TaskBuffer
 from executor.signals import ignore_signals
-from executor.tasks import Task
 from launch.cluster.cpu import cpu_seconds
 from launch.cluster.environment import prepare_part
 from launch.config import Config
@@ -64,25 +63,9 @@ class BufferActor:
         self._store = open_tasks(self._config, self._folder, resume)
         _LOG.info("the task buffer is open: %s", self._store.sizes())
 
-    def references(self, kinds: tuple[str, ...], count: int, seed: str) -> list[tuple[int, Task]]:
-        """See `actors.buffer.task_buffer.Buffer`."""
-        return self._ask(lambda store: store.references(kinds, count, seed))
-
-    def replay(self, kind: str, seed: str) -> tuple[int, Task] | None:
-        """See `Buffer`."""
-        return self._ask(lambda store: store.replay(kind, seed))
-
-    def add(self, new: NewTask) -> Added:
-        """See `Buffer`."""
-        return self._ask(lambda store: store.add(new))
-
-    def record(self, task_id: int, version: int, attempts: int, solved: int) -> None:
-        """See `Buffer`."""
-        self._ask(lambda store: store.record(task_id, version, attempts, solved))
-
-    def rewarded(self, task_id: int, reward: float) -> None:
-        """See `Buffer`."""
-        self._ask(lambda store: store.rewarded(task_id, reward))
+    def several(self, requests: Sequence[Request]) -> list[Answer]:
+        """Requests of one rollout actor, one after the other. What is wrong with one is the answer to it."""
+        return self._ask(lambda store: [_answer(store, *request) for request in requests])
 
     def metrics(self) -> dict[str, float]:
         """See `TaskBuffer.metrics`. Raises the error of the request that the file made fail, if there was one."""
@@ -129,6 +112,13 @@ class BufferActor:
             self._failure = error
             _LOG.exception("the task buffer failed for good")
             raise
+
+
+def _answer(store: TaskBuffer, method: str, arguments: Sequence[Any]) -> Answer:
+    try:
+        return Answer(getattr(store, method)(*arguments))
+    except (KeyError, ValueError) as error:
+        return Answer(None, error)
 
 
 def options(max_restarts: int) -> dict[str, Any]:

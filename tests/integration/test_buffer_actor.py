@@ -68,6 +68,8 @@ def test_many_callers_get_what_the_store_gives(actor: Any, folder: RunFolder, tm
         assert await remote.add(new(7)) == Added(None, True)
         await asyncio.gather(*(remote.record(task_id, 1, 8, 3) for task_id in range(3, 403)))
         await remote.rewarded(3, 0.5)
+        with pytest.raises(KeyError):
+            await remote.rewarded(999, 0.5)
 
     asyncio.run(story())
     snapshot = tmp_path / "copy.sqlite"
@@ -76,7 +78,7 @@ def test_many_callers_get_what_the_store_gives(actor: Any, folder: RunFolder, tm
     for seed in ("a", "b"):
         assert asyncio.run(remote.references(("deduction",), 6, seed)) == copy.references(("deduction",), 6, seed)
         assert asyncio.run(remote.replay("deduction", seed)) == copy.replay("deduction", seed)
-    assert ray.get(actor.metrics.remote()) == copy.metrics()
+    assert ray.get(actor.metrics.remote()) == ray.get(actor.counts.remote()) == copy.metrics()
     copy.close()
     with closing(sqlite3.connect(snapshot)) as database:
         assert database.execute("SELECT sum(attempts), sum(solved), max(reward) FROM tasks").fetchone() == (
@@ -92,13 +94,13 @@ def test_a_request_that_the_file_fails_is_no_secret(actor: Any, folder: RunFolde
         database.commit()
     assert ray.get(actor.metrics.remote())["buffer/deduction"] == 1
     with pytest.raises(sqlite3.Error, match="disk full"):
-        ray.get(actor.add.remote(new(1)))
+        asyncio.run(RemoteBuffer(actor).add(new(1)))
     with pytest.raises(sqlite3.Error, match="disk full"):
         ray.get(actor.metrics.remote())
 
 
 def test_a_killed_actor_has_lost_nothing_that_it_acknowledged(actor: Any, folder: RunFolder) -> None:
-    ids = [ray.get(actor.add.remote(new(n))).task_id for n in range(20)]
+    ids = [asyncio.run(RemoteBuffer(actor).add(new(n))).task_id for n in range(20)]
     ray.kill(actor)
     time.sleep(1)
     store = TaskBuffer(folder.tasks)
