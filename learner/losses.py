@@ -16,6 +16,9 @@ sg stops the gradient. With sg(pi_theta) as the anchor the ratio is 1, never cli
 log pi_theta. pi_prox is the policy at the start of the batch's first update: with one update it is sg(pi_theta), and
 then `decoupled` is `tis`. Weights carry no gradient.
 
+With an entropy floor, -bonus * H is added for every token, where H is the entropy of the token's distribution and the
+bonus depends on the batch (`entropy_bonus`).
+
 Log-probabilities, pi_theta's and pi_behave's, are of the distribution that is sampled: softmax(logits / temperature).
 
 Shapes: R response tokens of one micro-batch. Everything is summed here and divided by counts over the *global* batch,
@@ -71,12 +74,13 @@ def policy_loss(
     entropy_R: Tensor,
     settings: LossSettings,
     prox_logprobs_R: Tensor | None = None,
+    bonus: float = 0.0,
 ) -> PolicyLoss:
     """Compute the module's formula for R response tokens, summed with `weights_R` (see `token_weights`).
 
-    `logprobs_R` carries the gradient; `behave_logprobs_R`, `advantages_R`, `weights_R` and `entropy_R` are float32
-    without one. `prox_logprobs_R`: log pi_prox for `decoupled`; None means that no update came since the start of the
-    batch, so that pi_prox is `logprobs_R` without its gradient.
+    `logprobs_R` carries the gradient, and `entropy_R` one for the entropy's `bonus`; `behave_logprobs_R`,
+    `advantages_R` and `weights_R` are float32 without one. `prox_logprobs_R`: log pi_prox for `decoupled`; None means
+    that no update came since the start of the batch, so that pi_prox is `logprobs_R` without its gradient.
 
     Dual clip c (Ye et al. 2020) bounds the loss where A < 0: loss = min(loss, -weight * c * A). Like the clip range it
     acts on `clip` and `decoupled` only, since the ratio of the others is 1.
@@ -102,6 +106,8 @@ def policy_loss(
         bounded_R = torch.minimum(per_token_R, -settings.dual_clip * advantages_R)
         per_token_R = torch.where(advantages_R < 0, bounded_R, per_token_R)
     loss = (per_token_R * importance_R.clamp(max=settings.importance_cap) * weights_R).sum()
+    if bonus:
+        loss = loss - bonus * (entropy_R * weights_R).sum()
 
     with torch.no_grad():
         falls_R, rises_R = advantages_R < 0, advantages_R > 0
@@ -123,6 +129,21 @@ def policy_loss(
         # The padding is the maximum of a micro-batch without tokens.
         max_ratio = torch.nn.functional.pad(importance_ratio_R, (0, 1)).max()
     return PolicyLoss(loss, sums, max_ratio)
+
+
+def entropy_bonus(behave_logprobs: Sequence[np.ndarray], settings: LossSettings) -> float:
+    """The weight of the entropy in the loss of a batch: `entropy_weight` * (1 - H / `entropy_floor`), at least 0.
+
+    `behave_logprobs`: of every response of the batch, under the policy that sampled it. H is the mean of -log p over
+    all tokens, an estimate of that policy's entropy without bias: it is known before the first forward pass, the same
+    on every rank, and no state of the run. Skywork-OR1 (He et al. 2025, section 4.2.4) holds a target entropy too, with
+    a weight that goes up or down by a step a batch; an entropy bonus as such is A3C's (Mnih et al. 2016).
+    """
+    if not settings.entropy_floor:
+        return 0.0
+    tokens = sum(len(one) for one in behave_logprobs)
+    entropy = -float(sum(one.sum(dtype=np.float64) for one in behave_logprobs)) / tokens
+    return settings.entropy_weight * max(0.0, 1.0 - entropy / settings.entropy_floor)
 
 
 def token_weights(lengths: Sequence[int], settings: LossSettings) -> np.ndarray:

@@ -102,6 +102,14 @@ class LossSettings(SettingsTable):
     importance_cap: float = Field(default=2.0, ge=1)
     """Maximum importance weight of `decoupled` and `tis`; larger ones are truncated to it.
     Lower: less variance, more bias. `truncated_weights` is the share of tokens at the cap."""
+    entropy_floor: float = Field(default=0.0, ge=0)
+    """Entropy of the sampling policy, in nats per token, below which the loss rewards entropy; 0: never.
+    For runs whose entropy collapses. The weight of the bonus is `entropy_weight` at no entropy, and falls linearly to
+    0 at the floor. `clip_high` above `clip_low` slows the collapse as well, at no cost."""
+    entropy_weight: float = Field(default=0.02, gt=0)
+    """Largest weight of the entropy in the loss; only with `entropy_floor`.
+    Too large: responses become noise (`entropy` far above the floor). Too small: the entropy falls below it all the
+    same."""
     aggregation: Literal["token", "sequence", "fixed"] = "token"
     """How token losses become one number: `token`, `sequence` or `fixed`.
     `token`: mean over all response tokens of the global batch, so long responses weigh more. `sequence`: mean over

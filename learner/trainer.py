@@ -18,7 +18,7 @@ from learner.advantages import advantages
 from learner.batching.balance import CostModel
 from learner.batching.minibatches import split_batch
 from learner.batching.packing import MicroBatch, pack_rank
-from learner.losses import DIAGNOSTICS, diagnostics, policy_loss, token_weights
+from learner.losses import DIAGNOSTICS, diagnostics, entropy_bonus, policy_loss, token_weights
 from learner.metrics.batch import describe_advantages
 from learner.model.policy import PolicyModel
 from learner.protocols import StepGivenUp
@@ -102,6 +102,7 @@ class Trainer:
         started = time.monotonic()
         with self.time.during("packing"):
             advantage = advantages(batch, self.settings.advantage)
+            bonus = entropy_bonus([t.logprobs for t in batch], self.settings.loss)
             members = split_batch(batch, self.settings.updates_per_batch)
             parts = [self._part([batch[i] for i in part], advantage[part]) for part in members]
         # Only before the first update are the weights those of this version.
@@ -123,7 +124,7 @@ class Trainer:
             with self.time.during("forward_backward"):
                 self.policy.zero_grad()
                 try:
-                    self._forward_backward(part, sums, max_ratio, first, gives_up if first else None)
+                    self._forward_backward(part, sums, max_ratio, bonus, first, gives_up if first else None)
                 except StepGivenUp:
                     given_up = True
             # Agreed before the first update: a rank that has left out micro-batches must not take part in it.
@@ -169,6 +170,7 @@ class Trainer:
             **({"logprob_mismatch": (gap + gap_in_batch) / compared} if compared else {}),
             **diagnostics(sums[: len(DIAGNOSTICS)], self.settings.loss),
             "max_ratio": float(self.ranks.max(max_ratio)),
+            **({"entropy_bonus": bonus} if self.settings.loss.entropy_floor else {}),
             **describe_advantages(batch, advantage),
         }
 
@@ -215,7 +217,13 @@ class Trainer:
         return bool(self.ranks.max(torch.tensor([float(here)], dtype=torch.float64, device=self.policy.device)))
 
     def _forward_backward(
-        self, part: _Part, sums: Tensor, max_ratio: Tensor, compare: bool, gives_up: Callable[[], bool] | None
+        self,
+        part: _Part,
+        sums: Tensor,
+        max_ratio: Tensor,
+        bonus: float,
+        compare: bool,
+        gives_up: Callable[[], bool] | None,
     ) -> None:
         """Accumulate the part's gradient, and its numbers into `sums` (the diagnostics, the loss and, with `compare`,
         the engine's mismatch) and `max_ratio`. Nothing waits for the device in here.
@@ -237,6 +245,7 @@ class Trainer:
                 entropy,
                 self.settings.loss,
                 None if part.prox is None else part.prox[at],
+                bonus,
             )
             gap = ((logprobs.detach() - part.behave[at]).abs() * part.compared[at]).sum() * compare
             sums.add_(torch.cat([result.sums, torch.stack([result.loss.detach(), gap]).double()]))

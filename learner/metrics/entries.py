@@ -44,6 +44,7 @@ TRAINING = Section(
             "mean entropy of the policy over response tokens, at the sampling temperature",
             "above 0; a fall to 0 is collapse",
         ),
+        _gauge("entropy_bonus", "", "weight of the entropy in the loss, with `learner.loss.entropy_floor`"),
         _gauge("advantage_mean/{cell}", "", "mean advantage of the cell's sequences"),
         _gauge("advantage_std/{cell}", "", "standard deviation of the cell's advantages", "above 0"),
     ),

@@ -21,12 +21,12 @@ class VocabLogprobs(torch.autograd.Function):
     They are of softmax(logits / `temperature`), the distribution that sampling at this temperature draws from.
 
     The vocabulary is split over the ranks of `group`: this rank has rows `first` to `first + num_valid`; the rest of
-    `weight` is padding. The gradient of `hidden` is this rank's part of the sum over ranks. The entropy has no
-    gradient.
+    `weight` is padding. The gradient of `hidden` is this rank's part of the sum over ranks.
 
     The backward pass computes the logits again. With p the softmax, g the incoming gradient, t the target and T the
     temperature, the gradient of the logits is g / T (onehot(t) - p). g / T scales rows, so it multiplies [R, E]
-    matrices, and p is the only [R, V] one.
+    matrices, and p is the only [R, V] one. Where the entropy H has a gradient h, h / T p (E[z] - z) is added, with z =
+    logits / T: as d H / d z_j = -p_j (log p_j + H).
     """
 
     @staticmethod
@@ -69,21 +69,20 @@ class VocabLogprobs(torch.autograd.Function):
             sums = torch.stack((share_R, share_R * expected_R, picked_R))
             dist.all_reduce(sums, dist.ReduceOp.SUM, group)
             lse_R, expected_R, picked_R = sums[0].log() + top_R, sums[1] / sums[0], sums[2]
-        ctx.save_for_backward(hidden_RE, weight_VE, local_R, owned_R, (local_lse_R - lse_R).exp())
+        ctx.save_for_backward(hidden_RE, weight_VE, local_R, owned_R, (local_lse_R - lse_R).exp(), expected_R)
         ctx.num_valid, ctx.temperature = num_valid, temperature
-        entropy_R = lse_R - expected_R
-        ctx.mark_non_differentiable(entropy_R)
-        return picked_R - lse_R, entropy_R
+        ctx.set_materialize_grads(False)
+        return picked_R - lse_R, lse_R - expected_R
 
     @staticmethod
-    def backward(ctx: Any, grad_R: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_R: Tensor | None, grad_entropy_R: Tensor | None) -> tuple[Tensor | None, ...]:
         """Compute the gradients of hidden states and weight; see the class."""
-        hidden_RE, weight_VE, local_R, owned_R, share_R = ctx.saved_tensors
+        hidden_RE, weight_VE, local_R, owned_R, share_R, expected_R = ctx.saved_tensors
         valid_VE = weight_VE[: ctx.num_valid]
         grad_hidden_RE = torch.empty_like(hidden_RE)
         grad_weight_VE = torch.zeros_like(weight_VE, dtype=torch.float32)
         grad_valid_VE = grad_weight_VE[: ctx.num_valid]
-        grad_R = grad_R / ctx.temperature
+        grad_R = (torch.zeros_like(share_R) if grad_R is None else grad_R) / ctx.temperature
         toward_R1, away_R1 = (grad_R * owned_R)[:, None], (grad_R * share_R)[:, None]
         # Half the bytes an element of the forward pass; and each chunk costs a pass over the weight's gradient.
         for rows in _chunks(len(hidden_RE), ctx.num_valid, 2 * CHUNK_ELEMENTS):
@@ -93,6 +92,11 @@ class VocabLogprobs(torch.autograd.Function):
             probs_RV = torch.softmax(logits_RV, dim=1)
             grad_hidden_RE[rows] = toward_R1[rows] * valid_VE[local_R[rows]] - away_R1[rows] * (probs_RV @ valid_VE)
             grad_valid_VE -= probs_RV.t() @ (away_R1[rows] * hidden_RE[rows]).to(weight_VE.dtype)
+            if grad_entropy_R is not None:
+                scale_R1 = (grad_entropy_R[rows] * share_R[rows] / ctx.temperature)[:, None]
+                spread_RV = (probs_RV * (expected_R[rows, None] - logits_RV) * scale_R1).to(weight_VE.dtype)
+                grad_hidden_RE[rows] += spread_RV @ valid_VE
+                grad_valid_VE += spread_RV.t() @ hidden_RE[rows]
         grad_valid_VE.index_add_(0, local_R, toward_R1 * hidden_RE)
         return grad_hidden_RE, grad_weight_VE.to(weight_VE.dtype), None, None, None, None, None
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from learner.losses import DIAGNOSTICS, PolicyLoss, diagnostics, policy_loss, token_weights
+from learner.losses import DIAGNOSTICS, PolicyLoss, diagnostics, entropy_bonus, policy_loss, token_weights
 from learner.settings import LossSettings
 from tests.examples import examples
 
@@ -347,6 +347,17 @@ def test_no_tokens_are_no_loss() -> None:
     assert float(result.loss) == 0
     assert result.sums.tolist() == [0.0] * len(DIAGNOSTICS)
     assert float(result.max_ratio) == 0
+
+
+def test_the_entropy_bonus_falls_linearly_to_nothing_at_the_floor() -> None:
+    def bonus(entropy: float, **given: float) -> float:
+        # The mean is over tokens, whatever the length of a response.
+        logprobs = [np.full(1, -entropy - 0.3, np.float32), np.full(3, -entropy + 0.1, np.float32)]
+        return entropy_bonus(logprobs, chosen(**given))
+
+    assert bonus(0.4) == 0, "off by default"
+    found = [bonus(entropy, entropy_floor=0.8, entropy_weight=0.1) for entropy in (0.1, 0.4, 0.7, 0.8, 2.0)]
+    np.testing.assert_allclose(found, [0.0875, 0.05, 0.0125, 0, 0], atol=1e-7)
 
 
 def test_weights_by_hand() -> None:

@@ -190,6 +190,38 @@ def test_the_step_is_that_of_the_formulas(
     assert any(clipped) or any(truncated) or correction == "none"
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_below_the_entropy_floor_the_step_rewards_entropy(
+    folder: Path, batch: list[Trajectory], temperature: float
+) -> None:
+    """Loss and gradient norm against autograd over transformers; at or above the floor nothing changes."""
+    import transformers as tf
+
+    model = tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).double()
+    num_tokens = sum(len(t.response_ids) for t in batch)
+    behave = -sum(float(t.logprobs.sum()) for t in batch) / num_tokens
+    bonus = 0.5 * (1 - behave / (2 * behave))
+    loss = torch.zeros((), dtype=torch.float64)
+    for t in batch:
+        ids = torch.from_numpy(np.concatenate([t.prompt_ids, t.response_ids])).long()
+        table = torch.log_softmax(model(ids[None]).logits[0, len(t.prompt_ids) - 1 : -1] / temperature, -1)
+        theta = table.gather(1, torch.from_numpy(t.response_ids).long()[:, None])[:, 0]
+        policy = -float(np.float32(t.reward)) * (1 + theta - theta.detach())
+        loss = loss + (policy + bonus * (table.exp() * table).sum(-1)).sum() / num_tokens
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    chosen = settings(correction="none", entropy_floor=2 * behave, entropy_weight=0.5)
+    one = trainer(folder, chosen)
+    one.policy.temperature = temperature
+    numbers = one.train(batch)
+    expected = {"loss": loss.item(), "grad_norm": norm.item(), "entropy_bonus": bonus}
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+
+    above = train(folder, batch, settings(correction="none", entropy_floor=0.9 * behave))
+    assert above[0].pop("entropy_bonus") == 0
+    assert_same(above, train(folder, batch, settings(correction="none")))
+
+
 @pytest.mark.parametrize("correction", CORRECTIONS)
 @pytest.mark.parametrize("updates", [1, 2])
 def test_micro_batches_change_nothing(folder: Path, batch: list[Trajectory], correction: str, updates: int) -> None:
