@@ -14,6 +14,7 @@ from actors.composite import composite, definitions, fit
 from actors.engine.generation import Completion
 from actors.environment import Environment
 from actors.kinds.registry import kind_of, names
+from actors.labeller import Labeller
 from actors.parsing import FormatError, answer_of
 from actors.prompt_builder import Prompt, PromptTooLong
 from actors.rewards import COMPLEXITY_SCALE, HALSTEAD_SCALE, distance, saturating
@@ -151,6 +152,7 @@ class ModelProposer(Proposer):
     def __init__(self, sampler: Sampler, environment: Environment, buffer: Buffer) -> None:
         super().__init__(sampler, buffer)
         self._environment = environment
+        self._labeller = Labeller(environment, pairs) if (pairs := self._settings.label_pairs) else None
 
     async def draft(self, brief: Brief, name: str) -> Draft:
         """See `Proposer`. What the environment could not judge raises, and is never a verdict."""
@@ -170,6 +172,10 @@ class ModelProposer(Proposer):
             return Draft(completion, ProposalOutcome.TOO_LONG.value, time.monotonic() - started)
         facts = await self._environment.inspect(task.program)
         parts, measures = await self._describe(brief, task, facts)
+        if self._labeller is not None and facts is not None:
+            labelled = await self._labeller.label_new(task, facts.normal, self._sampler.salt(0, "label"))
+            if labelled is not None:
+                await self._buffer.label(labelled)
         return Draft(
             completion,
             ProposalOutcome.VALID.value,

@@ -22,6 +22,8 @@ from actors.buffer.file import READABLE_SCHEMAS, SCHEMA_VERSION
 from actors.buffer.task_buffer import GIVEN, NewTask, TaskBuffer
 from actors.environment import Environment
 from actors.kinds.registry import names
+from actors.labelled import LabelledProgram
+from actors.labeller import Labeller
 from executor.judge import Judge
 from executor.pool import SandboxPool
 from executor.settings import ExecutorSettings
@@ -121,17 +123,21 @@ def read_seeds(file: Path) -> list[tuple[int, str]]:
     raise SeedError(f"selfplay.seed_tasks = {file}: none of its {len(lines)} lines is a task{first}")
 
 
-def load_seeds(file: Path, settings: ExecutorSettings, store: TaskBuffer, rules: ValidationRules) -> SeedReport:
+def load_seeds(
+    file: Path, settings: ExecutorSettings, store: TaskBuffer, rules: ValidationRules, label_pairs: int = 0
+) -> SeedReport:
     """Validate a file's tasks in sandboxes of its own, and add those that pass, in the file's order.
 
-    Raises SeedError where the file cannot be read or nothing in it is a task, and InfrastructureError.
+    `label_pairs`: of each distinct program that is labelled for a supervised loss (`selfplay.label_pairs`). Raises
+    SeedError where the file cannot be read or nothing in it is a task, and InfrastructureError.
     """
     lines = read_seeds(file)
-    report = SeedReport()
+    report, found = SeedReport(), []
     for number, result in asyncio.run(validate_lines(lines, settings, rules)):
         if isinstance(result, str):
             report.rejected.append((number, result))
             continue
+        found.append(result)
         task, normal = result
         added = store.add(NewTask(task, normal, GIVEN, f"seed:{file.name}:{number}"))
         report.duplicates += added.duplicate
@@ -139,7 +145,19 @@ def load_seeds(file: Path, settings: ExecutorSettings, store: TaskBuffer, rules:
     if not report.added and not report.duplicates:
         first = f"; line {report.rejected[0][0]}: {report.rejected[0][1]}" if report.rejected else ""
         raise SeedError(f"selfplay.seed_tasks = {file}: none of its {len(lines)} lines is a task{first}")
+    if label_pairs:
+        for program in asyncio.run(label_tasks(found, settings, label_pairs)):
+            store.label(program)
     return report
+
+
+async def label_tasks(
+    found: Sequence[tuple[Task, str]], settings: ExecutorSettings, num_pairs: int, seed: int = 0
+) -> list[LabelledProgram]:
+    """Label the distinct programs of tasks, each given with its normalised program, in sandboxes of their own: see
+    `Labeller.label_all`. Raises InfrastructureError."""
+    async with sandboxes(settings) as environment:
+        return await Labeller(environment, num_pairs).label_all(found, str(seed))
 
 
 async def validate_lines(

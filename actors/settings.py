@@ -102,6 +102,9 @@ class SelfPlaySettings(SettingsTable):
     The paper's is 256 (4 x 64). They are not trained on; deduction and abduction start from them, induction from
     their programs. The time counts towards `actors.start_timeout_s`. A model that writes few valid tasks fails with
     SeedingFailed."""
+    label_pairs: int = Field(default=0, ge=0)
+    """Number of pairs of input and output that the executor labels of each distinct valid program; 0: none.
+    For `learner.loss.supervised`. Takes twice as many executions for each program that is new; 4 is a start."""
     heldout_every: int = Field(default=0, ge=0)
     """Versions between measurements on held-out tasks, which are never trained on; 0: never.
     One actor solves them beside its episodes, so frequent measurements cost generation."""

@@ -98,6 +98,16 @@ class Config(SettingsTable):
                 f"selfplay allows sequences of {longest} tokens (max_prompt_tokens + the longer response limit), but "
                 f"engine.max_model_len is {self.engine.max_model_len}: raise it, or lower the others"
             )
+        if self.learner.loss.supervised and not selfplay.label_pairs:
+            raise ValueError(
+                "learner.loss.supervised learns from what the executor labels: set selfplay.label_pairs, for instance "
+                "to 4"
+            )
+        if self.learner.loss.supervised and selfplay.prompt_format == "r1":
+            raise ValueError(
+                'learner.loss.supervised needs selfplay.prompt_format = "completion": the executor knows a right '
+                "answer, but no reasoning that leads to it"
+            )
         if 0 < self.buffer.capacity < selfplay.seed_tasks_target:
             raise ValueError(
                 f"seeding to selfplay.seed_tasks_target = {selfplay.seed_tasks_target} triplets could never end with "

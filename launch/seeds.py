@@ -7,6 +7,7 @@ about a program (induction) are given those programs.
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ from actors.kinds.registry import kinds
 from actors.roles import model_roles
 from actors.sampler import Identity
 from actors.seed_file import SeedError, sandboxes, save
-from actors.seeding import ROUND, SEED_KIND, propose_seeds
+from actors.seeding import SEED_KIND, propose_seeds
 from launch.cluster.environment import set_variables
 from launch.config import Config
 from launch.models import prepare
@@ -56,6 +57,7 @@ def propose(
     if file.exists():
         raise SeedError(f"{file} exists already: give another name, or remove it")
     set_variables()
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings would hide the command's own lines
     with tempfile.TemporaryDirectory(prefix="azr-") as private, temporary_files(Path(private)):
         database = Path(private) / "tasks.sqlite"
         found = asyncio.run(_propose(config, database, seconds, num_programs, say))
@@ -74,6 +76,8 @@ async def _propose(
             await engine.start()
             buffer = LocalBuffer(store)
             proposer = model_roles(engine, environment, buffer, config.selfplay)(identity, None).proposer
+            # Two for each place of the engine: it is idle only while the last few of a round are written.
+            size = 2 * config.engine.max_num_seqs
             found, number, started = Proposed(), 0, time.monotonic()
             about_programs = [kind.name for kind in kinds() if not kind.writes_program]
             for kind, share in [(SEED_KIND, TRIPLETS_SHARE), *((kind, 1.0) for kind in about_programs)]:
@@ -83,14 +87,14 @@ async def _propose(
                         break
                     if kind != SEED_KIND and number - first >= (1 - TRIPLETS_SHARE) * found.proposals:
                         break
-                    for draft in await propose_seeds(proposer, buffer, kind, identity, range(number, number + ROUND)):
+                    for draft in await propose_seeds(proposer, buffer, kind, identity, range(number, number + size)):
                         found.proposals += 1
                         if draft.task is not None:
                             found.valid += 1
                             found.ignoring += draft.task.ignores_input
                             if not draft.task.ignores_input:
                                 found.programs.add(draft.normal)
-                    number += ROUND
+                    number += size
                     say(f"{time.monotonic() - started:.0f} s, {kind}: {found}")
     finally:
         await engine.close()

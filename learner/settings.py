@@ -102,6 +102,10 @@ class LossSettings(SettingsTable):
     importance_cap: float = Field(default=2.0, ge=1)
     """Maximum importance weight of `decoupled` and `tis`; larger ones are truncated to it.
     Lower: less variance, more bias. `truncated_weights` is the share of tokens at the cap."""
+    supervised: float = Field(default=0.0, ge=0)
+    """Weight of the mean negative log-likelihood of `learner.batch.labelled` right replies a step; 0: none.
+    They are replies to tasks that the run's own proposers wrote and the executor labelled (`selfplay.label_pairs`).
+    Teaches what rewards are too rare to teach. Too large: it drowns the policy gradient (compare `grad_norm`)."""
     entropy_floor: float = Field(default=0.0, ge=0)
     """Entropy of the sampling policy, in nats per token, below which the loss rewards entropy; 0: never.
     For runs whose entropy collapses. The weight of the bonus is `entropy_weight` at no entropy, and falls linearly to
@@ -165,6 +169,9 @@ class BatchSettings(SettingsTable):
     """Number of solutions of each kind in a batch; 0 or absent: none.
     They are shared out evenly over the batch's proposals, at most `selfplay.solutions` each; the rest replay tasks
     of the buffer."""
+    labelled: int = Field(default=32, ge=1)
+    """Number of labelled examples a step, beside the batch, with `learner.loss.supervised`.
+    Each of them costs about as much as a solution."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:

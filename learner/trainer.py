@@ -24,6 +24,7 @@ from learner.model.policy import PolicyModel
 from learner.protocols import StepGivenUp
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings
+from learner.sft.data import Example, weights_of
 from learner.skipped_updates import SkippedUpdates
 from learner.time_ledger import LEARNER_PARTS, TimeLedger
 from learner.trajectory import Trajectory
@@ -33,6 +34,7 @@ MISMATCH_TRAJECTORIES = 32
 MISMATCH_ROWS = 0.05
 """Maximum number of their tokens, as a share of the rows of the batch. A forward pass costs about a third of a training
 step's rows, so the comparison takes less than 2% of it."""
+Supervision = Callable[[int], Sequence[Example]]
 
 
 @dataclass
@@ -54,12 +56,36 @@ class _Part:
     compared: Tensor
     """Float32 [N]: 1 for the tokens that the engine's mismatch is measured on, those of trajectories that the version
     which is trained sampled from beginning to end; else 0."""
+    labelled: Tensor
+    """Float32 [L]: weight of each token of the L labelled examples, which follow the B sequences in the packing; over
+    all their tokens the weights add up to 1. Empty: there are none."""
     prox: Tensor | None = None
     """Float32 [N]: log-probabilities before the batch's first update, where this rank has them."""
 
-    def at(self, micro: MicroBatch) -> Tensor:
-        """Places of a micro-batch's response tokens in N."""
-        return torch.from_numpy(self.offsets[micro.sequence_index] + micro.token_index).to(self.behave.device)
+    def at(self, micro: MicroBatch) -> tuple[Tensor | slice, Tensor]:
+        """The rows of a micro-batch's [R] that belong to the B sequences, and the places of these tokens in N."""
+        own, rows = self._own(micro), slice(None)
+        sequence, token = micro.sequence_index, micro.token_index
+        if own is None:
+            return rows, self._on_device(self.offsets[sequence] + token)
+        return self._on_device(own), self._on_device(self.offsets[sequence[own]] + token[own])
+
+    def supervised_loss(self, micro: MicroBatch, logprobs_R: Tensor) -> Tensor:
+        """The negative log-likelihood of a micro-batch's labelled tokens, weighted: a scalar with gradient."""
+        if self._own(micro) is None:
+            return logprobs_R.new_zeros(())
+        rows = np.flatnonzero(micro.sequence_index >= len(self.offsets))
+        weights = self.labelled[self._on_device(micro.sequence_index[rows] - len(self.offsets))]
+        return -(logprobs_R[self._on_device(rows)] * weights).sum()
+
+    def _own(self, micro: MicroBatch) -> np.ndarray | None:
+        """Rows of the B sequences; None: all are."""
+        if not len(self.labelled):
+            return None
+        return np.flatnonzero(micro.sequence_index < len(self.offsets))
+
+    def _on_device(self, index: np.ndarray) -> Tensor:
+        return torch.from_numpy(index).to(self.behave.device)
 
 
 class Trainer:
@@ -77,6 +103,9 @@ class Trainer:
         """The learner's life that makes the versions from now on (`Gate.life_id`)."""
         self.time = TimeLedger(LEARNER_PARTS)
         """What this rank's time is spent on; the loop enters what it does between two steps."""
+        self.supervision: Supervision = lambda step: ()
+        """Returns a step's labelled examples (`learner.loss.supervised`); asked on rank 0, with the version that the
+        step starts from."""
         self._data_rank = data_rank
         self._skipped_updates = SkippedUpdates(settings.max_skipped_updates)
 
@@ -104,7 +133,12 @@ class Trainer:
             advantage = advantages(batch, self.settings.advantage)
             bonus = entropy_bonus([t.logprobs for t in batch], self.settings.loss)
             members = split_batch(batch, self.settings.updates_per_batch)
-            parts = [self._part([batch[i] for i in part], advantage[part]) for part in members]
+            labelled = self._labelled()
+            shares = [labelled[index :: len(members)] for index in range(len(members))]
+            parts = [
+                self._part([batch[i] for i in part], advantage[part], share)
+                for part, share in zip(members, shares, strict=True)
+            ]
         # Only before the first update are the weights those of this version.
         compared = float(parts[0].compared.sum())
         gap, mismatch_s = 0.0, 0.0
@@ -112,7 +146,7 @@ class Trainer:
             with self.time.during("forward_backward"):
                 self._fill_prox(parts)
 
-        sums = torch.zeros(len(DIAGNOSTICS) + 2, dtype=torch.float64, device=self.policy.device)
+        sums = torch.zeros(len(DIAGNOSTICS) + 3, dtype=torch.float64, device=self.policy.device)
         max_ratio = torch.zeros(1, dtype=torch.float64, device=self.policy.device)
         computed_s = 0.0
         grad_norms: list[float] = []
@@ -146,7 +180,7 @@ class Trainer:
 
         # Tensor-parallel ranks hold the same numbers: summed over all ranks, they count `tensor` times.
         sums = self.ranks.sum(sums).cpu() / self.settings.parallel.tensor
-        loss, gap_in_batch = sums[len(DIAGNOSTICS) :].tolist()
+        loss, gap_in_batch, supervised = sums[len(DIAGNOSTICS) :].tolist()
         clipped = int(sums[DIAGNOSTICS.index("clipped_low")] + sums[DIAGNOSTICS.index("clipped_high")])
         num_rows = sum(part.num_rows for part in parts)
         seconds = time.monotonic() - started
@@ -160,7 +194,10 @@ class Trainer:
             "tokens_useful": _moving(batch, advantage) - clipped,
             "tokens_in_batch": sum(t.num_tokens for t in batch),
             "tokens_computed": num_rows,
-            "train_flops": sum(_flops([batch[i] for i in part], self.policy.cost) for part in members),
+            "train_flops": sum(
+                _flops([*(batch[i] for i in part), *share], self.policy.cost)
+                for part, share in zip(members, shares, strict=True)
+            ),
             "micro_batches": sum(len(part.micros) for part in parts),
             "train_s": seconds,
             "forward_backward_s": computed_s,
@@ -171,6 +208,7 @@ class Trainer:
             **diagnostics(sums[: len(DIAGNOSTICS)], self.settings.loss),
             "max_ratio": float(self.ranks.max(max_ratio)),
             **({"entropy_bonus": bonus} if self.settings.loss.entropy_floor else {}),
+            **_describe_labelled(shares, supervised),
             **describe_advantages(batch, advantage),
         }
 
@@ -187,8 +225,22 @@ class Trainer:
         whole = self.ranks.sum(found).cpu().numpy() / np.float32(self.settings.parallel.tensor)
         return np.split(whole, offsets[1:])
 
-    def _part(self, batch: Sequence[Trajectory], advantage: np.ndarray) -> _Part:
-        micros, num_rows = self._pack(batch)
+    def _labelled(self) -> list[Example]:
+        """The labelled examples of this step, on every rank. Collective, where there may be any."""
+        if not self.settings.loss.supervised:
+            return []
+
+        def chosen() -> list[tuple[list[int], list[int], float]]:
+            found = self.supervision(self.version)
+            return [(one.prompt_ids.tolist(), one.response_ids.tolist(), one.weight) for one in found]
+
+        return [
+            Example(np.array(prompt, dtype=np.int64), np.array(response, dtype=np.int64), weight)
+            for prompt, response, weight in self.ranks.share(chosen)
+        ]
+
+    def _part(self, batch: Sequence[Trajectory], advantage: np.ndarray, labelled: Sequence[Example]) -> _Part:
+        micros, num_rows = self._pack([*batch, *labelled])
         lengths = [len(t.response_ids) for t in batch]
 
         def on_device(values: np.ndarray) -> Tensor:
@@ -202,9 +254,10 @@ class Trainer:
             advantages=on_device(np.repeat(advantage, lengths)),
             weights=on_device(np.repeat(token_weights(lengths, self.settings.loss), lengths)),
             compared=on_device(np.repeat([self._is_present(t) for t in batch], lengths)),
+            labelled=on_device(weights_of(labelled)),
         )
 
-    def _pack(self, batch: Sequence[Trajectory]) -> tuple[list[MicroBatch], int]:
+    def _pack(self, batch: Sequence[Trajectory | Example]) -> tuple[list[MicroBatch], int]:
         """This rank's micro-batches, and the rows of all ranks."""
         sequences = [(t.prompt_ids, t.response_ids) for t in batch]
         budget, num_ranks = self.settings.micro_batch_tokens, self.settings.parallel.data
@@ -225,8 +278,8 @@ class Trainer:
         compare: bool,
         gives_up: Callable[[], bool] | None,
     ) -> None:
-        """Accumulate the part's gradient, and its numbers into `sums` (the diagnostics, the loss and, with `compare`,
-        the engine's mismatch) and `max_ratio`. Nothing waits for the device in here.
+        """Accumulate the part's gradient, and its numbers into `sums` (the diagnostics, the policy loss, with `compare`
+        the engine's mismatch, and the supervised loss) and `max_ratio`. Nothing waits for the device in here.
 
         Raises StepGivenUp at a micro-batch where `gives_up` holds, unless other ranks take part in its computation.
         """
@@ -236,7 +289,9 @@ class Trainer:
         def token_loss(_: int, micro: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Tensor:
             if alone and gives_up is not None and gives_up():
                 raise StepGivenUp
-            at = part.at(micro)
+            supervised = part.supervised_loss(micro, logprobs)
+            rows, at = part.at(micro)
+            logprobs, entropy = logprobs[rows], entropy[rows]
             result = policy_loss(
                 logprobs,
                 part.behave[at],
@@ -248,9 +303,10 @@ class Trainer:
                 bonus,
             )
             gap = ((logprobs.detach() - part.behave[at]).abs() * part.compared[at]).sum() * compare
-            sums.add_(torch.cat([result.sums, torch.stack([result.loss.detach(), gap]).double()]))
+            more = torch.stack([result.loss.detach(), gap, supervised.detach()]).double()
+            sums.add_(torch.cat([result.sums, more]))
             torch.maximum(max_ratio, result.max_ratio, out=max_ratio)
-            return result.loss
+            return result.loss + self.settings.loss.supervised * supervised
 
         self.policy.forward_backward(part.micros, token_loss)
 
@@ -260,7 +316,8 @@ class Trainer:
         for part in parts:
             part.prox = torch.zeros_like(part.behave)
             for micro, logprobs, _ in self.policy.logprobs(part.micros):
-                part.prox[part.at(micro)] = logprobs.float()
+                rows, at = part.at(micro)
+                part.prox[at] = logprobs[rows].float()
 
     def _is_present(self, trajectory: Trajectory) -> bool:
         """Whether the present version sampled the whole response. Where weights changed in between, the engine's cache
@@ -300,7 +357,20 @@ def _moving(batch: Sequence[Trajectory], advantage: np.ndarray) -> int:
     return sum(len(t.response_ids) for t, value in zip(batch, advantage.tolist(), strict=True) if value)
 
 
-def _flops(batch: Sequence[Trajectory], cost: CostModel) -> int:
+def _describe_labelled(shares: Sequence[Sequence[Example]], loss: float) -> dict[str, float]:
+    """Metrics of the labelled examples; `shares`: of each update, `loss`: the sum of the updates' losses."""
+    learned = [share for share in shares if share]
+    if not learned:
+        return {}
+    examples = [one for share in learned for one in share]
+    return {
+        "supervised_loss": loss / len(learned),
+        "labelled_examples": len(examples),
+        "labelled_tokens": sum(len(one.response_ids) for one in examples),
+    }
+
+
+def _flops(batch: Sequence[Trajectory | Example], cost: CostModel) -> int:
     """Floating-point operations of one pass over `batch`, forward and backward, on all ranks; each distinct prompt is
     computed once (`Architecture.cost`)."""
     prompts = {t.prompt_ids.tobytes(): len(t.prompt_ids) for t in batch}

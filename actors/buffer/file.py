@@ -60,6 +60,17 @@ CREATE TABLE history (                 -- solutions by the policy version that w
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
+# Made in files of every form when they are opened: nothing else depends on it.
+_LABELLED = """
+CREATE TABLE IF NOT EXISTS labelled (  -- programs with pairs of input and output, for a supervised loss
+    id INTEGER PRIMARY KEY,            -- 1, 2, ... without a gap
+    program_digest BLOB NOT NULL UNIQUE, -- of the normalised program, as in tasks
+    program TEXT NOT NULL,
+    normal TEXT NOT NULL,
+    pairs TEXT NOT NULL,               -- JSON array of [input, output]
+    message TEXT NOT NULL
+) STRICT;
+"""
 
 
 class TaskBufferError(UserError):
@@ -93,6 +104,7 @@ def open_database(path: Path, journal: JournalChoice = "auto") -> tuple[sqlite3.
         database.execute("PRAGMA cache_size=-65536")  # KiB
         if not tables:
             database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        database.execute(_LABELLED)
     except BaseException:
         database.close()
         raise
@@ -136,16 +148,23 @@ class Transaction:
 def row_of(task: Task, normal: str, identity: Sequence[str]) -> tuple[str, bytes, bytes, str, str, str, str, str]:
     """The columns of `tasks` from `kind` to `texts`. `identity`: see `TaskKind.identity`."""
     parts = [task.kind, normal.strip(), *task.inputs, *identity]
-    # As JSON, so that no text of a program can pass for the border between two parts.
-    digest = hashlib.sha256(json.dumps(parts, allow_nan=False).encode()).digest()[:16]
-    program_digest = hashlib.sha256(json.dumps(normal.strip(), allow_nan=False).encode()).digest()[:16]
     return (
         task.kind,
-        digest,
-        program_digest,
+        _digest(parts),
+        program_digest(normal),
         task.program,
         json.dumps(task.inputs, allow_nan=False),
         json.dumps(task.outputs, allow_nan=False),
         task.message,
         json.dumps(dict(task.texts), allow_nan=False),
     )
+
+
+def program_digest(normal: str) -> bytes:
+    """The digest of a normalised program."""
+    return _digest(normal.strip())
+
+
+def _digest(parts: str | list[str]) -> bytes:
+    # As JSON, so that no text of a program can pass for the border between two parts.
+    return hashlib.sha256(json.dumps(parts, allow_nan=False).encode()).digest()[:16]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from actors.buffer.task_buffer import Added, NewTask
+from actors.labelled import LabelledProgram
 from executor.tasks import Task
 
 RETRY_S = 0.2
@@ -77,6 +78,10 @@ class RemoteBuffer:
     async def rewarded(self, task_id: int, reward: float) -> None:
         """See `Buffer`."""
         await self._ask_together("rewarded", task_id, reward)
+
+    async def label(self, program: LabelledProgram) -> None:
+        """See `Buffer`."""
+        await self._ask_together("label", program)
 
     async def ask(self, request: str, *arguments: Any, **named: Any) -> Any:
         """Make any request of the actor."""

@@ -26,10 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from actors.buffer.file import TaskBufferError, Transaction, copy_database, open_database, row_of
+from actors.buffer.file import TaskBufferError, Transaction, copy_database, open_database, program_digest, row_of
 from actors.buffer.ordered_ids import OrderedIds
 from actors.buffer.settings import BufferSettings
 from actors.kinds.registry import kind_of, kinds, names
+from actors.labelled import LabelledProgram
 from actors.prompts import ZERO_NORMAL, ZERO_TASK
 from executor.tasks import Task
 
@@ -81,6 +82,9 @@ class Buffer(Protocol):
 
     async def rewarded(self, task_id: int, reward: float) -> None:
         """Record the reward of a task's proposer, once the task's solutions are judged."""
+
+    async def label(self, program: LabelledProgram) -> None:
+        """Store a labelled program; of one whose normal form is known, only a message that was missing."""
 
 
 class TaskBuffer:
@@ -178,6 +182,26 @@ class TaskBuffer:
         """See `Buffer`. Raises KeyError for a task that is not there."""
         if not self._database.execute("UPDATE tasks SET reward = ? WHERE id = ?", (reward, task_id)).rowcount:
             raise KeyError(f"there is no task {task_id}")
+
+    def label(self, program: LabelledProgram) -> None:
+        """See `Buffer`."""
+        pairs = json.dumps(program.pairs, allow_nan=False)
+        self._database.execute(
+            "INSERT INTO labelled (program_digest, program, normal, pairs, message) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET message = excluded.message WHERE message = ''",
+            (program_digest(program.normal), program.program, program.normal, pairs, program.message),
+        )
+
+    def labelled(self, count: int, seed: str) -> list[LabelledProgram]:
+        """Up to `count` distinct labelled programs, drawn uniformly. A function of the seed and of what is there."""
+        (known,) = self._database.execute("SELECT ifnull(max(id), 0) FROM labelled").fetchone()
+        found = []
+        for one in random.Random(seed).sample(range(1, known + 1), min(count, known)):
+            program, normal, pairs, message = self._database.execute(
+                "SELECT program, normal, pairs, message FROM labelled WHERE id = ?", (one,)
+            ).fetchone()
+            found.append(LabelledProgram(program, normal, tuple((i, o) for i, o in json.loads(pairs)), message))
+        return found
 
     def sizes(self) -> dict[str, int]:
         """Active tasks by kind. Any thread may call it, and `metrics`."""
@@ -325,6 +349,10 @@ class LocalBuffer:
     async def rewarded(self, task_id: int, reward: float) -> None:
         """See `Buffer`."""
         self._store.rewarded(task_id, reward)
+
+    async def label(self, program: LabelledProgram) -> None:
+        """See `Buffer`."""
+        self._store.label(program)
 
 
 def learnability(attempts: int, solved: int) -> float:

@@ -17,6 +17,7 @@ import ray
 from actors.buffer.file import TaskBufferError
 from actors.buffer.remote import Answer, RemoteBuffer, Request
 from actors.buffer.task_buffer import TaskBuffer
+from actors.labelled import LabelledProgram
 from executor.signals import ignore_signals
 from launch.cluster.cpu import cpu_seconds
 from launch.cluster.environment import prepare_part
@@ -66,6 +67,10 @@ class BufferActor:
     def several(self, requests: Sequence[Request]) -> list[Answer]:
         """Requests of one rollout actor, one after the other. What is wrong with one is the answer to it."""
         return self._ask(lambda store: [_answer(store, *request) for request in requests])
+
+    def labelled(self, count: int, seed: str) -> list[LabelledProgram]:
+        """See `TaskBuffer.labelled`."""
+        return self._ask(lambda store: store.labelled(count, seed))
 
     def metrics(self) -> dict[str, float]:
         """See `TaskBuffer.metrics`. Raises the error of the request that the file made fail, if there was one."""

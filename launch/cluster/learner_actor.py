@@ -153,6 +153,8 @@ class LearnerActor:
         trainer.ranks.barrier()  # every rank has loaded: the run goes on with these settings
         recorder = sender = None
         if stream is not None:
+            if config.learner.loss.supervised:
+                work.supervise(lambda count, seed: ask_buffer(self._buffer, "labelled", count, seed))
             recorder = Recorder(
                 self._folder,
                 work.tokenizer,

@@ -15,6 +15,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 from actors.buffer.task_buffer import Buffer
 from actors.engine.generation import Engine
+from actors.labelled_examples import Draw
 from actors.roles import MakeRoles
 from actors.rollout import Measure
 from actors.time_ledger import TimeLedger
@@ -83,6 +84,9 @@ class LearnerWork(Protocol):
     @property
     def tokenizer(self) -> Any:
         """Turns token ids into text (`decode`), for the record of trajectories."""
+
+    def supervise(self, draw: Draw) -> None:
+        """Learn from labelled programs as well (`learner.loss.supervised`). `draw`: from the run's task buffer."""
 
 
 class Workload(Protocol):

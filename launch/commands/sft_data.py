@@ -63,8 +63,9 @@ def _run(arguments: argparse.Namespace) -> int:
     import asyncio
 
     from actors.kinds.registry import names
-    from actors.seed_file import SeedError
-    from launch.sft.data import examples, labelled, labelled_examples, validated
+    from actors.seed_file import SeedError, label_tasks
+    from executor.settings import ExecutorSettings
+    from launch.sft.data import examples, labelled_examples, validated
 
     try:
         text = arguments.tasks.read_text()
@@ -80,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
     roles = ("solve", "propose") if arguments.role == "both" else (arguments.role,)
     shared = arguments.format, roles, arguments.references, arguments.seed
     if arguments.pairs:
-        programs = asyncio.run(labelled(found, arguments.pairs, arguments.seed))
+        programs = asyncio.run(label_tasks(found, ExecutorSettings(), arguments.pairs, arguments.seed))
         distinct = len({normal for _, normal in found})
         print(
             f"{len(programs)} of {distinct} distinct programs labelled, {sum(len(one.pairs) for one in programs)} pairs"

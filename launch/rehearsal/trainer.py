@@ -15,6 +15,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from actors.labelled_examples import Draw
 from launch.config import Config
 from launch.settings import RehearsalSettings
 from learner.advantages import advantages
@@ -159,3 +160,6 @@ class RehearsedLearnerWork:
             dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
         self.trainer = RehearsedTrainer(config.rehearsal, config.learner, Ranks(rank, world_size))
         self.tokenizer: Any = NoText()
+
+    def supervise(self, draw: Draw) -> None:
+        """See `LearnerWork`: a rehearsal has no programs to label."""

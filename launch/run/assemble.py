@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from actors.labelled_examples import Draw, LabelledExamples
 from executor.cpus import allowed_cpus
 from launch.config import Config, SftConfig
 from learner.model.policy import PolicyModel
@@ -43,3 +45,9 @@ def make_trainer(config: Config, model_dir: Path, rank: int = 0, store: Store | 
     timeout_s, temperature = config.learner.batch_timeout_s, config.selfplay.temperature
     policy, ranks = make_policy(config, model_dir, rank, store, timeout_s, temperature)
     return Trainer(policy, config.learner, ranks, data_rank=data_rank())
+
+
+def make_supervision(config: Config, tokenizer: Any, draw: Draw) -> LabelledExamples:
+    """What gives the trainer its labelled examples (`Trainer.supervision`). `draw`: from the run's task buffer."""
+    batch = config.learner.batch
+    return LabelledExamples(draw, tokenizer, config.selfplay, batch.kinds, batch.labelled, config.run.seed)

@@ -27,7 +27,7 @@ from executor.judge import Judge
 from executor.pool import SerialPool
 from launch.config import Config
 from launch.models import prepare
-from launch.run.assemble import make_trainer
+from launch.run.assemble import make_supervision, make_trainer
 from launch.run.attempt import adopt
 from launch.run.checkpoints import Saved
 from launch.run.console import Console
@@ -264,6 +264,8 @@ def _run(config: Config, folder: RunFolder, resume: bool, view: Console, interru
     loop.run_until_complete(pool.start())
     loop.run_until_complete(engine.start())
     trainer = make_trainer(config, model_dir)
+    if config.learner.loss.supervised:
+        trainer.supervision = make_supervision(config, engine.tokenizer, store.labelled)
     progress = Progress(read_durations(folder))
     gate = make_gate(config)
     record = work_log(folder, HOLDER.actor_id, config.executor.record_work)

@@ -40,7 +40,8 @@ def open_tasks(config: Config, folder: RunFolder, resume: bool) -> TaskBuffer:
     store = TaskBuffer(folder.tasks, config.buffer)
     try:
         if checkpoint is None and config.selfplay.seed_tasks:
-            report = load_seeds(seed_file(config.selfplay.seed_tasks), config.executor, store, config.selfplay.rules)
+            selfplay, file = config.selfplay, seed_file(config.selfplay.seed_tasks)
+            report = load_seeds(file, config.executor, store, selfplay.rules, selfplay.label_pairs)
             for line, why in report.rejected:
                 append_event(folder, "seed_rejected", file=config.selfplay.seed_tasks, line=line, why=why)
             append_event(folder, "seeds_loaded", file=config.selfplay.seed_tasks, **report.counts())

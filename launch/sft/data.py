@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from actors.kinds.registry import kind_of
-from actors.labelled import LabelledProgram, Labeller
+from actors.labelled import LabelledProgram
 from actors.prompt_builder import Prompt, PromptBuilder
-from actors.prompts import FUNCTION_START
+from actors.prompts import PromptFormat
+from actors.responses import response_to
 from actors.sampler import hash_seed
-from actors.seed_file import sandboxes, validate_lines
+from actors.seed_file import validate_lines
 from executor.settings import ExecutorSettings
 from executor.tasks import Task
-
-PromptFormat = Literal["completion", "r1"]
 
 _SOLVER_THOUGHT = "I go through it step by step, and check the result."
 _PROPOSER_THOUGHT = "I write something that differs from what is there, and whose result has to be worked out."
@@ -64,19 +63,10 @@ def _is_example(other: Task, task: Task) -> bool:
 
 
 def _example(prompt: Prompt, thought: str, answer: str, prompt_format: PromptFormat) -> dict[str, Any] | None:
-    """`answer`: whole blocks. The reply begins where the prompt's own start of it ends; None where it cannot begin so,
-    or would be stopped too early."""
+    """`answer`: whole blocks."""
     pieces = ["".join(map(chr, prompt.token_ids[span.start : span.end])) for span in prompt.spans]
-    if prompt_format == "r1":
-        reply = f"{prompt.reply_start}{thought}</think>\n<answer>\n{answer}</answer>"
-    elif "\n```" in prompt.stop:
-        reply = answer.rstrip("\n")
-    else:  # a proposer's reply ends where the next block or example would begin
-        reply = f"{answer}{prompt.stop[-1]}" if prompt.reply_start == FUNCTION_START else f"{answer}\n{prompt.stop[-1]}"
-    response = reply.removeprefix(prompt.reply_start)
-    stopped = min(at for stop in prompt.stop if (at := response.find(stop)) >= 0)
-    fits = reply.startswith(prompt.reply_start) and response[stopped:] in prompt.stop
-    return {"prompt": pieces, "response": response} if fits else None
+    response = response_to(prompt, answer, prompt_format, thought)
+    return None if response is None else {"prompt": pieces, "response": response}
 
 
 Validated = list[tuple[Task, str]]
@@ -89,13 +79,6 @@ async def validated(lines: Sequence[tuple[int, str]]) -> tuple[Validated, list[t
     results = await validate_lines(lines, ExecutorSettings())
     found = [result for _, result in results if not isinstance(result, str)]
     return found, [(number, result) for number, result in results if isinstance(result, str)]
-
-
-async def labelled(found: Validated, num_pairs: int, seed: int) -> list[LabelledProgram]:
-    """The distinct programs of `found`, each with up to `num_pairs` pairs: see `Labeller`. Raises
-    InfrastructureError."""
-    async with sandboxes(ExecutorSettings()) as environment:
-        return await Labeller(environment, num_pairs).label_all(found, str(seed))
 
 
 def labelled_examples(

@@ -15,6 +15,7 @@ from actors.buffer.task_buffer import Buffer
 from actors.engine.async_engine import AsyncEngine
 from actors.environment import Environment
 from actors.heldout import Heldout
+from actors.labelled_examples import Draw
 from actors.roles import MakeRoles, model_roles
 from actors.time_ledger import TimeLedger
 from actors.token_ledger import TokenLedger
@@ -24,7 +25,7 @@ from launch.cluster.engine_failure import explain
 from launch.cluster.workload import ActorPlace
 from launch.config import Config
 from launch.models import prepare
-from launch.run.assemble import make_trainer
+from launch.run.assemble import make_supervision, make_trainer
 from launch.run.folder import work_log
 
 _LOG = logging.getLogger(__name__)
@@ -86,5 +87,10 @@ class ModelLearnerWork:
     def __init__(self, config: Config, rank: int, store: Store | None) -> None:
         model_dir = prepare(config.model.path)
         _LOG.info("loading the model %s", model_dir)
+        self._config = config
         self.trainer = make_trainer(config, model_dir, rank, store)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(str(model_dir))
+
+    def supervise(self, draw: Draw) -> None:
+        """See `LearnerWork`."""
+        self.trainer.supervision = make_supervision(self._config, self.tokenizer, draw)

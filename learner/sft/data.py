@@ -161,6 +161,14 @@ class Order:
         return int(self._shuffled[1][index])
 
 
+def weights_of(examples: Sequence[Example]) -> np.ndarray:
+    """The weight of a response token of each example, float32 [B]; over all response tokens they add up to 1."""
+    weights = np.array([example.weight for example in examples], dtype=np.float64)
+    lengths = np.array([len(example.response_ids) for example in examples], dtype=np.float64)
+    result: np.ndarray = (weights / (weights * lengths).sum()).astype(np.float32)
+    return result
+
+
 class _Texts(NamedTuple):
     prompt: list[str]
     response: str

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from learner.batching.packing import MicroBatch, pack_rank
@@ -26,7 +25,7 @@ from learner.phase import Phase
 from learner.ranks import Ranks
 from learner.schedule import CheckpointSchedule
 from learner.settings import OptimizerSettings
-from learner.sft.data import Data, Example, Order
+from learner.sft.data import Data, Example, Order, weights_of
 from learner.sft.settings import SftLearnerSettings, SftSettings
 from learner.skipped_updates import SkippedUpdates
 
@@ -80,7 +79,7 @@ class SftTrainer:
         started = time.monotonic()
         batch = [self._data.train[index] for index in self.order.batch(self.step)]
         micros, num_rows = self._pack(batch)
-        weights = token_weights(batch)
+        weights = weights_of(batch)
         loss = torch.zeros(1, dtype=torch.float64)
 
         def token_loss(_: int, micro: MicroBatch, logprobs: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
@@ -115,7 +114,7 @@ class SftTrainer:
         if not self._data.validation:
             return {}
         started = time.monotonic()
-        weights = token_weights(self._data.validation)
+        weights = weights_of(self._data.validation)
         loss = torch.zeros(1, dtype=torch.float64)
         for micro, logprobs, _ in self.policy.logprobs(self._pack(self._data.validation)[0]):
             at = torch.from_numpy(weights[micro.sequence_index])
@@ -173,14 +172,6 @@ def fine_tune(trainer: SftTrainer, validate_every: int, schedule: CheckpointSche
     if schedule.saved != trainer.step:
         hooks.on_phase(Phase.SAVING, None)
         hooks.save()
-
-
-def token_weights(examples: Sequence[Example]) -> np.ndarray:
-    """The weight of a response token of each example, float32 [B]; over all response tokens they add up to 1."""
-    weights = np.array([example.weight for example in examples], dtype=np.float64)
-    lengths = np.array([len(example.response_ids) for example in examples], dtype=np.float64)
-    result: np.ndarray = (weights / (weights * lengths).sum()).astype(np.float32)
-    return result
 
 
 def _perplexity(loss: float) -> float:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from actors.environment import Environment
 from actors.heldout import load_tasks
 from actors.kinds.registry import kind_of
-from actors.labelled import LabelledProgram, Labeller
+from actors.labelled import LabelledProgram
+from actors.labeller import Labeller
+from actors.settings import SelfPlaySettings
 from executor.literals import parse_args
 from executor.tasks import Task
 from executor.values import canonical
-from tests.unit.actors.scripted import judging
+from learner.staleness import Grant
+from learner.trajectory import Role
+from tests.unit.actors.scripted import judging, new_store, play, reply
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,40 @@ def test_no_program_of_a_held_out_task_is_labelled(environment: Environment) -> 
     entries = [entry for entry in load_tasks() if entry.difficulty > 1][:20]
     renamed = [entry.task.program.replace("def f(", "def f(  ") + "  # mine" for entry in entries]
     assert label(environment, *zip(renamed, [entry.task.inputs[0] for entry in entries], strict=True)) == []
+
+
+def test_an_episode_labels_a_new_program_once_and_is_otherwise_as_without(
+    environment: Environment, tmp_path: Path
+) -> None:
+    grant = Grant(1, "deduction", 0, (0, 1), (2, 3, 4, 5))
+    settings = SelfPlaySettings(prompt_format="completion", solutions=2, max_prompt_tokens=4000)
+
+    def answer(prompt: str, turn: int) -> str:
+        if not prompt.endswith("def f("):
+            return "8" if turn else "no"
+        return reply("def f(x):\n    return x * 3 + 2", "2") if turn else reply("def f(x):\n    return x", "5")
+
+    found = []
+    for label_pairs in (0, 3):
+        (tmp_path / f"{label_pairs}").mkdir()
+        store = new_store(tmp_path / f"{label_pairs}")
+        chosen = settings.model_copy(update={"label_pairs": label_pairs})
+        played = play(environment, store, grant, answer, chosen)
+        found.append([(t.slot, t.outcome, t.reward, t.response_ids.tolist()) for t in played.by_slot(Role.SOLVE)])
+        labelled = store.labelled(9, "s")
+        assert [program.program for program in labelled] == ["def f(x):\n    return x * 3 + 2"][: bool(label_pairs)]
+        assert all(len(program.pairs) == 3 for program in labelled)
+        store.close()
+    assert found[0] == found[1]
+
+
+def test_a_program_is_tried_again_only_for_a_message(environment: Environment) -> None:
+    async def run() -> list[bool]:
+        labeller, task = Labeller(environment, 3), Task("deduction", "def f(x):\n    return x + 41", ("1",), ("42",))
+        told = Task("induction", task.program, ("1", "2"), ("42", "43"), "f adds 41")
+        return [await labeller.label_new(one, "normal", "1") is not None for one in (task, task, told, told, task)]
+
+    assert asyncio.run(run()) == [True, False, True, False, False]
 
 
 def test_pairs_are_tasks_of_every_kind(environment: Environment) -> None:

@@ -77,6 +77,7 @@ def test_overrides_are_typed_and_win() -> None:
         ("learner.max_staleness=-1", ["learner.max_staleness", "greater than or equal to 0"]),
         ("selfplay.prompt_format=r2", ["selfplay.prompt_format", "completion"]),
         ("engine.max_model_len=64", ["engine.max_model_len is 64", "raise it"]),
+        ("learner.loss.supervised=0.5", ["learner.loss.supervised", "set selfplay.label_pairs"]),
         ("learner.batch.propose={guess=1}", ["learner.batch.propose"]),
         ("learner.batch.propose.deduction=-4", ["learner.batch.propose.deduction is -4", "0"]),
         ("selfplay.temperature=0", ["selfplay.temperature", "greater than or equal to 0.01"]),
@@ -90,6 +91,13 @@ def test_mistakes_name_the_key_and_the_mend(override: str, words: list[str]) -> 
         load("smollm2-cpu", [override])
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_supervised_loss_has_no_thoughts_to_teach() -> None:
+    on = ["learner.loss.supervised=0.5", "selfplay.label_pairs=4"]
+    assert load("smollm2-cpu", on).learner.loss.supervised == 0.5
+    with pytest.raises(ConfigError, match="no reasoning"):
+        load("smollm2-cpu", [*on, "selfplay.prompt_format=r1"])
 
 
 def test_serial_mode_refuses_what_needs_processes() -> None:

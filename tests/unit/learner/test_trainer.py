@@ -28,6 +28,7 @@ from learner.model.process_groups import data_rank, init_parallel
 from learner.protocols import StepGivenUp
 from learner.ranks import Ranks
 from learner.settings import BatchSettings, LearnerSettings, ModelSettings, ParallelSettings
+from learner.sft.data import Example
 from learner.skipped_updates import UpdatesSkipped
 from learner.trainer import Trainer
 from learner.trajectory import Cell, Role, Trajectory, VersionSpan, dumps, loads
@@ -114,6 +115,9 @@ def train(
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Numbers and weights of two batches; the same one twice."""
     one = trainer(folder, chosen, ranks)
+    if chosen.loss.supervised:
+        # Only rank 0 is asked.
+        one.supervision = lambda step: labelled(batch) if one.ranks.is_main else 1 / 0  # type: ignore[return-value]
     one.train(batch)
     one.version = VERSION
     numbers = one.train(batch)
@@ -188,6 +192,71 @@ def test_the_step_is_that_of_the_formulas(
     assert {name: numbers[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert bool(clipped) == (correction == "clip")
     assert any(clipped) or any(truncated) or correction == "none"
+
+
+def labelled(batch: list[Trajectory]) -> list[Example]:
+    """Five examples of two lengths and weights; one has a trajectory's prompt, and one that trajectory's response."""
+    rng = np.random.default_rng(3)
+    found = [(rng.integers(0, VOCAB, 4), rng.integers(0, VOCAB, size), weight) for size, weight in ((3, 1), (6, 2))]
+    found += [(t.prompt_ids, rng.integers(0, VOCAB, 2), 1) for t in batch[:2]]
+    found.append((batch[0].prompt_ids, batch[0].response_ids, 1))
+    return [Example(p.astype(np.int64), r.astype(np.int64), float(weight)) for p, r, weight in found]
+
+
+@pytest.mark.parametrize("correction", ["clip", "none"])
+def test_the_supervised_loss_is_added_to_the_policy_loss(
+    folder: Path, batch: list[Trajectory], correction: str
+) -> None:
+    """The gradient is that of both losses, by autograd over transformers; the policy's own numbers are as without."""
+    import transformers as tf
+
+    model = tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).double()
+    examples = labelled(batch)
+    weight = sum(e.weight * len(e.response_ids) for e in examples)
+
+    def logprobs(prompt: np.ndarray, response: np.ndarray) -> Tensor:
+        ids = torch.from_numpy(np.concatenate([prompt, response])).long()
+        table = torch.log_softmax(model(ids[None]).logits[0, len(prompt) - 1 : -1], -1)
+        return table.gather(1, torch.from_numpy(response).long()[:, None])[:, 0]
+
+    nll = -sum(e.weight * logprobs(e.prompt_ids, e.response_ids).sum() for e in examples) / weight
+    policy = torch.zeros((), dtype=torch.float64)
+    num_tokens = sum(len(t.response_ids) for t in batch)
+    for t in batch:
+        theta, a = logprobs(t.prompt_ids, t.response_ids), float(np.float32(t.reward))
+        ratio = (theta - torch.from_numpy(t.logprobs).double()).exp()
+        tokens = -a * (1 + theta - theta.detach())
+        if correction == "clip":
+            tokens = -torch.minimum(ratio * a, ratio.clamp(0.9, 1.15) * a)
+            tokens = tokens.clamp(max=-1.3 * a) if a < 0 else tokens
+        policy = policy + tokens.sum() / num_tokens
+    (policy + 0.7 * nll).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    one = trainer(folder, settings(supervised=0.7, correction=correction))
+    one.supervision = lambda step: examples if step == VERSION else []
+    numbers = one.train(batch)
+    expected = {"supervised_loss": nll.item(), "loss": policy.item(), "grad_norm": norm.item()}
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert numbers["labelled_examples"] == 5
+    assert numbers["labelled_tokens"] == sum(len(e.response_ids) for e in examples)
+    without = trainer(folder, settings(correction=correction)).train(batch)
+    changed = TIMES | CUT | {"grad_norm", "grad_norm_max", "train_flops", *expected, "labelled_examples"}
+    for name in set(without) - changed:
+        assert numbers[name] == pytest.approx(without[name], rel=1e-5, abs=1e-6), name
+    assert numbers["train_flops"] > without["train_flops"]
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize("correction", ["clip", "decoupled"])
+def test_micro_batches_do_not_change_the_supervised_loss(
+    folder: Path, batch: list[Trajectory], correction: str, updates: int
+) -> None:
+    chosen = settings(supervised=0.7, correction=correction, updates_per_batch=updates)
+    whole = train(folder, batch, chosen)
+    parts = train(folder, batch, chosen.model_copy(update={"micro_batch_tokens": 16}))
+    assert parts[0]["micro_batches"] > whole[0]["micro_batches"] == updates
+    assert whole[0]["labelled_examples"] == 5
+    assert_same(whole, parts)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -408,6 +477,7 @@ def chosen_for(layout: str, correction: str, updates: int) -> LearnerSettings:
         micro_batch_tokens=64,
         parallel={layout: 2},
         aggregation="sequence" if updates == 2 else "token",
+        supervised=0.0 if correction in ("none", "tis") else 0.7,
     )
 
 

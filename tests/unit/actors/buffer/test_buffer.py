@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from actors.buffer.file import SCHEMA_VERSION, TaskBufferError
 from actors.buffer.settings import BufferSettings
 from actors.buffer.task_buffer import Added, LocalBuffer, NewTask, TaskBuffer, learnability
 from actors.kinds.registry import kind_of
+from actors.labelled import LabelledProgram
 from actors.prompts import ZERO_TASK
 from actors.seed_file import save
 from executor.tasks import Task
@@ -283,6 +285,21 @@ def test_learnability_draws_what_is_solved_sometimes(path: Path) -> None:
     references = Counter(store.references(("induction",), 1, f"seed {i}")[0][0] for i in range(400))
     assert min(references.values()) > 60, "references are drawn uniformly"
     assert store.replay("nothing", "seed") is None
+    store.close()
+
+
+def test_a_program_is_labelled_once_and_keeps_the_first_message(path: Path) -> None:
+    store = TaskBuffer(path)
+    first = LabelledProgram("def f(x):\n    return -x", "n", (("1", "-1"), ("'}'", "'\\n'")))
+    renamed = LabelledProgram("def f(y):\n    return -y", "n", (("2", "-2"),), "negates")
+    for program in (first, renamed, replace(renamed, message="later"), first):
+        store.label(program)
+    store.label(replace(first, normal="other"))
+    store.close()
+    store = TaskBuffer(path)
+    found = {program.normal: program for program in store.labelled(9, "s")}
+    assert found == {"n": replace(first, message="negates"), "other": replace(first, normal="other")}
+    assert store.sizes()["deduction"] == 1, "a labelled program is no task"
     store.close()
 
 

@@ -10,10 +10,11 @@ import pytest
 from actors import heldout
 from actors.parsing import answer_of
 from actors.prompt_builder import PromptBuilder
+from actors.prompts import PromptFormat
 from executor.tasks import Task
 from launch.cli import main
 from launch.recipe import RECIPES
-from launch.sft.data import PromptFormat, examples
+from launch.sft.data import examples
 from launch.shipped.sft_examples import FILE, SOURCES
 from learner.settings import BatchSettings
 from tests.unit.actors.reading import parse_proposal, parse_solution

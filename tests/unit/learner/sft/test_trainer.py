@@ -15,9 +15,9 @@ from learner.model.process_groups import init_parallel
 from learner.ranks import Ranks
 from learner.schedule import CheckpointSchedule
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
-from learner.sft.data import Data, Example
+from learner.sft.data import Data, Example, weights_of
 from learner.sft.settings import SftLearnerSettings, SftSettings
-from learner.sft.trainer import Metrics, SftHooks, SftTrainer, fine_tune, learning_rate, token_weights
+from learner.sft.trainer import Metrics, SftHooks, SftTrainer, fine_tune, learning_rate
 from tests.ranks import run_ranks
 from tests.unit.learner.tiny import SHAPE, VOCAB
 
@@ -175,7 +175,7 @@ def test_two_data_parallel_ranks_equal_one(folder: Path, tmp_path: Path) -> None
 
 def test_weights_of_tokens_add_up_to_one() -> None:
     train = make_data().train
-    each = token_weights(train)
+    each = weights_of(train)
     assert sum(w * len(e.response_ids) for w, e in zip(each, train, strict=True)) == pytest.approx(1.0)
     assert each[1] / each[0] == pytest.approx(2.0)
 
