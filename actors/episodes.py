@@ -110,7 +110,7 @@ class Episode:
         """One proposal, and what becomes of its solve slots. Its trajectory goes out once its solutions are judged."""
         episode_id = f"{self._grant.episode}.{slot}"
         draft = await self._proposer.draft(brief, f"p{slot}")
-        if draft.task is None or draft.solve_prompt is None:
+        if draft.task is None:
             await self._replay(share, episode_id)
             await self._emit_proposal(brief, slot, draft, Proposed(None), draft.outcome)
             return
@@ -127,12 +127,13 @@ class Episode:
             found = Proposed(None, duplicate=True)
             await self._emit_proposal(brief, slot, draft, found, ProposalOutcome.DUPLICATE.value)
             return
+        prompt = await self._solver.prompt(draft.task, self._sampler.salt(slot, "examples"))
         if self._settings.train_on_estimates:
-            solved = await self._solve_fresh(draft.task, draft.solve_prompt, added.task_id, share, episode_id)
+            solved = await self._solve_fresh(draft.task, prompt, added.task_id, share, episode_id)
         else:
             solved, _ = await together(
                 (
-                    self._solve_fresh(draft.task, draft.solve_prompt, added.task_id, (), episode_id),
+                    self._solve_fresh(draft.task, prompt, added.task_id, (), episode_id),
                     self._replay(share, episode_id),
                 )
             )
@@ -181,7 +182,7 @@ class Episode:
                 break
             task_id, task = found
             try:
-                prompt = self._sampler.prompts.solve(task)
+                prompt = await self._solver.prompt(task, f"{salt}/examples")
             except PromptTooLong:  # only where the limit was lowered since: no such task enters
                 self._sampler.counts["prompts_too_long"] += 1
                 continue

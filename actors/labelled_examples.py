@@ -69,7 +69,8 @@ class LabelledExamples:
             if draw.random() < PROPOSE_SHARE:
                 prompt = self._prompts.propose(task.kind, self._references(task, program, others, draw))
                 return self._built(prompt, kind.proposal_reply(task), self._settings.max_propose_tokens)
-            return self._built(self._prompts.solve(task), kind.answer_reply(task), self._settings.max_solve_tokens)
+            prompt = self._prompts.solve(task, self._solved(task, program, others, draw))
+            return self._built(prompt, kind.answer_reply(task), self._settings.max_solve_tokens)
         except PromptTooLong:
             return None
 
@@ -81,10 +82,29 @@ class LabelledExamples:
         kind = kind_of(task.kind)
         if not kind.writes_program:
             return [task]
+        return self._others(kind.reference_kinds, self._settings.references, program, others, draw)
+
+    def _solved(
+        self, task: Task, program: LabelledProgram, others: Sequence[LabelledProgram], draw: random.Random
+    ) -> list[Task]:
+        """What a solver of `task` is shown (`selfplay.examples`): tasks of its kind with other programs."""
+        return self._others((task.kind,), self._settings.examples, program, others, draw)
+
+    def _others(
+        self,
+        kinds: Sequence[str],
+        count: int,
+        program: LabelledProgram,
+        others: Sequence[LabelledProgram],
+        draw: random.Random,
+    ) -> list[Task]:
+        """Up to `count` tasks of `kinds`, each of another program than `program`."""
         pool = [other for other in others if other.normal != program.normal]
-        chosen = draw.sample(pool, min(self._settings.references, len(pool)))
-        found = [[one for one in other.tasks(1) if one.kind in kind.reference_kinds] for other in chosen]
-        return [draw.choice(tasks) for tasks in found if tasks]
+        found = [
+            [one for one in other.tasks(self._settings.induction_inputs) if one.kind in kinds]
+            for other in draw.sample(pool, len(pool))
+        ]
+        return [draw.choice(tasks) for tasks in found if tasks][:count]
 
     def _built(self, prompt: Prompt, answer: str, max_tokens: int) -> Example | None:
         response = response_to(prompt, answer, self._settings.prompt_format)

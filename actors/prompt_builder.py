@@ -70,9 +70,15 @@ class PromptBuilder:
             f"selfplay.max_prompt_tokens is {self._max_tokens}"
         )
 
-    def solve(self, task: Task) -> Prompt:
-        """Ask for the missing part of `task`; raises PromptTooLong."""
-        prompt = self._prompt(kind_of(task.kind).solution_prompt(task, self._format))
+    def solve(self, task: Task, examples: Sequence[Task] = ()) -> Prompt:
+        """Ask for the missing part of `task`, after solved `examples` of its kind. They are left out, the last first,
+        until the prompt fits; PromptTooLong if it does not even without."""
+        kind = kind_of(task.kind)
+        for kept in range(len(examples), 0, -1):
+            prompt = self._prompt(kind.solution_prompt(task, self._format, examples[:kept]))
+            if len(prompt.token_ids) <= self._max_tokens:
+                return prompt
+        prompt = self._prompt(kind.solution_prompt(task, self._format))
         if len(prompt.token_ids) > self._max_tokens:
             raise PromptTooLong(
                 f"a {task.kind} task of {len(prompt.token_ids)} tokens; "

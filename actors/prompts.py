@@ -9,7 +9,7 @@ reasoning in <think> and the answer in <answer>.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
@@ -93,10 +93,14 @@ def r1(material: Iterable[Piece]) -> PromptText:
     return PromptText([frame(_R1_FRAME), *material, frame("\nAssistant: ")], "<think>", ("</answer>",))
 
 
-def worked_example(head: str, example: Iterable[Piece], given: Iterable[Piece], reply_start: str) -> PromptText:
-    """A `completion` prompt of a solver: what examples are, one that is solved, and one to be gone on with."""
-    pieces = [frame(f"{head}\n\n"), frame("Example 1\n"), *example, frame("\nExample 2\n"), *given]
-    return PromptText(pieces, reply_start, (f"\n{FENCE}",))
+def worked_examples(
+    head: str, examples: Sequence[Iterable[Piece]], given: Iterable[Piece], reply_start: str
+) -> PromptText:
+    """A `completion` prompt of a solver: what examples are, some that are solved, and one to be gone on with."""
+    pieces = [frame(f"{head}\n\n"), frame("Example 1\n")]
+    for number, example in enumerate(examples, start=2):
+        pieces += [*example, frame(f"\nExample {number}\n")]
+    return PromptText([*pieces, *given], reply_start, (f"\n{FENCE}",))
 
 
 _R1_FRAME = (

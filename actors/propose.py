@@ -52,14 +52,13 @@ class Brief:
 
 @dataclass(frozen=True)
 class Draft:
-    """A proposer's reply, judged. With a task it is valid, and `solve_prompt` asks for its solution."""
+    """A proposer's reply, judged. With a task it is valid, and fits a solver's prompt."""
 
     completion: Completion
     outcome: str
     """Value of the `FormatError`, `RejectionReason` or `ProposalOutcome`."""
     execute_s: float
     task: Task | None = None
-    solve_prompt: Prompt | None = None
     normal: str = ""
     """The normalised program: the buffer takes two programs with the same one for the same."""
     parts: dict[str, float] = field(default_factory=dict)
@@ -166,7 +165,7 @@ class ModelProposer(Proposer):
             ignores = {"ignores_input": 1.0} if task.reason is RejectionReason.IGNORES_INPUT else {}
             return Draft(completion, task.reason.value, time.monotonic() - started, parts=ignores)
         try:
-            solve_prompt = self._sampler.prompts.solve(task)
+            self._sampler.prompts.solve(task)
         except PromptTooLong:
             self._sampler.counts["tasks_too_long"] += 1
             return Draft(completion, ProposalOutcome.TOO_LONG.value, time.monotonic() - started)
@@ -181,7 +180,6 @@ class ModelProposer(Proposer):
             ProposalOutcome.VALID.value,
             time.monotonic() - started,
             task,
-            solve_prompt,
             facts.normal if facts else task.program,
             parts,
             measures,

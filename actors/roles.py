@@ -42,7 +42,7 @@ def model_roles(engine: Engine, environment: Environment, buffer: Buffer, settin
         return Roles(
             sampler,
             ModelProposer(sampler, environment, buffer),
-            ModelSolver(sampler, environment),
+            ModelSolver(sampler, environment, buffer),
             lambda: environment.stats.executed,
         )
 

@@ -102,6 +102,10 @@ class SelfPlaySettings(SettingsTable):
     The paper's is 256 (4 x 64). They are not trained on; deduction and abduction start from them, induction from
     their programs. The time counts towards `actors.start_timeout_s`. A model that writes few valid tasks fails with
     SeedingFailed."""
+    examples: int = Field(default=0, ge=0)
+    """Number of past tasks that a solver's `completion` prompt shows solved, instead of the zero triplet.
+    They have other programs than the task asked, and do not give back their input. Each costs 30 to 60 tokens of the
+    prompt with small programs; those that do not fit `selfplay.max_prompt_tokens` are left out. `r1` shows none."""
     label_pairs: int = Field(default=0, ge=0)
     """Number of pairs of input and output that the executor labels of each distinct valid program; 0: none.
     For `learner.loss.supervised`. Takes twice as many executions for each program that is new; 4 is a start."""

@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from actors.buffer.task_buffer import Buffer
 from actors.engine.generation import Completion
 from actors.environment import Environment
 from actors.kinds.registry import kind_of
 from actors.parsing import FormatError, answer_of
 from actors.prompt_builder import Prompt
 from actors.sampler import Sampler, together
+from actors.solved_examples import SolvedExamples
 from executor.tasks import Task, VerdictReason
 
 
@@ -32,16 +34,26 @@ class Solver(ABC):
     """Answers tasks."""
 
     @abstractmethod
+    async def prompt(self, task: Task, seed: str) -> Prompt:
+        """The prompt that asks for the solution of `task`. `seed`: of the examples that it shows. Raises
+        PromptTooLong."""
+
+    @abstractmethod
     async def solve(self, task: Task, prompt: Prompt, names: Sequence[str]) -> list[Solution]:
-        """One solution a name, in that order. `prompt`: the task's, by `PromptBuilder.solve`."""
+        """One solution a name, in that order. `prompt`: the task's, by `prompt`."""
 
 
 class ModelSolver(Solver):
     """Has a model answer tasks, with one sampler, and one environment judge the answers."""
 
-    def __init__(self, sampler: Sampler, environment: Environment) -> None:
+    def __init__(self, sampler: Sampler, environment: Environment, buffer: Buffer) -> None:
         self._sampler = sampler
         self._environment = environment
+        self._examples = SolvedExamples(buffer, environment, sampler.settings.examples)
+
+    async def prompt(self, task: Task, seed: str) -> Prompt:
+        """See `Solver`."""
+        return self._sampler.prompts.solve(task, await self._examples.draw(task, seed))
 
     async def solve(self, task: Task, prompt: Prompt, names: Sequence[str]) -> list[Solution]:
         """See `Solver`."""

@@ -16,7 +16,7 @@ from actors.prompts import (
     frame,
     r1,
     triplet,
-    worked_example,
+    worked_examples,
 )
 from executor.judge import Judge
 from executor.tasks import Task, Verdict
@@ -32,15 +32,15 @@ class Abduction(TripletKind):
         "to go back from the output to an input that gives it."
     )
 
-    def solution_prompt(self, task: Task, prompt_format: PromptFormat) -> PromptText:
+    def solution_prompt(self, task: Task, prompt_format: PromptFormat, examples: Sequence[Task] = ()) -> PromptText:
         """See `TaskKind`."""
         given = [block_piece("python", task.program), block_piece("output", task.outputs[0])]
         if prompt_format == "r1":
             return r1([frame(_SOLVE_R1), *given])
-        program, zero_input, zero_output = triplet(ZERO_TASK)
-        return worked_example(
+        solved = [triplet(example) for example in examples or (ZERO_TASK,)]
+        return worked_examples(
             "Each example is a Python function f, an output, and an input for which f gives that output.",
-            [program, zero_output, zero_input],
+            [[program, output, found] for program, found, output in solved],
             given,
             f"{FENCE}input\n",
         )

@@ -16,7 +16,7 @@ from actors.prompts import (
     frame,
     r1,
     triplet,
-    worked_example,
+    worked_examples,
 )
 from executor.judge import Judge
 from executor.tasks import Task, Verdict
@@ -32,14 +32,14 @@ class Deduction(TripletKind):
         "reasoning to follow the function from the input to its output."
     )
 
-    def solution_prompt(self, task: Task, prompt_format: PromptFormat) -> PromptText:
+    def solution_prompt(self, task: Task, prompt_format: PromptFormat, examples: Sequence[Task] = ()) -> PromptText:
         """See `TaskKind`."""
         given = [block_piece("python", task.program), block_piece("input", task.inputs[0])]
         if prompt_format == "r1":
             return r1([frame(_SOLVE_R1), *given])
-        return worked_example(
+        return worked_examples(
             "Each example is a Python function f, an input, and the output of f for that input.",
-            triplet(ZERO_TASK),
+            [triplet(example) for example in examples or (ZERO_TASK,)],
             given,
             f"{FENCE}output\n",
         )

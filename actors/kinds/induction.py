@@ -14,6 +14,7 @@ from actors.prompts import (
     FUNCTION_START,
     ZERO_MESSAGE,
     ZERO_TASK,
+    Piece,
     PromptFormat,
     PromptText,
     block,
@@ -21,7 +22,7 @@ from actors.prompts import (
     frame,
     r1,
     triplet,
-    worked_example,
+    worked_examples,
 )
 from executor.judge import Judge
 from executor.tasks import Proposal, Rejection, RejectionReason, Task, Verdict
@@ -80,20 +81,16 @@ class Induction(TaskKind):
             return FormatError.EMPTY
         return Proposal(self.name, references[0].program, inputs[:num_inputs], message.strip())
 
-    def solution_prompt(self, task: Task, prompt_format: PromptFormat) -> PromptText:
+    def solution_prompt(self, task: Task, prompt_format: PromptFormat, examples: Sequence[Task] = ()) -> PromptText:
         """See `TaskKind`: of the pairs, the first half."""
-        pairs = [
-            piece
-            for given, result in shown(task)
-            for piece in (block_piece("input", given), block_piece("output", result))
-        ]
-        given = [block_piece("message", task.message), *pairs]
+        given = _given(task)
         if prompt_format == "r1":
             return r1([frame(_SOLVE_R1), *given])
         program, zero_input, zero_output = triplet(ZERO_TASK)
-        return worked_example(
+        solved = [[*_given(example), block_piece("python", example.program)] for example in examples]
+        return worked_examples(
             "Each example is a message, inputs with their outputs, and a Python function f that gives these outputs.",
-            [block_piece("message", ZERO_MESSAGE), zero_input, zero_output, program],
+            solved or [[block_piece("message", ZERO_MESSAGE), zero_input, zero_output, program]],
             given,
             FUNCTION_START,
         )
@@ -144,6 +141,12 @@ def num_shown(task: Task) -> int:
 def shown(task: Task) -> tuple[tuple[str, str], ...]:
     """The (input, output) pairs that the solver sees."""
     return tuple(zip(task.inputs, task.outputs, strict=True))[: num_shown(task)]
+
+
+def _given(task: Task) -> list[Piece]:
+    """What a solver sees of a task: the message and the shown pairs."""
+    pairs = [(block_piece("input", given), block_piece("output", result)) for given, result in shown(task)]
+    return [block_piece("message", task.message), *(piece for pair in pairs for piece in pair)]
 
 
 def hidden(task: Task) -> tuple[tuple[str, str], ...]:

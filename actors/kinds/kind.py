@@ -61,8 +61,12 @@ class TaskKind(ABC):
     # -- the solver --------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def solution_prompt(self, task: Task, prompt_format: PromptFormat) -> PromptText:
-        """The prompt of a solver. It must not contain the answer."""
+    def solution_prompt(self, task: Task, prompt_format: PromptFormat, examples: Sequence[Task] = ()) -> PromptText:
+        """The prompt of a solver. It must not contain the answer.
+
+        `examples`: tasks of this kind with other programs, to be shown solved in `completion`; none: one that is known
+        without a buffer, such as the zero triplet.
+        """
 
     @abstractmethod
     def read_answer(self, text: str) -> str | FormatError:

@@ -51,7 +51,7 @@ class RehearsedPrompts(PromptBuilder):
         self._count += 1
         return self._draw(Cell(kind, Role.PROPOSE), f"propose/{self._count}", len(references))
 
-    def solve(self, task: Task) -> Prompt:
+    def solve(self, task: Task, examples: Sequence[Task] = ()) -> Prompt:
         """See `PromptBuilder`."""
         return self._draw(Cell(task.kind, Role.SOLVE), f"{task.kind}/{task.program}/{task.inputs}")
 
@@ -107,8 +107,7 @@ class RehearsedProposer(Proposer):
         if not valid:
             return Draft(completion, RejectionReason.ERROR.value, execute_s)
         task = self._task(brief, name, len(completion.token_ids))
-        prompt = self._sampler.prompts.solve(task)
-        return Draft(completion, ProposalOutcome.VALID.value, execute_s, task, prompt, task.program)
+        return Draft(completion, ProposalOutcome.VALID.value, execute_s, task, task.program)
 
     def _task(self, brief: Brief, name: str, num_tokens: int) -> Task:
         """A task that no other actor has made."""
@@ -129,6 +128,10 @@ class RehearsedSolver(Solver):
     def __init__(self, sampler: Sampler, draws: _Draws) -> None:
         self._sampler = sampler
         self._draws = draws
+
+    async def prompt(self, task: Task, seed: str) -> Prompt:
+        """See `Solver`."""
+        return self._sampler.prompts.solve(task)
 
     async def solve(self, task: Task, prompt: Prompt, names: Sequence[str]) -> list[Solution]:
         """See `Solver`."""

@@ -50,7 +50,7 @@ class Differ(TaskKind):
             return FormatError.NO_INPUT
         return Proposal(self.name, both[0], inputs[:1], texts={"other": both[1]})
 
-    def solution_prompt(self, task: Task, prompt_format: PromptFormat) -> PromptText:
+    def solution_prompt(self, task: Task, prompt_format: PromptFormat, examples: Sequence[Task] = ()) -> PromptText:
         """See `TaskKind`."""
         ask = frame("Below are two Python functions f. For which input do they return different values?\n\n")
         if prompt_format == "r1":
