@@ -24,6 +24,7 @@ COMMANDS = (
     "sft_data",
     "bench",
     "tune",
+    "study",
 )
 """The modules of `launch.commands`, in the order of `azr --help`. They import quickly: what a command needs to run, it
 imports when it runs."""
@@ -50,6 +51,7 @@ examples:
   azr seeds save runs/first seeds.jsonl              a run's tasks, to start another with (selfplay.seed_tasks)
   azr model prepare smollm2-135m-instruct            build the model's folder in the cache
   azr tune smollm2-cpu --calibration here.json       predict speed and age; choose staleness and split
+  azr study staleness smollm2-cpu-small              which max_staleness learns as well? over seeds, by a margin
   azr exec program.py --input "[3, 1], 'abc'"        run a program in the sandbox, by hand
   azr doctor                                         what the sandbox is made of on this machine
 

@@ -1,0 +1,245 @@
+"""`azr study`: runs that differ in named settings, made one after another or as SLURM jobs, and judged by a margin that
+was written down before."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.arguments import add_overrides, new_command, overrides_of
+
+if TYPE_CHECKING:
+    from launch.study.definition import Study
+    from launch.study.folder import StudyFolder
+
+_EXAMPLES = """\
+examples:
+  azr study staleness smollm2-cpu-small                       K = 0, 1, 2, 4, 8 with three seeds, the recipe's steps
+  azr study staleness smollm2-cpu --staleness 0,2,8 --seeds 0,1,2,3,4 --margin 0.05
+  azr study resume runs/study-staleness-smollm2-cpu           go on after Ctrl-C, a kill or a power cut
+  azr study report runs/study-staleness-smollm2-cpu           write the page from the results there are
+
+A study folder has study.toml (what is asked, and how it is judged: written before the first run, and not to be changed
+after), recipe.toml (every setting, resolved), runs/ (an ordinary run folder for each run), results/ (a small JSON file
+for each run that is over), report.md and its curves. docs/staleness.md says how to read the verdict.
+"""
+
+_STALENESS = """\
+examples:
+  azr study staleness smollm2-cpu-small
+  azr study staleness smollm2-cpu --staleness 0,1,4 --corrections clip,tis --seeds 0,1,2,3,4
+  azr study staleness smollm2-cpu --minutes 30                equal time in place of equal steps
+  azr study staleness smollm2-cpu learner.optimizer.lr=2e-5   other settings, the same in all arms
+  azr study staleness smollm2-cpu --dry-run                   write the study file, look at it, change it; then
+  azr study resume runs/study-staleness-smollm2-cpu           ... make its runs
+  azr study staleness smollm2-cpu --limit 2                   two runs now; the same command makes the others later
+  azr study staleness my-recipe.toml --slurm slurm.time=4:00:00      each run as a SLURM job
+
+Every run is `azr train` with a folder of its own, and all have equal budgets. Runs are interleaved: each arm once with
+the first seed, then each with the second, backwards, and so on. Ctrl-C saves the run under way. A run that fails is
+reported, left out of the figures, and made again only by `azr study resume FOLDER --retry`.
+
+The verdict compares an arm with K = 0 of the same correction: non-inferior if the whole interval of the difference in
+held-out accuracy lies above -margin, inferior if all of it lies below, otherwise `cannot tell`.
+
+exit codes: 0 all runs that were asked for are over, 1 runs fail, 2 the command or a file is wrong, 75 or 130 stopped
+"""
+
+
+def register(commands: Any) -> None:
+    """Add `azr study` to argparse's subcommands."""
+    study = new_command(
+        commands,
+        "study",
+        "compare settings over several seeds, by a margin that is fixed before",
+        "Make several runs that differ in named settings, and judge them by held-out accuracy and a non-inferiority "
+        "margin that is written down before the first run.",
+        _EXAMPLES,
+    )
+    kinds = study.add_subparsers(required=True, metavar="WHAT")
+    _add_staleness(kinds)
+    resume = new_command(
+        kinds, "resume", "go on with a study", "Make the runs of a study that are left, and write its page.", _EXAMPLES
+    )
+    resume.add_argument("folder", type=Path, metavar="FOLDER", help="the study's folder")
+    _add_making(resume)
+    resume.set_defaults(run=_resume)
+    report = new_command(
+        kinds,
+        "report",
+        "write the page of a study",
+        "Write report.md and its curves from the result files alone, after collecting the runs whose SLURM jobs have "
+        "ended. It may be called at any time.",
+        _EXAMPLES,
+    )
+    report.add_argument("folder", type=Path, metavar="FOLDER", help="the study's folder")
+    report.set_defaults(run=_report)
+
+
+def _add_staleness(kinds: Any) -> None:
+    command = new_command(
+        kinds,
+        "staleness",
+        "how old may data be: learner.max_staleness and corrections",
+        "Compare values of learner.max_staleness (K), and of learner.loss.correction, with K = 0.",
+        _STALENESS,
+    )
+    command.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
+    add_overrides(command, "settings on top, in all arms")
+    command.add_argument(
+        "--staleness", default="0,1,2,4,8", metavar="K,K,...", help="bounds, 0 among them (default %(default)s)"
+    )
+    command.add_argument(
+        "--corrections", metavar="NAME,...", help="of clip, decoupled, tis, none (default: the recipe's)"
+    )
+    _add_definition(command)
+    _add_making(command)
+    command.add_argument(
+        "--dry-run", action="store_true", help="write the study file and stop: `azr study resume` makes the runs"
+    )
+    command.set_defaults(run=_staleness)
+
+
+def _add_definition(command: argparse.ArgumentParser) -> None:
+    """Add what every kind of study is asked for."""
+    command.add_argument("--seeds", default="0,1,2", metavar="S,S,...", help="run.seed (default %(default)s)")
+    budget = command.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=int, metavar="N", help="steps of each run (default: the recipe's)")
+    budget.add_argument("--minutes", type=float, metavar="M", help="minutes of training of each run, in place of steps")
+    command.add_argument(
+        "--margin",
+        type=float,
+        default=0.03,
+        help="loss of held-out accuracy that is accepted, as a share (default %(default)s: 3 points)",
+    )
+    command.add_argument(
+        "--alpha",
+        type=float,
+        default=0.05,
+        help="error probability of a one-sided test (default %(default)s: a 90%% interval)",
+    )
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="(default: runs/study-KIND-RECIPE)")
+
+
+def _add_making(command: argparse.ArgumentParser) -> None:
+    """Add how runs are made."""
+    command.add_argument("--limit", type=int, metavar="N", help="make at most N runs this time")
+    command.add_argument("--retry", action="store_true", help="go on with failed runs, too")
+    command.add_argument("--slurm", action="store_true", help="submit the runs as SLURM jobs, one each, and return")
+
+
+def _staleness(arguments: argparse.Namespace) -> int:
+    from launch.study.folder import StudyFolder
+    from launch.study.new import Request, default_folder, make, names_of, parse_numbers
+    from launch.study.staleness import KEYS, arms, default_corrections, question
+
+    overrides = tuple(overrides_of(arguments))
+    bounds = parse_numbers(arguments.staleness, "--staleness")
+    given = names_of(arguments.corrections) if arguments.corrections else ()
+    corrections = given or default_corrections(arguments.recipe, overrides)
+    request = Request(
+        kind="staleness",
+        question=question(Path(arguments.recipe).stem, bounds, corrections),
+        recipe=arguments.recipe,
+        overrides=overrides,
+        arms=arms(bounds, corrections),
+        varied=KEYS,
+        seeds=parse_numbers(arguments.seeds, "--seeds"),
+        budget=_budget(arguments),
+        margin=arguments.margin,
+        alpha=arguments.alpha,
+    )
+    folder = StudyFolder(arguments.out or default_folder("staleness", arguments.recipe))
+    study = make(request, folder, print)
+    if arguments.dry_run:
+        _expect(folder, study)
+        print(f"make its runs: azr study resume {folder.path}")
+        return 0
+    return _carry_on(folder, study, arguments)
+
+
+def _budget(arguments: argparse.Namespace) -> Any:
+    from launch.study.definition import Budget, StudyError
+
+    if arguments.steps is None and arguments.minutes is None:
+        return None
+    if (arguments.steps or arguments.minutes or 0) <= 0:
+        raise StudyError("--steps and --minutes are above 0")
+    return Budget(steps=arguments.steps, minutes=arguments.minutes)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    from launch.study.folder import StudyFolder
+
+    folder = StudyFolder(arguments.folder)
+    return _carry_on(folder, folder.read(), arguments)
+
+
+def _carry_on(folder: StudyFolder, study: Study, arguments: argparse.Namespace) -> int:
+    """Make the runs that are left, and write the page; returns the exit code."""
+    from launch.study.definition import StudyError
+    from launch.study.progress import Progress
+    from launch.study.runner import carry_on, results_of, retry_failed
+
+    if arguments.limit is not None and arguments.limit < 1:
+        raise StudyError(f"--limit {arguments.limit}: at least one run")
+    if arguments.retry and (names := retry_failed(folder, study)):
+        print(f"made again: {', '.join(names)}")
+    if not results_of(folder, study):
+        _expect(folder, study)
+    if arguments.slurm:
+        return _submit(folder, study, arguments.limit)
+    code = 1
+    try:
+        code = carry_on(folder, study, Progress(study), arguments.limit)
+    finally:
+        _write_page(folder, study)
+    return code
+
+
+def _submit(folder: StudyFolder, study: Study, limit: int | None) -> int:
+    from launch.study.jobs import submit_runs
+
+    for run, job in submit_runs(folder, study, limit):
+        print(f"job {job}: {run.name}")
+    print(f"when jobs have ended: azr study report {folder.path}; after a failure: azr study resume --slurm --retry")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from launch.study.folder import StudyFolder
+    from launch.study.jobs import collect_ended
+    from launch.study.runner import alone
+
+    folder = StudyFolder(arguments.folder)
+    study = folder.read()
+    with alone(folder):
+        for run in collect_ended(folder, study):
+            print(f"collected: {run.name}")
+        _write_page(folder, study)
+    return 0
+
+
+def _write_page(folder: StudyFolder, study: Study) -> None:
+    from launch.study.page import write_page
+    from launch.study.runner import results_of
+
+    results = results_of(folder, study)
+    if not results:
+        print("no run is over: there is no page yet")
+        return
+    for sentence in write_page(folder, study, results):
+        print(sentence)
+    failed = [name for name, result in results.items() if result.status == "failed"]
+    if failed:
+        print(f"FAILED: {', '.join(failed)}; to go on with them: azr study resume {folder.path} --retry")
+    print(f"{len(results) - len(failed)} of {len(study.order)} runs are complete; page: {folder.page}")
+
+
+def _expect(folder: StudyFolder, study: Study) -> None:
+    from launch.study.new import expectation
+
+    judgement = study.judgement
+    print(f"{len(study.order)} runs of {study.budget}; margin {100 * judgement.margin:g} points")
+    print(expectation(folder, study))

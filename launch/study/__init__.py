@@ -1,0 +1,1 @@
+"""Studies: several runs that differ in named settings, judged by a margin that is fixed before the first run."""

@@ -1,0 +1,224 @@
+"""The definition of a study, kept in `study.toml`: arms, seeds, budget, and the margin by which they are judged."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import tomli_w
+from pydantic import Field, ValidationError, model_validator
+
+from executor.settings_table import SettingsTable
+from executor.user_error import UserError
+from launch.whole_file import write_text
+
+_HEAD = """\
+# A study, written before its first run. Until then this file may be changed; from then on a change is refused, because
+# a margin that is chosen after the results proves nothing. Go on: azr study resume FOLDER. The page: azr study report
+# FOLDER.
+
+"""
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class StudyError(UserError):
+    """A study that cannot be made or gone on with; the message says what to do."""
+
+
+class StudyRun(NamedTuple):
+    """One run of a study: an arm with one of the seeds."""
+
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its name: of its run folder, of its result file and in the order of the runs."""
+        return f"{self.arm}-s{self.seed}"
+
+
+class Arm(SettingsTable):
+    """One variant that is compared: settings on top of the study's recipe."""
+
+    name: str = Field(pattern=_NAME, max_length=100)
+    """Name of the arm."""
+    overrides: tuple[str, ...] = ()
+    """Settings as on the command line, `KEY=VALUE`."""
+    reference: str | None = None
+    """Name of the arm that this one is compared with; unset: it is a reference itself."""
+
+
+class Budget(SettingsTable):
+    """What every run gets: the same number of steps, which means of trajectories, or the same time."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Steps of each run."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Minutes of training of each run."""
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("the budget is either steps or minutes: set one of the two")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps" if self.steps is not None else f"{self.minutes:g} minutes of training"
+
+
+class Judgement(SettingsTable):
+    """How an arm is judged against its reference. docs/staleness.md says how to read the verdict."""
+
+    metric: str = "heldout/mean"
+    """The judged metric: the share of held-out tasks that is solved, mean over the kinds of tasks."""
+    heldout_every: int = Field(ge=1)
+    """Versions between measurements on the held-out tasks (`selfplay.heldout_every`)."""
+    margin: float = Field(gt=0, lt=1)
+    """Non-inferiority margin: the loss of accuracy that is accepted, as a share (0.03: 3 points)."""
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    """Error probability of each one-sided test. The interval is two-sided and has confidence 1 - 2 alpha."""
+
+
+class Study(SettingsTable):
+    """A whole study."""
+
+    study: str = Field(pattern=_NAME)
+    """Kind of the study, such as `staleness`."""
+    question: str
+    """The question that it is to answer."""
+    written: str
+    """When this file was written, UTC."""
+    recipe: str
+    """The recipe, as it was named."""
+    overrides: tuple[str, ...] = ()
+    """Settings on top of it in all arms. `recipe.toml` beside this file has all of them resolved, and is what runs."""
+    recipe_sha256: str
+    """Digest of that file."""
+    seeds: tuple[int, ...] = Field(min_length=1)
+    """Seeds (`run.seed`); every arm has a run with each."""
+    order: tuple[str, ...]
+    """Names of all runs, in the order in which they are made."""
+    budget: Budget
+    judgement: Judgement
+    arms: tuple[Arm, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"arms have names of their own, and {', '.join(sorted(twice))} is there twice")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {list(self.seeds)} has a seed twice: its runs would share a folder")
+        references = {arm.name for arm in self.arms if arm.reference is None}
+        for arm in self.arms:
+            if arm.reference is not None and arm.reference not in references:
+                raise ValueError(
+                    f"the arm {arm.name} has the reference {arm.reference}, which is no arm without a reference: "
+                    f"there are {', '.join(sorted(references)) or 'none'}"
+                )
+        wanted = {run.name for run in self.runs()}
+        if len(wanted) < len(self.arms) * len(self.seeds):
+            raise ValueError("two runs have one name (arm-sSEED): rename an arm")
+        if set(self.order) != wanted or len(self.order) != len(wanted):
+            missing, more = sorted(wanted - set(self.order)), sorted(set(self.order) - wanted)
+            raise ValueError(
+                "order has to name every run once" + (f"; missing: {', '.join(missing[:3])}" if missing else "")
+                + (f"; not there: {', '.join(more[:3])}" if more else "")
+            )  # fmt: skip
+        return self
+
+    def runs(self) -> Iterator[StudyRun]:
+        """All runs, by arm and seed."""
+        return (StudyRun(arm.name, seed) for arm in self.arms for seed in self.seeds)
+
+    def runs_in_order(self) -> list[StudyRun]:
+        """All runs, in the order in which they are made."""
+        by_name = {run.name: run for run in self.runs()}
+        return [by_name[name] for name in self.order]
+
+    def arm(self, name: str) -> Arm:
+        """The arm of this name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def overrides_of(self, run: StudyRun) -> list[str]:
+        """The settings of a run on top of the study's `recipe.toml`, apart from its folder."""
+        limit = (
+            [f"learner.steps={self.budget.steps}", "run.max_minutes=none"]
+            if self.budget.steps is not None
+            else [f"run.max_minutes={self.budget.minutes}", f"learner.steps={NO_LIMIT}"]
+        )
+        return [*self.arm(run.arm).overrides, f"run.seed={run.seed}", *limit]
+
+
+NO_LIMIT = 10**6
+"""Steps of a run that ends by its time."""
+
+
+def interleaved(arms: tuple[str, ...], seeds: tuple[int, ...]) -> tuple[str, ...]:
+    """An order of runs in which a machine that slows down, or warms up, favours no arm.
+
+    Every arm is run once for each seed before the next seed comes, and every other round is run backwards: a drift
+    that is linear in time cancels for each arm over two rounds.
+    """
+    rounds = (arms if number % 2 == 0 else arms[::-1] for number in range(len(seeds)))
+    return tuple(StudyRun(arm, seed).name for seed, turn in zip(seeds, rounds, strict=True) for arm in turn)
+
+
+def write_study(study: Study, path: Path) -> None:
+    """Write a study file, in one piece."""
+    write_text(path, _HEAD + tomli_w.dumps(study.model_dump(mode="json", exclude_none=True), multiline_strings=False))
+
+
+def read_study(path: Path) -> Study:
+    """Read a study file. Raises StudyError, which names what is wrong in it."""
+    try:
+        data = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise StudyError(
+            f"{path.parent} holds no study: it has no {path.name}. Begin one: azr study staleness RECIPE"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"{path} is not valid TOML: {error}") from None
+    try:
+        return Study.model_validate(data)
+    except ValidationError as error:
+        raise StudyError("\n".join(f"{path}: {_explain(item)}" for item in error.errors())) from None
+
+
+def differences(former: Study, study: Study) -> list[str]:
+    """What two studies differ in, apart from the time of writing: a line `key: former -> new` each."""
+    found: list[str] = []
+    _compare("", former.model_dump(mode="json"), study.model_dump(mode="json"), found)
+    return [line for line in found if not line.startswith("written:")]
+
+
+def _compare(prefix: str, former: Any, new: Any, found: list[str]) -> None:
+    if isinstance(former, dict) and isinstance(new, dict):
+        for key in former:
+            _compare(f"{prefix}.{key}" if prefix else key, former[key], new.get(key), found)
+    elif former != new:
+        found.append(f"{prefix}: {_short(former)} -> {_short(new)}")
+
+
+def _short(value: Any) -> str:
+    names = [item["name"] if isinstance(item, dict) else str(item) for item in value] if isinstance(value, list) else []
+    text = ", ".join(names) if names else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _explain(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    why = str(item["msg"]).removeprefix("Value error, ")
+    match item["type"]:
+        case "missing":
+            return f"{key} is missing"
+        case "extra_forbidden":
+            return f"{key} is no key of a study file"
+        case "value_error":
+            return f"{key}: {why}" if key else why
+        case _:
+            return f"{key} = {item['input']!r:.80} cannot be used: {why}"

@@ -1,0 +1,103 @@
+"""What the results of a study say: each arm's figures, its difference to the reference, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from launch.study.definition import Arm, Study
+from launch.study.interval import Difference, Sample, Verdict, difference, measurement_variance, seeds_needed
+from launch.study.result import Measurement, RunResult
+
+
+@dataclass(frozen=True)
+class ArmFindings:
+    """What the complete runs of an arm say."""
+
+    arm: Arm
+    runs: tuple[RunResult, ...]
+    """The complete ones, in the order of seeds."""
+    failed: int
+    sample: Sample
+    """Judged accuracies, one a run that has one."""
+    version: int | None
+    """The version whose measurement is judged; None: the last one of each run."""
+    difference: Difference | None = None
+    verdict: Verdict | None = None
+    """None for a reference."""
+
+    def mean(self, name: str) -> float | None:
+        """The mean over runs of a field of `RunResult` that is a number; None without any."""
+        known = [value for run in self.runs if (value := getattr(run, name)) is not None]
+        return fmean(known) if known else None
+
+    @property
+    def dropped(self) -> float | None:
+        """Tokens dropped a run."""
+        return fmean(sum(run.tokens_dropped.values()) for run in self.runs) if self.runs else None
+
+    @property
+    def before(self) -> float | None:
+        """Accuracy before training, the mean over runs."""
+        known = [run.heldout[0].mean for run in self.runs if run.heldout and run.heldout[0].version == 0]
+        return fmean(known) if known else None
+
+    @property
+    def age_max(self) -> float | None:
+        """The largest age of a trajectory in any run."""
+        return max((run.age_max for run in self.runs if run.age_max is not None), default=None)
+
+
+def judge(study: Study, results: Mapping[str, RunResult]) -> list[ArmFindings]:
+    """The findings of all arms, in the study's order. `results`: those that there are, by the run's name."""
+    found = {arm.name: _findings(study, arm, results) for arm in study.arms}
+    return [_compared(study, one, found) for one in found.values()]
+
+
+def needed(study: Study, one: ArmFindings, reference: ArmFindings) -> int | None:
+    """The seeds with which arms that differ by nothing would be told non-inferior, by the spread that was seen."""
+    spreads = [found.sample.spread for found in (one, reference) if len(found.sample.values) > 1]
+    return seeds_needed(fmean(spreads), study.judgement.margin, study.judgement.alpha) if spreads else None
+
+
+def _findings(study: Study, arm: Arm, results: Mapping[str, RunResult]) -> ArmFindings:
+    runs = _complete(study, arm, results)
+    failed = sum(1 for result in results.values() if result.arm == arm.name and result.status == "failed")
+    group = [other for other in study.arms if (other.reference or other.name) == (arm.reference or arm.name)]
+    version = _common_version([run for other in group for run in _complete(study, other, results)])
+    if study.budget.steps is None:
+        version = None
+        judged = [run.heldout[-1] for run in runs if run.heldout]
+    else:
+        judged = [measured for run in runs for measured in run.heldout if measured.version == version]
+    return ArmFindings(arm, tuple(runs), failed, _sample(judged), version)
+
+
+def _compared(study: Study, one: ArmFindings, found: Mapping[str, ArmFindings]) -> ArmFindings:
+    if one.arm.reference is None:
+        return one
+    reference = found[one.arm.reference].sample
+    between = difference(one.sample, reference, study.judgement.alpha)
+    if between is not None:
+        verdict = between.verdict(study.judgement.margin)
+    else:
+        verdict = Verdict.TOO_FEW if one.sample.values and reference.values else Verdict.NOT_MEASURED
+    return ArmFindings(one.arm, one.runs, one.failed, one.sample, one.version, between, verdict)
+
+
+def _complete(study: Study, arm: Arm, results: Mapping[str, RunResult]) -> list[RunResult]:
+    runs = (results.get(run.name) for run in study.runs() if run.arm == arm.name)
+    return [run for run in runs if run is not None and run.status == "complete"]
+
+
+def _common_version(runs: Sequence[RunResult]) -> int | None:
+    """The newest version that was measured in all `runs`. A measurement takes longer than a step, so the last one may
+    be missing in some runs, and accuracies of different versions are not compared."""
+    measured = [{one.version for one in run.heldout} for run in runs]
+    return max(set.intersection(*measured), default=None) if measured else None
+
+
+def _sample(judged: Sequence[Measurement]) -> Sample:
+    variances = [measurement_variance(list(one.solved.values())) for one in judged]
+    return Sample(tuple(one.mean for one in judged), fmean(variances) if variances else 0.0)

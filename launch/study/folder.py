@@ -1,0 +1,93 @@
+"""The folder of a study: its paths, and that its definition stays what it was when the first run began."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from launch.json_lines import to_json
+from launch.run.folder import RunFolder
+from launch.study.definition import Study, StudyError, StudyRun, differences, read_study
+from launch.whole_file import write_text
+
+
+def now() -> str:
+    """The time, UTC, as the files of a study have it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+
+
+class StudyFolder:
+    """The paths of one study."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.definition = path / "study.toml"
+        self.recipe = path / "recipe.toml"
+        self.began = path / "began.json"
+        self.runs = path / "runs"
+        self.results = path / "results"
+        self.logs = path / "logs"
+        self.page = path / "report.md"
+
+    def run(self, run: StudyRun) -> RunFolder:
+        """The folder of a run."""
+        return RunFolder(self.runs / run.name)
+
+    def result(self, run: StudyRun) -> Path:
+        """The result file of a run; it is written when the run has ended."""
+        return self.results / f"{run.name}.json"
+
+    def log(self, run: StudyRun) -> Path:
+        """What `azr train` printed."""
+        return self.logs / f"{run.name}.log"
+
+    def read(self) -> Study:
+        """The study, unchanged since its first run. Raises StudyError."""
+        study = read_study(self.definition)
+        if began := self.read_began():
+            former = Study.model_validate(began["study"])
+            if changed := differences(former, study):
+                raise StudyError(
+                    f"{self.definition} was changed after the first run, which began {began['time']}: "
+                    f"{'; '.join(changed)}. What was written before the first run holds: put it back. "
+                    f"{another(study)}"
+                )
+        if self.recipe.exists() and digest(self.recipe) != study.recipe_sha256:
+            raise StudyError(
+                f"{self.recipe} is not the recipe that the study was written with: its runs would not be comparable. "
+                f"Put it back. {another(study)}"
+            )
+        return study
+
+    def read_began(self) -> dict[str, Any] | None:
+        """When the first run began, and the study as it was then; None before that. Raises StudyError."""
+        try:
+            found = json.loads(self.began.read_text())
+        except FileNotFoundError:
+            if any(self.results.glob("*.json")):
+                raise StudyError(
+                    f"{self.began} is gone, which says what the study was when its first run began. Put it back"
+                ) from None
+            return None
+        except (OSError, ValueError) as error:
+            raise StudyError(f"{self.began} cannot be read: {error}") from None
+        return dict(found)
+
+    def begin(self, study: Study) -> None:
+        """Note that the first run begins now, with this definition; later calls change nothing."""
+        if not self.began.exists():
+            write_text(self.began, to_json({"time": now(), "study": study.model_dump(mode="json")}, indent=1) + "\n")
+
+
+def another(study: Study) -> str:
+    """The sentence that says how to start another study."""
+    return f"Start another study: azr study {study.study} {shlex.quote(study.recipe)} --out FOLDER ..."
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

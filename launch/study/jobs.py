@@ -1,0 +1,78 @@
+"""The runs of a study as SLURM jobs: one job a run, which queues itself again, and results when a job has ended.
+
+A job for each run and no array: a job saves before its time limit and goes on by itself under its own id, and its
+script and logs lie in its run folder (`launch/slurm/`). SLURM orders and limits them as it does an array's tasks.
+"""
+
+from __future__ import annotations
+
+import os
+
+from launch.slurm import client
+from launch.slurm.folder import JobFolder, read_json
+from launch.slurm.submit import load_former, load_new, submit
+from launch.study.definition import Study, StudyError, StudyRun
+from launch.study.folder import StudyFolder
+from launch.study.result import collect, is_finished, write_result
+from launch.study.runner import alone, results_of
+
+
+def submit_runs(folder: StudyFolder, study: Study, limit: int | None = None) -> list[tuple[StudyRun, str]]:
+    """Submit every run that has neither a result nor a job, in the study's order, at most `limit`; returns them with
+    their jobs' ids. Raises StudyError, SlurmError, SubmitError."""
+    check(study)
+    client.require("sbatch")
+    with alone(folder):
+        folder.begin(study)
+        collect_ended(folder, study)
+        results = results_of(folder, study)
+        submitted: list[tuple[StudyRun, str]] = []
+        for run in study.runs_in_order():
+            if len(submitted) == limit:
+                break
+            if run.name not in results and not client.jobs_of(JobFolder(folder.run(run).path).script):
+                submitted.append((run, _submit(folder, study, run)))
+        return submitted
+
+
+def check(study: Study) -> None:
+    """Refuse a study that jobs would make unequal."""
+    if study.budget.minutes is not None:
+        raise StudyError(
+            f"a budget of time ({study.budget}) does not work as SLURM jobs: a job that is queued again gets its "
+            "minutes anew, and a preempted arm would train longer. Use --steps"
+        )
+
+
+def collect_ended(folder: StudyFolder, study: Study) -> list[StudyRun]:
+    """Write the results of submitted runs whose jobs have ended; returns these runs. A run that is not complete and
+    whose job SLURM does not know any more has failed."""
+    ended = []
+    for run in study.runs_in_order():
+        place = folder.run(run)
+        job = JobFolder(place.path)
+        if folder.result(run).exists() or not job.script.exists():
+            continue
+        if is_finished(place):
+            write_result(collect(place, run, 0), folder.result(run))
+        elif not client.jobs_of(job.script):
+            attempts = job.attempts()
+            record = read_json(attempts[-1].record) if attempts else {}
+            code, why = record.get("exit_code"), record.get("why") or f"its job has ended; see {job.log}"
+            write_result(collect(place, run, code if isinstance(code, int) else 1, str(why)), folder.result(run))
+        else:
+            continue
+        ended.append(run)
+    return ended
+
+
+def _submit(folder: StudyFolder, study: Study, run: StudyRun) -> str:
+    place = folder.run(run)
+    if JobFolder(place.path).recipe.exists() or place.config.exists():
+        config = load_former(place.path, [])
+    else:
+        own = [f"run.dir={os.path.abspath(folder.runs)}", f"run.name={run.name}"]
+        config = load_new(str(folder.recipe), [*study.overrides_of(run), *own])
+    _, job_id = submit(config)
+    assert job_id is not None  # only of a dry run
+    return job_id

@@ -1,0 +1,187 @@
+"""Makes a study: resolves the recipe, checks every arm, and writes the study file before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from actors.heldout import load_tasks
+from launch.config import Config, load
+from launch.recipe import parse_override
+from launch.run.configuration import to_run_toml
+from launch.study.definition import (
+    Arm,
+    Budget,
+    Judgement,
+    Study,
+    StudyError,
+    differences,
+    interleaved,
+    read_study,
+    write_study,
+)
+from launch.study.folder import StudyFolder, another, now
+from launch.study.interval import measurement_variance, seeds_needed, t_quantile
+from launch.whole_file import write_text
+
+OWN = {
+    "run.seed": "--seeds",
+    "learner.steps": "--steps",
+    "run.max_minutes": "--minutes",
+    "run.name": "--out",
+    "run.dir": "--out",
+}
+"""Settings that a study gives its runs, and the option that says them."""
+MEASUREMENTS = 4
+"""Least number of measurements on the held-out tasks during a run, beside the first one."""
+EVERY = 5
+"""Versions between measurements, where the budget is a time and the recipe has none."""
+ACCURACY = 0.2
+"""Accuracy for which the width of the interval is estimated before anything is measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a command line asks for."""
+
+    kind: str
+    question: str
+    recipe: str
+    overrides: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    varied: Mapping[str, str]
+    """The settings that arms differ in, with the option for each."""
+    seeds: tuple[int, ...]
+    budget: Budget | None
+    """None: the recipe's steps."""
+    margin: float
+    alpha: float
+
+
+def make(request: Request, folder: StudyFolder, say: Callable[[str], None]) -> Study:
+    """The study of `folder`, written now if it has none. Raises StudyError, ConfigError.
+
+    A folder with another study is refused once a run of it has begun; before that its file is written anew.
+    """
+    study, recipe = _define(request, folder)
+    if folder.definition.exists():
+        former = read_study(folder.definition)
+        changed = differences(former, study)
+        if not changed:
+            return folder.read()
+        if began := folder.read_began():
+            raise StudyError(
+                f"{folder.path} has a study whose first run began {began['time']}, and it differs in "
+                f"{'; '.join(changed)}. What was written before the first run holds: go on with it by azr study "
+                f"resume {folder.path}. {another(study)}"
+            )
+        say(f"no run has begun, so the study file is written anew: {'; '.join(changed)}")
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_text(folder.recipe, recipe)
+        write_study(study, folder.definition)
+    except OSError as error:
+        raise StudyError(f"{folder.path} cannot be written: {error.strerror}. Name another folder: --out") from None
+    say(f"written before the first run: {folder.definition}")
+    return study
+
+
+def _define(request: Request, folder: StudyFolder) -> tuple[Study, str]:
+    """The study, and the text of its recipe."""
+    for text in request.overrides:
+        key = parse_override(text)[0]
+        if option := {**OWN, **request.varied}.get(key):
+            raise StudyError(f"{key} is the study's to set: leave {text} out, and use {option}")
+    base = load(request.recipe, request.overrides)
+    budget = request.budget or Budget(steps=base.learner.steps)
+    named = any(parse_override(text)[0] == "selfplay.heldout_every" for text in request.overrides)
+    every = _heldout_every(base, budget, named)
+    runs = os.path.abspath(folder.runs)
+    config = load(request.recipe, [*request.overrides, f"run.dir={runs}", f"selfplay.heldout_every={every}"])
+    text = to_run_toml(config)
+    try:
+        study = Study(
+            study=request.kind,
+            question=request.question,
+            written=now(),
+            recipe=request.recipe,
+            overrides=request.overrides,
+            recipe_sha256=hashlib.sha256(text.encode()).hexdigest(),
+            seeds=request.seeds,
+            order=interleaved(tuple(arm.name for arm in request.arms), request.seeds),
+            budget=budget,
+            judgement=Judgement(heldout_every=every, margin=request.margin, alpha=request.alpha),
+            arms=request.arms,
+        )
+    except ValidationError as error:
+        raise StudyError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
+    for run in study.runs():  # what an arm asks for is refused now, not after hours
+        load(request.recipe, [*request.overrides, *study.overrides_of(run)])
+    return study, text
+
+
+def _heldout_every(config: Config, budget: Budget, named: bool) -> int:
+    """Versions between measurements: the recipe's, unless it has none or too few. `named`: the command line says it.
+
+    Raises StudyError.
+    """
+    own = config.selfplay.heldout_every
+    if named:
+        if not own:
+            raise StudyError("selfplay.heldout_every=0 leaves nothing to judge by: leave it out, or set 1 or more")
+        return own
+    if budget.steps is None:
+        return own or EVERY
+    return own if own and own * MEASUREMENTS <= budget.steps else max(1, budget.steps // MEASUREMENTS)
+
+
+def expectation(folder: StudyFolder, study: Study) -> str:
+    """The sentence about what can be told with so many seeds and held-out tasks, before anything is measured."""
+    if load(folder.recipe).run.mode == "rehearse":
+        return "run.mode = rehearse has no model, so held-out accuracy is not measured: there will be no verdict."
+    kinds: dict[str, int] = {}
+    for entry in load_tasks():
+        kinds[entry.task.kind] = kinds.get(entry.task.kind, 0) + 1
+    spread = measurement_variance([(round(ACCURACY * number), number) for number in kinds.values()])
+    judgement, seeds = study.judgement, len(study.seeds)
+    noise = (
+        f"{sum(kinds.values())} held-out tasks every {judgement.heldout_every} versions: the tasks alone give a run's "
+        f"accuracy a standard deviation of {100 * math.sqrt(spread):.1f} points (at {ACCURACY:.0%})"
+    )
+    needed = seeds_needed(spread, judgement.margin, judgement.alpha)
+    enough = f"about {needed} seeds" if needed else "more seeds than can be run"
+    margin = f"a margin of {100 * judgement.margin:g} points"
+    if seeds < 2:
+        return f"{noise}. One seed has no interval, so there will be no verdict: {margin} needs {enough}."
+    half = t_quantile(1 - judgement.alpha, 2 * seeds - 2) * math.sqrt(2 * spread / seeds)
+    width = f"with {seeds} seeds the interval is about +-{100 * half:.1f} points"
+    if half < judgement.margin:
+        return f"{noise}; {width}, which is less than {margin}."
+    return f"{noise}; {width}. That is more than {margin}: expect `cannot tell` of equal arms; {enough} would tell."
+
+
+def parse_numbers(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers, not negative, separated by commas. Raises StudyError."""
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 0:
+        raise StudyError(f"{option} {text}: whole numbers separated by commas, such as {option} 0,1,2")
+    return found
+
+
+def default_folder(kind: str, recipe: str) -> Path:
+    """`runs/study-KIND-RECIPE` in the working directory."""
+    return Path("runs") / f"study-{kind}-{Path(recipe).stem}"
+
+
+def names_of(text: str) -> Sequence[str]:
+    """Names separated by commas, each once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

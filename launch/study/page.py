@@ -1,0 +1,203 @@
+"""The page of a study, `report.md`: the verdicts, what each arm cost, the curves, and every run; from result files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launch.study.curves import FILES, draw
+from launch.study.definition import Study
+from launch.study.findings import ArmFindings, judge, needed
+from launch.study.folder import StudyFolder
+from launch.study.interval import Verdict
+from launch.study.result import RunResult
+from launch.whole_file import write_text
+
+FEW_SEEDS = 3
+"""Seeds below which the page warns of what an interval is worth."""
+
+
+def write_page(folder: StudyFolder, study: Study, results: Mapping[str, RunResult]) -> list[str]:
+    """Write the page and its curves into the study's folder; returns the verdicts in words, a line an arm."""
+    found = judge(study, results)
+    draw(study, results, folder.path)
+    began = folder.read_began()
+    write_text(folder.page, page(study, results, found, began["time"] if began else None))
+    return [sentence for one in found if (sentence := verdict_of(study, one, found))]
+
+
+def page(study: Study, results: Mapping[str, RunResult], found: Sequence[ArmFindings], began: str | None) -> str:
+    """The Markdown text of the page. `began`: when the first run began."""
+    parts = [
+        f"# Study: {study.study}, `{study.recipe}`",
+        study.question,
+        _state(study, results),
+        "## Verdict",
+        *[f"- {text}" for one in found if (text := verdict_of(study, one, found))],
+        _table(("arm", "runs", "before", "held-out accuracy", "of each run", "difference", "interval", "verdict"),
+               [_verdict_row(study, one) for one in found]),
+        _judged(study, found, began),
+        "## Cost",
+        _table(("arm", "mean age", "max age", "steps", "seconds", "speed", "trained", "generated", "dropped",
+                "learner waits"), [_cost_row(one, found) for one in found]),
+        "Means over the complete runs: tokens trained, generated and dropped a run; speed is trained tokens a second, "
+        "and beside it that of the reference's. Seconds are those of training, without starting up.",
+        "## Curves",
+        f"![against steps]({FILES['steps']})",
+        f"![against time]({FILES['time']})",
+        "## Runs",
+        _runs(study, results),
+        _setting(study, results),
+    ]  # fmt: skip
+    return _joined(parts)
+
+
+def verdict_of(study: Study, one: ArmFindings, found: Sequence[ArmFindings]) -> str:
+    """The verdict about an arm in words; empty for a reference."""
+    if one.verdict is None:
+        return ""
+    name, margin = f"`{one.arm.name}`", f"{100 * study.judgement.margin:g} points"
+    reference = next(other for other in found if other.arm.name == one.arm.reference)
+    seeds = f"{len(one.sample.values)} and {len(reference.sample.values)} runs"
+    if one.difference is None:
+        needs = f" ({seeds}); an interval needs 2 of each" if one.verdict is Verdict.TOO_FEW else ""
+        return f"{name}: {one.verdict.value}{needs}."
+    interval = f"interval {_points(one.difference.low)} to {_points(one.difference.high)} points"
+    match one.verdict:
+        case Verdict.NON_INFERIOR:
+            return f"{name}: non-inferior to `{reference.arm.name}`: loses less than {margin} ({interval}; {seeds})."
+        case Verdict.INFERIOR:
+            return f"{name}: inferior to `{reference.arm.name}`: loses more than {margin} ({interval}; {seeds})."
+    enough = needed(study, one, reference)
+    told = f"; with the spread that was seen, about {enough} seeds would tell of equal arms" if enough else ""
+    return f"{name}: cannot tell: {interval}, margin {margin} ({seeds}{told})."
+
+
+def _state(study: Study, results: Mapping[str, RunResult]) -> str:
+    failed = [result.run.name for result in results.values() if result.status == "failed"]
+    done = len(results) - len(failed)
+    text = f"{done} of {len(study.order)} runs are complete."
+    if failed:
+        text += f" FAILED, and in no figure below: {', '.join(failed)}."
+    if done < len(study.order):
+        text += " What is said below is of the complete ones, and may change with the others."
+    return text
+
+
+def _verdict_row(study: Study, one: ArmFindings) -> list[str]:
+    values, between = one.sample.values, one.difference
+    confidence = f"{100 * (1 - 2 * study.judgement.alpha):g}%"
+    return [
+        f"`{one.arm.name}`",
+        f"{len(one.runs)}" + (f" ({one.failed} failed)" if one.failed else ""),
+        _share(one.before),
+        _share(one.sample.mean if values else None),
+        ", ".join(f"{100 * value:.1f}" for value in values) or "-",
+        _points(between.mean) if between else "-",
+        f"{_points(between.low)} to {_points(between.high)} ({confidence})" if between else "-",
+        one.verdict.value if one.verdict else "reference",
+    ]
+
+
+def _judged(study: Study, found: Sequence[ArmFindings], began: str | None) -> str:
+    judgement = study.judgement
+    versions = sorted({one.version for one in found if one.version is not None})
+    at = (
+        f"after version {', '.join(map(str, versions))}, the newest that all of them have measured"
+        if versions
+        else "by the last measurement of each run"
+    )
+    tasks = max((sum(n for _, n in m.solved.values()) for one in found for run in one.runs for m in run.heldout),
+                default=0)  # fmt: skip
+    text = (
+        f"Judged by `{judgement.metric}` {at}, measured every {judgement.heldout_every} versions"
+        f"{f' on {tasks} tasks' if tasks else ''}. Margin: {100 * judgement.margin:g} points, written down "
+        f"{study.written}{f', before the first run ({began})' if began else ''}. The interval is that of Welch for the "
+        "difference of two means over runs with independent seeds (unpaired), two-sided with confidence "
+        f"{100 * (1 - 2 * judgement.alpha):g}%, so each end is a one-sided test at {100 * judgement.alpha:g}%. "
+        "Non-inferior: the whole interval is above minus the margin; inferior: the whole interval is below it; "
+        "otherwise nobody can tell. The variance of a run is taken as that of its tasks, a binomial, where the runs "
+        "happen to agree better. No correction is made for the number of arms. The tasks are the same in all runs: "
+        "what is found holds for tasks like these."
+    )
+    fewest = min((len(one.sample.values) for one in found), default=0)
+    if fewest < FEW_SEEDS:
+        text += (
+            f"\n\n**Few seeds.** An arm has {fewest} judged runs. With fewer than {FEW_SEEDS} a variance is hardly "
+            "known, the interval is wide, and a verdict other than `cannot tell` deserves a second study."
+        )
+    return text
+
+
+def _cost_row(one: ArmFindings, found: Sequence[ArmFindings]) -> list[str]:
+    reference = next((other for other in found if other.arm.name == one.arm.reference), None)
+    speed, base = _speed(one), _speed(reference) if reference else None
+    return [
+        f"`{one.arm.name}`",
+        _number(one.mean("age_mean"), ".2f"),
+        _number(one.age_max, ".0f"),
+        _number(one.mean("steps"), ".0f"),
+        _number(one.mean("seconds"), ",.0f"),
+        "-" if speed is None else f"{speed:,.0f}" + (f" ({speed / base - 1:+.0%})" if base else ""),
+        _number(one.mean("tokens_trained"), ",.0f"),
+        _number(one.mean("tokens_generated"), ",.0f"),
+        _number(one.dropped, ",.0f"),
+        _share(one.mean("wait_for_batch_share")),
+    ]
+
+
+def _speed(one: ArmFindings) -> float | None:
+    seconds, tokens = one.mean("seconds"), one.mean("tokens_trained")
+    return tokens / seconds if seconds and tokens else None
+
+
+def _runs(study: Study, results: Mapping[str, RunResult]) -> str:
+    rows = []
+    for run in study.runs_in_order():
+        result = results.get(run.name)
+        if result is None:
+            rows.append([f"`{run.name}`", "to be made", *["-"] * 5])
+            continue
+        course = " ".join(f"{100 * measured.mean:.1f}" for measured in result.heldout)
+        state = result.status if result.status == "complete" else f"failed, exit code {result.exit_code}"
+        seconds, age = f"{result.seconds:.0f}", _number(result.age_mean, ".2f")
+        rows.append([f"`{run.name}`", state, str(result.steps), seconds, age, str(result.attempts), course or "-"])
+    headings = ("run, in the order made", "state", "steps", "seconds", "mean age", "starts", "held-out accuracy, %")
+    return _table(headings, rows)
+
+
+def _setting(study: Study, results: Mapping[str, RunResult]) -> str:
+    machines = sorted({f"{result.machine}, azr {result.azr}" for result in results.values()})
+    lines = [f"Recipe `{study.recipe}`"]
+    if study.overrides:
+        lines.append("with " + ", ".join(f"`{text}`" for text in study.overrides))
+    lines.append(f"; each run: {study.budget}; seeds {', '.join(map(str, study.seeds))}.")
+    if machines:
+        lines.append(f"Machine: {'; '.join(machines)}.")
+    lines.append("Definition: [study.toml](study.toml). Figures: [results](results).")
+    return " ".join(lines).replace(" ;", ";")
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """Paragraphs apart from each other, list items together."""
+    text = ""
+    for before, part in zip(("", *parts), parts, strict=False):
+        text += ("\n" if before.startswith("- ") and part.startswith("- ") else "\n\n") + part
+    return text.strip() + "\n"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"
+
+
+def _number(value: Any, form: str) -> str:
+    return "-" if value is None else format(value, form)

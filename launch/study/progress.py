@@ -1,0 +1,116 @@
+"""The progress of a study on the terminal: which run, its step, and when everything is done."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from statistics import fmean
+
+from rich.console import Console
+from rich.status import Status
+
+from launch.run.folder import RunFolder
+from launch.standard_streams import lasting
+from launch.study.definition import Study, StudyRun
+from launch.study.result import RunResult
+
+START_S = 45.0
+"""Seconds from the start of `azr train` to its first step and from its last one to its end, before any was measured."""
+SAY_EVERY_S = 60.0
+"""Seconds between two lines about a run where there is no terminal."""
+
+
+class Progress:
+    """Says where a study is; on a terminal one line that changes, elsewhere a line a minute."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._terminal = Console(file=lasting(sys.stdout), highlight=False, soft_wrap=True)
+        self._status: Status | None = None
+        self._run: StudyRun | None = None
+        self._number = 0
+        self._left: list[StudyRun] = []
+        self._results: dict[str, RunResult] = {}
+        self._began = 0.0
+        self._said = 0.0
+        self._overheads: list[float] = []
+
+    def say(self, text: str) -> None:
+        """One line of news."""
+        self._terminal.print(text, markup=False)
+
+    def begin(self, run: StudyRun, results: Mapping[str, RunResult]) -> None:
+        """A run begins, or goes on. `results`: of the runs that are over."""
+        runs = self._study.runs_in_order()
+        self._run, self._results = run, dict(results)
+        self._number = runs.index(run) + 1
+        self._left = [other for other in runs if other.name not in results and other != run]
+        self._began = self._said = time.monotonic()
+        self.say(f"run {self._number} of {len(runs)}: {run.name}")
+        if self._terminal.is_terminal:
+            self._status = self._terminal.status(f"{run.name} starts")
+            self._status.start()
+
+    def look(self, folder: RunFolder) -> None:
+        """Show how far the present run is."""
+        now = time.monotonic()
+        if self._status is None and now < self._said + SAY_EVERY_S:
+            return
+        self._said = now
+        text = self._describe(folder)
+        if self._status is not None:
+            self._status.update(text)
+        else:
+            self.say(text)
+
+    def ended(self, result: RunResult) -> None:
+        """The present run is over."""
+        self._overheads.append(max(0.0, time.monotonic() - self._began - result.seconds))
+        if result.status == "failed":
+            self.end(f"{result.run.name} FAILED (exit code {result.exit_code}): {result.error}")
+            return
+        solved = [measured.mean for measured in result.heldout]
+        accuracy = f", held-out {solved[0]:.1%} -> {solved[-1]:.1%}" if solved else ""
+        age = f", mean age {result.age_mean:.2f}" if result.age_mean is not None else ""
+        self.end(f"{result.run.name} is complete: {result.steps} steps in {result.seconds:.0f} s{age}{accuracy}")
+
+    def end(self, text: str) -> None:
+        """Close the changing line, and say `text`."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+        self.say(text)
+
+    def _describe(self, folder: RunFolder) -> str:
+        assert self._run is not None
+        runs = len(self._study.order)
+        head = f"{self._run.name} ({self._number} of {runs})"
+        rows = folder.read_metrics()[-5:]
+        if not rows:
+            return f"{head}: starts, {time.monotonic() - self._began:.0f} s"
+        step, step_s = rows[-1]["step"], fmean(row.get("step_s") or 0.0 for row in rows)
+        budget = self._study.budget
+        if budget.steps is not None:
+            done, left_s = f"step {step} of {budget.steps}", (budget.steps - step) * step_s
+        else:
+            assert budget.minutes is not None
+            minutes = rows[-1]["time_s"] / 60
+            done, left_s = f"step {step}, minute {minutes:.1f} of {budget.minutes:g}", 60 * (budget.minutes - minutes)
+        whole = max(0.0, left_s) + sum(self._expected_s(run, step_s) for run in self._left)
+        return f"{head}: {done}; all runs are done in about {_clock(whole)}"
+
+    def _expected_s(self, run: StudyRun, step_s: float) -> float:
+        """Seconds of a run that is to be made: as long as others of its arm, or others at all, or by the present
+        step."""
+        start_s = fmean(self._overheads) if self._overheads else START_S
+        if self._study.budget.minutes is not None:
+            return start_s + 60 * self._study.budget.minutes
+        complete = [result for result in self._results.values() if result.status == "complete"]
+        seconds = [result.seconds for result in complete if result.arm == run.arm] or [r.seconds for r in complete]
+        return start_s + (fmean(seconds) if seconds else step_s * (self._study.budget.steps or 0))
+
+
+def _clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,243 @@
+"""The small result file of a run, from which a study's page is made: series over steps and time, and totals."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from actors.heldout import load_tasks
+from actors.kinds.registry import names
+from executor.settings_table import SettingsTable
+from launch.json_lines import to_json
+from launch.run.folder import RunFolder
+from launch.run.interrupts import COMPLETE
+from launch.study.definition import StudyError, StudyRun
+from launch.study.folder import now
+from launch.versions import version_of
+from launch.whole_file import write_text
+
+MOST_POINTS = 200
+"""Largest number of steps in a result; of longer runs every second, third ... is kept, and the last."""
+SERIES = (
+    "age_mean",
+    "age_max",
+    "reward_mean",
+    "entropy",
+    "ess",
+    "kl_behave",
+    "clip_fraction",
+    "step_s",
+    "wait_for_batch_share",
+    "wait_for_policy_share",
+)
+"""Metrics whose course is kept. Beside them each point has step, time and tokens so far."""
+
+
+class Measurement(SettingsTable):
+    """One measurement on the held-out tasks."""
+
+    version: int
+    step: int
+    """Step in whose row it was recorded."""
+    time_s: float
+    tokens_trained: float
+    mean: float
+    """Share that was solved, mean over the kinds."""
+    solved: dict[str, tuple[int, int]] = {}
+    """Kind -> (attempts that were right, attempts)."""
+
+
+class RunResult(SettingsTable):
+    """What is kept of a run."""
+
+    arm: str
+    seed: int
+    status: Literal["complete", "failed"]
+    exit_code: int | None
+    """Of `azr train`; None where it was not waited for, as under SLURM."""
+    error: str = ""
+    """The last words of a run that failed."""
+    written: str
+    """When this file was written, UTC."""
+    attempts: int
+    """Starts and resumes of the run."""
+    machine: str
+    azr: str
+    steps: int = 0
+    seconds: float = 0.0
+    """Time of training, with what was lost by kills; without starting up and the time between attempts."""
+    tokens_trained: float = 0.0
+    tokens_generated: float = 0.0
+    tokens_dropped: dict[str, float] = {}
+    """Reason -> tokens."""
+    trajectories: dict[str, float] = {}
+    """State -> trajectories, as the ledger ended: granted, trained, dropped, returned."""
+    age_mean: float | None = None
+    """Mean age of a trained trajectory over the run, in versions."""
+    age_max: float | None = None
+    wait_for_batch_share: float | None = None
+    """The learner's share of time without a batch."""
+    series: dict[str, list[float | None]] = {}
+    heldout: tuple[Measurement, ...] = Field(default=())
+
+    @property
+    def run(self) -> StudyRun:
+        """The run that this is the result of."""
+        return StudyRun(self.arm, self.seed)
+
+
+def collect(folder: RunFolder, run: StudyRun, exit_code: int | None, error: str = "") -> RunResult:
+    """The result of a run that has ended, from its folder."""
+    rows = folder.read_metrics()
+    status: Literal["complete", "failed"] = "complete" if exit_code == 0 and rows else "failed"
+    attempt = folder.newest_attempt()
+    base: dict[str, Any] = {
+        "arm": run.arm,
+        "seed": run.seed,
+        "status": status,
+        "exit_code": exit_code,
+        "error": error if error or rows else "it has recorded no step",
+        "written": now(),
+        "attempts": attempt.number if attempt else 0,
+        "machine": f"{platform.node()}, {os.cpu_count()} cores, {platform.machine()}",
+        "azr": version_of("azr"),
+    }
+    return RunResult.model_validate(base | (_figures(rows) if rows else {}))
+
+
+def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    last = rows[-1]
+    trained = _running([row.get("tokens_trained") or 0.0 for row in rows])
+    generated = [row.get("tokens_generated") for row in rows]
+    waited = sum(row.get("wait_for_batch_s") or 0.0 for row in rows)
+    every = -(-len(rows) // MOST_POINTS)
+    kept = sorted({*range(0, len(rows), every), len(rows) - 1})
+    series: dict[str, list[float | None]] = {
+        "step": [rows[place]["step"] for place in kept],
+        "time_s": [round(rows[place]["time_s"], 2) for place in kept],
+        "tokens_trained": [trained[place] for place in kept],
+        "tokens_generated": [generated[place] for place in kept],
+    }
+    series |= {name: [_rounded(rows[place].get(name)) for place in kept] for name in SERIES}
+    return {
+        "steps": int(last["step"]),
+        "seconds": round(last["time_s"], 2),
+        "tokens_trained": trained[-1],
+        "tokens_generated": last.get("tokens_generated") or 0.0,
+        "tokens_dropped": _over_lives(rows, "token_ledger/dropped_"),
+        "trajectories": {
+            state: last[f"ledger/{state}"]
+            for state in ("granted", "trained", "dropped", "returned")
+            if f"ledger/{state}" in last
+        },
+        "age_mean": _mean_age(rows),
+        "age_max": max((row["age_max"] for row in rows if row.get("age_max") is not None), default=None),
+        "wait_for_batch_share": _rounded(waited / last["time_s"]) if last["time_s"] else None,
+        "series": series,
+        "heldout": tuple(_measurements(rows, trained)),
+    }
+
+
+def _measurements(rows: Sequence[Mapping[str, Any]], trained: Sequence[float]) -> list[dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = {}
+    for row, tokens in zip(rows, trained, strict=True):
+        if row.get("heldout/mean") is None:
+            continue
+        version = int(row["heldout/version"])
+        found[version] = {
+            "version": version,
+            "step": row["step"],
+            "time_s": round(row["time_s"], 2),
+            "tokens_trained": tokens,
+            "mean": row["heldout/mean"],
+            "solved": _solved(row),
+        }
+    return [found[version] for version in sorted(found)]
+
+
+def _solved(row: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Kind -> (attempts that were right, attempts); empty where tasks were left out, so that nobody knows of which."""
+    attempts = Counter(entry.task.kind for entry in load_tasks())
+    if row.get("heldout/skipped") or attempts.total() != row.get("heldout/tasks"):
+        return {}
+    return {
+        kind: (round(row[f"heldout/{kind}"] * attempts[kind]), attempts[kind])
+        for kind in names()
+        if row.get(f"heldout/{kind}") is not None
+    }
+
+
+def _over_lives(rows: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, float]:
+    """The totals of counters that begin at 0 with each life of the learner."""
+    totals: dict[str, float] = defaultdict(float)
+    before: dict[str, float] = defaultdict(float)
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith(prefix) and value is not None:
+                reason = name.removeprefix(prefix)
+                totals[reason] += value - before[reason] if value >= before[reason] else value
+                before[reason] = value
+    return dict(totals)
+
+
+def _running(values: Sequence[float]) -> list[float]:
+    total, sums = 0.0, []
+    for value in values:
+        total += value
+        sums.append(total)
+    return sums
+
+
+def _mean_age(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Over trajectories: steps weighted by their batch sizes."""
+    known = [(row["age_mean"], row.get("batch_size", 1)) for row in rows if row.get("age_mean") is not None]
+    size = sum(size for _, size in known)
+    return _rounded(sum(age * size for age, size in known) / size) if size else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+def is_finished(folder: RunFolder) -> bool:
+    """Whether the run has all its steps, or its time was up: its last event is the end of a complete run."""
+    ended: str | None = None
+    try:
+        lines = folder.events.read_text().splitlines()
+    except FileNotFoundError:
+        return False
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:  # a line that a kill cut short
+            continue
+        if event.get("event") in ("run_started", "run_resumed"):
+            ended = None
+        elif event.get("event") == "run_ended":
+            ended = event.get("why", "")
+    return ended is not None and (ended == COMPLETE or ended.startswith("run.max_minutes"))
+
+
+def write_result(result: RunResult, path: Path) -> None:
+    """Write a result file, in one piece."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, to_json(result.model_dump(mode="json")) + "\n")
+
+
+def read_result(path: Path) -> RunResult | None:
+    """A result file; None where there is none. Raises StudyError."""
+    try:
+        return RunResult.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise StudyError(
+            f"{path} is no result of a run: {error}. Remove it; azr study resume makes it from the run's folder again"
+        ) from None

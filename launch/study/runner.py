@@ -1,0 +1,192 @@
+"""Makes the runs of a study here, one after another, each as `azr train` in a process of its own.
+
+The state of a run is in its files alone, so a study goes on after any end of this process:
+
+    a result file               the run is over: complete, or failed (which is made again on demand)
+    a run folder without one    it is begun: it goes on from its last checkpoint, or it has ended and is collected
+    neither                     it is to be made
+
+A run that outlives this process (which was killed, or whose terminal is gone) goes on; the next start waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import filelock
+
+from launch.run.folder import RunFolder
+from launch.run.interrupts import NOTHING_TO_SAVE, SAVED
+from launch.run.owner import refusal
+from launch.study.definition import Study, StudyError, StudyRun
+from launch.study.folder import StudyFolder
+from launch.study.progress import Progress
+from launch.study.result import RunResult, collect, is_finished, read_result, write_result
+
+POLL_S = 0.5
+FAILURES_IN_A_ROW = 2
+"""Runs that fail one after the other until the study stops: what ails them is probably not the arm."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+
+
+@dataclass
+class Signals:
+    """The requests to stop that came, passed on to the run's process."""
+
+    child: subprocess.Popen[bytes] | None = None
+    came: int | None = None
+    """The first of them."""
+    _handlers: dict[int, Any] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[Signals]:
+        """Catch them until the block ends. SIGHUP stays ignored under `nohup`."""
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
+                self._handlers[number] = signal.signal(number, self._came)
+        try:
+            yield self
+        finally:
+            for caught, handler in self._handlers.items():
+                signal.signal(caught, handler)
+
+    def _came(self, number: int, frame: FrameType | None) -> None:
+        self.came = self.came or number
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(number)
+
+
+def results_of(folder: StudyFolder, study: Study) -> dict[str, RunResult]:
+    """The results that there are, by the run's name. Raises StudyError."""
+    found = ((run.name, read_result(folder.result(run))) for run in study.runs_in_order())
+    return {name: result for name, result in found if result is not None}
+
+
+@contextlib.contextmanager
+def alone(folder: StudyFolder) -> Iterator[None]:
+    """Let no other process make runs of this study until the block ends. Raises StudyError."""
+    lock = filelock.FileLock(folder.path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise StudyError(
+            f"another process of this machine goes on with the study {folder.path}. Wait for it, or end it; "
+            f"azr study report {folder.path} shows what there is"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def retry_failed(folder: StudyFolder, study: Study) -> list[str]:
+    """Put the results of failed runs aside, so that they go on; returns their names."""
+    failed = [result.run for result in results_of(folder, study).values() if result.status == "failed"]
+    for run in failed:
+        path = folder.result(run)
+        number = 1 + sum(1 for _ in folder.results.glob(f"{run.name}.failed-*"))
+        path.rename(path.with_name(f"{run.name}.failed-{number}"))
+    return [run.name for run in failed]
+
+
+def carry_on(folder: StudyFolder, study: Study, progress: Progress, limit: int | None = None) -> int:
+    """Make the runs that are left, in the study's order, at most `limit`; returns an exit code: 0, or that of a stop
+    by a signal. Raises StudyError where runs fail one after the other."""
+    with alone(folder), Signals().caught() as signals:
+        folder.begin(study)
+        results = results_of(folder, study)
+        left = [run for run in study.runs_in_order() if run.name not in results]
+        in_a_row = 0
+        for run in left[:limit]:
+            progress.begin(run, results)
+            code = _make(folder, study, run, progress, signals)
+            if code in (SAVED, NOTHING_TO_SAVE) or (signals.came is not None and code != 0):
+                progress.end(f"stopped in {run.name}; go on: azr study resume {shlex.quote(str(folder.path))}")
+                return code if code in (SAVED, NOTHING_TO_SAVE) else 1
+            result = collect(folder.run(run), run, code, "" if code == 0 else last_words(folder, run))
+            write_result(result, folder.result(run))
+            results[run.name] = result
+            progress.ended(result)
+            in_a_row = 0 if result.status == "complete" else in_a_row + 1
+            if in_a_row == FAILURES_IN_A_ROW:
+                raise StudyFailed(
+                    f"{in_a_row} runs in a row have failed, the last, {run.name}, with: {result.error}. Its output: "
+                    f"{folder.log(run)}. Once that is mended: azr study resume {shlex.quote(str(folder.path))} --retry"
+                )
+            if signals.came is not None:
+                progress.end(f"stopped; go on: azr study resume {shlex.quote(str(folder.path))}")
+                return SAVED
+    return 0
+
+
+class StudyFailed(StudyError):
+    """Runs of a study fail."""
+
+    exit_code = 1
+
+
+def _make(folder: StudyFolder, study: Study, run: StudyRun, progress: Progress, signals: Signals) -> int:
+    """Make one run, or go on with it; returns the exit code of `azr train`."""
+    place = folder.run(run)
+    if refusal(place):
+        progress.say(f"{run.name} is under way in another process: waiting for its end")
+        while refusal(place):
+            if signals.came is not None:
+                return SAVED
+            progress.look(place)
+            time.sleep(POLL_S)
+    if is_finished(place):
+        return 0
+    folder.logs.mkdir(parents=True, exist_ok=True)
+    with folder.log(run).open("ab") as log:
+        # A process group of its own: Ctrl-C reaches this process alone, which passes it on once.
+        child = subprocess.Popen(
+            command(folder, study, run), stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+        )
+        signals.child = child
+        if signals.came is not None:  # it came between two runs
+            child.send_signal(signals.came)
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return child.wait(POLL_S)
+            progress.look(place)
+
+
+def command(folder: StudyFolder, study: Study, run: StudyRun) -> list[str]:
+    """The command that begins a run, or goes on with it."""
+    overrides = study.overrides_of(run)
+    if study.budget.minutes is not None:  # the minutes of `azr train` count from each start
+        left = max(study.budget.minutes - spent_s(folder.run(run)) / 60, 1 / 60)
+        overrides.append(f"run.max_minutes={left:.3f}")
+    place = [f"run.dir={os.path.abspath(folder.runs)}", f"run.name={run.name}"]
+    recipe = os.path.abspath(folder.recipe)
+    return [sys.executable, "-m", "launch.cli", "train", recipe, "--auto-resume", *place, *overrides]
+
+
+def spent_s(run: RunFolder) -> float:
+    """Seconds that a run has trained so far, what was lost by kills included."""
+    try:
+        return float(json.loads(run.totals.read_text())["time_s"])
+    except (OSError, ValueError, KeyError):
+        return 0.0
+
+
+def last_words(folder: StudyFolder, run: StudyRun, find: Callable[[str], bool] = lambda line: "azr: " in line) -> str:
+    """The line of a run's output that says why it failed: the last one of `azr`, or else the last one."""
+    try:
+        lines = [line.strip() for line in folder.log(run).read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    said = [line for line in lines if find(line) or "FAILED" in line]
+    return (said or lines or [""])[-1][:500]
