@@ -40,6 +40,12 @@ FAILURES_IN_A_ROW = 2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 
+class StudyFailed(StudyError):
+    """Runs of a study fail."""
+
+    exit_code = 1
+
+
 @dataclass
 class Signals:
     """The requests to stop that came, passed on to the run's process."""
@@ -63,7 +69,7 @@ class Signals:
 
     def _came(self, number: int, frame: FrameType | None) -> None:
         self.came = self.came or number
-        if self.child is not None and self.child.poll() is None:
+        if self.child is not None:  # one that has ended gets nothing
             self.child.send_signal(number)
 
 
@@ -100,43 +106,7 @@ def retry_failed(folder: StudyFolder, study: Study) -> list[str]:
     return [run.name for run in failed]
 
 
-def carry_on(folder: StudyFolder, study: Study, progress: Progress, limit: int | None = None) -> int:
-    """Make the runs that are left, in the study's order, at most `limit`; returns an exit code: 0, or that of a stop
-    by a signal. Raises StudyError where runs fail one after the other."""
-    with alone(folder), Signals().caught() as signals:
-        folder.begin(study)
-        results = results_of(folder, study)
-        left = [run for run in study.runs_in_order() if run.name not in results]
-        in_a_row = 0
-        for run in left[:limit]:
-            progress.begin(run, results)
-            code = _make(folder, study, run, progress, signals)
-            if code in (SAVED, NOTHING_TO_SAVE) or (signals.came is not None and code != 0):
-                progress.end(f"stopped in {run.name}; go on: azr study resume {shlex.quote(str(folder.path))}")
-                return code if code in (SAVED, NOTHING_TO_SAVE) else 1
-            result = collect(folder.run(run), run, code, "" if code == 0 else last_words(folder, run))
-            write_result(result, folder.result(run))
-            results[run.name] = result
-            progress.ended(result)
-            in_a_row = 0 if result.status == "complete" else in_a_row + 1
-            if in_a_row == FAILURES_IN_A_ROW:
-                raise StudyFailed(
-                    f"{in_a_row} runs in a row have failed, the last, {run.name}, with: {result.error}. Its output: "
-                    f"{folder.log(run)}. Once that is mended: azr study resume {shlex.quote(str(folder.path))} --retry"
-                )
-            if signals.came is not None:
-                progress.end(f"stopped; go on: azr study resume {shlex.quote(str(folder.path))}")
-                return SAVED
-    return 0
-
-
-class StudyFailed(StudyError):
-    """Runs of a study fail."""
-
-    exit_code = 1
-
-
-def _make(folder: StudyFolder, study: Study, run: StudyRun, progress: Progress, signals: Signals) -> int:
+def make_run(folder: StudyFolder, study: Study, run: StudyRun, progress: Progress, signals: Signals) -> int:
     """Make one run, or go on with it; returns the exit code of `azr train`."""
     place = folder.run(run)
     if refusal(place):
@@ -161,6 +131,41 @@ def _make(folder: StudyFolder, study: Study, run: StudyRun, progress: Progress, 
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return child.wait(POLL_S)
             progress.look(place)
+
+
+Make = Callable[[StudyFolder, Study, StudyRun, Progress, Signals], int]
+
+
+def carry_on(
+    folder: StudyFolder, study: Study, progress: Progress, limit: int | None = None, make: Make = make_run
+) -> int:
+    """Make the runs that are left, in the study's order, at most `limit`; returns an exit code: 0, or that of a stop
+    by a signal. Raises StudyFailed where runs fail one after the other. `make`: what makes one of them."""
+    with alone(folder), Signals().caught() as signals:
+        folder.begin(study)
+        results = results_of(folder, study)
+        left = [run for run in study.runs_in_order() if run.name not in results]
+        in_a_row = 0
+        for run in left[:limit]:
+            progress.begin(run, results)
+            code = make(folder, study, run, progress, signals)
+            if code in (SAVED, NOTHING_TO_SAVE) or (signals.came is not None and code != 0):
+                progress.end(f"stopped in {run.name}; go on: azr study resume {shlex.quote(str(folder.path))}")
+                return code if code in (SAVED, NOTHING_TO_SAVE) else 1
+            result = collect(folder.run(run), run, code, "" if code == 0 else last_words(folder, run))
+            write_result(result, folder.result(run))
+            results[run.name] = result
+            progress.ended(result)
+            in_a_row = 0 if result.status == "complete" else in_a_row + 1
+            if in_a_row == FAILURES_IN_A_ROW:
+                raise StudyFailed(
+                    f"{in_a_row} runs in a row have failed, the last, {run.name}, with: {result.error}. Its output: "
+                    f"{folder.log(run)}. Once that is mended: azr study resume {shlex.quote(str(folder.path))} --retry"
+                )
+            if signals.came is not None:
+                progress.end(f"stopped; go on: azr study resume {shlex.quote(str(folder.path))}")
+                return SAVED
+    return 0
 
 
 def command(folder: StudyFolder, study: Study, run: StudyRun) -> list[str]:

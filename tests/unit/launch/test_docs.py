@@ -70,8 +70,8 @@ def _folders() -> list[Path]:
 
 
 _RUN = {"config.toml", "metrics.jsonl", "events.jsonl", "seeds.jsonl", "program.py", "programs.jsonl", "mine.jsonl",
-        "tasks.jsonl", "results.jsonl", "owner.lock", "slurm/recipe.toml"}  # fmt: skip
-"""Files of a run folder, and of examples."""
+        "tasks.jsonl", "results.jsonl", "owner.lock", "slurm/recipe.toml", "study.toml", "report.md"}  # fmt: skip
+"""Files of a run folder, of a study, and of examples."""
 _PLACEHOLDERS = {"N", "NAME", "RUN", "ACTOR", "PROCESS"}
 
 

@@ -1,0 +1,160 @@
+"""The study file: what is written comes back, what does not fit is refused in words, and no change after the start."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch import cli
+from launch.study.definition import StudyError, interleaved, read_study
+from launch.study.folder import StudyFolder
+from tests.unit.launch.study.studies import make_study, write
+
+
+def test_a_study_that_is_written_comes_back(tmp_path: Path) -> None:
+    folder = write(make_study(), tmp_path)
+    study = folder.read()
+    assert study.model_copy(update={"recipe_sha256": "0" * 64}) == make_study()
+    assert [run.name for run in study.runs_in_order()] == ["K0-s0", "K2-s0", "K2-s1", "K0-s1", "K0-s2", "K2-s2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seeds": [1, 1]}, "seed twice"),
+        ({"seeds": []}, "seeds"),
+        ({"order": ["K0-s0"]}, "order has to name every run once; missing: K0-s1"),
+        ({"order": "K0-s0"}, "order"),
+        ({"margn": 1}, "margn is no key of a study file"),
+        ({"budget": {}}, "either steps or minutes"),
+        ({"budget": {"steps": 4, "minutes": 3}}, "either steps or minutes"),
+        ({"budget": {"steps": 0}}, "budget.steps = 0 cannot be used"),
+        ({"judgement": {"heldout_every": 4, "margin": 3}}, "judgement.margin = 3 cannot be used"),
+        ({"judgement": {"heldout_every": 4}}, "judgement.margin is missing"),
+        ({"arms": [{"name": "K0"}, {"name": "K0"}]}, "K0 is there twice"),
+        ({"arms": [{"name": "K0"}, {"name": "K2", "reference": "K1"}]}, "reference K1"),
+        ({"arms": [{"name": "../K0"}]}, "arms.0.name"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path, change: Any, words: str) -> None:
+    folder = write(make_study(), tmp_path)
+    data = tomllib.loads(folder.definition.read_text()) | change
+    folder.definition.write_text(tomli_w.dumps(data))
+    with pytest.raises(StudyError, match=words):
+        folder.read()
+
+
+def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="holds no study.*azr study staleness RECIPE"):
+        read_study(tmp_path / "study.toml")
+    (tmp_path / "study.toml").write_text("seeds = [")
+    with pytest.raises(StudyError, match="not valid TOML"):
+        read_study(tmp_path / "study.toml")
+
+
+@given(st.integers(1, 6), st.integers(1, 5))
+def test_runs_are_interleaved_so_that_no_arm_is_favoured(num_arms: int, num_seeds: int) -> None:
+    arms = tuple(f"a{number}" for number in range(num_arms))
+    order = interleaved(arms, tuple(range(num_seeds)))
+    assert len(set(order)) == num_arms * num_seeds
+    rounds = [order[start : start + num_arms] for start in range(0, len(order), num_arms)]
+    assert all({name.partition("-")[0] for name in turn} == set(arms) for turn in rounds)
+    if num_seeds % 2 == 0:  # a drift that is linear in time then adds the same to every arm
+        assert len({sum(order.index(f"{arm}-s{seed}") for seed in range(num_seeds)) for arm in arms}) == 1
+
+
+def test_a_margin_may_be_changed_before_the_first_run_and_never_after(tmp_path: Path) -> None:
+    folder = write(make_study(), tmp_path)
+    before = folder.definition.read_text()
+    changed = before.replace("margin = 0.05", "margin = 0.1")
+    assert changed != before
+    folder.definition.write_text(changed)
+    folder.begin(study := folder.read())
+    folder.definition.write_text(before)
+    with pytest.raises(StudyError, match=r"judgement.margin: 0.1 -> 0.05.*put it back.*Start another study"):
+        folder.read()
+    folder.definition.write_text(changed + "# a comment changes nothing\n")
+    assert folder.read() == study
+
+
+def test_neither_the_recipe_nor_the_record_of_the_start_may_go(tmp_path: Path) -> None:
+    folder = write(make_study(), tmp_path)
+    folder.begin(folder.read())
+    recipe = folder.recipe.read_text()
+    folder.recipe.write_text(recipe + "# another\n")
+    with pytest.raises(StudyError, match="not the recipe that the study was written with"):
+        folder.read()
+    folder.recipe.write_text(recipe)
+    folder.results.mkdir()
+    (folder.results / "K0-s0.json").write_text("{}")
+    folder.began.unlink()
+    with pytest.raises(StudyError, match="began.json is gone"):
+        folder.read()
+
+
+def command(tmp_path: Path, *more: str) -> int:
+    out = ["--out", str(tmp_path / "study"), "--dry-run"]
+    return cli.main(["study", "staleness", "smollm2-cpu-small", "--steps", "12", *out, *more])
+
+
+def test_the_command_writes_the_study_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--staleness", "0,2", "--seeds", "0,1", "--corrections", "clip,tis", "learner.optimizer.lr=1e-5"]
+    assert command(tmp_path, *options) == 0
+    study = StudyFolder(tmp_path / "study").read()
+    assert [(arm.name, arm.reference) for arm in study.arms] == [
+        ("clip-K0", None),
+        ("clip-K2", "clip-K0"),
+        ("tis-K0", None),
+        ("tis-K2", "tis-K0"),
+    ]
+    assert len(study.order) == 8
+    assert study.judgement.heldout_every == 3, "the recipe's 5 would measure 12 steps twice"
+    said = capsys.readouterr().out
+    assert "expect `cannot tell`" in said, "two seeds and a margin of 3 points"
+    assert "1e-05" in (tmp_path / "study" / "recipe.toml").read_text()
+    assert command(tmp_path, *options) == 0, "the same again is the same study"
+    assert capsys.readouterr().out.count("written") == 0
+    assert command(tmp_path, *options, "--margin", "0.1") == 0, "no run has begun"
+    assert "judgement.margin: 0.03 -> 0.1" in capsys.readouterr().out
+    folder = StudyFolder(tmp_path / "study")
+    folder.begin(folder.read())
+    assert command(tmp_path, *options, "--margin", "0.03") == 2
+    said = capsys.readouterr().err
+    assert "judgement.margin: 0.1 -> 0.03" in said
+    assert "--out FOLDER" in said
+    assert folder.read().judgement.margin == 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--staleness", "1,2"], "has no 0"),
+        (["--staleness", "0"], "at least one other"),
+        (["--staleness", "0,x"], "whole numbers"),
+        (["--staleness", "0,99"], "learner.max_staleness"),
+        (["--corrections", "clap"], "there are clip, decoupled, tis, none"),
+        (["--seeds", "1,1"], "seed twice"),
+        (["--minutes", "0"], None),
+        (["learner.max_staleness=3"], "use --staleness"),
+        (["run.seed=3"], "use --seeds"),
+        (["selfplay.heldout_every=0"], "nothing to judge by"),
+        (["learner.stepz=3"], "unknown setting"),
+        (["--margin", "3"], "less than 1"),
+    ],
+)
+def test_a_command_that_does_not_fit_is_refused_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str | None
+) -> None:
+    if words is None:
+        with pytest.raises(SystemExit):
+            command(tmp_path, *options)
+    else:
+        assert command(tmp_path, *options) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()

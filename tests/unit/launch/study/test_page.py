@@ -1,0 +1,99 @@
+"""The page of a study: verdicts in words, figures and curves, from the result files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+from launch.study.curves import FILES
+from launch.study.definition import Budget, Study
+from launch.study.findings import judge
+from launch.study.interval import Verdict
+from launch.study.page import verdict_of, write_page
+from launch.study.result import RunResult, write_result
+from tests.unit.launch.study.studies import make_result, make_study, write
+
+SEEDS = tuple(range(12))
+
+
+def results_of(study: Study, **last: float) -> dict[str, RunResult]:
+    """Results with this accuracy in the end, more or less by seed. `last`: by arm."""
+    noise = (-0.01, 0.0, 0.01)
+    return {
+        run.name: make_result(run, {0: 0.1, 4: 0.2, 8: last[run.arm] + noise[run.seed % 3]})
+        for run in study.runs()
+        if run.arm in last
+    }
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "verdict", "words"),
+    [
+        (0.50, Verdict.NON_INFERIOR, "non-inferior to `K0`: loses less than 5 points"),
+        (0.30, Verdict.INFERIOR, "inferior to `K0`: loses more than 5 points"),
+        (0.45, Verdict.UNCLEAR, "cannot tell: interval"),
+    ],
+)
+def test_an_arm_is_judged_by_the_margin(accuracy: float, verdict: Verdict, words: str) -> None:
+    study = make_study(SEEDS)
+    found = judge(study, results_of(study, K0=0.5, K2=accuracy))
+    assert [one.verdict for one in found] == [None, verdict]
+    assert words in verdict_of(study, found[1], found)
+
+
+def test_too_few_seeds_are_said(tmp_path: Path) -> None:
+    study = make_study((0,))
+    found = judge(study, results := results_of(study, K0=0.5, K2=0.5))
+    assert "too few seeds (1 and 1 runs); an interval needs 2 of each" in verdict_of(study, found[1], found)
+    folder = write(study, tmp_path)
+    write_page(folder, study, results)
+    assert "**Few seeds.** An arm has 1 judged runs." in folder.page.read_text()
+
+
+def test_accuracies_of_one_version_are_compared_although_some_runs_measured_later_ones() -> None:
+    study = make_study((0, 1))
+    results = results_of(study, K0=0.5, K2=0.5)
+    late = results["K2-s1"]
+    results["K2-s1"] = late.model_copy(update={"heldout": late.heldout[:2]})
+    found = judge(study, results)
+    assert [one.version for one in found] == [4, 4]
+    assert found[0].sample.values == (0.2, 0.2)
+    timed = study.model_copy(update={"budget": Budget(minutes=3)})
+    assert judge(timed, results)[1].sample.values == (0.49, 0.2), "equal time: each run's last"
+
+
+def test_failed_and_missing_runs_are_named_and_in_no_figure(tmp_path: Path) -> None:
+    study = make_study()
+    folder = write(study, tmp_path)
+    results = results_of(study, K0=0.5)
+    run = next(run for run in study.runs() if run.arm == "K2")
+    results[run.name] = make_result(run, {8: 0.9}, status="failed", exit_code=1, error="boom")
+    found = judge(study, results)
+    assert (found[1].runs, found[1].failed, found[1].verdict) == ((), 1, Verdict.NOT_MEASURED)
+    write_page(folder, study, results)
+    text = folder.page.read_text()
+    assert "3 of 6 runs are complete. FAILED, and in no figure below: K2-s0." in text
+    assert "| `K2-s0` | failed, exit code 1 |" in text
+    assert "| `K2-s1` | to be made |" in text
+    assert "90.0%" not in text
+
+
+def test_the_page_is_made_from_the_small_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = make_study()
+    folder = write(study, tmp_path)
+    folder.begin(folder.read())
+    for result in results_of(study, K0=0.5, K2=0.52).values():
+        write_result(result, folder.result(result.run))
+    assert cli.main(["study", "report", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "non-inferior to `K0`" in said
+    assert f"page: {folder.page}" in said
+    text = folder.page.read_text()
+    assert "margin" in text.lower()
+    assert "| `K2` | 1.00 | 2 | 8 | 81 |" in text, "age, steps and seconds"
+    first = {name: (tmp_path / name).read_bytes() for name in FILES.values()}
+    assert all(b"held-out accuracy" in drawn and b"K2 (3 runs)" in drawn for drawn in first.values())
+    assert cli.main(["study", "report", str(tmp_path)]) == 0
+    assert {name: (tmp_path / name).read_bytes() for name in FILES.values()} == first, "equal results, equal files"

@@ -1,0 +1,86 @@
+"""The small result file of a run: what is taken from its folder, and that it comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from actors.kinds.registry import names
+from launch.run.folder import RunFolder
+from launch.study.definition import StudyError, StudyRun
+from launch.study.result import MOST_POINTS, collect, is_finished, read_result, write_result
+from tests.unit.launch.study.studies import row, write_run
+
+RUN = StudyRun("K2", 1)
+
+
+def test_a_result_has_series_totals_and_measurements(tmp_path: Path) -> None:
+    measured = {"heldout/mean": 0.25, "heldout/version": 0.0} | {f"heldout/{kind}": 0.25 for kind in names()}
+    rows = [row(1, **measured), row(2), row(3, **measured | {"heldout/version": 2.0, "heldout/mean": 0.5}), row(4)]
+    rows[1]["age_mean"], rows[1]["batch_size"] = 3.0, 8
+    # The learner died after step 2, and its ledger of tokens began anew.
+    for place, dropped in enumerate((5.0, 7.0, 2.0, 3.0)):
+        rows[place]["token_ledger/dropped_stale"] = dropped
+    folder = RunFolder(tmp_path / "run")
+    write_run(folder, rows)
+    result = collect(folder, RUN, 0)
+    assert (result.status, result.steps, result.seconds) == ("complete", 4, 40.0)
+    assert (result.tokens_trained, result.tokens_generated) == (400.0, 480.0)
+    assert result.tokens_dropped == {"stale": 10.0}
+    assert result.age_mean == pytest.approx((3 * 4 * 1 + 8 * 3) / 20)
+    assert result.wait_for_batch_share == pytest.approx(0.2)
+    assert [(one.version, one.step, one.mean, one.tokens_trained) for one in result.heldout] == [
+        (0, 1, 0.25, 100.0),
+        (2, 3, 0.5, 300.0),
+    ]
+    assert result.series["tokens_trained"] == [100.0, 200.0, 300.0, 400.0]
+    write_result(result, tmp_path / "results" / "K2-s1.json")
+    assert read_result(tmp_path / "results" / "K2-s1.json") == result
+
+
+def test_a_long_run_has_a_small_result_with_both_ends(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_run(folder, [row(step) for step in range(1, 1002)])
+    steps = collect(folder, RUN, 0).series["step"]
+    assert len(steps) <= MOST_POINTS + 1
+    assert (steps[0], steps[-1]) == (1, 1001)
+
+
+@pytest.mark.parametrize("exit_code", [1, -9, None])
+def test_a_run_that_did_not_end_well_has_failed(tmp_path: Path, exit_code: int | None) -> None:
+    folder = RunFolder(tmp_path)
+    write_run(folder, [row(1)], why="failed: boom")
+    result = collect(folder, RUN, exit_code, "boom")
+    assert (result.status, result.error, result.steps) == ("failed", "boom", 1)
+
+
+def test_a_run_without_a_step_has_failed(tmp_path: Path) -> None:
+    result = collect(RunFolder(tmp_path), RUN, 0)
+    assert (result.status, result.error) == ("failed", "it has recorded no step")
+
+
+@pytest.mark.parametrize(
+    ("ends", "finished"),
+    [
+        ([], False),
+        ([None], False),
+        (["complete"], True),
+        (["run.max_minutes = 3 is over"], True),
+        (["interrupted"], False),
+        (["failed: boom"], False),
+        (["interrupted", "complete"], True),
+        (["complete", None], False),
+    ],
+)
+def test_a_run_is_over_by_its_last_event(tmp_path: Path, ends: list[str | None], finished: bool) -> None:
+    for why in ends:
+        write_run(RunFolder(tmp_path), [], why)
+    assert is_finished(RunFolder(tmp_path)) is finished
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    assert read_result(tmp_path / "none.json") is None
+    (tmp_path / "some.json").write_text('{"arm": "K0"')
+    with pytest.raises(StudyError, match=r"some.json is no result of a run.*Remove it"):
+        read_result(tmp_path / "some.json")
