@@ -238,6 +238,7 @@ def read_result(path: Path) -> RunResult | None:
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise StudyError(
-            f"{path} is no result of a run: {error}. Remove it; azr study resume makes it from the run's folder again"
+            f"{path} is no result of a run: {why}. Remove it; azr study resume makes it from the run's folder again"
         ) from None
