@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from executor.user_error import UserError
+from launch.bench import peer_environment
 
 SHORT: dict[str, list[str]] = {
     "executor": ["--runs", "2", "--seconds", "0.3"],
@@ -18,6 +19,7 @@ SHORT: dict[str, list[str]] = {
     "weights": ["--runs", "1"],
     "learner": ["--runs", "1", "--sequences", "48"],
     "e2e": ["--runs", "1", "--steps", "2", "--staleness", "0,1"],
+    "peer": ["--runs", "1", "--prompts", "2", "--tokens", "16"],
 }
 """Options by benchmark. Together they take less than ten minutes on two cores."""
 TIMEOUT_S = 600.0
@@ -54,7 +56,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run as the command line says; returns the exit code. Raises UserError."""
-    return run_all(arguments.folder, arguments.only or list(SHORT))
+    return run_all(arguments.folder, arguments.only or available())
+
+
+def available() -> list[str]:
+    """The benchmarks that need no installation first."""
+    ready = peer_environment.is_complete(peer_environment.default_folder())
+    return [name for name in SHORT if name != "peer" or ready]
 
 
 def run_all(folder: Path, names: Sequence[str]) -> int:

@@ -22,6 +22,7 @@ SUBJECTS = {
     "buffer": "the task buffer: requests a second, latency, by the number of tasks",
     "weights": "the weight broadcast: its rate beside a raw broadcast and a file, and what an engine pauses for it",
     "stream": "the stream: trajectories and bytes a second, latency, beside bare ZeroMQ and two queues",
+    "peer": "one GRPO step beside TRL's: generation, training, both; the same model, prompts, token counts and cores",
     "learner": "the learner: tokens a second and memory beside transformers, share of the machine's peak, packing",
 }
 """Benchmarks by name, with a line about each. The module `launch.bench.<name>` has DESCRIPTION, EXAMPLES, RUNS,

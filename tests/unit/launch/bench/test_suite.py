@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.bench import suite
+from launch.bench import peer_environment, suite
 from launch.commands.bench import SUBJECTS
 
 
@@ -23,6 +23,18 @@ def test_the_short_settings_are_options_of_their_benchmark(name: str) -> None:
 
 def test_every_benchmark_is_part_of_the_suite() -> None:
     assert set(suite.SHORT) == set(SUBJECTS)
+
+
+def test_the_benchmark_beside_trl_is_part_of_it_where_trl_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZR_CACHE", str(tmp_path))
+    assert set(SUBJECTS) - set(suite.available()) == {"peer"}
+    environment = tmp_path / "peer-trl"
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python").touch()
+    (environment / "azr-peer").write_text(peer_environment.requirements_digest(peer_environment._torch()))
+    assert set(suite.available()) == set(SUBJECTS)
 
 
 @pytest.mark.slow
