@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -28,9 +28,6 @@ MAX_OUTPUT_LENGTH = 200
 SPARE = 2
 """Inputs that are tried for each pair that is wanted: for some the program fails."""
 
-MAX_TRIED = 100_000
-"""Programs that `label_new` remembers; an older one is labelled again, which costs executions and nothing else."""
-
 
 class Labeller:
     """Labels programs with one environment."""
@@ -39,19 +36,8 @@ class Labeller:
         """`num_pairs`: the most pairs of a program, at least `MIN_OUTPUTS`."""
         self._environment = environment
         self._num_pairs = num_pairs
-        self._held_out: asyncio.Task[frozenset[str]] | None = None
-        self._tried: OrderedDict[tuple[str, bool], None] = OrderedDict()
-        """Programs of `label_new`, and whether they had a message; the oldest first."""
-
-    async def label_new(self, task: Task, normal: str, seed: str) -> LabelledProgram | None:
-        """As `label`; None as well for a program of an earlier call, unless it has a message now and had none."""
-        key = normal, bool(task.message)
-        if key in self._tried:
-            return None
-        self._tried[key] = None
-        if len(self._tried) > MAX_TRIED:
-            self._tried.popitem(last=False)
-        return await self.label(task, normal, seed)
+        self._held_out: frozenset[str] | None = None
+        self._looking = asyncio.Lock()
 
     async def label_all(self, found: Sequence[tuple[Task, str]], seed: str) -> list[LabelledProgram]:
         """Label the programs of validated tasks, each given with its normalised program: one for each normal form, in
@@ -89,14 +75,14 @@ class Labeller:
 
     async def held_out(self) -> frozenset[str]:
         """The normalised programs of the held-out tasks. The first call costs a child of a sandbox for each."""
-        if self._held_out is None:
-            self._held_out = asyncio.ensure_future(self._find_held_out())
-        return await asyncio.shield(self._held_out)
-
-    async def _find_held_out(self) -> frozenset[str]:
-        programs = list(dict.fromkeys(entry.task.program for entry in load_tasks()))
-        facts = [await self._environment.inspect(program) for program in programs]
-        return frozenset(one.normal if one else program for one, program in zip(facts, programs, strict=True))
+        async with self._looking:  # never waits in serial mode, where a call ends before another begins
+            if self._held_out is None:
+                programs = list(dict.fromkeys(entry.task.program for entry in load_tasks()))
+                facts = [await self._environment.inspect(program) for program in programs]
+                self._held_out = frozenset(
+                    one.normal if one else program for one, program in zip(facts, programs, strict=True)
+                )
+        return self._held_out
 
     def _chosen(self, found: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Pairs whose output is none of the arguments, few of them with the same output."""

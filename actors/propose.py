@@ -172,9 +172,7 @@ class ModelProposer(Proposer):
         facts = await self._environment.inspect(task.program)
         parts, measures = await self._describe(brief, task, facts)
         if self._labeller is not None and facts is not None:
-            labelled = await self._labeller.label_new(task, facts.normal, self._sampler.salt(0, "label"))
-            if labelled is not None:
-                await self._buffer.label(labelled)
+            await self._label(task, facts.normal)
         return Draft(
             completion,
             ProposalOutcome.VALID.value,
@@ -184,6 +182,14 @@ class ModelProposer(Proposer):
             parts,
             measures,
         )
+
+    async def _label(self, task: Task, normal: str) -> None:
+        """Label the program of a valid task for the supervised loss, once in the whole run."""
+        assert self._labeller is not None
+        if await self._buffer.claim_label(normal, bool(task.message)):
+            labelled = await self._labeller.label(task, normal, self._sampler.salt(0, "label"))
+            if labelled is not None:
+                await self._buffer.label(labelled)
 
     def _read(self, brief: Brief, completion: Completion) -> Proposal | FormatError:
         text = answer_of(brief.prompt.reply_start + completion.text, self._settings.prompt_format)

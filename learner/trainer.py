@@ -35,6 +35,7 @@ MISMATCH_ROWS = 0.05
 """Maximum number of their tokens, as a share of the rows of the batch. A forward pass costs about a third of a training
 step's rows, so the comparison takes less than 2% of it."""
 Supervision = Callable[[int], Sequence[Example]]
+"""(version that a step starts from) -> its labelled examples."""
 
 
 @dataclass
@@ -104,8 +105,7 @@ class Trainer:
         self.time = TimeLedger(LEARNER_PARTS)
         """What this rank's time is spent on; the loop enters what it does between two steps."""
         self.supervision: Supervision = lambda step: ()
-        """Returns a step's labelled examples (`learner.loss.supervised`); asked on rank 0, with the version that the
-        step starts from."""
+        """Where a step's labelled examples come from (`learner.loss.supervised`); asked on rank 0 alone."""
         self._data_rank = data_rank
         self._skipped_updates = SkippedUpdates(settings.max_skipped_updates)
 

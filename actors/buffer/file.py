@@ -61,7 +61,8 @@ CREATE TABLE history (                 -- solutions by the policy version that w
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
 # Made in files of every form when they are opened: nothing else depends on it.
-_LABELLED = """
+_LABELLED = (
+    """
 CREATE TABLE IF NOT EXISTS labelled (  -- programs with pairs of input and output, for a supervised loss
     id INTEGER PRIMARY KEY,            -- 1, 2, ... without a gap
     program_digest BLOB NOT NULL UNIQUE, -- of the normalised program, as in tasks
@@ -69,8 +70,16 @@ CREATE TABLE IF NOT EXISTS labelled (  -- programs with pairs of input and outpu
     normal TEXT NOT NULL,
     pairs TEXT NOT NULL,               -- JSON array of [input, output]
     message TEXT NOT NULL
-) STRICT;
-"""
+) STRICT
+""",
+    """
+CREATE TABLE IF NOT EXISTS label_claims ( -- programs that were given to an actor to label, whatever came of it
+    program_digest BLOB NOT NULL,
+    with_message INTEGER NOT NULL,     -- 1: of a task with a message
+    PRIMARY KEY (program_digest, with_message)
+) STRICT, WITHOUT ROWID
+""",
+)
 
 
 class TaskBufferError(UserError):
@@ -104,7 +113,8 @@ def open_database(path: Path, journal: JournalChoice = "auto") -> tuple[sqlite3.
         database.execute("PRAGMA cache_size=-65536")  # KiB
         if not tables:
             database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        database.execute(_LABELLED)
+        for table in _LABELLED:
+            database.execute(table)
     except BaseException:
         database.close()
         raise

@@ -79,6 +79,11 @@ class RemoteBuffer:
         """See `Buffer`."""
         await self._ask_together("rewarded", task_id, reward)
 
+    async def claim_label(self, normal: str, with_message: bool) -> bool:
+        """See `Buffer`. A claim whose answer was lost is nobody's: the program stays without labels."""
+        claimed: bool = await self._ask_together("claim_label", normal, with_message)
+        return claimed
+
     async def label(self, program: LabelledProgram) -> None:
         """See `Buffer`."""
         await self._ask_together("label", program)

@@ -83,6 +83,10 @@ class Buffer(Protocol):
     async def rewarded(self, task_id: int, reward: float) -> None:
         """Record the reward of a task's proposer, once the task's solutions are judged."""
 
+    async def claim_label(self, normal: str, with_message: bool) -> bool:
+        """Whether the caller is to label this program: True once for each normal form, and once more for the first task
+        of it with a message."""
+
     async def label(self, program: LabelledProgram) -> None:
         """Store a labelled program; of one whose normal form is known, only a message that was missing."""
 
@@ -182,6 +186,11 @@ class TaskBuffer:
         """See `Buffer`. Raises KeyError for a task that is not there."""
         if not self._database.execute("UPDATE tasks SET reward = ? WHERE id = ?", (reward, task_id)).rowcount:
             raise KeyError(f"there is no task {task_id}")
+
+    def claim_label(self, normal: str, with_message: bool) -> bool:
+        """See `Buffer`."""
+        values = program_digest(normal), with_message
+        return bool(self._database.execute("INSERT OR IGNORE INTO label_claims VALUES (?, ?)", values).rowcount)
 
     def label(self, program: LabelledProgram) -> None:
         """See `Buffer`."""
@@ -349,6 +358,10 @@ class LocalBuffer:
     async def rewarded(self, task_id: int, reward: float) -> None:
         """See `Buffer`."""
         self._store.rewarded(task_id, reward)
+
+    async def claim_label(self, normal: str, with_message: bool) -> bool:
+        """See `Buffer`."""
+        return self._store.claim_label(normal, with_message)
 
     async def label(self, program: LabelledProgram) -> None:
         """See `Buffer`."""

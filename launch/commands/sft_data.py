@@ -55,6 +55,7 @@ def register(commands: Any) -> None:
         "--inputs", type=int, default=2, metavar="N", help="with --pairs: selfplay.induction_inputs (default: 2)"
     )
     command.add_argument("--references", type=int, default=2, metavar="K", help="selfplay.references (default: 2)")
+    command.add_argument("--examples", type=int, default=0, metavar="N", help="selfplay.examples (default: 0)")
     command.add_argument("--seed", type=int, default=0, help="of the draw of references")
     command.set_defaults(run=_run)
 
@@ -79,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise SeedError(f"{arguments.tasks} has no task")
     tasks = [task for task, _ in found]
     roles = ("solve", "propose") if arguments.role == "both" else (arguments.role,)
-    shared = arguments.format, roles, arguments.references, arguments.seed
+    shared = arguments.format, roles, arguments.references, arguments.seed, arguments.examples
     if arguments.pairs:
         programs = asyncio.run(label_tasks(found, ExecutorSettings(), arguments.pairs, arguments.seed))
         distinct = len({normal for _, normal in found})

@@ -17,6 +17,7 @@ from actors.prompts import PromptFormat
 from actors.responses import response_to
 from actors.sampler import hash_seed
 from actors.seed_file import validate_lines
+from actors.solved_examples import is_copy
 from executor.settings import ExecutorSettings
 from executor.tasks import Task
 
@@ -32,9 +33,15 @@ class _Characters:
 
 
 def examples(
-    tasks: Sequence[Task], prompt_format: PromptFormat, roles: Sequence[str], num_references: int, seed: int
+    tasks: Sequence[Task],
+    prompt_format: PromptFormat,
+    roles: Sequence[str],
+    num_references: int,
+    seed: int,
+    num_examples: int = 0,
 ) -> Iterator[dict[str, Any] | None]:
-    """Examples as `azr sft` reads them, task by task. References of a proposer are other programs of `tasks`.
+    """Examples as `azr sft` reads them, task by task. References of a proposer, and the `num_examples` that a solver is
+    shown (`selfplay.examples`), are tasks of other programs of `tasks`.
 
     None stands for one that the format cannot say: an answer with a fence in it, a program that begins with an import.
     """
@@ -43,7 +50,9 @@ def examples(
         kind = kind_of(task.kind)
         builder = PromptBuilder(_Characters(), prompt_format, 1 << 30, len(task.inputs))
         if "solve" in roles:
-            prompt = builder.solve(task)
+            others = [other for other in tasks if other.kind == task.kind and other.program != task.program]
+            solved = draw.sample(others, len(others)) if num_examples else []
+            prompt = builder.solve(task, [other for other in solved if not is_copy(other)][:num_examples])
             yield _example(prompt, _SOLVER_THOUGHT, kind.answer_reply(task), prompt_format)
         if "propose" in roles:
             if kind.writes_program:
@@ -88,18 +97,21 @@ def labelled_examples(
     roles: Sequence[str],
     num_references: int,
     seed: int,
+    num_examples: int = 0,
 ) -> Iterator[dict[str, Any] | None]:
     """As `examples`, of labelled programs: each pair is solved once in every kind that it gives a task of, and each
     program is proposed once in every kind. `num_inputs`: as in `LabelledProgram.tasks`."""
-    by_kind: dict[str, list[Task]] = {}
+    solved: dict[str, list[Task]] = {}
+    proposed: dict[str, list[Task]] = {}
     for program in programs:
-        first = set()
+        by_kind: dict[str, list[Task]] = {}
         for task in program.tasks(num_inputs):
-            if "solve" in roles:
-                yield from examples([task], prompt_format, ("solve",), 0, seed)
-            if task.kind not in first:
-                by_kind.setdefault(task.kind, []).append(task)
-                first.add(task.kind)
-    if "propose" in roles:
+            by_kind.setdefault(task.kind, []).append(task)
         for kind, tasks in by_kind.items():
-            yield from examples(tasks, prompt_format, ("propose",), num_references, hash_seed(seed, kind))
+            solved.setdefault(kind, []).extend(tasks)
+            proposed.setdefault(kind, []).append(tasks[0])
+    for role, tasks_of in (("solve", solved), ("propose", proposed)):
+        for kind, tasks in tasks_of.items() if role in roles else ():
+            yield from examples(
+                tasks, prompt_format, (role,), num_references, hash_seed(seed, f"{role}/{kind}"), num_examples
+            )

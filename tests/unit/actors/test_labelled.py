@@ -116,15 +116,6 @@ def test_an_episode_labels_a_new_program_once_and_is_otherwise_as_without(
     assert found[0] == found[1]
 
 
-def test_a_program_is_tried_again_only_for_a_message(environment: Environment) -> None:
-    async def run() -> list[bool]:
-        labeller, task = Labeller(environment, 3), Task("deduction", "def f(x):\n    return x + 41", ("1",), ("42",))
-        told = Task("induction", task.program, ("1", "2"), ("42", "43"), "f adds 41")
-        return [await labeller.label_new(one, "normal", "1") is not None for one in (task, task, told, told, task)]
-
-    assert asyncio.run(run()) == [True, False, True, False, False]
-
-
 def test_pairs_are_tasks_of_every_kind(environment: Environment) -> None:
     (found,) = label(environment, ("def f(x):\n    return x + x + 1", "3"))
     told = LabelledProgram(found.program, found.normal, found.pairs, "f doubles")

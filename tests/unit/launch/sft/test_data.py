@@ -81,6 +81,16 @@ def test_what_the_completion_format_cannot_say_is_left_out(task: Task, sayable: 
     assert all(examples([task], "r1", roles, 2, 0))
 
 
+def test_solvers_see_as_many_examples_as_in_the_run() -> None:
+    tasks = [Task("deduction", f"def f(x):\n    return x + {n}", ("2",), (f"{2 + n}",)) for n in range(4)]
+    for task, example in zip(tasks, examples(tasks, "completion", ("solve",), 0, 0, num_examples=2), strict=True):
+        assert example
+        *head, program, given, _ = example["prompt"]
+        shown = [piece for piece in head if piece.startswith("```python")]
+        assert len(shown) == 2 and program not in shown and "x + 0" not in "".join(shown), "x + 0 is a copy"
+        assert (program, given) == (f"```python\n{task.program}\n```\n", "```input\n2\n```\n")
+
+
 def test_the_command_validates_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [
         {"kind": "deduction", "program": PROGRAM, "inputs": ["3"]},

@@ -1,0 +1,68 @@
+"""`azr seeds propose`, but for its engine: what is proposed, counted and kept, and when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.buffer.task_buffer import LocalBuffer, TaskBuffer
+from actors.environment import Environment
+from actors.roles import model_roles
+from actors.settings import SelfPlaySettings
+from launch.seeds import IDENTITY, Proposed, collect
+from tests.unit.actors.scripted import Script, judging, new_store, reply
+
+SETTINGS = SelfPlaySettings(prompt_format="completion", references=1, induction_inputs=2, max_prompt_tokens=4000)
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[Environment]:
+    with judging() as environment:
+        yield environment
+
+
+def proposed(environment: Environment, store: TaskBuffer, seconds: float, num_programs: int = 10**9) -> Proposed:
+    """One call of the clock takes a second; rounds have 8 proposals: two programs, one of them thrice, a constant, the
+    rest no tasks."""
+    programs = iter(range(10**9))
+
+    def answer(prompt: str, turn: int) -> str:
+        if not prompt.endswith("def f("):
+            return "adds\n```\n```input\n3\n```\n```input\n4\n```\n"
+        number = next(programs)
+        bodies = [f"x + {number + 5}", "x + 100", "x + 100", "x + 100", "7"]
+        return reply(f"def f(x):\n    return {bodies[number % 8]}", "2") if number % 8 < len(bodies) else "x): no"
+
+    seconds_passed = iter(range(10**9))
+    buffer = LocalBuffer(store)
+    roles = model_roles(Script(answer), environment, buffer, SETTINGS)  # type: ignore[arg-type]
+    return asyncio.run(
+        collect(roles(IDENTITY, None).proposer, buffer, 8, seconds, num_programs, clock=lambda: next(seconds_passed))
+    )
+
+
+def test_programs_are_counted_once_and_by_whether_they_use_their_input(
+    environment: Environment, tmp_path: Path
+) -> None:
+    store = new_store(tmp_path)
+    found = proposed(environment, store, 1000, num_programs=3)
+    # Two rounds of triplets, each with 5 valid ones; then a third as many about their programs.
+    assert (found.proposals, found.valid, len(found.programs)) == (24, 18, 3)
+    assert 2 <= found.ignoring <= 10, "the constant of each round, and what is written about it"
+    assert store.sizes() == {"deduction": 5, "abduction": 5, "induction": len({*_programs(store)})}
+    assert str(found).startswith("18 valid of 24 proposals, ")
+    store.close()
+
+
+def _programs(store: TaskBuffer) -> list[str]:
+    return [task.program for _, task in store.references(("induction",), 99, "s")]
+
+
+def test_it_ends_after_its_time(environment: Environment, tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    assert proposed(environment, store, 0).proposals == 0
+    assert proposed(environment, store, 8).proposals in (24, 32), "a round takes two looks at the clock"
+    store.close()
