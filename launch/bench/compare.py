@@ -145,6 +145,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare as the command line says; returns the exit code. Raises UserError."""
     comparison = compare(read(arguments.before), read(arguments.after), arguments.noise)
+    comparison.faults += unmeasured(arguments.after)
     comparison.show(Console(highlight=False, soft_wrap=True), arguments.everything)
     return int(bool(comparison.worse or comparison.faults))
 
@@ -167,6 +168,13 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
             f"{path} holds no measurement: azr bench NAME --json FILE writes one, azr bench all a folder"
         )
     return found
+
+
+def unmeasured(folder: Path) -> list[str]:
+    """What `azr bench all` began in `folder` and did not measure: it left what was printed, and no figures."""
+    printed = sorted(folder.glob("*.txt")) if folder.is_dir() else []
+    broke = [file for file in printed if not file.with_suffix(".json").exists()]
+    return [f"{file.stem} gave no figures; what it printed: {file}" for file in broke]
 
 
 def compare(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]], floor: float = NOISE) -> Comparison:

@@ -2,8 +2,9 @@
 
 `e2e_modes.py` leads one run through the modes, `e2e_figures.py` turns its metrics into the report. The run is the
 recipe's, with these changes: no checkpoints, held-out measurements and recorded trajectories; each role on cores of its
-own; and a learning rate of nearly 0. So the policy, and with it the length and validity of what it writes, is the same
-in every mode, while every computation is that of training.
+own; a learning rate of nearly 0; and a task buffer that starts with tasks. So the policy, and with it the length and
+validity of what it writes, is the same in every mode, and prompts do not grow with the buffer, while every computation
+is that of training.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from launch.bench.e2e_modes import Modes
 from launch.bench.options import between, positive
 from launch.bench.report import Report, describe_versions
 from launch.run.interrupts import SAVED, listening
+from launch.tune.trials import SEEDS
 
 if TYPE_CHECKING:
     from launch.config import Config
@@ -52,8 +54,10 @@ nothing else.
 EXAMPLES = """\
 columns:
   useful                trained tokens that move the policy: with an advantage other than 0, and not clipped
-  slowest stage alone   tokens of a batch over the greater of T_gen and T_train. In synchronous steps T_gen is the wait
-                        for the batch, T_train the rest
+  slower stage alone    the greater of T_gen and T_train, for the work of that mode's batches. In synchronous steps
+                        T_gen is the wait for the batch, T_train the rest
+  contended ideal       the same with what a pass and a token cost while the other side works, too: what cores share
+                        (memory, caches, two threads of one core) is not the schedule's
   FLOP share            the learner's operations over those that its cores can do: of the time of training steps, and
                         of all time
 
@@ -144,12 +148,15 @@ def run(options: Options) -> Report:
         rows = _drive(config, modes, interrupts)
         if not modes.done:
             report.notes["interrupted"] = f"after {len(modes.blocks)} of {len(options.staleness) * options.runs} modes"
-        figures = Figures(rows, modes.blocks, peak and peak * config.learner.parallel.world_size)
+        peak_flops = peak["alone"] * config.learner.parallel.world_size if peak else None
+        figures = Figures(rows, modes.blocks, peak_flops)
         if not figures.runs:
             raise E2eError("it ended before every mode was measured once")
         figures.report(report)
         if peak:
-            report.notes["peak"] = f"a learner rank can do {peak / 1e9:,.0f} GFLOP/s in bfloat16 products"
+            report.notes["peak"] = f"a learner rank can do {peak['alone'] / 1e9:,.0f} GFLOP/s in bfloat16 products"
+            if "beside" in peak:
+                report.notes["peak"] += f", and {peak['beside'] / 1e9:,.0f} while the actors' cores do the same"
         return report
 
 
@@ -173,6 +180,9 @@ def configure(options: Options, folder: Path) -> Config:
     config = load(options.recipe, [*options.overrides, *forced])
     if config.run.mode == "serial":
         raise E2eError("run.mode = serial has no actors that could work beside the learner; take run.mode=async")
+    if config.run.mode == "async" and config.selfplay.seed_tasks is None:
+        forced.append(f"selfplay.seed_tasks={SEEDS}")
+        config = load(options.recipe, [*options.overrides, *forced])
     cores = sorted(os.sched_getaffinity(0))
     if options.pin and len(cores) > 1 and not (config.learner.cpus or config.actors.cpus or _has_gpu()):
         half = len(cores) // 2
@@ -240,8 +250,9 @@ def _drive(config: Config, modes: Modes, interrupts: Interrupts) -> list[dict[st
         return [dict(row) for row in folder.read_metrics()]
 
 
-def _peak_flops(config: Config) -> float:
-    """Operations a second that a learner rank can do, measured in a process of its own on the learner's cores."""
+def _peak_flops(config: Config) -> dict[str, float]:
+    """Operations a second that a learner rank can do, measured in a process of its own on the learner's cores: `alone`
+    and, where the actors have other cores, `beside` them."""
     import json
 
     from launch.models import prepare
@@ -250,6 +261,7 @@ def _peak_flops(config: Config) -> float:
         "model": str(prepare(config.model.path)),
         "cpus": list(config.learner.cpus),
         "threads": config.learner.threads,
+        "beside": [] if set(config.actors.cpus) & set(config.learner.cpus) else list(config.actors.cpus),
     }
     _say("measuring the machine's peak")
     found = subprocess.run(
@@ -258,7 +270,8 @@ def _peak_flops(config: Config) -> float:
     )  # fmt: skip
     if found.returncode:
         raise E2eError(f"the machine's peak could not be measured: {found.stderr.strip().splitlines()[-1:]}")
-    return float(found.stdout)
+    peak: dict[str, float] = json.loads(found.stdout)
+    return peak
 
 
 def _has_gpu() -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from launch.bench.e2e_modes import Block
-from launch.bench.report import Goal, Report, TableOfFigures
+from launch.bench.report import Goal, Report, Samples, Slice, TableOfFigures
 from launch.run.totals import ACTOR_PARTS
 from learner.time_ledger import LEARNER_PARTS
 
@@ -80,10 +80,35 @@ def stages(synchronous: Stretch) -> dict[str, float]:
     return {_GENERATE: generate_s, _TRAIN: synchronous.seconds / len(synchronous.rows) - generate_s}
 
 
-def ideal(synchronous: Stretch) -> float:
-    """Asynchronous over synchronous speed if the slower stage never waited: (T_gen + T_train) / max(T_gen, T_train)."""
+def seconds_alone(synchronous: Stretch, other: Stretch, train_cost: float = 1.0, generate_cost: float = 1.0) -> float:
+    """Seconds that the slower stage alone needs for a step of `other`: max(T_gen, T_train), each for the work in its
+    batches. With equal work in both, asynchronous over synchronous speed is then (T_gen + T_train) / max(T_gen,
+    T_train), the ideal, where a step takes this long.
+
+    `train_cost`, `generate_cost`: factors on what a pass and a token cost while the other stage works, too.
+    """
     found = stages(synchronous)
-    return sum(found.values()) / max(found.values())
+    passes_s = synchronous.mean("forward_backward_s")
+    generate_s = found[_GENERATE] * generate_cost * _work(synchronous, other, "tokens_trained")
+    train_s = (found[_TRAIN] + passes_s * (train_cost - 1.0)) * _work(synchronous, other, "train_flops")
+    return max(generate_s, train_s)
+
+
+def _work(synchronous: Stretch, other: Stretch, of: str) -> float:
+    """What a step of `other` has to do, over that of a synchronous one."""
+    of = of if synchronous.total(of) else "tokens_trained"  # a rehearsed learner computes nothing
+    return other.mean(of) / synchronous.mean(of)
+
+
+def train_cost(stretch: Stretch) -> float:
+    """Seconds of forward and backward passes for an operation."""
+    return stretch.total("forward_backward_s") / stretch.total("train_flops")
+
+
+def generate_cost(stretch: Stretch) -> float:
+    """Seconds of an engine's steps for a token."""
+    engine_s = stretch.grown("actor_time/prefill_actor_s") + stretch.grown("actor_time/decode_actor_s")
+    return engine_s / stretch.grown("tokens_generated")
 
 
 def useful_share(stretch: Stretch) -> float:
@@ -122,6 +147,7 @@ class Figures:
 
     def report(self, report: Report) -> None:
         """Enter everything into `report`."""
+        self._rates(report)
         self._modes_table(report)
         self._shares_table(report, "the learner's seconds, share of all", learner_shares)
         if self._peak_flops:
@@ -130,6 +156,16 @@ class Figures:
         self._tokens_table(report)
         self._ratios(report)
         self._failures(report)
+
+    def _rates(self, report: Report) -> None:
+        """The speed of each mode by repetition: the rate that `azr bench compare` holds against a later one."""
+        for mode in self.modes:
+            samples = Samples(f"max_staleness {mode}", "trained tokens")
+            for run in self.runs:
+                stretch = self.stretches[run, mode]
+                samples.add(Slice(int(stretch.total("tokens_trained")), stretch.seconds))
+                samples.end_run()
+            report.rows.append(samples.row())
 
     def _modes_table(self, report: Report) -> None:
         figures: dict[str, Callable[[Stretch], float]] = {
@@ -147,9 +183,9 @@ class Figures:
             figures["FLOP share, wall clock"] = lambda s: s.total("train_flops") / s.seconds / peak
         rows = [self._row(name, figure) for name, figure in figures.items()]
         if 0 in self.modes:
-            light = self._speed_of_light()
+            lights = [statistics.median(self._light(run, mode) for run in self.runs) for mode in self.modes]
             shares = [statistics.median(self._over_light(mode)) for mode in self.modes]
-            rows += [["tokens/s, slowest stage alone", *([light] * len(self.modes))], ["share of it", *shares]]
+            rows += [["slower stage alone, s a step", *lights], ["share of that speed", *shares]]
         report.tables.append(TableOfFigures("throughput by max_staleness", self._columns(), rows))
 
     def _row(self, name: str, figure: Callable[[Stretch], float]) -> list[str | float]:
@@ -158,18 +194,17 @@ class Figures:
     def _columns(self) -> list[str]:
         return ["", *(str(mode) for mode in self.modes)]
 
-    def _speed_of_light(self) -> float:
-        """Tokens trained per second, if the slower stage alone set the pace."""
-        return self.median(0, lambda s: s.mean("tokens_trained") / max(stages(s).values()))
+    def _light(self, run: int, mode: int, train_cost: float = 1.0, generate_cost: float = 1.0) -> float:
+        """`seconds_alone` of a mode."""
+        return seconds_alone(self.stretches[run, 0], self.stretches[run, mode], train_cost, generate_cost)
 
     def _over_light(self, mode: int) -> list[float]:
-        """Speed of a mode over the ideal, by repetition: both relative to synchronous steps."""
-        return [
-            trained_per_s(self.stretches[run, mode])
-            / trained_per_s(self.stretches[run, 0])
-            / ideal(self.stretches[run, 0])
-            for run in self.runs
-        ]
+        """Speed of a mode over the ideal, by repetition."""
+        return [self._light(run, mode) / step_s for run, step_s in self._step_seconds(mode)]
+
+    def _step_seconds(self, mode: int) -> list[tuple[int, float]]:
+        stretches = [(run, self.stretches[run, mode]) for run in self.runs]
+        return [(run, stretch.seconds / len(stretch.rows)) for run, stretch in stretches]
 
     def _shares_table(self, report: Report, title: str, shares: Callable[[Stretch], dict[str, float]]) -> None:
         def share(part: str) -> Callable[[Stretch], float]:
@@ -204,8 +239,8 @@ class Figures:
             found = [stages(self.stretches[run, 0]) for run in self.runs]
             medians = {name: statistics.median(stage[name] for stage in found) for name in (_GENERATE, _TRAIN)}
             report.notes["async_over_ideal"] = (
-                f"best at max_staleness {best}; ideal is {statistics.median(self._ideals()):.3f} times synchronous: "
-                f"T_gen {medians[_GENERATE]:.2f} s and T_train {medians[_TRAIN]:.2f} s a batch"
+                f"best at max_staleness {best}; ideal is {sum(medians.values()) / max(medians.values()):.3f} times "
+                f"synchronous: T_gen {medians[_GENERATE]:.2f} s and T_train {medians[_TRAIN]:.2f} s a batch"
             )
             for mode in asynchronous:
                 speeds = [trained_per_s(self.stretches[run, mode]) for run in self.runs]
@@ -223,21 +258,24 @@ class Figures:
         shares = [learner_shares(stretch), *([actor_shares(stretch)] if self._peak_flops else [])]
         return max(abs(share["unaccounted"]) for share in shares)
 
-    def _ideals(self) -> list[float]:
-        return self.by_run(0, ideal)
-
     def _contention(self, report: Report, best: int) -> None:
-        """What each stage's own work costs more while the other one works, too: no schedule can win that back."""
-        slower: dict[str, Callable[[Stretch], float]] = {
-            "train_cost_async_over_sync": lambda s: s.total("forward_backward_s") / s.total("train_flops"),
-            "generate_cost_async_over_sync": lambda s: (
-                (s.grown("actor_time/prefill_actor_s") + s.grown("actor_time/decode_actor_s"))
-                / s.grown("tokens_generated")
-            ),
+        """What each stage's own work costs more while the other one works, too: no schedule can win that back. And how
+        close the run comes to what is then left of the ideal."""
+        costs = {"train_cost_async_over_sync": train_cost, "generate_cost_async_over_sync": generate_cost}
+        found = {
+            key: [busy / alone for busy, alone in zip(self.by_run(best, cost), self.by_run(0, cost), strict=True)]
+            for key, cost in costs.items()
         }
-        for key, cost in slower.items():
-            pairs = zip(self.by_run(best, cost), self.by_run(0, cost), strict=True)
-            report.ratio(key, [busy / alone for busy, alone in pairs], less_is_better=True)
+        report.ratio(
+            "async_over_contended_ideal",
+            [
+                self._light(run, best, train, generate) / step_s
+                for (run, step_s), train, generate in zip(self._step_seconds(best), *found.values(), strict=True)
+            ],
+            IDEAL_GOAL,
+        )
+        for key, values in found.items():
+            report.ratio(key, values, less_is_better=True)
 
     def _failures(self, report: Report) -> None:
         worst = report.ratios["seconds_unaccounted_max"].median

@@ -87,6 +87,21 @@ def test_the_command_names_what_is_worse_and_exits_with_1(tmp_path: Path, capsys
     assert main(["bench", "compare", str(tmp_path / "after"), str(tmp_path / "before")]) == 0
 
 
+def test_a_benchmark_that_broke_fails_the_comparison_and_one_that_was_not_asked_for_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "example.json").write_text(json.dumps(measured()["example"]))
+    other = measured()["example"] | {"bench": "other"}
+    (tmp_path / "before" / "other.json").write_text(json.dumps(other))
+    command = ["bench", "compare", str(tmp_path / "before"), str(tmp_path / "after")]
+    assert main(command) == 0
+    (tmp_path / "after" / "other.txt").write_text("Killed")
+    assert main(command) == 1
+    assert "FAILED: other gave no figures" in capsys.readouterr().out
+
+
 def test_a_folder_without_measurements_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(CompareError, match="no measurement"):

@@ -71,12 +71,13 @@ def test_a_run_whose_slower_stage_never_waits_is_ideal() -> None:
     assert report.failures == []
     found = {row[0]: row[1:] for row in report.tables[0].to_json()["rows"]}
     assert found["tokens/s trained"] == [100.0, 166.67]
+    assert {row["path"]: row["rate"] for row in report.rows} == {"max_staleness 0": 100.0, "max_staleness 2": 166.67}
     assert found["tokens/s useful"] == [50.0, 83.333]
     assert found["executions/s"] == [3.0, 5.0]
     assert found["FLOP share, training"] == [0.25, 0.25]
     assert found["FLOP share, wall clock"] == [0.1, 0.16667]
-    assert found["tokens/s, slowest stage alone"] == [166.67, 166.67]
-    assert found["share of it"] == [0.6, 1.0]
+    assert found["slower stage alone, s a step"] == [6.0, 6.0]
+    assert found["share of that speed"] == [0.6, 1.0]
     printed = io.StringIO()
     report.show(Console(file=printed, width=120))
     assert "the actors' seconds" in printed.getvalue()
@@ -87,6 +88,30 @@ def test_a_step_that_takes_longer_than_the_slower_stage_is_less_than_ideal() -> 
     for row in rows:
         row["time_s"] += 1.2 * sum(6 <= step <= 11 for step in range(int(row["step"]) + 1))
     assert report_of(rows, BLOCKS).ratios["async_over_ideal"].values == pytest.approx((6 / 7.2, 6 / 7.2))
+
+
+def test_batches_with_more_work_may_take_longer() -> None:
+    rows = made_rows(BOUNDS)
+    for row in rows:
+        row["time_s"] += 3.0 * sum(6 <= step <= 11 for step in range(int(row["step"]) + 1))
+        if 6 <= row["step"] <= 11:
+            row["tokens_trained"] *= 1.5  # 9 s of generation
+            row["train_flops"] *= 2  # 8 s of training
+    assert report_of(rows, BLOCKS).ratios["async_over_ideal"].values == pytest.approx((1.0, 1.0))
+
+
+def test_what_the_stages_share_is_told_from_what_the_schedule_loses() -> None:
+    rows = made_rows(BOUNDS)
+    for row in rows:
+        changed = sum(6 <= step <= 11 for step in range(int(row["step"]) + 1))
+        row["time_s"] += 1.8 * changed
+        row["actor_time/decode_actor_s"] += 0.2 * GENERATE_S * changed
+        row["forward_backward_s"] *= 1.1 if 6 <= row["step"] <= 11 else 1.0
+    ratios = report_of(rows, BLOCKS).ratios
+    assert ratios["generate_cost_async_over_sync"].values == pytest.approx((1.2, 1.2))
+    assert ratios["train_cost_async_over_sync"].values == pytest.approx((1.1, 1.1))
+    assert ratios["async_over_ideal"].values == pytest.approx((6 / 7.8, 6 / 7.8))
+    assert ratios["async_over_contended_ideal"].values == pytest.approx((7.2 / 7.8, 7.2 / 7.8))
 
 
 def test_a_ledger_that_does_not_close_is_a_failure() -> None:
@@ -156,7 +181,13 @@ def test_the_benchmarks_own_settings_win(tmp_path: Any) -> None:
     config = e2e.configure(options, tmp_path)
     assert (config.learner.steps, config.actors.concurrency, config.learner.max_staleness) == (1000000, 7, 2)
     assert config.learner.optimizer.lr < 1e-9
+    assert config.selfplay.seed_tasks
     assert not config.learner.checkpoint_minutes
-    own = e2e.configure(e2e.Options(overrides=("learner.cpus=[0]",), learn=True), tmp_path)
+    seeds = tmp_path / "mine.jsonl"
+    seeds.touch()
+    own = e2e.configure(
+        e2e.Options(overrides=("learner.cpus=[0]", f"selfplay.seed_tasks={seeds}"), learn=True), tmp_path
+    )
+    assert own.selfplay.seed_tasks == str(seeds)
     assert (own.learner.cpus, own.actors.cpus) == ((0,), ())
     assert own.learner.optimizer.lr == 4e-5
