@@ -60,7 +60,8 @@ class ActorsSettings(SettingsTable):
     concurrency: int = Field(default=256, ge=1, le=16384)
     """Maximum number of slots (rollouts) that one actor holds at a time.
     Too low: the engine idles. Too high: requests wait inside the engine and trajectories age; with `actors.adapt`
-    the actor lowers its own limit while the key/value cache is full."""
+    the actor lowers its own limit while the key/value cache is full. At
+    `learner.max_staleness = 1`, where the engines are the limit, a batch's slots over `actors.num_actors` are best."""
     cpus: tuple[int, ...] = ()
     """Numbers of the CPU cores that rollout actors may use on their nodes, such as `[0]`; empty: all.
     Each actor's engine and sandboxes stay on them. The same cores for every actor of a node. Serial mode leaves it
