@@ -29,7 +29,6 @@ from launch.bench.e2e_modes import Modes
 from launch.bench.options import between, positive
 from launch.bench.report import Report, describe_versions
 from launch.run.interrupts import SAVED, listening
-from launch.tune.trials import SEEDS
 
 if TYPE_CHECKING:
     from launch.config import Config
@@ -39,6 +38,8 @@ RUNS = 2
 STILL_LR = "1e-12"
 """A learning rate that changes no weight in bfloat16."""
 PEAK_TIMEOUT_S = 120.0
+SEEDS = Path(__file__).parents[1] / "tune" / "traces" / "seeds.jsonl"
+"""Tasks that the buffer starts with: those of the trials of `azr tune`."""
 
 DESCRIPTION = """\
 Measures a whole run: tokens a second generated, trained and useful, trajectories and executions a second, ages, and
