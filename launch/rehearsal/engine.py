@@ -41,6 +41,8 @@ class _Request:
     """Time of its first step."""
     first: float = 0.0
     """Tokens that each running request had got, since the engine started, when its own first one was due."""
+    versions: tuple[VersionSpan, ...] = ()
+    """Those of its tokens, once it is complete."""
 
 
 class RehearsedEngine:
@@ -95,7 +97,7 @@ class RehearsedEngine:
             self._forget(request)
             raise
         now = time.monotonic()
-        spans = self._spans(request)
+        spans = request.versions
         self._stats["tokens_prompt"] += len(request.prompt)
         self._stats["waited_over_update"] += spans[0] != VersionSpan.of_label(submitted, 0, spans[0].end)
         return Completion(
@@ -111,7 +113,7 @@ class RehearsedEngine:
     async def set_version(self, version: int) -> None:
         """See `Engine`."""
         self._advance()
-        self._versions.append((self._given, version))
+        self._load(version)
 
     async def join(self, spec: GroupSpec, rank: int) -> None:
         """See `Engine`."""
@@ -168,7 +170,7 @@ class RehearsedEngine:
                 await self._receivers.receive(manifest)
                 arrived = time.monotonic()
                 await asyncio.sleep(self._settings.load_s / self._scale)
-                self._versions.append((self._given, version))
+                self._load(version)
                 self._cached.clear()
                 loaded = time.monotonic()
             except WeightSyncError as error:
@@ -201,11 +203,14 @@ class RehearsedEngine:
             if end > start:
                 spans.append(VersionSpan.of_label(label, start, end))
                 start = end
-        oldest = min((finish - one.num_tokens for finish, _, one in self._running), default=self._given)
-        oldest = min(oldest, request.first)
+        return tuple(spans)
+
+    def _load(self, version: int) -> None:
+        """`version`, a label, is loaded; forget the versions that no running request has tokens of."""
+        self._versions.append((self._given, version))
+        oldest = min((one.first for _, _, one in self._running), default=self._given)
         while len(self._versions) > 1 and self._versions[1][0] < oldest:
             del self._versions[0]
-        return tuple(spans)
 
     # -- time ----------------------------------------------------------------------------------------------------
 
@@ -239,6 +244,7 @@ class RehearsedEngine:
                 self._prefilling = None
             while self._running and self._running[0][0] <= self._given + _EPSILON:
                 _, _, request = heapq.heappop(self._running)
+                request.versions = self._spans(request)
                 if not request.done.done():
                     request.done.set_result(None)
             if not self._waiting or len(self._running) >= self._max_num_seqs:

@@ -69,6 +69,34 @@ def test_every_request_gets_its_tokens_and_none_comes_faster_than_the_engine(
     assert stats["tokens_generated"] >= 0.99 * finished
 
 
+class Watched(RehearsedEngine):
+    """Counts how often the engine looks what to do."""
+
+    looks = 0
+
+    def _go_on(self) -> None:
+        self.looks += 1
+        super()._go_on()
+
+
+@given(st.lists(st.tuples(st.integers(1, 400), st.integers(1, 4000)), min_size=1, max_size=30), st.integers(1, 5))
+@examples(5)
+def test_the_engine_wakes_a_few_times_a_request_however_many_tokens_it_has(
+    requests: list[tuple[int, int]], max_num_seqs: int
+) -> None:
+    """A thousand of them share two cores. At its arrival, once its prompt is computed, and when it is complete; a timer
+    may be early by less than a token's time, and is set again."""
+
+    async def main() -> int:
+        settings = FAST.model_copy(update={"tokens_per_s": 5000, "request_tokens_per_s": 5000})
+        engine = Watched(settings, max_num_seqs, 1, OwnReceivers(1))
+        await asyncio.gather(*(sample(engine, number, *sizes[::-1]) for number, sizes in enumerate(requests)))
+        await engine.close()
+        return engine.looks
+
+    assert asyncio.run(main()) <= 6 * len(requests) + 6
+
+
 def test_tokens_have_the_version_that_was_loaded_when_they_were_due() -> None:
     settings = RehearsalSettings(time_scale=1, tokens_per_s=1000, request_tokens_per_s=1000, load_s=0.0)
     sender = WeightSender()
