@@ -8,7 +8,9 @@ The gate says what may be granted; turns say to whom. A *seat* is one connected 
   T3  A seat that cannot be granted anything leaves the round. It comes back when the caller names it in `grants`: after
       one of its slots ended, its capacity grew, or it loaded the published version. So an arrival costs no look at
       other seats.
-  T4  When `grants` is exhausted, turns are paused, the gate is shut, or the round is empty.
+  T4  While most seats have yet to load the published version, a seat leaves the round after each episode. Otherwise the
+      few that load first would take all that is open: a thousand actors would wait for the fifty that have it.
+  T5  When `grants` is exhausted, turns are paused, the gate is shut, or the round is empty.
 
 The stream server, serial mode and a simulator share this class.
 """
@@ -81,12 +83,16 @@ class Turns(Generic[S]):
         for seat in with_room:
             if seat in self._seats:
                 self._round.setdefault(seat)
+        loading: bool | None = None  # a look at every seat, and mostly there is nothing to grant
         while self._round and not self.paused and not self.gate.is_shut:
+            if loading is None:
+                loading = 2 * sum(seat.loaded_version < 0 for seat in self._seats) > len(self._seats)
             seat = next(iter(self._round))
             del self._round[seat]
             if seat.loaded_version != self.gate.version:
                 continue
             grant = self.gate.grant(seat.holder, seat.capacity)
             if grant is not None:
-                self._round[seat] = None
+                if not loading:
+                    self._round[seat] = None
                 yield seat, grant

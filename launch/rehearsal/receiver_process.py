@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from learner.weights.group import GroupSpec
     from learner.weights.manifest import TensorSpec
 
+NICENESS = 19
+"""Hundreds of threads that run at once would leave the single threads of the control plane hardly a share."""
 _LENGTH = struct.Struct("<I")
 Request = Literal["connect", "receive", "checksums", "close"]
 
@@ -202,6 +204,7 @@ def _main(descriptor: int, parent: int) -> None:
     """Serve on the socket `descriptor` as long as the process `parent` runs."""
     end_with_parent()  # a process that is stopped does not notice that its connection is closed
     ignore_signals()
+    os.nice(NICENESS)
     if os.getppid() == parent:
         asyncio.run(_serve(socket.socket(fileno=descriptor)))
 

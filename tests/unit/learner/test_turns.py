@@ -1,4 +1,4 @@
-"""Whose turn it is: the rules T1 to T4 of `learner/turns.py`, without a stream."""
+"""Whose turn it is: the rules T1 to T5 of `learner/turns.py`, without a stream."""
 
 from __future__ import annotations
 
@@ -63,6 +63,22 @@ def test_a_seat_is_granted_nothing_before_it_runs_the_published_version() -> Non
     assert not turns.newcomers
     assert next(turns.grants([late]))[0] is ready, "it was next"
     assert turns.gate.is_shut
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 40))
+def test_those_that_load_first_leave_the_others_their_share(num_early: int, more: int, episodes: int) -> None:
+    """While most load, each that is named gets one episode; then all take turns."""
+    turns = make(episodes)
+    num_seats = 2 * num_early + more
+    seats = [seat(turns, f"a{index}", loaded=0 if index < num_early else -1) for index in range(num_seats)]
+    first = [granted for granted, _ in turns.grants(seats)]
+    assert first == seats[: min(num_early, episodes)]
+    for one in seats:
+        one.loaded_version = 0
+    counts = Counter(granted.holder for granted, _ in turns.grants(seats))
+    counts.update(granted.holder for granted in first)
+    assert counts.total() == episodes
+    assert max(counts.values()) - min(counts[one.holder] for one in seats) <= 2
 
 
 def test_paused_nobody_is_granted_anything_and_places_in_the_round_are_kept() -> None:
