@@ -100,27 +100,38 @@ def _moves(present: Candidate, chosen: Candidate) -> str:
     return f"set {describe(chosen.changes)}"
 
 
-def explain_asynchrony(search: Search) -> str:
-    """Whether asynchrony pays: the best candidate with max_staleness > 0 beside the best one with 0."""
+def best_sides(search: Search) -> tuple[Candidate, Candidate] | None:
+    """The fastest synchronous candidate and the fastest asynchronous one; None where one kind was not simulated."""
     together = [one for one in search.candidates if one.scenario.max_staleness == 0]
     apart = [one for one in search.candidates if one.scenario.max_staleness > 0]
     if not together or not apart:
-        return ""
+        return None
     synchronous, asynchronous = (max(found, key=lambda one: one.throughput) for found in (together, apart))
-    gain = asynchronous.throughput / synchronous.throughput - 1
-    if gain < PAYS:
-        return (
-            f"Asynchrony does not pay here: the best asynchronous candidate ({describe(asynchronous.changes)}) is "
-            f"{gain:+.0%} beside the best synchronous one ({describe(synchronous.changes)}), with data "
-            f"{asynchronous.age:.1f} versions old. Run with learner.max_staleness = 0."
-        )
-    steps = sorted({one.scenario.max_staleness for one in apart})
-    best = {
-        bound: max(one.throughput for one in apart if one.scenario.max_staleness == bound) / synchronous.throughput - 1
-        for bound in steps
-    }
-    gains = ", ".join(f"{value:+.0%} at {bound}" for bound, value in best.items())
-    return f"Asynchrony pays: beside the best synchronous candidate, by max_staleness: {gains}."
+    return synchronous, asynchronous
+
+
+def explain_asynchrony(search: Search, gain: Gain | None) -> str:
+    """Whether asynchrony pays. `gain`: of the best asynchronous candidate over the best synchronous one
+    (`best_sides`)."""
+    sides = best_sides(search)
+    if sides is None or gain is None:
+        return ""
+    synchronous, asynchronous = sides
+    sure = f"{gain.mean:+.0%} (+-{gain.deviation:.0%})"
+    compared = (
+        f"the best asynchronous candidate ({describe(asynchronous.changes)}) is {sure} beside the best synchronous one "
+        f"({describe(synchronous.changes)}), with data {asynchronous.age:.1f} versions old"
+    )
+    if gain.mean < PAYS:
+        return f"Asynchrony does not pay here: {compared}. Run with learner.max_staleness = 0."
+    if gain.mean < 2 * gain.deviation:
+        return f"Asynchrony may pay: {compared}. Calibrate on more steps, or try both."
+    best: dict[int, float] = {}
+    for one in search.candidates:
+        bound = one.scenario.max_staleness
+        best[bound] = max(best.get(bound, 0.0), one.throughput)
+    bounds = ", ".join(f"{best[bound] / synchronous.throughput - 1:+.0%} at {bound}" for bound in sorted(best) if bound)
+    return f"Asynchrony pays: {compared}. By max_staleness: {bounds}."
 
 
 def explain_difference(closed: ClosedForm, simulated_step_s: float, even: float | None, unshared: float | None) -> str:

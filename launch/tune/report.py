@@ -12,7 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.json_lines import to_json
-from launch.tune.advice import explain_asynchrony, explain_choice, explain_difference, explain_limit, waits_of
+from launch.tune.advice import (
+    best_sides,
+    explain_asynchrony,
+    explain_choice,
+    explain_difference,
+    explain_limit,
+    waits_of,
+)
 from launch.tune.calibration import Calibration, CalibrationError, Group
 from launch.tune.closed_form import ClosedForm, estimate_closed
 from launch.tune.scenario import Scenario
@@ -28,6 +35,9 @@ class Findings:
     calibration: Calibration
     search: Search
     gain: Gain | None
+    """Of the chosen candidate over the recipe; None where they are the same."""
+    asynchrony: Gain | None
+    """Of the best asynchronous candidate over the best synchronous one; None where one kind was not simulated."""
     closed: ClosedForm
     difference: str
 
@@ -37,7 +47,7 @@ class Findings:
         return [
             explain_limit(waits_of(self.search.present)),
             "Recommended: " + explain_choice(self.search, self.gain),
-            explain_asynchrony(self.search),
+            explain_asynchrony(self.search, self.asynchrony),
             f"Of the recipe as it is: {self.difference}",
         ]
 
@@ -49,7 +59,8 @@ class Findings:
             "calibration": self.calibration.name,
             "present": row_of(self.search.present),
             "chosen": row_of(self.search.chosen),
-            "gain": {"mean": self.gain.mean, "deviation": self.gain.deviation} if self.gain else None,
+            "gain": _plain(self.gain),
+            "asynchrony": _plain(self.asynchrony),
             "closed_form": {"step_s": self.closed.step_s, "age_mean": self.closed.age_mean},
             "candidates": [row_of(one) | {"pareto": id(one) in pareto} for one in self.search.candidates],
             "reasons": self.sentences,
@@ -106,6 +117,10 @@ class Findings:
                 console.print(sentence, markup=False)
 
 
+def _plain(gain: Gain | None) -> dict[str, float] | None:
+    return {"mean": gain.mean, "deviation": gain.deviation} if gain else None
+
+
 def row_of(one: Candidate) -> dict[str, Any]:
     """A candidate as plain data."""
     return {
@@ -129,11 +144,14 @@ def find(
     """Search around a recipe, and find the reasons. Raises CalibrationError."""
     search = searcher.search(scenario, vary)
     gain = searcher.gain(search.chosen.scenario, scenario) if search.chosen.changes else None
+    sides = best_sides(search)
+    asynchrony = searcher.gain(sides[1].scenario, sides[0].scenario) if sides else None
     closed = estimate_closed(scenario, calibration)
     step_s = search.present.mean("step_s")
     even = simulate(scenario, with_mean_lengths(calibration)).step_s
     unshared = None if scenario.on_gpu else simulate(scenario, _unshared(calibration)).step_s
-    return Findings(recipe, calibration, search, gain, closed, explain_difference(closed, step_s, even, unshared))
+    difference = explain_difference(closed, step_s, even, unshared)
+    return Findings(recipe, calibration, search, gain, asynchrony, closed, difference)
 
 
 def with_mean_lengths(calibration: Calibration) -> Calibration:

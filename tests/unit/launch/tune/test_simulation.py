@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.settings import SelfPlaySettings
-from launch.tune.advice import Limit, explain_asynchrony, explain_choice, waits_of
+from launch.tune.advice import Limit, best_sides, explain_asynchrony, explain_choice, waits_of
 from launch.tune.calibration import CalibrationError
 from launch.tune.closed_form import estimate_closed, harmonic_split
 from launch.tune.search import Candidate, Gain, Searcher
@@ -138,9 +138,22 @@ def test_a_split_with_too_few_trainers_is_called_trainer_bound_and_moved():
 
 def test_asynchrony_that_does_not_pay_is_called_so():
     made = calibration(kind="cpu", cores=1, train_s=2.0)
-    found = Searcher(made, 6, seeds=(0,)).search(scenario(made), ("staleness",))
+    searcher = Searcher(made, 6, seeds=(0,))
+    found = searcher.search(scenario(made), ("staleness",))
     assert found.chosen.scenario.max_staleness == 0
-    assert explain_asynchrony(found).startswith("Asynchrony does not pay here")
+    synchronous, asynchronous = best_sides(found)
+    gain = searcher.gain(asynchronous.scenario, synchronous.scenario, draws=3)
+    assert explain_asynchrony(found, gain).startswith("Asynchrony does not pay here")
+
+
+def test_asynchrony_that_pays_is_called_so_only_where_the_calibration_is_sure_enough():
+    made = calibration(train_s=2.0)
+    found = Searcher(made, 6, seeds=(0,)).search(scenario(made), ("staleness",))
+    synchronous, asynchronous = best_sides(found)
+    gain = asynchronous.throughput / synchronous.throughput - 1
+    assert gain > 0.5
+    assert explain_asynchrony(found, Gain(gain, 0.1)).startswith("Asynchrony pays")
+    assert explain_asynchrony(found, Gain(gain, gain)).startswith("Asynchrony may pay")
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 2, 4])
