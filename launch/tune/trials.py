@@ -52,7 +52,7 @@ _REAL = (
     "learner.threads=1",
     "actors.cpus=[0]",
     "learner.cpus=[1]",
-    "learner.steps=8",
+    "learner.steps=6",
     *_batch(1),
 )
 _REHEARSAL = (
@@ -127,18 +127,18 @@ _ONE_CORE = ("actors.cpus=[0]", "learner.cpus=[0]")
 
 TRIALS = (
     _real("sync", "learner.max_staleness=0", purpose="calibration"),
-    _real("sync-half-batch", "learner.max_staleness=0", "learner.steps=12", *_batch(0.5), purpose="calibration"),
+    _real("sync-half-batch", "learner.max_staleness=0", "learner.steps=9", *_batch(0.5), purpose="calibration"),
     _real("async", "learner.max_staleness=1", purpose="calibration"),
     _real("sync-2-threads", "learner.max_staleness=0", "learner.threads=2", *_SHARED, purpose="calibration"),
     _real("sync-2-actors", "learner.max_staleness=0", "actors.num_actors=2", purpose="calibration"),
     _real("staleness-2", "learner.max_staleness=2"),
-    _real("half-batch", "learner.max_staleness=1", "learner.steps=14", *_batch(0.5)),
+    _real("half-batch", "learner.max_staleness=1", "learner.steps=10", *_batch(0.5)),
     _real("shared-cores", "learner.max_staleness=1", *_SHARED),
     _real("2-actors-on-a-core", "learner.max_staleness=1", "actors.num_actors=2"),
     _real("4-sequences", "learner.max_staleness=1", "engine.max_num_seqs=4"),
     _real("shared-cores-2-threads", "learner.max_staleness=1", "learner.threads=2", *_SHARED),
     _real("many-solutions", "learner.max_staleness=1", "selfplay.solutions=8", *_batch(0.5, 6)),
-    _real("one-core", "learner.max_staleness=1", "learner.steps=6", *_ONE_CORE),
+    _real("one-core", "learner.max_staleness=1", *_ONE_CORE),
     _real("staleness-4", "learner.max_staleness=4", "learner.steps=10"),
     _real("2-actors-2-threads", "learner.max_staleness=2", "actors.num_actors=2", "learner.threads=2", *_SHARED),
     _real("double-batch", "learner.max_staleness=1", "learner.steps=5", *_batch(2)),
