@@ -161,16 +161,24 @@ def _learner(runs: Sequence[RunRecord], cores: int) -> LearnerFigures:
         raise CalibrationError("no synchronous run has a learner of one rank (learner.parallel)")
     threads = min(by_threads)
     rows = by_threads[threads]
-    fit = fit_line([[1.0] * len(rows), [r["tokens_computed"] for r in rows]], [r["train_s"] for r in rows])
+    fit = fit_line(
+        [[1.0] * len(rows), [r["tokens_computed"] for r in rows], [r["tokens_trained"] for r in rows]],
+        [r["train_s"] for r in rows],
+    )
     source = f"train_s of {len(rows)} steps of {_names(runs)}; residual {fit.residual:.2f} s"
+
+    def figure(index: int, unit: str) -> Figure:
+        return Figure(value=fit.values[index], error=fit.errors[index], unit=unit, source=source)
+
     between = [_between_s(row) for row in rows]
     value, error = mean_and_error([max(0.0, seconds) for seconds in between])
     return LearnerFigures(
-        step_s=Figure(value=fit.values[0], error=fit.errors[0], unit="s/step", source=source),
-        row_s=Figure(value=fit.values[1], error=fit.errors[1], unit="s/row", source=source),
+        step_s=figure(0, "s/step"),
+        row_s=figure(1, "s/row"),
+        target_s=figure(2, "s/response token"),
         between_s=Figure(value=value, error=error, unit="s/step", source=f"the learner's ledger, {_names(runs)}"),
         threads=threads,
-        parallel_share=_parallel_share(by_threads, threads, fit.values[0], fit.values[1]),
+        parallel_share=_parallel_share(by_threads, threads, fit.values),
     )
 
 
@@ -181,14 +189,16 @@ def _between_s(row: dict[str, Any]) -> float:
     return float(row["step_s"] - row["wait_for_batch_s"] - row["train_s"]) - publish_s(row)
 
 
-def _parallel_share(by_threads: dict[int, list[dict[str, Any]]], threads: int, step_s: float, row_s: float) -> Figure:
+def _parallel_share(by_threads: dict[int, list[dict[str, Any]]], threads: int, costs: Sequence[float]) -> Figure:
     """Amdahl's share, from steps with other numbers of threads: time over that with `threads` is (1 - p) + p x
-    threads / others."""
+    threads / others. `costs`: seconds with `threads` of a step, a row and a response token."""
+    step_s, row_s, target_s = costs
     shares = []
     for others, rows in by_threads.items():
         if others == threads:
             continue
-        scale = sum(r["train_s"] for r in rows) / sum(step_s + row_s * r["tokens_computed"] for r in rows)
+        alone = sum(step_s + row_s * r["tokens_computed"] + target_s * r["tokens_trained"] for r in rows)
+        scale = sum(r["train_s"] for r in rows) / alone
         shares.append(min(1.0, max(0.0, (1 - scale) / (1 - threads / others))))
     if not shares:
         return _assumed(0.9, 0.1, "share")

@@ -71,7 +71,8 @@ class EngineFigures(_Part):
 
 
 class LearnerFigures(_Part):
-    """Time of one training step on one rank: `step_s + row_s x packed rows of the fullest rank`."""
+    """Time of one training step on one rank: `step_s + row_s x packed rows + target_s x response tokens` of the fullest
+    rank."""
 
     step_s: Figure
     row_s: Figure
@@ -80,7 +81,9 @@ class LearnerFigures(_Part):
     threads: int = Field(ge=1)
     """CPU threads, or devices, of the rank that the figures hold for."""
     parallel_share: Figure
-    """Share of `row_s` that more threads or ranks divide (Amdahl); the rest stays."""
+    """Share of these times that more threads or ranks divide (Amdahl); the rest stays."""
+    target_s: Figure = Figure(value=0.0, error=0.0, unit="s/response token", source="in row_s")
+    """What a response token takes beyond its row: its logits and the loss."""
 
 
 class WeightFigures(_Part):

@@ -101,7 +101,7 @@ def estimate_closed(scenario: Scenario, calibration: Calibration) -> ClosedForm:
     chain_s = work.longest * max(cost.least_s, chain_step_s)
     learner = LearnerCost.of(calibration.learner, scenario.learner_threads, scenario.data_ranks, scenario.model_ranks)
     weights = calibration.weights
-    train_s = learner.step_s + learner.row_s * work.rows / scenario.data_ranks
+    train_s = learner.step_s + (learner.row_s * work.rows + learner.target_s * work.trained) / scenario.data_ranks
     publish_s = (
         weights.ready_s.value
         + weights.send_s.value

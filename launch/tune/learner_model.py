@@ -3,7 +3,8 @@
     wait for a batch -> train -> publish (engines stand still) -> grant -> record, and again
 
 Training takes as long as the fullest data-parallel rank: rows are those that packing computes, each distinct prompt
-once, and ranks get whole groups as `learner/batching/balance.py` shares them out.
+once, and ranks get whole groups as `learner/batching/balance.py` shares them out. A response token costs more than a
+token of a prompt: it has logits and a loss.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Step:
     """Response tokens that were trained."""
     rows: int
     """Rows of all ranks."""
+    work_s: float
+    """What `train_s` is without what sharing costs."""
     age_mean: float
     age_max: int
     generated: int
@@ -53,6 +56,7 @@ class LearnerCost:
 
     step_s: float
     row_s: float
+    target_s: float
     between_s: float
     threads: int
     data_ranks: int
@@ -65,16 +69,38 @@ class LearnerCost:
         speed = threads * model_ranks / figures.threads
         scale = (1 - share) + share / speed
         return cls(
-            figures.step_s.value * scale, figures.row_s.value * scale, figures.between_s.value, threads, data_ranks
+            figures.step_s.value * scale,
+            figures.row_s.value * scale,
+            figures.target_s.value * scale,
+            figures.between_s.value,
+            threads,
+            data_ranks,
         )
 
+    def seconds(self, packed: Packed) -> float:
+        """Seconds of the step over a batch."""
+        return self.step_s + self.row_s * packed.fullest_rows + self.target_s * packed.fullest_targets
 
-def packed_rows(batch: Sequence[Rollout], num_ranks: int) -> tuple[int, int]:
-    """(rows of all ranks, rows of the fullest) of a batch: each distinct prompt once, a response of N tokens N - 1."""
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What a batch is to the ranks."""
+
+    rows: int
+    """Rows of all ranks."""
+    fullest_rows: int
+    """Rows of the rank with the most work."""
+    fullest_targets: int
+    """Response tokens of that rank."""
+
+
+def pack(batch: Sequence[Rollout], num_ranks: int, row_s: float, target_s: float) -> Packed:
+    """How a batch is packed: each distinct prompt once, a response of N tokens in N - 1 rows. Ranks are balanced by the
+    cost of rows and response tokens, as `Architecture.cost` makes the learner do it."""
     by_prompt: dict[object, list[int]] = {}
     for index, rollout in enumerate(batch):
         by_prompt.setdefault(rollout.prompt.key, []).append(index)
-    cost = CostModel()
+    cost = CostModel(per_row=max(1, round(row_s / _UNIT_S)), per_target=round(target_s / _UNIT_S))
     groups = []
     for members in by_prompt.values():
         prompt = batch[members[0]].prompt.tokens
@@ -89,11 +115,17 @@ def packed_rows(batch: Sequence[Rollout], num_ranks: int) -> tuple[int, int]:
                 response_costs=tuple(cost.response(prompt, length) for length in lengths),
             )
         )
-    if num_ranks == 1:
-        rows = sum(group.rows for group in groups)
-        return rows, rows
-    shares = [sum(group.rows for group in share) for share in share_out(groups, num_ranks)]
-    return sum(shares), max(shares)
+    shares = share_out(groups, num_ranks) if num_ranks > 1 else [groups]
+    fullest = max(shares, key=lambda share: sum(group.cost for group in share), default=[])
+    return Packed(
+        rows=sum(group.rows for share in shares for group in share),
+        fullest_rows=sum(group.rows for group in fullest),
+        fullest_targets=sum(batch[index].response for group in fullest for index in group.members),
+    )
+
+
+_UNIT_S = 1e-9
+"""Costs are whole numbers of this."""
 
 
 class LearnerModel:
@@ -174,8 +206,8 @@ class LearnerModel:
             batch = self._queue.batch() or []
             wait_s = self._env.now - waiting_since
             since = self._env.now
-            rows, fullest = packed_rows(batch, self._cost.data_ranks) if batch else (0, 0)
-            work_s = self._cost.step_s + self._cost.row_s * fullest
+            packed = pack(batch, self._cost.data_ranks, self._cost.row_s, self._cost.target_s)
+            work_s = self._cost.seconds(packed)
             yield self._machine.run(self._pool, Role.LEARNER, work_s, self._cost.threads)
             ages = [self.version - rollout.oldest_version for rollout in batch] or [0]
             self._queue.trained([rollout.slot for rollout in batch])
@@ -195,7 +227,8 @@ class LearnerModel:
                     publish_s=publish_s,
                     trajectories=len(batch),
                     tokens=sum(rollout.response for rollout in batch),
-                    rows=rows,
+                    rows=packed.rows,
+                    work_s=work_s,
                     age_mean=sum(ages) / len(ages),
                     age_max=max(ages),
                     generated=sum(actor.engine.tokens for actor in self._actors.values()),

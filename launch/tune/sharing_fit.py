@@ -1,21 +1,23 @@
 """What processes on one machine cost each other, found with the simulator: the factors with which it is as slow as the
 runs were.
 
-Each factor has a number of the runs that it decides: seconds of sampling a token for an engine, seconds of training a
-row for the learner. The factor is multiplied by measured / simulated until they agree. So it holds all that sharing
-costs and the model of shares of cores does not have: memory bandwidth, caches, the processes that are not simulated.
+Each factor has a number of the runs that it decides: seconds of sampling a token for an engine, seconds of training
+over those of the same batches alone for the learner. The factor is multiplied by measured / simulated until they agree.
+So it holds all that sharing costs and the model of shares of cores does not have: memory bandwidth, caches, the
+processes that are not simulated.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from launch.tune.calibration import Calibration, Figure, SharingFigures
+from launch.tune.learner_model import LearnerCost, Packed
 from launch.tune.records import RunRecord
 from launch.tune.scenario import Scenario
-from launch.tune.simulation import SEEDS, Prediction, play_run
+from launch.tune.simulation import SEEDS, play_run
 
 ROUNDS = 5
 BOUNDS = (0.8, 3.0)
@@ -24,7 +26,8 @@ BOUNDS = (0.8, 3.0)
 
 class _Observed(NamedTuple):
     token_s: float
-    row_s: float
+    slowdown: float
+    """Seconds of training over what the same batches take alone."""
 
 
 def fit_sharing(runs: Sequence[RunRecord], calibration: Calibration) -> Calibration:
@@ -35,16 +38,18 @@ def fit_sharing(runs: Sequence[RunRecord], calibration: Calibration) -> Calibrat
     for _ in range(ROUNDS):
         changed = dict(factors)
         if overlapped:
-            pairs = [(_measured(run), _simulated(run, calibration)) for run in overlapped]
+            pairs = [(_measured(run, calibration), _simulated(run, calibration)) for run in overlapped]
             changed["engine_beside_learner"] = _corrected(
                 factors["engine_beside_learner"], [m.token_s / s.token_s for m, s in pairs], overlapped
             )
             changed["learner_beside_engine"] = _corrected(
-                factors["learner_beside_engine"], [m.row_s / s.row_s for m, s in pairs], overlapped
+                factors["learner_beside_engine"], [m.slowdown / s.slowdown for m, s in pairs], overlapped
             )
         if several:
-            ratios = [_measured(run).token_s / _simulated(run, calibration).token_s for run in several]
-            changed["engine_beside_engine"] = _corrected(factors["engine_beside_engine"], ratios, several)
+            pairs = [(_measured(run, calibration), _simulated(run, calibration)) for run in several]
+            changed["engine_beside_engine"] = _corrected(
+                factors["engine_beside_engine"], [m.token_s / s.token_s for m, s in pairs], several
+            )
         factors = changed
         calibration = calibration.model_copy(update={"sharing": SharingFigures(**factors)})
     return calibration
@@ -57,20 +62,26 @@ def _corrected(factor: Figure, ratios: Sequence[float], runs: Sequence[RunRecord
     return Figure(value=value, error=value * spread, unit="factor", source=f"simulations beside {names}")
 
 
-def _measured(run: RunRecord) -> _Observed:
+def _measured(run: RunRecord, calibration: Calibration) -> _Observed:
     items = [item for step, batch in run.batches.items() if step > 1 for item in batch]
     tokens = sum(item.response for item in items)
     rows = run.steady
-    trained = sum(row["train_s"] for row in rows) / sum(row["tokens_computed"] for row in rows)
-    return _Observed(sum(item.sampling_s for item in items) / max(1, tokens), trained)
+    scenario = Scenario.of(run.config, calibration)
+    cost = LearnerCost.of(calibration.learner, scenario.learner_threads, scenario.data_ranks, scenario.model_ranks)
+    alone = sum(cost.seconds(_packed(row)) for row in rows)
+    trained = sum(row["train_s"] for row in rows)
+    return _Observed(sum(item.sampling_s for item in items) / max(1, tokens), trained / alone)
+
+
+def _packed(row: Mapping[str, Any]) -> Packed:
+    """The recorded batch of a step, on one rank."""
+    rows = int(row["tokens_computed"])
+    return Packed(rows, rows, int(row["tokens_trained"]))
 
 
 def _simulated(run: RunRecord, calibration: Calibration) -> _Observed:
     scenario = Scenario.of(run.config, calibration)
     found = [play_run(scenario, calibration, seed, len(run.rows)) for seed in SEEDS]
-    return _Observed(statistics.fmean(p.token_s for p in found), statistics.fmean(_row_s(p) for p in found))
-
-
-def _row_s(prediction: Prediction) -> float:
-    steps = prediction.steps[1:]
-    return sum(step.train_s for step in steps) / sum(step.rows for step in steps)
+    steps = [step for prediction in found for step in prediction.steps[1:]]
+    slowdown = sum(step.train_s for step in steps) / sum(step.work_s for step in steps)
+    return _Observed(statistics.fmean(p.token_s for p in found), slowdown)

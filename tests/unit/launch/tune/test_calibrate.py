@@ -13,7 +13,7 @@ from launch.tune.engine_model import StepCost
 from learner.trajectory import Role
 from tests.unit.launch.tune.test_fit import recorded_batch
 
-STEP_S, ROW_S, BETWEEN_S = 1.5, 0.004, 0.05
+STEP_S, ROW_S, TARGET_S, BETWEEN_S = 1.5, 0.004, 0.005, 0.05
 ENGINE = StepCost(0.03, 0.002, 1e-6, 8e-4, 0.0, 32)
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
@@ -70,12 +70,14 @@ def make_run(folder, name, steps=6):
         batch = recorded_batch(rng, step, ENGINE)
         (run / "trajectories" / f"step_{step:08d}.jsonl").write_text("".join(json.dumps(line(i)) + "\n" for i in batch))
         packed = int(rng.integers(500, 3000))
-        train_s, wait_s = STEP_S + ROW_S * packed, max(item.sampling_s for item in batch)
+        targets = sum(item.response for item in batch)
+        train_s, wait_s = STEP_S + ROW_S * packed + TARGET_S * targets, max(item.sampling_s for item in batch)
         weights = {"weights/ready_s": 0.03, "weights/send_s": 0.33, "weights/wait_loaded_s": 0.02}
         step_s = wait_s + train_s + 0.35 + BETWEEN_S
         now += step_s
         row = {"step": step, "time_s": now, "step_s": step_s, "wait_for_batch_s": wait_s, "train_s": train_s}
         prompts = {"tokens_prompt": 4000.0 * step, "tokens_cached": 1000.0 * step, "tokens_computed": packed}
+        prompts |= {"tokens_trained": targets}
         rows.append(row | weights | prompts | {"actors": 1, "age_mean": 0.0, "batch_size": len(batch)})
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return run
@@ -87,6 +89,7 @@ def test_what_made_a_run_comes_out_of_its_folder(tmp_path, capsys):
     found = load_calibration(out)
     assert found.learner.step_s.value == pytest.approx(STEP_S, rel=1e-3)
     assert found.learner.row_s.value == pytest.approx(ROW_S, rel=1e-3)
+    assert found.learner.target_s.value == pytest.approx(TARGET_S, rel=1e-3)
     assert found.learner.between_s.value == pytest.approx(BETWEEN_S, rel=1e-3)
     assert (found.weights.ready_s.value, found.weights.load_s.value) == pytest.approx((0.03, 0.02))
     assert found.weights.send_s.value == pytest.approx(0.30)
