@@ -35,7 +35,7 @@ from launch.tune.calibration import (
 )
 from launch.tune.engine_fit import fit_engine, over_ledger, setup_of
 from launch.tune.engine_model import StepCost
-from launch.tune.fit import fit_line, mean_and_error
+from launch.tune.fit import fit_line_robustly, mean_and_error
 from launch.tune.records import Recorded, RunRecord, publish_s
 from launch.tune.sharing_fit import fit_sharing
 from learner.model.architecture import Architecture
@@ -161,7 +161,7 @@ def _learner(runs: Sequence[RunRecord], cores: int) -> LearnerFigures:
         raise CalibrationError("no synchronous run has a learner of one rank (learner.parallel)")
     threads = min(by_threads)
     rows = by_threads[threads]
-    fit = fit_line(
+    fit = fit_line_robustly(
         [[1.0] * len(rows), [r["tokens_computed"] for r in rows], [r["tokens_trained"] for r in rows]],
         [r["train_s"] for r in rows],
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 ROUNDS = 30
-"""Most rounds of `fit_positive`."""
+"""Most rounds of `fit_positive`, and rounds of `fit_line_robustly`."""
 CONVERGED = 1e-4
 """Relative change of the parameters at which it ends."""
 
@@ -50,6 +50,22 @@ def fit_line(columns: Sequence[Sequence[float]], values: Sequence[float]) -> Fit
     covariance = np.linalg.pinv(matrix.T @ matrix) * variance
     errors = np.sqrt(np.maximum(np.diag(covariance), 0.0))
     return Fit(tuple(coefficients.tolist()), tuple(errors.tolist()), float(np.sqrt(np.mean(rest**2))))
+
+
+def fit_line_robustly(columns: Sequence[Sequence[float]], values: Sequence[float]) -> Fit:
+    """`fit_line` where a few of `values` are far off, as steps are during which something else ran on the machine.
+
+    Huber's estimator by reweighted least squares: residuals beyond their scale (1.48 x the median of their absolute
+    values) count by their size, not by its square.
+    """
+    matrix, target = np.asarray(columns, dtype=float), np.asarray(values, dtype=float)
+    weights = np.ones(len(target))
+    for _ in range(ROUNDS):
+        found = fit_line((matrix * weights).tolist(), (target * weights).tolist())
+        off = np.abs(target - np.asarray(found.values) @ matrix)
+        scale = max(1.48 * float(np.median(off)), 1e-12)
+        weights = np.sqrt(np.minimum(1.0, scale / np.maximum(off, 1e-12)))
+    return found
 
 
 def fit_positive(model: Callable[[Sequence[float]], np.ndarray], start: Sequence[float]) -> Fit:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from launch.tune.calibration import CalibrationError
 from launch.tune.engine_fit import EngineSetup, fit_engine, play_batch
 from launch.tune.engine_model import StepCost
-from launch.tune.fit import fit_line, fit_positive
+from launch.tune.fit import fit_line, fit_line_robustly, fit_positive
 from launch.tune.records import Recorded
 from learner.trajectory import Cell, Role
 
@@ -31,6 +31,15 @@ def test_no_coefficient_of_a_line_is_negative():
     found = fit_line([[1.0] * 4, [1.0, 2.0, 3.0, 4.0]], [4.0, 3.0, 2.0, 1.0])
     assert min(found.values) >= 0
     assert found.values[0] == pytest.approx(2.5)
+
+
+def test_a_line_is_found_although_some_steps_were_disturbed():
+    rng = np.random.default_rng(0)
+    columns = np.stack([np.ones(13), rng.uniform(1.0, 4.0, 13)])
+    values = np.array([2.0, 3.0]) @ columns + 0.05 * rng.standard_normal(13)
+    values[[1, 6, 12]] += (3.0, 2.0, 5.0)
+    assert fit_line_robustly(columns, values).values == pytest.approx((2.0, 3.0), abs=0.2)
+    assert fit_line(columns, values).values != pytest.approx((2.0, 3.0), abs=0.2)
 
 
 def test_positive_parameters_are_found_with_their_errors():
