@@ -45,8 +45,8 @@ class Player:
         """Returns the number of programs that the environment has executed so far."""
 
     def counts(self) -> dict[str, float]:
-        """Counters since the start: `prompts_too_long`, `references_left_out`, `tasks_too_long`."""
-        names = ("prompts_too_long", "references_left_out", "tasks_too_long")
+        """Counters since the start: `prompts_too_long`, `references_left_out`, `tasks_too_long`, `tasks_held_out`."""
+        names = ("prompts_too_long", "references_left_out", "tasks_too_long", "tasks_held_out")
         return {name: float(self._sampler.counts[name]) for name in names}
 
     async def play(self, grant: Grant, emit: Emit, give_back: GiveBack) -> None:
@@ -112,7 +112,10 @@ class Episode:
         draft = await self._proposer.draft(brief, f"p{slot}")
         if draft.task is None:
             await self._replay(share, episode_id)
-            await self._emit_proposal(brief, slot, draft, Proposed(None), draft.outcome)
+            if draft.outcome != ProposalOutcome.HELD_OUT.value:
+                await self._emit_proposal(brief, slot, draft, Proposed(None), draft.outcome)
+            elif self._settings.propose:
+                await self._give_back([slot])
             return
         new = NewTask(
             draft.task,
@@ -234,6 +237,7 @@ class Episode:
                         "correct": float(solution.correct),
                         "replayed": float(replayed),
                         "estimate": float(not replayed),
+                        **({} if solution.copied is None else {"copied": float(solution.copied)}),
                     },
                     outcome=solution.outcome,
                     execute_s=solution.execute_s,

@@ -6,14 +6,13 @@ whatever they get, and programs of held-out tasks.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from actors.environment import Environment
-from actors.heldout import load_tasks
+from actors.heldout.tasks import held_out_programs
 from actors.labelled import LabelledProgram
 from executor.input_samples import sample_inputs
 from executor.literals import parse_args
@@ -36,8 +35,6 @@ class Labeller:
         """`num_pairs`: the most pairs of a program, at least `MIN_OUTPUTS`."""
         self._environment = environment
         self._num_pairs = num_pairs
-        self._held_out: frozenset[str] | None = None
-        self._looking = asyncio.Lock()
 
     async def label_all(self, found: Sequence[tuple[Task, str]], seed: str) -> list[LabelledProgram]:
         """Label the programs of validated tasks, each given with its normalised program: one for each normal form, in
@@ -59,7 +56,7 @@ class Labeller:
         `inputs`: further canonical inputs to try first; others are a function of the task's first input, of the program
         and of `seed`. Raises InfrastructureError.
         """
-        if normal in await self.held_out():
+        if normal in held_out_programs():
             return None
         args, draw = parse_args(task.inputs[0]), random.Random(f"{seed}/{normal}")
         sampled = sample_inputs(args, SPARE * self._num_pairs, draw)
@@ -72,17 +69,6 @@ class Labeller:
         if len({output for _, output in pairs}) < MIN_OUTPUTS:
             return None
         return LabelledProgram(task.program, normal, tuple(pairs), task.message)
-
-    async def held_out(self) -> frozenset[str]:
-        """The normalised programs of the held-out tasks. The first call costs a child of a sandbox for each."""
-        async with self._looking:  # never waits in serial mode, where a call ends before another begins
-            if self._held_out is None:
-                programs = list(dict.fromkeys(entry.task.program for entry in load_tasks()))
-                facts = [await self._environment.inspect(program) for program in programs]
-                self._held_out = frozenset(
-                    one.normal if one else program for one, program in zip(facts, programs, strict=True)
-                )
-        return self._held_out
 
     def _chosen(self, found: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Pairs whose output is none of the arguments, few of them with the same output."""

@@ -73,6 +73,9 @@ def _describe_proposals(kind: str, members: Sequence[Trajectory]) -> dict[str, f
         known = [t.reward_parts[part] for t in members if part in t.reward_parts]
         if known:
             metrics[f"{name}/{kind}"] = _mean(known)
+    programs = [t.reward_parts["program"] for t in members if "program" in t.reward_parts]
+    if programs:
+        metrics[f"distinct_programs/{kind}"] = len(set(programs)) / len(programs)
     for part in sorted({part for t in members for part in t.reward_parts if part.startswith("fact/")}):
         metrics[f"{part}/{kind}"] = _mean([t.reward_parts[part] for t in members if part in t.reward_parts])
     rates = [t.reward_parts["solve_rate"] for t in members if "solve_rate" in t.reward_parts]
@@ -100,6 +103,10 @@ def _describe_solutions(kind: str, members: Sequence[Trajectory]) -> dict[str, f
     variety = [(len(set(given)) - 1) / (len(given) - 1) for given in answers.values() if len(given) > 1]
     if variety:
         metrics[f"answer_diversity/{kind}"] = _mean(variety)
+    metrics[f"distinct_answers/{kind}"] = len({t.response_ids.tobytes() for t in members}) / len(members)
+    copied = [t.reward_parts["copied"] for t in members if "copied" in t.reward_parts]
+    if copied:
+        metrics[f"copies/{kind}"] = _mean(copied)
     estimates = [t.reward_parts["estimate"] for t in members if "estimate" in t.reward_parts]
     if estimates:
         metrics[f"estimates/{kind}"] = _mean(estimates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -13,6 +14,7 @@ from actors.buffer.task_buffer import Buffer
 from actors.composite import composite, definitions, fit
 from actors.engine.generation import Completion
 from actors.environment import Environment
+from actors.heldout.tasks import is_held_out
 from actors.kinds.registry import kind_of, names
 from actors.labeller import Labeller
 from actors.parsing import FormatError, answer_of
@@ -36,6 +38,8 @@ class ProposalOutcome(StrEnum):
     """A sound task, too long for a solver's prompt (`selfplay.max_prompt_tokens`): it does not enter the buffer."""
     DUPLICATE = "duplicate"
     """A sound task that the buffer has already (`selfplay.novelty = "reject"`)."""
+    HELD_OUT = "held_out"
+    """A sound task that is held out: it is neither stored, solved nor trained."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,14 @@ class Draft:
     normal: str = ""
     """The normalised program: the buffer takes two programs with the same one for the same."""
     parts: dict[str, float] = field(default_factory=dict)
-    """Measures of the program: `ignores_input`, `nodes`, `complexity`, `distance`, ..."""
+    """Measures of the program: `ignores_input`, `nodes`, `complexity`, `distance`, ...; `program` is its number."""
     measures: dict[str, float] = field(default_factory=dict)
     """Intrinsic measures, 0..1, by the names of `IntrinsicSettings`."""
+
+
+def _number_of(normal: str) -> float:
+    """A number that tells normalised programs apart, and that a float holds exactly."""
+    return float(int.from_bytes(hashlib.sha256(normal.encode()).digest()[:6], "big"))
 
 
 class RecentOutputs:
@@ -170,6 +179,10 @@ class ModelProposer(Proposer):
             self._sampler.counts["tasks_too_long"] += 1
             return Draft(completion, ProposalOutcome.TOO_LONG.value, time.monotonic() - started)
         facts = await self._environment.inspect(task.program)
+        normal = facts.normal if facts else task.program
+        if is_held_out(task, normal):
+            self._sampler.counts["tasks_held_out"] += 1
+            return Draft(completion, ProposalOutcome.HELD_OUT.value, time.monotonic() - started)
         parts, measures = await self._describe(brief, task, facts)
         if self._labeller is not None and facts is not None:
             await self._label(task, facts.normal)
@@ -178,8 +191,8 @@ class ModelProposer(Proposer):
             ProposalOutcome.VALID.value,
             time.monotonic() - started,
             task,
-            facts.normal if facts else task.program,
-            parts,
+            normal,
+            parts | {"program": _number_of(normal)},
             measures,
         )
 

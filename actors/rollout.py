@@ -19,12 +19,13 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from actors.buffer.task_buffer import Buffer
 from actors.concurrency import ConcurrencyController, Load
 from actors.engine.generation import Engine, WeightUpdateFailed
 from actors.episodes import Player
+from actors.heldout.course import Course, Measure
 from actors.roles import MakeRoles
 from actors.sampler import Identity
 from actors.seeding import seed_buffer
@@ -44,16 +45,6 @@ _LOG = logging.getLogger(__name__)
 
 MAX_LOAD_FAILURES = 5
 """Weight groups and updates that fail in a row before an actor ends: its next life starts with a new engine."""
-
-
-class Measure(Protocol):
-    """A measurement on held-out tasks."""
-
-    async def maybe_run(self, version: int) -> dict[str, float] | None:
-        """Numbers for the heartbeat, or None where nothing is due at this version."""
-
-    def undo(self, version: int) -> None:
-        """The learner goes on from `version`: later ones are measured anew."""
 
 
 class RolloutBroken(RuntimeError):
@@ -99,7 +90,6 @@ class RolloutStats:
     failures: int = 0
     seeded: int = 0
     """Proposals of the seeding phase."""
-    heldout_failures: int = 0
     wait_for_policy_s: float = 0.0
     """Seconds that the actor had nothing to play, without the present spell."""
     ready_since: float = field(default_factory=time.monotonic)
@@ -117,7 +107,6 @@ class RolloutStats:
             "episodes": self.episodes,
             "failures": self.failures,
             "seeded": self.seeded,
-            "heldout_failures": self.heldout_failures,
             "wait_for_policy_actor_s": self.wait_for_policy_s + idle,
             "connected_actor_s": now - self.ready_since,
             "paused": float(self.paused),
@@ -151,7 +140,7 @@ class Rollout:
         self._buffer = buffer
         self._client = client
         self._settings = settings
-        self._heldout = heldout
+        self._course = Course(heldout)
         self._concurrency = concurrency
         self._seed = seed
         self._patience = patience or Patience()
@@ -164,10 +153,6 @@ class Rollout:
         self._broken: Exception | None = None
         """The error after which this actor cannot go on."""
         self._breaks = asyncio.Event()
-        self._measured: dict[str, float] = {}
-        self._life = 0
-        """The learner's life whose weights the engine runs."""
-        self._measuring: asyncio.Task[None] | None = None
         self._playing: dict[asyncio.Task[None], set[int]] = {}
         """Episodes in play, and the slots of each that are not answered yet."""
         self._updates: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -179,10 +164,12 @@ class Rollout:
         LearnerLost, SeedingFailed."""
         who = Identity("", self._client.actor_id, self._client.incarnation)
         self.stats.seeded = await seed_buffer(self._roles, self._buffer, self._settings, who, self._seed, _say_seeding)
+        await self._course.base(self._settings)
         self.stats.idle_since = self.stats.ready_since = time.monotonic()
         self._time.restart()
         version = await self._client.connect(connect_timeout_s, self._heartbeat)
         await self._engine.set_version(version)
+        self._course.goes_on_from(split_label(version)[0])
         identity = Identity(self._client.run_id, self._client.actor_id, self._client.incarnation)
         player = self._player = Player(self._roles, self._buffer, identity, seed=self._seed)
         updating = asyncio.create_task(self._update_weights())
@@ -196,7 +183,7 @@ class Rollout:
             for ended in done:
                 ended.result()
         finally:
-            tasks = (listening, updating, breaking, dying, self._measuring, *self._playing)
+            tasks = (listening, updating, breaking, dying, self._course.running, *self._playing)
             background = [task for task in tasks if task is not None]
             for task in background:
                 task.cancel()
@@ -208,7 +195,7 @@ class Rollout:
             match message["type"]:
                 case "grant":
                     self._start(player, grant_from_message(message))
-                case "manifest" | "join" | "weights":
+                case "manifest" | "join" | "weights" | "measure":
                     self._updates.put_nowait(message)
                 case "cancel":
                     self._cancel(set(message["slots"]))
@@ -230,7 +217,7 @@ class Rollout:
         }
         if self._player is not None:
             own["executions"] = float(self._player.executed())
-        return self.stats.numbers() | engine | own | played | self._measured
+        return self.stats.numbers() | engine | own | played | self._course.numbers()
 
     def _start(self, player: Player, grant: Grant) -> None:
         stats = self.stats
@@ -274,8 +261,8 @@ class Rollout:
             await self._client.send_returned(slots)
 
         failed = False
-        if self._seed is not None and self._measuring is not None:
-            await asyncio.wait({self._measuring})
+        if self._seed is not None and self._course.running is not None:
+            await asyncio.wait({self._course.running})
         try:
             with self._time.during(Activity.EPISODE):
                 await player.play(grant, emit, give_back)
@@ -299,25 +286,6 @@ class Rollout:
         finally:
             self._tokens.ended(grant.slots, failed)
 
-    def _measure(self, version: int, life: int) -> None:
-        """Measure on held-out tasks beside the episodes, unless the last measurement is still going on."""
-        if life != self._life:  # a restart of the learner undid what was measured of later versions
-            self._life, self._measured = life, {}
-            if self._heldout is not None:
-                self._heldout.undo(version)
-        if self._heldout is not None and (self._measuring is None or self._measuring.done()):
-            self._measuring = asyncio.create_task(self._run_heldout(self._heldout, version))
-
-    async def _run_heldout(self, heldout: Measure, version: int) -> None:
-        life = self._life
-        try:
-            measured = await heldout.maybe_run(version)
-            if measured and life == self._life:
-                self._measured = measured
-        except Exception as error:  # a measurement that failed is no reason to stop playing
-            self.stats.heldout_failures += 1
-            _LOG.warning("the held-out measurement at version %d failed: %s: %s", version, type(error).__name__, error)
-
     async def _update_weights(self) -> None:
         """Join groups and load weights, one message after the other, while episodes go on."""
         manifest: Manifest = []
@@ -332,10 +300,12 @@ class Rollout:
                         spec = GroupSpec.from_json(message["spec"])
                         group = spec.group_id
                         await self._engine.join(spec, int(message["rank"]))
+                    case "measure":
+                        self._course.last(int(message["version"]))
                     case _:
                         label = int(message["version"])
                         timings = await self._engine.update_weights(manifest, label)
-                        self._measure(*split_label(label))  # before the learner hears of it, and grants
+                        self._course.loaded(label)  # before the learner hears of it, and grants
                         await self._client.send_loaded(label, timings)
                         _LOG.debug("version %d of the learner's life %d is loaded", *split_label(label))
                         failures = 0

@@ -21,6 +21,7 @@ from pathlib import Path
 from actors.buffer.file import READABLE_SCHEMAS, SCHEMA_VERSION
 from actors.buffer.task_buffer import GIVEN, NewTask, TaskBuffer
 from actors.environment import Environment
+from actors.heldout.tasks import is_held_out
 from actors.kinds.registry import names
 from actors.labelled import LabelledProgram
 from actors.labeller import Labeller
@@ -200,7 +201,8 @@ async def validate(environment: Environment, line: str) -> tuple[Task, str] | st
     if outputs is not None and result.outputs != outputs:
         return f"outputs differ: the file says {', '.join(outputs)[:200]}; it is {', '.join(result.outputs)[:200]}"
     facts = await environment.inspect(result.program)
-    return result, facts.normal if facts else result.program
+    normal = facts.normal if facts else result.program
+    return "it is a held-out task" if is_held_out(result, normal) else (result, normal)
 
 
 def _parse(line: str) -> tuple[Proposal, tuple[str, ...] | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from executor.settings_table import SettingsTable
 from executor.tasks import ValidationRules
@@ -75,7 +75,7 @@ class SelfPlaySettings(SettingsTable):
     temperature: float = Field(default=1.0, ge=0.01, le=2)
     """Sampling temperature of proposers and solvers.
     The policy that is trained is the one that samples: engine and learner both compute the log-probabilities of
-    softmax(logits / temperature). Held-out tasks are solved at temperature 0."""
+    softmax(logits / temperature)."""
     compat: Literal["paper", "reference"] = "paper"
     """Reward of a valid proposal that all or none of its solutions solve: `paper` pays 0, `reference` -0.5.
     `reference` is the paper's public implementation."""
@@ -110,8 +110,31 @@ class SelfPlaySettings(SettingsTable):
     """Number of pairs of input and output that the executor labels of each distinct valid program; 0: none.
     For `learner.loss.supervised`. Takes twice as many executions for each program that is new; 4 is a start."""
     heldout_every: int = Field(default=0, ge=0)
-    """Versions between measurements on held-out tasks, which are never trained on; 0: never.
-    One actor solves them beside its episodes, so frequent measurements cost generation."""
+    """Versions between measurements on held-out tasks, which are never trained on; 0: none are made.
+    The first and the last version are always measured, alone and before and after all steps; those in between beside
+    one actor's episodes, so frequent ones cost generation. A number above `learner.steps` measures both ends alone."""
+    heldout_tasks: int = Field(default=0, ge=0)
+    """Number of held-out tasks that are measured; 0: all of them, 711.
+    The first ones of a fixed order, in which kinds and difficulties are balanced. Intervals shrink with the square root
+    of the number: with all tasks the 95% interval of the mean is less than 3 points to either side."""
+    heldout_samples: int = Field(default=4, ge=1)
+    """Number of solutions that are sampled for each held-out task.
+    The tasks and not the samples are what the interval is over: more tasks help more than more samples."""
+    heldout_temperature: float = Field(default=1.0, ge=0, le=2)
+    """Sampling temperature of held-out solutions; 0 takes the likeliest token, and needs `heldout_samples = 1`."""
+    heldout_wait_s: float = Field(default=300.0, ge=0)
+    """Longest time in seconds that a run waits for the measurement of its first version, and of its last; 0: neither.
+    What takes longer is given up. The first counts towards `actors.start_timeout_s`. A run that a signal stops does not
+    wait."""
+
+    @model_validator(mode="after")
+    def _check_heldout(self) -> SelfPlaySettings:
+        if not self.heldout_temperature and self.heldout_samples > 1:
+            raise ValueError(
+                f"heldout_samples = {self.heldout_samples} with heldout_temperature = 0 would all be the same: set "
+                "heldout_samples = 1, or a temperature"
+            )
+        return self
 
     @property
     def rules(self) -> ValidationRules:

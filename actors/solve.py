@@ -28,6 +28,8 @@ class Solution(NamedTuple):
     completion: Completion
     execute_s: float
     """Seconds until the answers of the task were judged."""
+    copied: bool | None = None
+    """Whether the answer repeats what the prompt shows (`TaskKind.is_copy`), for kinds that say so."""
 
 
 class Solver(ABC):
@@ -77,7 +79,8 @@ class ModelSolver(Solver):
             if isinstance(answer, FormatError):
                 solutions.append(Solution(False, False, answer.value, completion, 0.0))
                 continue
+            copied = kind.is_copy(task, answer)
             verdict = next(verdicts)
             formatted = verdict.reason is not VerdictReason.UNPARSEABLE
-            solutions.append(Solution(verdict.correct, formatted, verdict.reason.value, completion, execute_s))
+            solutions.append(Solution(verdict.correct, formatted, verdict.reason.value, completion, execute_s, copied))
         return solutions

@@ -19,6 +19,7 @@ COMMANDS = (
     "model",
     "execute",
     "doctor",
+    "eval",
     "seeds",
     "sft",
     "sft_data",
@@ -47,6 +48,7 @@ examples:
   azr scale runs/smollm2-cpu --actors 3              more rollout actors, or fewer, while it runs
   azr verify runs/smollm2-cpu                        do its engines run what the learner has, bit by bit?
   azr config show smollm2-cpu                        every setting of a recipe, resolved
+  azr eval runs/smollm2-cpu                          its newest checkpoint on the held-out tasks
   azr sft sft-smollm2-cpu                            supervised fine-tuning first, as a warm start
   azr seeds save runs/first seeds.jsonl              a run's tasks, to start another with (selfplay.seed_tasks)
   azr model prepare smollm2-135m-instruct            build the model's folder in the cache

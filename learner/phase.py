@@ -26,6 +26,8 @@ class Phase(StrEnum):
     """A checkpoint is copied and written."""
     DRAINING = "draining"
     """A run that stops early waits for the trajectories in flight."""
+    MEASURING = "measuring"
+    """The run is saved, and waits for a measurement of its last version."""
     DONE = "done"
     """The loop has ended; the process closes what it opened."""
     RESTARTING = "restarting"

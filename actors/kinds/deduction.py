@@ -48,6 +48,12 @@ class Deduction(TripletKind):
         """See `TaskKind`: a value."""
         return last(text, "output", FormatError.NO_OUTPUT)
 
+    def is_copy(self, task: Task, answer: str) -> bool | None:
+        """See `TaskKind`: the answer is the input, as text but for spaces; with or without brackets where it is several
+        arguments."""
+        given, said = "".join(task.inputs[0].split()), "".join(answer.split())
+        return said in (given, f"({given})")
+
     async def verify(self, judge: Judge, task: Task, answers: Sequence[str]) -> list[Verdict]:
         """See `TaskKind`: an answer is right if it is the output, in value and type. Nothing runs."""
         return judge.check_values(task.outputs[0], answers)

@@ -72,6 +72,11 @@ class TaskKind(ABC):
     def read_answer(self, text: str) -> str | FormatError:
         """The answer in a reply, for `verify`, or what is missing from it. `text`: as for `read_proposal`."""
 
+    def is_copy(self, task: Task, answer: str) -> bool | None:
+        """Whether an answer that `read_answer` gave repeats what the prompt shows; None for a kind where no such answer
+        is wrong as a rule. For a metric alone: a policy that copies has stopped reading the program."""
+        return None
+
     # -- what is true ------------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -105,6 +105,7 @@ class LearnerActor:
         from launch.run.checkpoints import Saved
         from launch.run.gate import make_gate
         from launch.run.hooks import make_hooks
+        from launch.run.measurements import await_last, last_is_due
         from learner.checkpoint import Checkpoints
         from learner.loop import learn
         from learner.publisher import GroupPublisher
@@ -185,6 +186,13 @@ class LearnerActor:
                 stream.wait_for_members(expected, config.actors.start_timeout_s, hooks.interrupted)
             learn(trainer, stream, publisher, config.learner, hooks)
             saved.wait()
+            if (
+                stream is not None
+                and recorder is not None
+                and last_is_due(config, self._folder, self._progress, trainer.version)
+            ):
+                label, wait_s = label_of(trainer.version, trainer.life), config.selfplay.heldout_wait_s
+                recorder.measured(await_last(stream, trainer.version, label, wait_s, self._progress))
             self._progress.enter(Phase.DONE)
             _LOG.info(
                 "the loop has ended after step %d%s",

@@ -15,9 +15,9 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 from actors.buffer.task_buffer import Buffer
 from actors.engine.generation import Engine
+from actors.heldout.course import Measure
 from actors.labelled_examples import Draw
 from actors.roles import MakeRoles
-from actors.rollout import Measure
 from actors.time_ledger import TimeLedger
 from actors.token_ledger import TokenLedger
 from launch.cluster.ray_port import RayPort

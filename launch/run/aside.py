@@ -7,6 +7,7 @@ one.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from learner.disk import matches, sync
 
 
 def undo_steps(folder: RunFolder, after: int) -> Path | None:
-    """Move the rows and trajectories of steps above `after` to `attempts/NNN/aside.K/`; returns that folder.
+    """Move the rows, trajectories and held-out measurements of steps above `after` to `attempts/NNN/aside.K/`; returns
+    that folder.
 
     Lines of `metrics.jsonl` that are no rows, such as one that a kill cut short, move too. None: there was nothing to
     move.
@@ -26,8 +28,9 @@ def undo_steps(folder: RunFolder, after: int) -> Path | None:
     for line in lines:
         step = _step(line)
         (undone if step is None or step > after else kept).append(line)
-    batches = [path for path, step in _batches(folder) if step > after]
-    if not undone and not batches:
+    batches = [path for path, step in _numbered(folder.trajectories, "step_", ".jsonl") if step > after]
+    measured = [path for path, step in _numbered(folder.heldout, "version_", ".json") if step > after]
+    if not undone and not batches and not measured:
         return None
     aside = (folder.newest_attempt() or folder.new_attempt()).new_aside()
     if undone:
@@ -38,10 +41,11 @@ def undo_steps(folder: RunFolder, after: int) -> Path | None:
         fresh.write_bytes(b"".join(kept))
         sync(fresh)
         fresh.rename(folder.metrics)
-    if batches:
-        (aside / folder.trajectories.name).mkdir()
-        for path in batches:
-            path.rename(aside / folder.trajectories.name / path.name)
+    for paths in (batches, measured):
+        for path in paths:
+            place = aside / path.parent.name
+            place.mkdir(exist_ok=True)
+            path.rename(place / path.name)
     return aside
 
 
@@ -52,7 +56,8 @@ def set_aside_all(folder: RunFolder) -> Path:
     """
     aside = (folder.newest_attempt() or folder.new_attempt()).new_aside()
     link = folder.path / "hf"
-    for path in (folder.metrics, folder.totals, folder.trajectories, folder.tensorboard, folder.checkpoints, link):
+    records = (folder.metrics, folder.totals, folder.trajectories, folder.heldout, folder.tensorboard)
+    for path in (*records, folder.checkpoints, link):
         if path.is_symlink() or path.exists():
             path.rename(aside / path.name)
     return aside
@@ -62,7 +67,7 @@ def last_step(folder: RunFolder) -> int:
     """The newest step that is recorded, in metrics or trajectories; 0 if none is."""
     lines = folder.metrics.read_bytes().splitlines(keepends=True) if folder.metrics.exists() else []
     steps = [step for line in lines if (step := _step(line)) is not None]
-    return max(steps + [step for _, step in _batches(folder)], default=0)
+    return max(steps + [step for _, step in _numbered(folder.trajectories, "step_", ".jsonl")], default=0)
 
 
 def _step(line: bytes) -> int | None:
@@ -76,7 +81,7 @@ def _step(line: bytes) -> int | None:
     return step if type(step) is int else None
 
 
-def _batches(folder: RunFolder) -> Iterator[tuple[Path, int]]:
-    """Each file with the trajectories of a step, and the step. Files of other names, such as a copy, are left alone."""
-    for path in matches(folder.trajectories, r"step_[0-9]{8,}\.jsonl"):
-        yield path, int(path.stem.removeprefix("step_"))
+def _numbered(folder: Path, prefix: str, suffix: str) -> Iterator[tuple[Path, int]]:
+    """Each file of a step or version, and its number. Files of other names, such as a copy, are left alone."""
+    for path in matches(folder, rf"{prefix}[0-9]{{8,}}{re.escape(suffix)}"):
+        yield path, int(path.stem.removeprefix(prefix))

@@ -21,6 +21,7 @@ from actors.kinds.registry import names
 from launch.config import Config
 from launch.run.status import RunStatus, TrainingStatus, describe
 from launch.standard_streams import lasting
+from learner.phase import Phase
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,7 +74,9 @@ class View(ABC, Generic[StatusT]):
         elif last.get("step", 0) > self._printed_step:
             self._printed_step = int(last["step"])
             self.say(self._line(last))
-        elif (status.stop or not self._printed_step) and (phase := describe(status)) != self._printed_phase:
+        elif (status.stop or status.phase is Phase.MEASURING or not self._printed_step) and (
+            phase := describe(status)
+        ) != self._printed_phase:
             self._printed_phase = phase  # before the first step and after the last one there is nothing else to see
             self.say(f"learner: {phase}")
 

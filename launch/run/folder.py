@@ -72,6 +72,7 @@ class RunFolder:
         self.tasks = path / "tasks.sqlite"
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
+        self.heldout = path / "heldout"
         self.logs = path / "logs"
         self.attempts = path / "attempts"
         self.owner = path / "owner.lock"

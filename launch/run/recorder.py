@@ -15,6 +15,7 @@ from launch.metric_catalogue import METRICS
 from launch.run.aside import undo_steps
 from launch.run.folder import RunFolder, append_event
 from launch.run.totals import NOTHING, RunTotals
+from launch.whole_file import write_text
 from learner.metrics.catalogue import Catalogue
 from learner.trajectory import Trajectory
 
@@ -84,6 +85,20 @@ class Recorder:
             self.event("update_skipped", step=row["step"], grad_norm=row["grad_norm"])
         self.last = row
         _LOG.info("step %d is done: version %d, %d trajectories", row["step"], row["version"], len(batch))
+
+    def measured(self, numbers: Mapping[str, float]) -> None:
+        """Add the held-out metrics of the last version, which was measured after its step, to the step's row."""
+        if not self.last or not numbers:
+            return
+        self._folder.check_owner()
+        row = self.last | dict(numbers)
+        self._catalogue.check(row)
+        with self._lock:
+            rows = [*self._folder.read_metrics()[:-1], row]
+            write_text(self._folder.metrics, "".join(to_json(one) + "\n" for one in rows))
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, row["step"])
+        self.last, self._heldout_version = row, numbers["heldout/version"]
 
     def event(self, name: str, **details: Any) -> None:
         """Something that is not a step: a join, a loss, a refusal, a failure."""

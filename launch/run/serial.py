@@ -19,7 +19,7 @@ from actors.engine.generation import Engine
 from actors.engine.serial_engine import SerialEngine
 from actors.environment import Environment
 from actors.episodes import Player
-from actors.heldout import Heldout
+from actors.heldout.measure import Heldout
 from actors.roles import model_roles
 from actors.sampler import Identity
 from actors.seeding import seed_buffer
@@ -36,6 +36,7 @@ from launch.run.folder import RunFolder, append_event, checkpoint_event, work_lo
 from launch.run.gate import make_gate
 from launch.run.hooks import make_hooks
 from launch.run.interrupts import COMPLETE, INTERRUPTED, Interrupts, stop_details
+from launch.run.measurements import bounded, keep_in, last_is_due
 from launch.run.recorder import Recorder
 from launch.run.scratch import remove, scratch, temporary_files
 from launch.run.status import Progress, RunStatus, has_unsaved_work
@@ -191,7 +192,7 @@ class SerialPublisher:
         watch.lap("wait_loaded_s")
         self._stream.reports.report(HOLDER, {f"engine_weights/{phase}": s for phase, s in timings.items()})
         self._stream.mark_loaded(version)
-        if (measured := self._loop.run_until_complete(self._heldout.maybe_run(version))) is not None:
+        if (measured := self._loop.run_until_complete(self._heldout.maybe_run(version, alone=True))) is not None:
             self._stream.measured = measured
         return watch.seconds
 
@@ -284,7 +285,7 @@ def _run(config: Config, folder: RunFolder, resume: bool, view: Console, interru
     )
     player = Player(roles, LocalBuffer(store), identity, seed=config.run.seed)
     stream = SerialStream(gate, player, config.actors.concurrency, loop)
-    heldout = Heldout(engine, environment, config.selfplay)
+    heldout = Heldout(engine, environment, config.selfplay, config.engine.max_num_seqs, keep=keep_in(folder))
     state = SerialState(engine, player, stream, heldout)
     on_complete = checkpoint_event(folder, progress.measured.checkpoint)
     checkpoints = Checkpoints(folder.checkpoints, config.learner.keep_checkpoints, on_complete, folder.check_owner)
@@ -326,6 +327,11 @@ def _run(config: Config, folder: RunFolder, resume: bool, view: Console, interru
             settings = config.learner.model_copy(update={"checkpoint_minutes": 0.0})
             learn(trainer, stream, publisher, settings, hooks)
             saved.wait()
+            if last_is_due(config, folder, progress, trainer.version):
+                state.settle(progress.left_s())
+                last = bounded(heldout.run_last(trainer.version), config.selfplay.heldout_wait_s, progress)
+                measured = loop.run_until_complete(last)
+                recorder.measured(measured or {})
             interrupts.saved()
     finally:
         checkpoints.join()  # its writer asks the process group, which ends with the engine, for its rank

@@ -163,7 +163,7 @@ def has_unsaved_work(status: TrainingStatus) -> bool:
     return status.phase in _WORKING or (status.phase in _BETWEEN and bool(status.last))
 
 
-_WORKING = (Phase.WAITING_FOR_BATCH, *_OF_A_STEP, Phase.SAVING, Phase.DRAINING, Phase.DONE)
+_WORKING = (Phase.WAITING_FOR_BATCH, *_OF_A_STEP, Phase.SAVING, Phase.DRAINING, Phase.MEASURING, Phase.DONE)
 """Phases in which trajectories come in, or a step is taken or saved."""
 _BETWEEN = (Phase.VALIDATING,)
 """Phases between two steps: the steps of this attempt, if there are any, may not be saved."""
@@ -177,6 +177,7 @@ _WORDS = {
     Phase.VALIDATING: "measuring the validation loss",
     Phase.SAVING: "saving",
     Phase.DRAINING: "waiting for what is in flight",
+    Phase.MEASURING: "measuring the last version on the held-out tasks",
     Phase.DONE: "done",
     Phase.RESTARTING: "ended; it starts again from the last checkpoint",
 }

@@ -11,10 +11,13 @@ from typing import Any
 from rich.console import Console as Terminal
 from rich.table import Table
 
+from actors.heldout.intervals import Estimate
+from actors.heldout.measurement import Measurement, gain
 from actors.kinds.registry import names
 from launch.run.console import counted
 from launch.run.folder import RunFolder
 from launch.run.interrupts import NOTHING_TO_SAVE, SAVED
+from launch.run.measurements import both_ends
 from launch.standard_streams import lasting
 from learner.ledger import CellCounts, conserved, verdict
 from learner.trajectory import Cell
@@ -23,8 +26,6 @@ _LOG = logging.getLogger(__name__)
 
 _WIDE = 1000
 _BARS = "▁▂▃▄▅▆▇█"
-COLLAPSED = 0.5
-"""Share of proposals from which on the summary warns."""
 
 
 def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str = "", rehearsed: bool = False) -> int:
@@ -37,6 +38,7 @@ def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str
     if stopped:
         terminal.print(f"stopped: {stopped}", markup=False)
     if rows and not rehearsed:
+        terminal.print(headline(both_ends(folder)), markup=False)
         terminal.print(learning_table(rows))
         for warning in warnings(rows):
             terminal.print(warning, markup=False)
@@ -93,22 +95,95 @@ _LINES = (
     ("solved, held-out", "heldout", 1),
     ("ignore their input", "ignores_input", 3),
     ("known already", "duplicates", 3),
+    ("distinct programs", "distinct_programs", 3),
+    ("distinct answers", "distinct_answers", 3),
+    ("copy the input", "copies", 3),
 )
 """Label, metric, and how many values an end's mean is over."""
 
 
+def headline(ends: tuple[Measurement, Measurement] | None) -> str:
+    """What the run has learned, by the held-out tasks alone: a change is claimed only where it is beyond its interval.
+
+    `ends`: the measurements of its first and last version.
+    """
+    if ends is None:
+        return (
+            "held-out      not measured at both ends of the run (selfplay.heldout_every), so nothing is said about "
+            "learning"
+        )
+    first, last = ends
+    changes = {name: gain(first, last, kind) for name, kind in [("mean", None), *((kind, kind) for kind in last.kinds)]}
+    total = changes.pop("mean")
+    if total is None:
+        return "held-out      the first and the last measurement have no task in common, so nothing is said"
+    kinds = ", ".join(f"{kind} {points(change)}" for kind, change in changes.items() if change is not None)
+    before, after = first.rate(), last.rate()
+    assert before is not None and after is not None  # there is a task
+    return (
+        f"held-out      {said(before)} correct at version {first.version}, {said(after)} at version {last.version}: "
+        f"{points(total)}, {_VERDICT[(total.low > 0) - (total.high < 0)]}\n"
+        f"              {kinds}; {counted(len(last.results), 'task')} x {counted(last.samples, 'sample')}, 95% "
+        "intervals, paired by task"
+    )
+
+
+_VERDICT = {1: "risen beyond its interval", 0: "no change beyond its interval", -1: "FALLEN beyond its interval"}
+
+
+def said(rate: Estimate) -> str:
+    """`7.1% (5.9 to 8.6)`."""
+    return f"{rate.value:.1%} ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
+
+
+def points(change: Estimate) -> str:
+    """`+3.2 points (+1.1 to +5.3)`."""
+    return f"{100 * change.value:+.1f} points ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
+
+
+LEAST = 16
+"""Least number of proposals or answers that a warning rests on."""
+_LIMITS = (
+    # metric, cell, warn from, warn up to, words
+    ("ignores_input", "propose", 0.5, 1.0, "of the last {count} {kind} proposals ignore their input"),
+    ("duplicates", "propose", 0.5, 1.0, "of the last {count} {kind} proposals are in the buffer already"),
+    ("distinct_programs", "propose", 0.0, 0.5, "of the last {count} {kind} proposals are different programs"),
+    ("distinct_answers", "solve", 0.0, 0.1, "of the last {count} {kind} answers are different ones"),
+    ("copies", "solve", 0.3, 1.0, "of the last {count} {kind} answers repeat their input"),
+)
+_ENTROPY_LEFT = 1 / 3
+"""Share of the first steps' entropy below which the summary warns."""
+
+
 def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Warnings below the table, of proposals that ended as constants or repetitions."""
+    """Warnings below the table: of proposals or answers that ended as constants, copies or repetitions."""
     found = []
-    for prefix, words in (("ignores_input", "ignore their input"), ("duplicates", "are in the buffer already")):
+    for metric, role, low, high, words in _LIMITS:
         for kind in names():
-            known = _known(rows, f"{prefix}/{kind}")[-3:]
-            if known and _average(known) >= COLLAPSED:
-                found.append(
-                    f"collapse?     {_average(known):.0%} of the last {kind} proposals that ran {words}: their solve "
-                    "rate says little. What holds against it: docs/selfplay.md"
-                )
-    return found
+            share, count = _recent(rows, f"{metric}/{kind}", kind, role)
+            if share is not None and low <= share <= high:
+                found.append(f"{share:.0%} {words.format(count=count, kind=kind)}")
+    entropy = _known(rows, "entropy")
+    if len(entropy) > 5 and _average(entropy[-3:]) < _ENTROPY_LEFT * _average(entropy[:3]):
+        found.append(f"the policy's entropy fell from {_average(entropy[:3]):.2f} to {_average(entropy[-3:]):.2f} nats")
+    return [f"collapse?     {one}. What holds against it: docs/selfplay.md" for one in found]
+
+
+def _recent(rows: Sequence[Mapping[str, Any]], metric: str, kind: str, role: str) -> tuple[float | None, int]:
+    """(mean of a share over the last steps, number of trajectories that it is over): the last three steps that have it,
+    or more, until there are `LEAST`; None where all have fewer."""
+    total, count, steps = 0.0, 0, 0
+    for row in reversed(rows):
+        share = row.get(metric)
+        number = int(row.get(f"trajectories/{kind}/{role}", 0))
+        if role == "propose":  # the shares are of valid ones
+            number = round(number * (row.get(f"valid_rate/{kind}") or 0.0))
+        if share is None or not number:
+            continue
+        total, count, steps = total + share * number, count + number, steps + 1
+        if steps >= 3 and count >= LEAST:
+            break
+    return (total / count if count >= LEAST else None), count
 
 
 def sparkline(values: Sequence[float | None]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from actors.heldout import load_tasks
+from actors.heldout.tasks import load_tasks
 from launch.config import Config, load
 from launch.recipe import parse_override
 from launch.run.configuration import to_run_toml
@@ -143,10 +143,11 @@ def _heldout_every(config: Config, budget: Budget, named: bool) -> int:
 
 def expectation(folder: StudyFolder, study: Study) -> str:
     """The sentence about what can be told with so many seeds and held-out tasks, before anything is measured."""
-    if load(folder.recipe).run.mode == "rehearse":
+    config = load(folder.recipe)
+    if config.run.mode == "rehearse":
         return "run.mode = rehearse has no model, so held-out accuracy is not measured: there will be no verdict."
     kinds: dict[str, int] = {}
-    for entry in load_tasks():
+    for entry in load_tasks(config.selfplay.heldout_tasks):
         kinds[entry.task.kind] = kinds.get(entry.task.kind, 0) + 1
     spread = measurement_variance([(round(ACCURACY * number), number) for number in kinds.values()])
     judgement, seeds = study.judgement, len(study.seeds)

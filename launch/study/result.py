@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from actors.heldout import load_tasks
+from actors.heldout.tasks import load_tasks
 from actors.kinds.registry import names
 from executor.settings_table import SettingsTable
 from launch.json_lines import to_json
@@ -163,8 +163,9 @@ def _measurements(rows: Sequence[Mapping[str, Any]], trained: Sequence[float]) -
 
 
 def _solved(row: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Kind -> (attempts that were right, attempts); empty where tasks were left out, so that nobody knows of which."""
-    attempts = Counter(entry.task.kind for entry in load_tasks())
+    """Kind -> (tasks that were solved, tasks), of several samples their mean; empty where tasks were left out, so that
+    nobody knows of which."""
+    attempts = Counter(entry.task.kind for entry in load_tasks(int(row.get("heldout/tasks") or 0)))
     if row.get("heldout/skipped") or attempts.total() != row.get("heldout/tasks"):
         return {}
     return {

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from actors.buffer.task_buffer import Buffer
 from actors.engine.async_engine import AsyncEngine
 from actors.environment import Environment
-from actors.heldout import Heldout
+from actors.heldout.measure import Heldout
 from actors.labelled_examples import Draw
 from actors.roles import MakeRoles, model_roles
 from actors.time_ledger import TimeLedger
@@ -27,6 +27,7 @@ from launch.config import Config
 from launch.models import prepare
 from launch.run.assemble import make_supervision, make_trainer
 from launch.run.folder import work_log
+from launch.run.measurements import MEASURING_ACTOR, keep_in, newest
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,7 +53,11 @@ class ModelActorWork:
         record = work_log(place.folder, place.actor_id, config.executor.record_work)
         judge = Judge(self._pool, config.executor, rules=config.selfplay.rules)
         self._environment = Environment(judge, record, self.time_ledger)
-        self.heldout = Heldout(self.engine, self._environment, config.selfplay) if place.index == 0 else None
+        self.heldout: Heldout | None = None
+        if place.index == MEASURING_ACTOR and config.selfplay.heldout_every:
+            width, keep = config.engine.max_num_seqs, keep_in(place.folder)
+            self.heldout = Heldout(self.engine, self._environment, config.selfplay, width, keep=keep)
+            self.heldout.measured = newest(place.folder)
 
     async def start(self) -> None:
         """See `ActorWork`. Raises EngineStartFailed for an engine that cannot start with these settings."""

@@ -5,7 +5,7 @@ The learner is the server (ROUTER, `learner/stream/server.py`); an actor is a cl
 
     actor -> learner   hello   beat   trajectory   returned   failed   loaded   load_failed
     learner -> actor   welcome   who   ack   refused   beat   grant   cancel   manifest   join   weights
-                       pause   resume   shutdown
+                       pause   resume   measure   shutdown
 
 Nothing is lost, and nothing counts twice:
 

@@ -136,7 +136,8 @@ class StreamClient:
         here.
 
         `grant`: play these slots. `cancel`: stop playing these `slots`, the learner does not count on them.
-        `manifest`, `join` and `weights`: see `learner/weights/__init__.py`. `pause` and `resume`: start no rollout in
+        `manifest`, `join` and `weights`: see `learner/weights/__init__.py`. `measure`: see `StreamServer.measure`.
+        `pause` and `resume`: start no rollout in
         between. `shutdown`: end. Raises `LearnerLost`; ConnectionError where the endpoint belongs to another run by
         now.
         """

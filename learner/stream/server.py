@@ -159,6 +159,13 @@ class StreamServer:
         with self._lock:
             self._members.resume()
 
+    def measure(self, version: int) -> None:
+        """Ask the actors to measure `version`, a label that they run, on the held-out tasks. Those that make no such
+        measurement do nothing; the result comes with the heartbeats, as `heldout/...`."""
+        with self._lock:
+            for member in self._members.all():
+                self._members.send(member, {"type": "measure", "version": version})
+
     def drain(self, deadline_s: float, left_s: Callable[[], float] = lambda: math.inf) -> int:
         """Pause, and wait up to `deadline_s` seconds until what is in flight is in the queue, where a checkpoint has
         it. Ends earlier once `left_s()`, in seconds, is 0.

@@ -127,6 +127,7 @@ FROM_LEARNER: Mapping[str, Fields] = {
     "manifest": {"manifest": _maps, **_NUMBERED},
     "join": {"spec": _map, "rank": whole, **_NUMBERED},
     "weights": {"version": whole, **_NUMBERED},
+    "measure": {"version": whole, **_NUMBERED},
     "pause": _NUMBERED,
     "resume": _NUMBERED,
     "shutdown": _NUMBERED,

@@ -22,12 +22,14 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from actors.heldout.measurement import read_measurement
 from launch.commands.train import train
 from launch.config import load
 from launch.metric_catalogue import METRICS
 from launch.models import prepare
 from launch.run.folder import RunFolder
 from launch.run.interrupts import SAVED
+from launch.run.measurements import files
 from launch.run.scratch import scratch_of
 from learner.metrics.catalogue import Kind
 from tests.integration.azr_process import azr, command, easy_tasks
@@ -41,6 +43,7 @@ SMALL = [
     "learner.batch.propose={deduction=4, abduction=2, induction=2}",
     "learner.batch.solve={deduction=8, abduction=4, induction=4}",
     "selfplay.proposals_per_prompt=2",
+    "selfplay.heldout_every=0",
     "run.verify_weights=true",
 ]
 OVERRIDES = [
@@ -231,12 +234,19 @@ def test_a_run_seeds_itself_and_measures_held_out_tasks(tmp_path: Path) -> None:
             "learner.max_staleness=0",
             "selfplay.seed_tasks_target=3",
             "selfplay.heldout_every=5",
+            "selfplay.heldout_tasks=12",
+            "selfplay.heldout_samples=2",
         ],
     )
     assert train(config) == 0
     folder = RunFolder(config.folder)
     (row,) = folder.read_metrics()
     assert row["buffer/deduction"] >= 3
-    assert row["heldout/version"] == 0 and 0 <= row["heldout/mean"] < 1
+    assert row["heldout/version"] == row["heldout/version_newest"] == 1, "the last version, which the run waited for"
+    assert row["heldout/tasks"] == 12 and 0 <= row["heldout/mean_low"] <= row["heldout/mean"] < 1
+    first, last = (read_measurement(path) for path in files(folder).values())
+    assert (first.version, first.newest, last.version) == (0, 0, 1)
+    assert first.digest == last.digest and set(first.results) == set(last.results)
+    assert row["token_ledger/unaccounted"] == 0 and row["token_ledger/without_slot"] >= first.tokens
     (batch,) = read_batches(folder)
     assert batch and row["age_max"] == 0

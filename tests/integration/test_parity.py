@@ -43,6 +43,7 @@ OVERRIDES = [
     "selfplay.max_prompt_tokens=320",
     "selfplay.max_propose_tokens=32",
     "selfplay.max_solve_tokens=12",
+    "selfplay.heldout_every=0",
 ]
 NOT_SAMPLED = ("actor", "timings")
 OF_A_MOMENT = ("time", "ledger/", "buffer/", "tokens_generated", "generate_", "engine_weights/", "wait_for_")

@@ -30,6 +30,7 @@ SMALL = [
     "selfplay.references=1",
     "selfplay.max_propose_tokens=32",
     "selfplay.max_solve_tokens=8",
+    "selfplay.heldout_every=0",
     "engine.kv_cache_gib=0.1",
     "executor.workers=2",
     "executor.timeout_s=10",

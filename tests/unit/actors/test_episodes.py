@@ -4,6 +4,7 @@ scripted."""
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from actors.buffer.task_buffer import LocalBuffer, TaskBuffer
 from actors.engine.generation import EngineAborted
 from actors.environment import Environment
 from actors.episodes import Player
+from actors.heldout.tasks import load_tasks
 from actors.propose import RecentOutputs
 from actors.roles import model_roles
 from actors.sampler import Identity
@@ -77,7 +79,8 @@ def test_a_valid_proposal_is_paid_by_its_difficulty(environment: Environment, st
     assert rewards(out, Role.PROPOSE) == [0.5]
     (proposal,) = [t for t in out if t.cell.role is Role.PROPOSE]
     assert proposal.outcome == "valid"
-    measured = {name: proposal.reward_parts.pop(name) for name in ("nodes", "complexity", "halstead", "distance")}
+    computed = ("nodes", "complexity", "halstead", "distance", "program")
+    measured = {name: proposal.reward_parts.pop(name) for name in computed}
     assert proposal.reward_parts == {
         "valid": 1.0, "solve_rate": 0.5, "duplicate": 0.0, "ignores_input": 0.0, "answer_diversity": 1.0,
         "reward/difficulty": 0.5,
@@ -87,6 +90,7 @@ def test_a_valid_proposal_is_paid_by_its_difficulty(environment: Environment, st
     for solution in out[:-1]:
         parts = solution.reward_parts
         assert (parts["replayed"], parts["estimate"]) == (0.0, 1.0)
+        assert parts.get("copied", 0.0) == 0.0
     assert out[-1] is proposal, "a proposal goes out once its solutions are judged"
     assert store.sizes()["deduction"] == 2
 
@@ -113,6 +117,34 @@ def test_an_invalid_proposal_leaves_its_slots_to_the_buffer(environment: Environ
     assert all(t.reward_parts["replayed"] == 1.0 for t in out if t.cell.role is Role.SOLVE)
     assert returned == []
     assert store.sizes()["deduction"] == 1
+
+
+@pytest.mark.parametrize("kind", ["deduction", "abduction"])
+def test_a_held_out_task_is_neither_stored_solved_nor_trained(
+    environment: Environment, store: TaskBuffer, kind: str
+) -> None:
+    """Also under other names, and with an input that a task of another kind has."""
+    entry = next(one for one in load_tasks() if one.task.kind == "induction" and "f(x)" in one.task.program)
+    body = re.sub(r"\bx\b", "number", entry.task.program).removeprefix("def f(")
+
+    def answer(prompt: str, turn: int) -> str:
+        written = f"{body}  # by chance\n```\n```input\n{entry.task.inputs[-1]}\n```\n"
+        return written if prompt.endswith("def f(") else "'Hello World'"
+
+    player = play_episode(environment, store, Grant(1, kind, 0, (0,), (1, 2)), answer, SETTINGS)
+    assert player.returned == [0]
+    assert [t.cell.role for t in player.out] == [Role.SOLVE, Role.SOLVE]
+    assert all(t.reward_parts["replayed"] for t in player.out)
+    assert store.sizes()[kind] == 1, "the zero triplet alone"
+
+
+def test_a_copied_input_is_counted(environment: Environment, store: TaskBuffer) -> None:
+    def answer(prompt: str, turn: int) -> str:
+        return DOUBLE if prompt.endswith("def f(") else ["21", " 21", "42", "```"][turn]
+
+    out, _, _ = play(environment, store, Grant(1, "deduction", 0, (0,), (1, 2, 3, 4)), answer)
+    solutions = [t for t in sorted(out, key=lambda t: t.slot) if t.cell.role is Role.SOLVE]
+    assert [t.reward_parts.get("copied") for t in solutions] == [1.0, 1.0, 0.0, None]
 
 
 def test_slots_without_any_task_go_back(environment: Environment, store: TaskBuffer) -> None:
@@ -298,7 +330,12 @@ def test_a_task_too_long_for_a_solver_is_refused_by_name(environment: Environmen
     assert played.rewards(Role.SOLVE) == [1.0, 1.0], "its slots went to a task of the buffer"
     assert played.returned == []
     assert store.sizes()["abduction"] == 1
-    assert played.player.counts() == {"prompts_too_long": 0, "references_left_out": 0, "tasks_too_long": 1}
+    assert played.player.counts() == {
+        "prompts_too_long": 0,
+        "references_left_out": 0,
+        "tasks_too_long": 1,
+        "tasks_held_out": 0,
+    }
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from actors.engine.generation import Completion, Sampling
 from actors.environment import Environment
-from actors.heldout import Heldout, HeldoutTask, load_tasks
+from actors.heldout.measure import Heldout
+from actors.heldout.measurement import Measurement
+from actors.heldout.tasks import HeldoutTask, digest, is_held_out, load_tasks
 from actors.kinds.induction import hidden, num_shown
+from actors.kinds.registry import kind_of
 from actors.settings import SelfPlaySettings
 from executor.judge import Judge
 from executor.pool import SerialPool
 from executor.settings import ExecutorSettings
 from executor.tasks import Task
-from launch.shipped.heldout_tasks import SOURCES, make
+from launch.shipped.heldout_programs import programs
+from launch.shipped.heldout_tasks import make
 from learner.settings import BatchSettings
 from learner.trajectory import Status, VersionSpan
 
@@ -68,14 +74,21 @@ def environment(loop: asyncio.AbstractEventLoop) -> Iterator[Environment]:
 
 
 TINY = [
-    HeldoutTask("d", 1, Task("deduction", "def f(x):\n    return x + 41", ("1",), ("42",))),
-    HeldoutTask("d2", 3, Task("deduction", "def f(x):\n    return x + 51", ("1",), ("52",))),
-    HeldoutTask("a", 1, Task("abduction", "def f(x):\n    return x * 7", ("3",), ("21",))),
+    HeldoutTask("d", 1, Task("deduction", "def f(x):\n    return x + 41", ("1",), ("42",)), "+41"),
+    HeldoutTask("d2", 3, Task("deduction", "def f(x):\n    return x + 51", ("1",), ("52",)), "+51"),
+    HeldoutTask("a", 1, Task("abduction", "def f(x):\n    return x * 7", ("3",), ("21",)), "*7"),
 ]
 
 
 def play(**settings: Any) -> SelfPlaySettings:
-    return SelfPlaySettings(prompt_format="completion", max_solve_tokens=9, **{"heldout_every": 5} | settings)
+    defaults = {"heldout_every": 5, "heldout_samples": 1, "max_solve_tokens": 9}
+    return SelfPlaySettings(prompt_format="completion", **defaults | settings)
+
+
+def heldout_of(
+    engine: Scripted, environment: Environment, tasks: Sequence[HeldoutTask] = TINY, width: int = 8, **settings: Any
+) -> Heldout:
+    return Heldout(engine, environment, play(**settings), width, tasks)  # type: ignore[arg-type]
 
 
 # -- the tasks that ship ---------------------------------------------------------------------------------------------
@@ -90,23 +103,62 @@ def test_the_file_is_what_the_generator_and_the_sandbox_make(
     )
 
 
+def test_the_set_never_changes() -> None:
+    assert digest(load_tasks()) == "8d950c0cde82", "other tasks are another set: give `SET` another number"
+
+
 def test_there_are_enough_of_each_kind_and_difficulty() -> None:
     tasks = load_tasks()
-    assert len({entry.name for entry in tasks}) == len(tasks)
-    assert min(Counter(entry.task.kind for entry in tasks).values()) >= 60
+    assert len({entry.name for entry in tasks}) == len(tasks) >= 600
+    assert min(Counter(entry.task.kind for entry in tasks).values()) >= 210
     by_difficulty = Counter((entry.task.kind, entry.difficulty) for entry in tasks)
-    assert all(by_difficulty[kind, difficulty] >= 15 for kind in KINDS for difficulty in (1, 2, 3))
-    assert len({source.program for source in SOURCES}) == len(SOURCES)
+    assert all(by_difficulty[kind, difficulty] >= 40 for kind in KINDS for difficulty in (1, 2, 3, 4))
+    of_one_program = Counter((entry.task.kind, entry.normal) for entry in tasks)
+    assert max(of_one_program.values()) <= 2
+    assert len({entry.normal for entry in tasks}) == len(programs()) >= 210
 
 
-def test_no_constant_and_only_one_identity_solves_an_induction_task() -> None:
+@pytest.mark.parametrize("count", range(36, 711, 45))
+def test_a_part_of_them_is_balanced_and_begins_every_larger_part(count: int) -> None:
+    everything, part = load_tasks(), load_tasks(count)
+    assert part == everything[:count]
+    kinds = Counter(entry.task.kind for entry in part)
+    assert max(kinds.values()) - min(kinds.values()) <= 1
+    for difficulty in (1, 2, 3, 4):
+        whole = sum(entry.difficulty == difficulty for entry in everything) / len(everything)
+        assert abs(sum(entry.difficulty == difficulty for entry in part) - whole * count) < 6
+
+
+def test_no_constant_and_no_identity_solves_an_induction_task() -> None:
     tasks = [entry.task for entry in load_tasks() if entry.task.kind == "induction"]
     assert all(num_shown(task) == 2 and len(hidden(task)) == 2 for task in tasks)
     assert not [task.program for task in tasks if len({output for _, output in hidden(task)}) == 1]
-    unchanged = [task.program for task in tasks if all(given == output for given, output in hidden(task))]
-    assert unchanged == ["def f(x):\n    return x"]
+    assert not [task.program for task in tasks if all(given == output for given, output in hidden(task))]
 
 
+def test_neither_copying_nor_one_answer_to_everything_solves_deduction() -> None:
+    tasks = [entry.task for entry in load_tasks() if entry.task.kind == "deduction"]
+    copied = sum(bool(kind_of("deduction").is_copy(task, task.outputs[0])) for task in tasks)
+    assert copied < 0.03 * len(tasks)
+    ((_, most),) = Counter(task.outputs[0] for task in tasks).most_common(1)
+    assert most < 0.06 * len(tasks)
+
+
+def test_neither_copying_nor_one_answer_to_everything_solves_abduction(
+    environment: Environment, loop: asyncio.AbstractEventLoop
+) -> None:
+    common = ("0", "1", "2", "4", "5", "7", "10", "'a'", "'abc'", "[]", "[1]", "[5]", "[1, 2]", "1, 2", "True")
+    solved: Counter[str] = Counter()
+    tasks = [entry.task for entry in load_tasks() if entry.task.kind == "abduction"][::4]
+    for task in tasks:
+        answers = dict.fromkeys((task.outputs[0], *common), "")
+        verdicts = loop.run_until_complete(environment.verify_all(task, list(answers)))
+        assert not verdicts[0].correct, "the output, given back as the input, gives the output"
+        solved.update(text for text, verdict in zip(answers, verdicts, strict=True) if verdict.correct)
+    assert max(solved.values()) < 0.15 * len(tasks)
+
+
+@pytest.mark.slow
 def test_their_own_answers_solve_them(environment: Environment, loop: asyncio.AbstractEventLoop) -> None:
     for entry in load_tasks():
         task = entry.task
@@ -123,56 +175,136 @@ def test_they_survive_the_file() -> None:
         assert HeldoutTask.from_json(entry.to_json()) == entry
 
 
+def test_a_task_is_held_out_by_its_normal_form_and_any_of_its_inputs() -> None:
+    entry = next(one for one in load_tasks() if one.task.kind == "induction")
+
+    def held_out(kind: str, normal: str, *inputs: str) -> bool:
+        return is_held_out(Task(kind, "", inputs, inputs), normal)
+
+    assert held_out("deduction", entry.normal, entry.task.inputs[-1])
+    assert held_out("induction", entry.normal, "'never seen'", entry.task.inputs[0])
+    assert not held_out("deduction", entry.normal, "'never seen'")
+    assert not held_out("deduction", entry.normal + " ", entry.task.inputs[0])
+    assert not held_out("another", entry.normal, entry.task.inputs[0]), "tasks of other kinds are other tasks"
+
+
 # -- measuring -------------------------------------------------------------------------------------------------------
 
 
 def test_rates_are_by_kind_and_difficulty(environment: Environment, loop: asyncio.AbstractEventLoop) -> None:
-    engine = Scripted({"x + 41": "42\n", "x + 51": "0\n", "x * 7": "3\n"})
-    numbers = loop.run_until_complete(Heldout(engine, environment, play(), TINY).maybe_run(0))  # type: ignore[arg-type]
-    assert numbers == {
+    engine = Scripted({"x + 41": "42\n", "x + 51": "1\n", "x * 7": "3\n"})
+    numbers = loop.run_until_complete(heldout_of(engine, environment).maybe_run(0))
+    assert numbers is not None
+    numbers.pop("heldout/time_s")
+    intervals = {name for name in numbers if name.endswith(("_low", "_high"))}
+    assert intervals == {
+        f"heldout/{what}_{end}" for what in ("mean", "deduction", "abduction") for end in ("low", "high")
+    }
+    assert {name: value for name, value in numbers.items() if name not in intervals} == {
         "heldout/deduction": 0.5,
         "heldout/abduction": 1.0,
         "heldout/difficulty_1": 1.0,
         "heldout/difficulty_3": 0.0,
         "heldout/mean": 0.75,
+        "heldout/deduction_copies": 0.5,
+        "heldout/deduction_distinct_answers": 1.0,
+        "heldout/abduction_distinct_answers": 1.0,
+        "heldout/set": 2.0,
         "heldout/tasks": 3.0,
         "heldout/skipped": 0.0,
+        "heldout/samples": 1.0,
+        "heldout/temperature": 1.0,
+        "heldout/tokens": 3.0,
         "heldout/version": 0.0,
+        "heldout/version_newest": 0.0,
     }
 
 
-def test_sampling_is_greedy_within_the_solver_s_limit(
+def test_samples_are_drawn_by_the_same_seeds_in_every_version(
+    environment: Environment, loop: asyncio.AbstractEventLoop
+) -> None:
+    def asked(version: int) -> list[tuple[str, Sampling, str]]:
+        engine = Scripted({})
+        loop.run_until_complete(heldout_of(engine, environment, heldout_samples=3).maybe_run(version))
+        return engine.asked
+
+    first, later = asked(3), asked(8)
+    assert {(sampling.max_tokens, sampling.temperature) for _, sampling, _ in first} == {(9, 1.0)}
+    assert len({request for _, _, request in first}) == 3 * len(TINY), "vLLM refuses a request id that is in use"
+    assert len({sampling.seed for _, sampling, _ in first}) == 3 * len(TINY)
+    assert [sampling for _, sampling, _ in first] == [sampling for _, sampling, _ in later]
+
+
+def test_greedy_solutions_are_one_a_task_and_need_no_seed(
     environment: Environment, loop: asyncio.AbstractEventLoop
 ) -> None:
     engine = Scripted({})
-    loop.run_until_complete(Heldout(engine, environment, play(), TINY).maybe_run(3))  # type: ignore[arg-type]
-    assert {sampling.temperature for _, sampling, _ in engine.asked} == {0.0}
-    assert {sampling.max_tokens for _, sampling, _ in engine.asked} == {9}
-    assert len({request for _, _, request in engine.asked}) == len(TINY), "vLLM refuses a request id that is in use"
+    loop.run_until_complete(heldout_of(engine, environment, heldout_temperature=0.0).maybe_run(0))
+    assert {(sampling.temperature, sampling.seed) for _, sampling, _ in engine.asked} == {(0.0, None)}
+    with pytest.raises(ValueError, match="set heldout_samples = 1"):
+        play(heldout_temperature=0.0, heldout_samples=2)
 
 
 def test_a_reply_that_cannot_be_read_is_not_solved(environment: Environment, loop: asyncio.AbstractEventLoop) -> None:
     engine = Scripted({"x + 41": "```\n", "x + 51": "", "x * 7": "3 +\n"})
-    numbers = loop.run_until_complete(Heldout(engine, environment, play(), TINY).maybe_run(0))  # type: ignore[arg-type]
+    numbers = loop.run_until_complete(heldout_of(engine, environment).maybe_run(0))
     assert numbers is not None
     assert numbers["heldout/mean"] == 0.0
+    assert numbers["heldout/mean_high"] > 0.1, "no solution of three tasks says little"
 
 
 def test_a_task_that_does_not_fit_is_left_out_and_counted(
     environment: Environment, loop: asyncio.AbstractEventLoop
 ) -> None:
-    long = HeldoutTask("long", 1, Task("deduction", "def f(x):\n    return x" + " " * 9000, ("1",), ("1",)))
-    engine = Scripted({"x + 41": "42\n"})
-    heldout = Heldout(engine, environment, play(), [TINY[0], long])  # type: ignore[arg-type]
+    long = HeldoutTask("long", 1, Task("deduction", "def f(x):\n    return x" + " " * 9000, ("1",), ("1",)), "")
+    heldout = heldout_of(Scripted({"x + 41": "42\n"}), environment, [TINY[0], long])
     numbers = loop.run_until_complete(heldout.maybe_run(0))
     assert numbers is not None
     assert (numbers["heldout/deduction"], numbers["heldout/skipped"]) == (1.0, 1.0)
 
 
+def test_a_measurement_is_kept_whole(environment: Environment, loop: asyncio.AbstractEventLoop) -> None:
+    kept: list[Measurement] = []
+    engine = Scripted({"x + 41": "42\n", "x + 51": "```\n", "x * 7": "4\n"})
+    heldout = Heldout(engine, environment, play(heldout_samples=2), 8, TINY, kept.append)  # type: ignore[arg-type]
+    loop.run_until_complete(heldout.maybe_run(5))
+    (measurement,) = kept
+    assert Measurement.from_json(json.loads(json.dumps(measurement.to_json()))) == measurement
+    assert measurement.results["d"].answers == ("42", "42") and measurement.results["d"].correct == (True, True)
+    assert measurement.results["d2"].answers == (None, None) and measurement.results["a"].correct == (False, False)
+    assert measurement.digest == digest(TINY) and list(measurement.results) == ["d", "d2", "a"]
+
+
+@pytest.mark.parametrize(("alone", "in_flight"), [(True, 8), (False, 2)])
+def test_beside_episodes_few_requests_are_in_flight_until_nothing_else_needs_the_engine(
+    environment: Environment, loop: asyncio.AbstractEventLoop, alone: bool, in_flight: int
+) -> None:
+    async def asked() -> tuple[int, int, int | None]:
+        engine = Scripted({})
+        engine.gate = asyncio.Event()
+        tasks = [replace(TINY[0], name=f"d{number}") for number in range(20)]
+        heldout = heldout_of(engine, environment, tasks, heldout_samples=2)
+        measuring = asyncio.ensure_future(heldout.maybe_run(5, alone))
+        await until(lambda: len(engine.asked) >= in_flight)
+        before = len(engine.asked)
+        version = heldout.hurry()
+        await until(lambda: len(engine.asked) >= 8)
+        engine.gate.set()
+        await measuring
+        return before, len(engine.asked), version
+
+    assert loop.run_until_complete(asked()) == (in_flight, 40, 5)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        await asyncio.sleep(0)
+
+
 def versions_measured(
     environment: Environment, loop: asyncio.AbstractEventLoop, every: int, versions: Sequence[int]
 ) -> list[int]:
-    heldout = Heldout(Scripted({}), environment, play(heldout_every=every), TINY[:1])  # type: ignore[arg-type]
+    heldout = heldout_of(Scripted({}), environment, TINY[:1], heldout_every=every)
     return [v for v in versions if loop.run_until_complete(heldout.maybe_run(v)) is not None]
 
 
@@ -188,11 +320,22 @@ def test_the_first_version_and_then_every_so_many_are_measured(
     assert versions_measured(environment, loop, 0, range(12)) == []
 
 
+def test_the_last_version_is_measured_once_whatever_is_due(
+    environment: Environment, loop: asyncio.AbstractEventLoop
+) -> None:
+    heldout = heldout_of(Scripted({}), environment)
+    assert [loop.run_until_complete(heldout.maybe_run(version)) is None for version in (0, 3)] == [False, True]
+    assert [loop.run_until_complete(heldout.run_last(3)) is None for _ in range(2)] == [False, True]
+    heldout.undo(2)
+    assert loop.run_until_complete(heldout.run_last(3)) is not None, "it has other weights by now"
+    assert loop.run_until_complete(heldout_of(Scripted({}), environment, heldout_every=0).run_last(3)) is None
+
+
 def test_one_measurement_at_a_time(environment: Environment, loop: asyncio.AbstractEventLoop) -> None:
     async def both() -> tuple[Any, Any, Any]:
         engine = Scripted({})
         engine.gate = asyncio.Event()
-        heldout = Heldout(engine, environment, play(), TINY)  # type: ignore[arg-type]
+        heldout = heldout_of(engine, environment)
         first = asyncio.ensure_future(heldout.maybe_run(0))
         await asyncio.sleep(0)
         second = await heldout.maybe_run(5)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors.environment import Environment
-from actors.heldout import load_tasks
+from actors.heldout.tasks import load_tasks
 from actors.kinds.registry import kind_of
 from actors.labelled import LabelledProgram
 from actors.labeller import Labeller
@@ -80,9 +80,9 @@ def test_what_copies_or_ignores_its_input_is_left_out(environment: Environment, 
 
 def test_a_program_is_taken_once_whatever_its_names(environment: Environment) -> None:
     (found,) = label(
-        environment, ("def f(x):\n    return x + 5", "3"), ("def f(value):\n    # more\n    return value + 5", "4")
+        environment, ("def f(x):\n    return x + 55", "3"), ("def f(value):\n    # more\n    return value + 55", "4")
     )
-    assert found.pairs[:2] == (("3", "8"), ("4", "9")), "with the inputs of all its tasks"
+    assert found.pairs[:2] == (("3", "58"), ("4", "59")), "with the inputs of all its tasks"
 
 
 def test_no_program_of_a_held_out_task_is_labelled(environment: Environment) -> None:

@@ -60,6 +60,8 @@ def test_rates_rewards_and_ages() -> None:
             "solve_rate_replayed/deduction": 1.0,
             "replayed/deduction": 1 / 3,
             "answer_diversity/deduction": 1.0,  # of the task with two answers; one answer says nothing
+            "distinct_answers/deduction": 1.0,
+            "distinct_answers/induction": 1.0,
             "solve_rate/induction": 0.0,
             "solve_rate_replayed/induction": 0.0,
             "replayed/induction": 1.0,

@@ -183,7 +183,12 @@ def test_a_seeded_actor_measures_first_and_plays_then(monkeypatch: pytest.Monkey
         client = StreamClient(server.endpoint, "a", 0, capacity=100)
 
         class Heldout:
-            async def maybe_run(self, version: int) -> dict[str, float]:
+            measured = 0
+
+            def undo(self, version: int) -> None:
+                pass
+
+            async def maybe_run(self, version: int, alone: bool = False) -> dict[str, float]:
                 await until(lambda: bool(client.held))
                 if seed is None:
                     await until(lambda: bool(Player.begun))
@@ -192,7 +197,7 @@ def test_a_seeded_actor_measures_first_and_plays_then(monkeypatch: pytest.Monkey
                 Player.begun.append("measured")
                 return {}
 
-        settings = SimpleNamespace()
+        settings = SimpleNamespace(heldout_wait_s=1.0)
         rollout = Rollout(Engine(), None, None, client, settings, Heldout(), seed=seed)  # type: ignore[arg-type]
         async with played(rollout, client, server):
             await publish(server)
@@ -204,6 +209,46 @@ def test_a_seeded_actor_measures_first_and_plays_then(monkeypatch: pytest.Monkey
         server.close()
     assert Player.seed == seed
     assert (Player.begun[0] == "measured") is (seed is not None)
+
+
+def test_the_last_version_is_measured_on_request_and_its_numbers_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors.rollout, "Player", Player)
+    monkeypatch.setattr(actors.rollout, "seed_buffer", no_seeding)
+    server = StreamServer(Gate(BATCH, 0, solutions=1), "run")
+    asked: list[int] = []
+
+    class Heldout:
+        measured = 0
+
+        def undo(self, version: int) -> None:
+            pass
+
+        def hurry(self) -> int | None:
+            return None
+
+        async def maybe_run(self, version: int, alone: bool = False) -> None:
+            return None
+
+        async def run_last(self, version: int) -> dict[str, float]:
+            asked.append(version)
+            return {"heldout/version": float(version), "heldout/mean": 0.5}
+
+    async def main() -> None:
+        Player.go, Player.begun = asyncio.Event(), []
+        client = StreamClient(server.endpoint, "a", 0, capacity=100)
+        settings = SimpleNamespace(heldout_wait_s=1.0)
+        rollout = Rollout(Engine(), None, None, client, settings, Heldout(), seed=None)  # type: ignore[arg-type]
+        async with played(rollout, client, server):
+            await publish(server)
+            server.measure(3)  # which no engine runs
+            server.measure(0)
+            await until(lambda: server.stats().get("heldout/mean") == 0.5)
+
+    try:
+        asyncio.run(main())
+    finally:
+        server.close()
+    assert asked == [0]
 
 
 def test_patience_ends_with_a_spell_of_failures_not_with_a_burst() -> None:
@@ -234,7 +279,7 @@ class ScriptedEngine(Script):
 
 
 def valid_each_time(prompt: str, turn: int) -> str:
-    return reply("def f(x):\n    return x * 2", str(turn)) if prompt.endswith("def f(") else "wrong"
+    return reply("def f(x):\n    return x * 2.5", str(turn)) if prompt.endswith("def f(") else "wrong"
 
 
 def malformed_now_and_then(prompt: str, turn: int) -> str:

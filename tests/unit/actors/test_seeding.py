@@ -60,7 +60,7 @@ def numbered(every: int = 1) -> Answer:
 
     def answer(prompt: str, turn: int) -> str:
         number = next(calls)
-        return "x): no" if number % every else reply(f"def f(x):\n    return x + {number}", "1")
+        return "x): no" if number % every else reply(f"def f(x):\n    return x + {1000 + number}", "1")
 
     return answer
 
@@ -158,16 +158,21 @@ class Engine(Script):
 
 
 class Measured:
-    """A measurement that is due at every second version, and fails at the fourth."""
+    """A measurement of the base model and every second version, which fails at the fourth."""
 
     def __init__(self, log: list[str]) -> None:
         self._log = log
+        self.measured = -1
 
-    async def maybe_run(self, version: int) -> dict[str, float] | None:
+    def undo(self, version: int) -> None:
+        self._log.append(f"the learner is at {version}")
+
+    async def maybe_run(self, version: int, alone: bool = False) -> dict[str, float] | None:
         if version == 4:
             raise RuntimeError("engine gone")
-        if version % 2:
+        if version % 2 or version == self.measured:
             return None
+        self.measured = version
         self._log.append(f"measured {version}")
         return {"heldout/deduction": version / 10}
 
@@ -192,8 +197,8 @@ def test_an_actor_seeds_before_it_greets_the_learner_and_measures_beside_its_pla
     rollout = Rollout(engine, roles, buffer, client, settings, heldout=heldout)  # type: ignore[arg-type]
     asyncio.run(rollout.run())
     assert log[:ROUND] == ["proposal"] * ROUND
-    assert log[ROUND] == "connect"
-    assert log[ROUND + 1 :] == ["loaded 0", "measured 0", "loaded 1", "loaded 2", "measured 2", "loaded 3", "loaded 4"]
+    assert log[ROUND : ROUND + 3] == ["measured 0", "connect", "the learner is at 0"], "the base model comes first"
+    assert log[ROUND + 3 :] == ["loaded 0", "loaded 1", "loaded 2", "measured 2", "loaded 3", "loaded 4"]
     numbers = client.stats()
     assert numbers["heldout/deduction"] == 0.2, "the last one that succeeded"
     assert (numbers["seeded"], numbers["heldout_failures"], numbers["tasks_too_long"]) == (ROUND, 1, 0)

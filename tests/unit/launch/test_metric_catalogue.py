@@ -27,7 +27,8 @@ from learner.trajectory import Cell, Role, Status, Trajectory, VersionSpan
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 PARTS = dict.fromkeys(
     ("valid", "solve_rate", "duplicate", "ignores_input", "nodes", "complexity", "distance", "halstead", "composite",
-     "answer_diversity", "correct", "replayed", "estimate", "reward/difficulty", "fact/length"), 0.5,
+     "answer_diversity", "correct", "replayed", "estimate", "copied", "program", "reward/difficulty", "fact/length"),
+    0.5,
 )  # fmt: skip
 
 
@@ -74,7 +75,8 @@ def test_every_metric_of_a_batch_is_listed_also_of_a_kind_that_a_plug_in_brings(
 
 def test_everything_that_an_actor_reports_is_listed(tmp_path: Path) -> None:
     engine: Any = VllmEngine(tmp_path, EngineSettings(), in_process=True)
-    sampler = SimpleNamespace(counts=dict.fromkeys(("prompts_too_long", "references_left_out", "tasks_too_long"), 0))
+    names = ("prompts_too_long", "references_left_out", "tasks_too_long", "tasks_held_out")
+    sampler = SimpleNamespace(counts=dict.fromkeys(names, 0))
     counts = Player.counts(SimpleNamespace(_sampler=sampler))  # type: ignore[arg-type]
     Reports().report(_holder(), RolloutStats().numbers() | engine.stats() | counts)
 

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from actors.heldout.measurement import Measurement, TaskResult
 from launch.models import ModelError, prepare
 from launch.run.folder import RunFolder
-from launch.run.summary import learning_table, sparkline, summarise, warnings
+from launch.run.summary import headline, learning_table, sparkline, summarise, warnings
 from learner.ledger import CellCounts
 from learner.trajectory import Cell, Role
 
@@ -68,6 +70,7 @@ def test_a_run_that_collapsed_does_not_look_like_one_that_learned(
     rows = folder.read_metrics()
     for row, solved, ignoring, known in zip(rows, (0.1, 0.6, 0.9), (0.2, 0.8, 1.0), (0.0, 0.1, 0.2), strict=True):
         row |= {"solve_rate/deduction": solved, "ignores_input/deduction": ignoring, "duplicates/deduction": known}
+        row |= {"trajectories/deduction/propose": 20, "valid_rate/deduction": 1.0}
     rows[0] |= {"heldout/deduction": 0.25, "heldout/mean": 0.25}
     rows[2] |= {"heldout/deduction": 0.2, "heldout/mean": 0.2}
     folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -78,7 +81,7 @@ def test_a_run_that_collapsed_does_not_look_like_one_that_learned(
     assert "▃·▂" in lines["solved, held-out, mean"], "steps without a measurement are no zeros"
     assert "20%" in lines["ignore their input, deduction"] and "100%" in lines["ignore their input, deduction"]
     assert "0%" in lines["known already, deduction"] and "20%" in lines["known already, deduction"]
-    assert "67% of the last deduction proposals that ran ignore their input" in printed
+    assert "67% of the last 60 deduction proposals ignore their input" in printed
     assert "are in the buffer already" not in printed
 
 
@@ -90,11 +93,72 @@ def test_no_step_is_at_both_ends_of_a_curve(steps: int) -> None:
     assert (first, last) == ("0%" if steps > 1 else "100%", "100%")
 
 
+def proposed(count: int = 24, **shares: float) -> dict[str, float]:
+    """A row with `count` valid proposals and answers of each kind."""
+    cells = {
+        f"trajectories/{kind}/{role}": count for kind in ("deduction", "abduction") for role in ("propose", "solve")
+    }
+    valid = {f"valid_rate/{kind}": 1.0 for kind in ("deduction", "abduction")}
+    return cells | valid | {name.replace("__", "/"): share for name, share in shares.items()}
+
+
 def test_warnings_look_at_the_end_of_a_run() -> None:
-    healthy = {"ignores_input/deduction": 0.1, "duplicates/abduction": 0.4}
-    assert warnings([{"ignores_input/deduction": 1.0}, *[healthy] * 3]) == []
-    assert len(warnings([*[healthy] * 3, *[{"duplicates/abduction": 0.9}] * 3])) == 1
+    healthy = proposed(ignores_input__deduction=0.1, duplicates__abduction=0.4, distinct_programs__deduction=0.9)
+    assert warnings([proposed(ignores_input__deduction=1.0), *[healthy] * 3]) == []
+    assert len(warnings([*[healthy] * 3, *[proposed(duplicates__abduction=0.9)] * 3])) == 1
     assert warnings([]) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "share", "words"),
+    [
+        ("ignores_input", 0.6, "60% of the last 72 deduction proposals ignore their input"),
+        ("distinct_programs", 0.2, "20% of the last 72 deduction proposals are different programs"),
+        ("distinct_answers", 0.05, "5% of the last 72 deduction answers are different ones"),
+        ("copies", 0.4, "40% of the last 72 deduction answers repeat their input"),
+    ],
+)
+def test_each_kind_of_collapse_has_its_warning(metric: str, share: float, words: str) -> None:
+    (found,) = warnings([proposed(**{f"{metric}__deduction": share})] * 4)
+    assert words in found
+
+
+def test_a_warning_rests_on_enough_proposals() -> None:
+    """Two proposals that are alike are no collapse; many steps with few of them can be."""
+    few = proposed(2, ignores_input__deduction=1.0)
+    assert warnings([few] * 7) == []
+    assert len(warnings([few] * 8)) == 1
+
+
+def test_a_fall_of_the_entropy_is_a_warning() -> None:
+    (found,) = warnings([{"entropy": value} for value in (1.9, 1.8, 1.8, 0.9, 0.5, 0.5, 0.4)])
+    assert "entropy fell from 1.83 to 0.47 nats" in found
+    assert warnings([{"entropy": value} for value in (0.3, 0.3, 0.3, 0.25, 0.2, 0.2)]) == []
+
+
+def measurement(version: int, solved: Sequence[int]) -> Measurement:
+    """One sample of each of 300 tasks; `solved`: how many of each kind are correct."""
+    kinds = ("deduction", "abduction", "induction")
+    results = {
+        f"{kind}-{number}": TaskResult(kind, 1, str(number), (number < count,), ("1",))
+        for kind, count in zip(kinds, solved, strict=True)
+        for number in range(100)
+    }
+    return Measurement(
+        set=2, digest="d", version=version, newest=version, samples=1, temperature=1.0, seconds=1.0, tokens=300,
+        skipped=(), results=results,
+    )  # fmt: skip
+
+
+def test_the_headline_claims_only_what_is_beyond_its_interval() -> None:
+    first = measurement(0, (6, 8, 10))
+    risen = headline((first, measurement(16, (20, 9, 25))))
+    assert risen.startswith("held-out      8.0% (")
+    assert "18.0% (" in risen and "at version 16: +10.0 points (+" in risen and "risen beyond its interval" in risen
+    assert "deduction +14.0 points" in risen and "300 tasks x 1 sample" in risen
+    assert "no change beyond its interval" in headline((first, measurement(16, (7, 8, 10))))
+    assert "FALLEN beyond its interval" in headline((measurement(0, (20, 20, 20)), measurement(9, (5, 5, 5))))
+    assert "nothing is said about learning" in headline(None)
 
 
 def test_sparkline_marks_steps_without_a_value() -> None:

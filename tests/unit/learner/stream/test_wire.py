@@ -38,6 +38,7 @@ FROM_THE_LEARNER: dict[str, dict[str, Any]] = {
     "join": {"spec": {"port": 1}, "rank": 1, **NUMBERED},
     "manifest": {"manifest": [{"name": "x"}], **NUMBERED},
     "weights": {"version": 1, **NUMBERED},
+    "measure": {"version": 1, **NUMBERED},
     "pause": NUMBERED,
     "resume": NUMBERED,
     "shutdown": NUMBERED,

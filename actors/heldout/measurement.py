@@ -1,0 +1,159 @@
+"""One measurement on the held-out tasks: what was solved and answered, as metrics and as a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from actors.heldout.intervals import Estimate, Solved, difference, rate
+from actors.kinds.registry import names
+from executor.user_error import UserError
+
+
+class MeasurementError(UserError):
+    """A file that is no measurement, or two that cannot be compared; the message says why."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one policy answered to one task, a sample each."""
+
+    kind: str
+    difficulty: int
+    program: str
+    """The normalised program, which tells tasks of one program from others."""
+    correct: tuple[bool, ...]
+    answers: tuple[str | None, ...]
+    """None: a reply that could not be read."""
+    copied: tuple[bool, ...] = ()
+    """Whether the answer is what the task shows (`TaskKind.is_copy`); empty for kinds that have no such answer."""
+
+    @property
+    def share(self) -> float:
+        """The share of its samples that are correct."""
+        return sum(self.correct) / len(self.correct)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What one policy solved of the held-out tasks."""
+
+    set: int
+    """The number of the set (`tasks.SET`)."""
+    digest: str
+    """That of the tasks that were asked (`tasks.digest`)."""
+    version: int
+    newest: int
+    """The newest version that sampled a token: above `version` where new weights came in meanwhile."""
+    samples: int
+    """Solutions a task."""
+    temperature: float
+    seconds: float
+    tokens: int
+    """Response tokens."""
+    skipped: tuple[str, ...]
+    """Tasks that do not fit a prompt; they are in no rate."""
+    results: Mapping[str, TaskResult]
+    """By the name of the task."""
+
+    def rate(self, kind: str | None = None, difficulty: int | None = None) -> Estimate | None:
+        """The share solved: of one kind or difficulty, or the mean over kinds; None where there is no such task."""
+        chosen = [
+            Solved(one.program, one.kind, one.share)
+            for one in self.results.values()
+            if kind in (None, one.kind) and difficulty in (None, one.difficulty)
+        ]
+        return rate(chosen) if chosen else None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds that were measured."""
+        found = {one.kind for one in self.results.values()}
+        return tuple(kind for kind in names() if kind in found)
+
+    @property
+    def difficulties(self) -> tuple[int, ...]:
+        """The difficulties that were measured."""
+        return tuple(sorted({one.difficulty for one in self.results.values()}))
+
+    def numbers(self) -> dict[str, float]:
+        """The metrics `heldout/...` (docs/metrics.md)."""
+        rates: dict[str, Estimate | None] = {kind: self.rate(kind) for kind in self.kinds} | {"mean": self.rate()}
+        found: dict[str, float] = {}
+        for name, estimate in rates.items():
+            if estimate is not None:
+                found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        for number in self.difficulties:
+            if (estimate := self.rate(difficulty=number)) is not None:
+                found[f"difficulty_{number}"] = estimate.value
+        for kind in self.kinds:
+            of_kind = [one for one in self.results.values() if one.kind == kind]
+            answers = [answer for one in of_kind for answer in one.answers if answer is not None]
+            copied = [
+                copied
+                for one in of_kind
+                for copied, answer in zip(one.copied, one.answers, strict=False)
+                if answer is not None
+            ]
+            if answers:
+                found[f"{kind}_distinct_answers"] = len(set(answers)) / len(answers)
+            if copied:
+                found[f"{kind}_copies"] = sum(copied) / len(copied)
+        found |= {
+            "set": self.set,
+            "tasks": len(self.results) + len(self.skipped),
+            "skipped": len(self.skipped),
+            "samples": self.samples,
+            "temperature": self.temperature,
+            "time_s": self.seconds,
+            "tokens": self.tokens,
+            "version": self.version,
+            "version_newest": self.newest,
+        }
+        return {f"heldout/{name}": float(value) for name, value in found.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Measurement:
+        """The inverse of `to_json`, of data that may have been JSON text. Raises KeyError, TypeError or ValueError."""
+        results = {}
+        for name, one in data["results"].items():
+            lists = {field: tuple(one[field]) for field in ("correct", "answers", "copied")}
+            results[name] = TaskResult(**one | lists)
+        plain = {field.name: data[field.name] for field in fields(cls)}
+        return cls(**plain | {"skipped": tuple(data["skipped"]), "results": results})
+
+
+def read_measurement(path: Path) -> Measurement:
+    """The measurement in a file. Raises MeasurementError."""
+    try:
+        return Measurement.from_json(json.loads(path.read_text()))
+    except OSError as error:
+        raise MeasurementError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MeasurementError(
+            f"{path} is no measurement on held-out tasks, as `azr eval --json` writes ({error})"
+        ) from None
+
+
+def gain(before: Measurement, after: Measurement, kind: str | None = None) -> Estimate | None:
+    """The difference of the shares solved, `after` - `before`, on the tasks that both have: paired by task.
+
+    `kind`: of one kind; None: the mean over kinds. None where they have no such task in common. Raises MeasurementError
+    where the tasks are of different sets.
+    """
+    if before.set != after.set:
+        raise MeasurementError(
+            f"measurements on set {before.set} and set {after.set} of the held-out tasks cannot be compared"
+        )
+    both = [(before.results[name], one) for name, one in after.results.items() if name in before.results]
+    paired = [
+        Solved(late.program, late.kind, late.share - early.share) for early, late in both if kind in (None, late.kind)
+    ]
+    return difference(paired) if paired else None

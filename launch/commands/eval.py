@@ -1,0 +1,74 @@
+"""`azr eval`: measures a model, or a run's newest checkpoint, on the held-out tasks; two of them are compared."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from launch.arguments import new_command
+
+_EXAMPLES = """\
+A target is a model (a name or a folder), a run's folder, one of its checkpoints, or a file that --json wrote or that a
+run keeps in heldout/. A run's settings are its own; a model has those of --recipe. The difference of two targets is
+paired by task, so both have to be measured on the same tasks.
+
+examples:
+  azr eval smollm2-135m-instruct                     all 711 tasks, 4 samples each
+  azr eval runs/smollm2-cpu --json after.json        the newest checkpoint, and a file to compare with
+  azr eval smollm2-135m-instruct runs/smollm2-cpu    both, and the difference
+  azr eval runs/smollm2-cpu/heldout/version_00000000.json runs/smollm2-cpu/heldout/version_00000016.json
+  azr eval runs/smollm2-cpu --tasks 240 --samples 1 --set engine.threads=2
+"""
+
+
+def register(commands: Any) -> None:
+    """Add `azr eval` to argparse's subcommands."""
+    command = new_command(
+        commands,
+        "eval",
+        "measure a model, or a run's checkpoint, on the held-out tasks",
+        "Solve the held-out tasks, which no run trains on, with one engine, and print the share of correct solutions "
+        "by kind and difficulty, with 95% intervals; of two targets also the difference.",
+        _EXAMPLES,
+    )
+    command.add_argument("targets", nargs="+", metavar="TARGET", help="what to measure; one or two")
+    command.add_argument("--samples", type=int, metavar="N", help="solutions a task (selfplay.heldout_samples)")
+    command.add_argument("--tasks", type=int, metavar="N", help="tasks; 0: all (selfplay.heldout_tasks)")
+    command.add_argument("--temperature", type=float, metavar="T", help="of sampling (selfplay.heldout_temperature)")
+    command.add_argument(
+        "--recipe", default="smollm2-cpu", help="whose settings a model without a run has: smollm2-cpu by default"
+    )
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the measurement to a file")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="a setting, may be repeated"
+    )
+    command.set_defaults(run=_run, overrides=[])
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from executor.user_error import UserError
+    from launch.evaluation import footer, measure, table_of, target_of
+    from launch.json_lines import to_json
+    from launch.whole_file import write_text
+
+    if len(arguments.targets) > 2:
+        raise UserError("azr eval measures one target, or compares two")
+    overrides = [*arguments.overrides, *arguments.sets]
+    given = {name: getattr(arguments, name) for name in ("samples", "tasks", "temperature")}
+    overrides += [f"selfplay.heldout_{name}={value}" for name, value in given.items() if value is not None]
+    targets = [target_of(text, arguments.recipe, overrides) for text in arguments.targets]
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        raise UserError(f"{arguments.json} cannot be written: there is no such folder")
+    found = [(one.name, measure(one, lambda text: print(text, file=sys.stderr))) for one in targets]
+    if arguments.json:
+        data = [measurement.to_json() | {"metrics": measurement.numbers()} for _, measurement in found]
+        write_text(arguments.json, to_json(data[0] if len(data) == 1 else {"targets": data}) + "\n")
+    terminal = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    terminal.print(table_of(found))
+    for name, measurement in found:
+        terminal.print(f"{name}: {footer(measurement)}", markup=False)
+    return 0

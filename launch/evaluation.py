@@ -1,0 +1,151 @@
+"""Measures a model, or a run's newest checkpoint, on the held-out tasks, outside of a run: `azr eval`.
+
+It is the measurement of a run (`actors/heldout/measure.py`), with one engine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.table import Table
+
+from actors.environment import Environment
+from actors.heldout.intervals import Estimate
+from actors.heldout.measure import Heldout
+from actors.heldout.measurement import Measurement, MeasurementError, gain, read_measurement
+from executor.judge import Judge
+from executor.pool import SandboxPool
+from launch.config import Config, load, root_of
+from launch.model_check import check_model
+from launch.models import prepare
+from launch.recipe import read_recipe
+from launch.run.configuration import load_run
+from launch.run.summary import points, said
+from learner.disk import matches
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something to measure: a model with the settings of its run or of a recipe, or a measurement that is there."""
+
+    name: str
+    """As the user wrote it."""
+    config: Config | None = None
+    """Has the model as `model.path`; None for a measurement."""
+    version: int = 0
+    measurement: Measurement | None = None
+
+
+def target_of(text: str, recipe: str, overrides: Sequence[str]) -> Target:
+    """The target that `text` names: a measurement's file, a run's folder, one of its checkpoints, or a model.
+
+    `recipe`: whose settings a model without a run has. `overrides`: settings on top. Raises UserError.
+    """
+    path = Path(os.path.expanduser(text))
+    if path.suffix == ".json" and path.is_file():
+        return Target(text, measurement=read_measurement(path))
+    checkpoint = path if re.fullmatch(r"step_[0-9]+", path.name) else _newest_checkpoint(path)
+    if checkpoint is None:
+        return Target(text, load(recipe, [*overrides, f"model.path={text}"]))
+    model, run = checkpoint / "hf", checkpoint.absolute().parents[1]
+    if not model.is_dir():
+        raise MeasurementError(
+            f"{checkpoint} has no model to load (hf/), because its run was stopped in a hurry: name an earlier "
+            f"checkpoint in {checkpoint.parent}"
+        )
+    version = int(checkpoint.name.removeprefix("step_"))
+    changes = [*overrides, f"model.path={model}"]
+    of_self_play = (run / "config.toml").is_file() and root_of(read_recipe(run / "config.toml")[0]) is Config
+    return Target(text, load_run(run, changes, Config)[0] if of_self_play else load(recipe, changes), version)
+
+
+def _newest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of the run in folder `run`; None where it is no run's folder."""
+    if not (run / "config.toml").is_file():
+        return None
+    found = matches(run / "checkpoints", r"step_[0-9]+")
+    if not found:
+        raise MeasurementError(f"{run} has no checkpoint to measure yet")
+    return found[-1]
+
+
+def measure(target: Target, say: Say) -> Measurement:
+    """Start an engine and sandboxes, solve the held-out tasks, end them. Raises UserError, EngineAborted,
+    InfrastructureError."""
+    if target.measurement is not None:
+        return target.measurement
+    assert target.config is not None
+    model = prepare(target.config.model.path, say)
+    check_model(target.config, model)
+    with tempfile.TemporaryDirectory(prefix="azr-") as sockets:
+        os.environ["VLLM_RPC_BASE_PATH"] = sockets
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        measurement = asyncio.run(_measure(target.config, model, target.version, say))
+    return replace(measurement, version=target.version, newest=target.version)
+
+
+async def _measure(config: Config, model: Path, version: int, say: Say) -> Measurement:
+    from actors.engine.async_engine import AsyncEngine
+
+    pool = SandboxPool(config.executor)
+    engine = AsyncEngine(model, config.engine, seed=config.run.seed)
+    try:
+        say(f"starting the engine with {model}")
+        await pool.start()
+        await engine.start()
+        environment = Environment(Judge(pool, config.executor, rules=config.selfplay.rules))
+        heldout = Heldout(engine, environment, config.selfplay, config.engine.max_num_seqs)
+        say(f"solving the held-out tasks, {config.selfplay.heldout_samples} times each")
+        return await heldout.run(version)
+    finally:
+        await engine.close()
+        await pool.close()
+
+
+def table_of(measurements: Sequence[tuple[str, Measurement]]) -> Table:
+    """Rates by kind and difficulty, a column for each measurement, and with two of them their difference."""
+    table = Table(title="held-out tasks: correct solutions, with 95% intervals")
+    table.add_column("")
+    for name, _ in measurements:
+        table.add_column(name)
+    if len(measurements) == 2:
+        table.add_column("difference, paired by task")
+    first = measurements[0][1]
+    rows: list[tuple[str, str | None, int | None]] = [("mean", None, None)]
+    rows += [(kind, kind, None) for kind in first.kinds]
+    rows += [(f"difficulty {number}", None, number) for number in first.difficulties]
+    for label, kind, difficulty in rows:
+        cells = [_cell(one.rate(kind, difficulty)) for _, one in measurements]
+        if len(measurements) == 2 and difficulty is None:
+            change = gain(first, measurements[1][1], kind)
+            cells.append(points(change) if change else "")
+        table.add_row(label, *cells)
+    numbers = [one.numbers() for _, one in measurements]
+    for label, name in (
+        ("deduction answers that copy the input", "heldout/deduction_copies"),
+        *((f"different answers, {kind}", f"heldout/{kind}_distinct_answers") for kind in first.kinds),
+    ):
+        table.add_row(label, *(f"{found[name]:.1%}" if name in found else "" for found in numbers))
+    return table
+
+
+def _cell(rate: Estimate | None) -> str:
+    return said(rate) if rate is not None else ""
+
+
+def footer(measurement: Measurement) -> str:
+    """The tasks, samples and time of a measurement on one line."""
+    skipped = f", {len(measurement.skipped)} skipped: too long" if measurement.skipped else ""
+    return (
+        f"set {measurement.set} ({measurement.digest}), {len(measurement.results)} tasks x {measurement.samples} "
+        f"samples at temperature {measurement.temperature:g}{skipped}; {measurement.tokens} tokens in "
+        f"{measurement.seconds:.0f} s"
+    )
