@@ -20,6 +20,7 @@ from launch.run.configuration import with_absolute_paths
 from launch.run.console import Console
 from launch.run.folder import RunFolder, append_event
 from launch.run.interrupts import COMPLETE, INTERRUPTED, Interrupts, stop_details
+from launch.run.measurements import measures_base
 from launch.run.scratch import remove, scratch
 from launch.run.summary import exit_code, summarise
 from learner.lineage import split_label
@@ -87,6 +88,8 @@ def _drive(
     supervisor = Supervisor(config, folder, ray, console.say, workload)
     requests = Requests(config, ray)
     console.say("starting the task buffer, the learner and the rollout actors (about a minute on a CPU)")
+    if measures_base(config, folder):
+        console.say("before the first step, the base model is measured on the held-out tasks")
     stopping, killed_at = False, None
     try:
         supervisor.start(resume)

@@ -78,12 +78,21 @@ def both_ends(folder: RunFolder) -> tuple[Measurement, Measurement] | None:
     return (found[0], found[-1]) if len(found) > 1 else None
 
 
+def measures_base(config: Config, folder: RunFolder) -> bool:
+    """Whether the run measures the base model before its first step."""
+    return _measures(config) and newest(folder) < 0
+
+
+def _measures(config: Config) -> bool:
+    """Whether the run waits for the measurements of its first and last version."""
+    settings = config.selfplay
+    return settings.heldout_every > 0 and settings.heldout_wait_s > 0 and config.run.mode != "rehearse"
+
+
 def last_is_due(config: Config, folder: RunFolder, progress: Progress, version: int) -> bool:
     """Whether the run, which is saved, is to measure its last version before it ends. A run that a signal, or the end
     of its time on the machine, stops has no time for that."""
-    settings = config.selfplay
-    measures = settings.heldout_every > 0 and settings.heldout_wait_s > 0 and config.run.mode != "rehearse"
-    return measures and progress.stop != INTERRUPTED and newest(folder) < version
+    return _measures(config) and progress.stop != INTERRUPTED and newest(folder) < version
 
 
 def await_last(stream: Measured, version: int, label: int, wait_s: float, progress: Progress) -> dict[str, float]:

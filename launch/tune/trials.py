@@ -44,6 +44,7 @@ def _batch(scale: float, solutions: float = 2.0) -> tuple[str, str]:
 
 _REAL = (
     f"selfplay.seed_tasks={SEEDS}",
+    "selfplay.heldout_every=0",
     "learner.optimizer.lr=1e-9",
     "learner.checkpoint_every=0",
     "learner.checkpoint_minutes=0",
