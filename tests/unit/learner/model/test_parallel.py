@@ -352,6 +352,19 @@ def test_a_layout_that_does_not_fit_is_refused(folders: dict[str, Path], layout:
         build(folders["llama"], parallel=ParallelSettings.model_validate(layout))
 
 
+def test_groups_of_the_same_single_rank_are_one() -> None:
+    """Each of gloo's has a thread that wakes up a hundred times a second."""
+    init_parallel(ParallelSettings(), 0, 1)
+    groups = [
+        parallel_state.get_tensor_model_parallel_group(),
+        parallel_state.get_pipeline_model_parallel_group(),
+        parallel_state.get_context_parallel_group(),
+        parallel_state.get_data_parallel_group(),
+    ]
+    assert len({id(group) for group in groups}) == 1
+    assert dist.get_world_size(groups[0]) == 1
+
+
 def test_a_wrong_number_of_ranks_is_refused() -> None:
     with pytest.raises(ValueError, match="needs 16 ranks, not 1"):
         init_parallel(ParallelSettings(tensor=2, pipeline=2, context=2, data=2), rank=0, world_size=1)
