@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -20,18 +21,21 @@ from actors.engine.async_engine import AsyncEngine
 from actors.kinds.registry import kinds
 from actors.propose import Draft, Proposer
 from actors.roles import model_roles
-from actors.sampler import Identity
+from actors.sampler import Identity, together
 from actors.seed_file import SeedError, sandboxes, save
 from actors.seeding import SEED_KIND, propose_seeds
 from launch.cluster.environment import set_variables
 from launch.config import Config
 from launch.models import prepare
+from launch.run.interrupts import Interrupts
 from launch.run.scratch import temporary_files
 
 IDENTITY = Identity("", "seeds", 0)
 """The actor that the episodes' ids name."""
 TRIPLETS_SHARE = 0.75
-"""Share of the time, and of the rounds, that goes to triplets."""
+"""Share of the time, and of the proposals, that goes to triplets."""
+SAY_EVERY_S = 10.0
+"""Seconds between two lines about what was proposed."""
 
 
 @dataclass
@@ -63,15 +67,25 @@ class Proposed:
 
 
 def propose(
-    config: Config, file: Path, seconds: float, num_programs: int, say: Callable[[str], None] = lambda text: None
+    config: Config,
+    file: Path,
+    seconds: float,
+    num_programs: int,
+    interrupts: Interrupts,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Proposed:
     """Propose for `seconds`, or until the valid tasks have `num_programs` distinct programs that use their input, and
-    write the valid tasks to the new file `file`. Raises SeedError, InfrastructureError, EngineAborted."""
+    write the valid tasks to the new file `file`.
+
+    `interrupts`: a signal ends this process and the engine's at once. Raises SeedError, InfrastructureError,
+    EngineAborted.
+    """
     if file.exists():
         raise SeedError(f"{file} exists already: give another name, or remove it")
     set_variables()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings would hide the command's own lines
     with tempfile.TemporaryDirectory(prefix="azr-") as private, temporary_files(Path(private)):
+        interrupts.last_acts.append(lambda why: shutil.rmtree(private, ignore_errors=True))
         database = Path(private) / "tasks.sqlite"
         found = asyncio.run(_propose(config, database, seconds, num_programs, say))
         found.tasks = save(database, file)
@@ -88,8 +102,8 @@ async def _propose(
             await engine.start()
             buffer = LocalBuffer(store)
             proposer = model_roles(engine, environment, buffer, config.selfplay)(IDENTITY, None).proposer
-            # Two for each place of the engine: it is idle only while the last few of a round are written.
-            return await collect(proposer, buffer, 2 * config.engine.max_num_seqs, seconds, num_programs, say)
+            width = config.engine.max_num_seqs
+            return await collect(proposer, buffer, width, seconds, num_programs, say)
     finally:
         await engine.close()
         store.close()
@@ -98,25 +112,38 @@ async def _propose(
 async def collect(
     proposer: Proposer,
     buffer: Buffer,
-    round_size: int,
+    width: int,
     seconds: float,
     num_programs: int,
     say: Callable[[str], None] = lambda text: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Proposed:
-    """Have `proposer` propose in rounds of `round_size`, whose proposals do not see each other, and add what is valid
-    to `buffer`. The bounds are those of `propose`; a round that has begun goes on to its end."""
-    found, number, started = Proposed(), 0, clock()
-    about_programs = [kind.name for kind in kinds() if not kind.writes_program]
-    for kind, share in [(SEED_KIND, TRIPLETS_SHARE), *((kind, 1.0) for kind in about_programs)]:
-        first, triplets = number, found.proposals
-        while clock() < started + share * seconds:
-            if kind == SEED_KIND and len(found.programs) >= num_programs:
-                break
-            if kind != SEED_KIND and number - first >= (1 / TRIPLETS_SHARE - 1) * triplets:
-                break
-            for draft in await propose_seeds(proposer, buffer, kind, IDENTITY, range(number, number + round_size)):
+    """Have `proposer` make `width` proposals at a time, and add what is valid to `buffer`, which later ones see.
+
+    The bounds are those of `propose`; what is being written then is waited for.
+    """
+    found, number, last, started = Proposed(), 0, 0.0, clock()
+    said = started
+
+    async def work(kind: str, wanted: Callable[[], bool]) -> None:
+        nonlocal number, said
+        while wanted():
+            number += 1
+            for draft in await propose_seeds(proposer, buffer, kind, IDENTITY, (number,)):
                 found.count(draft)
-            number += round_size
-            say(f"{clock() - started:.0f} s, {kind}: {found}")
+            if (now := clock()) > said + SAY_EVERY_S:
+                said = now
+                say(f"{now - started:.0f} s, {kind}: {found}")
+
+    def triplets_wanted() -> bool:
+        return clock() < started + TRIPLETS_SHARE * seconds and len(found.programs) < num_programs
+
+    def others_wanted() -> bool:
+        return number < last and clock() < started + seconds
+
+    await together(work(SEED_KIND, triplets_wanted) for _ in range(width))
+    for kind in kinds():
+        if not kind.writes_program:
+            last = number / TRIPLETS_SHARE
+            await together(work(kind.name, others_wanted) for _ in range(width))
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.arguments import add_overrides, new_command, overrides_of
+from launch.run.interrupts import listening
 
 _EXAMPLES = """\
 The file's tasks start a run's buffer; each is validated anew when it is loaded.
@@ -87,15 +88,19 @@ def _whole(least: int) -> Callable[[str], int]:
 
 
 def _propose(arguments: argparse.Namespace) -> int:
-    from launch.config import Config, load
-    from launch.seeds import propose
+    with listening(to_exit=True) as interrupts:  # before the imports, which take seconds
+        from launch.config import Config, load
+        from launch.seeds import propose
 
-    config = load(arguments.recipe, overrides_of(arguments), Config)
-    found = propose(
-        config, arguments.file, 60 * arguments.minutes, arguments.programs, lambda text: print(text, flush=True)
-    )
+        config = load(arguments.recipe, overrides_of(arguments), Config)
+        seconds = 60 * arguments.minutes
+        found = propose(config, arguments.file, seconds, arguments.programs, interrupts, _say)
     print(f"{found.tasks.total()} tasks to {arguments.file}: {found}")
     return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _save(arguments: argparse.Namespace) -> int:
