@@ -10,6 +10,7 @@ All samples of a task are asked together, and so share its prompt in the engine'
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from actors.parsing import FormatError, answer_of
 from actors.prompt_builder import Prompt, PromptBuilder, PromptTooLong
 from actors.sampler import hash_seed
 from actors.settings import SelfPlaySettings
+from actors.solved_examples import is_copy
+from executor.tasks import Task
 
 BESIDE = 4
 """Beside episodes a measurement has one of so many of the engine's places."""
@@ -128,7 +131,7 @@ class Heldout:
         skipped = []
         for entry in tasks:
             try:
-                left.append(_Asked(entry, builder.solve(entry.task)))
+                left.append(_Asked(entry, builder.solve(entry.task, examples_for(entry, tasks, settings.examples))))
             except PromptTooLong:
                 skipped.append(entry.name)
         order = [asked.entry.name for asked in left]
@@ -208,3 +211,21 @@ class Heldout:
             tuple(None if isinstance(one, FormatError) else one[:_LONGEST_ANSWER] for one in answers),
             tuple(bool(one) for one in copied) if None not in copied else (),
         )
+
+
+def examples_for(entry: HeldoutTask, tasks: Sequence[HeldoutTask], count: int) -> list[Task]:
+    """The solved examples that the prompt of `entry` shows (`selfplay.examples`): of `tasks`, of the same kind and with
+    other programs.
+
+    An episode takes them from the task buffer. Here they are the same at every version, so that two measurements differ
+    by their weights alone.
+    """
+    others = [one for one in tasks if one.task.kind == entry.task.kind] if count else []
+    random.Random(entry.name).shuffle(others)
+    chosen = {entry.normal: entry.task}
+    for other in others:
+        if len(chosen) > count:
+            break
+        if not is_copy(other.task):
+            chosen.setdefault(other.normal, other.task)
+    return list(chosen.values())[1:]

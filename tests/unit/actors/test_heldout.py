@@ -13,7 +13,7 @@ import pytest
 
 from actors.engine.generation import Completion, Sampling
 from actors.environment import Environment
-from actors.heldout.measure import Heldout
+from actors.heldout.measure import Heldout, examples_for
 from actors.heldout.measurement import Measurement
 from actors.heldout.tasks import HeldoutTask, digest, is_held_out, load_tasks
 from actors.kinds.induction import hidden, num_shown
@@ -346,3 +346,16 @@ def test_one_measurement_at_a_time(environment: Environment, loop: asyncio.Abstr
     assert first is not None
     assert second is None
     assert third is not None, "what was due meanwhile is made up for"
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_prompts_show_as_many_examples_as_in_the_run_and_never_the_program_asked(count: int) -> None:
+    tasks = load_tasks()
+    of = {(one.task.kind, one.task.program, one.task.inputs): one for one in tasks}
+    for entry in tasks[:200]:
+        found = examples_for(entry, tasks, count)
+        assert found == examples_for(entry, tasks, count) and len(found) == count
+        shown = [of[one.kind, one.program, one.inputs] for one in found]
+        assert {one.task.kind for one in shown} <= {entry.task.kind}
+        assert len({entry.normal, *(one.normal for one in shown)}) == count + 1
+        assert not any(one.outputs[0] == one.inputs[0] for one in found)
