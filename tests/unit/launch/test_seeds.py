@@ -33,7 +33,7 @@ def proposed(environment: Environment, store: TaskBuffer, seconds: float, num_pr
         if not prompt.endswith("def f("):
             return "adds\n```\n```input\n3\n```\n```input\n4\n```\n"
         number = next(programs)
-        bodies = [f"x + {number + 5}", "x + 100", "x + 100", "x + 100", "7"]
+        bodies = [f"x * 977 + {number}", *["x * 911 - 5"] * 3, "7"]
         return reply(f"def f(x):\n    return {bodies[number % 8]}", "2") if number % 8 < len(bodies) else "x): no"
 
     seconds_passed = iter(range(10**9))
