@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +21,17 @@ NOISE = 0.1
 """Least change, as a share, that counts."""
 NOISE_OF_ONE_RUN = 0.2
 """The same where a side was measured in one run, which says nothing about its spread."""
+STANDARD_ERRORS = 3.0
+"""Standard errors of a change within which it says nothing."""
+RANGE_OVER_DEVIATION = {2: 1.128, 3: 1.693, 4: 2.059, 5: 2.326, 6: 2.534, 7: 2.704, 8: 2.847, 9: 2.970, 10: 3.078}
+"""Expected range of that number of normal values, over their standard deviation (d2 of control charts)."""
 LEAST = 0.01
 """Least change of a ratio that counts, in the ratio's own unit: shares near 0 double by chance."""
 
 DESCRIPTION = """\
 Compares two measurements: two JSON files that a benchmark wrote with --json, or two folders of them. A figure is worse
-if its median changed for the worse by more than the noise: the spread of either side (its greatest minus its least
-run), and at least 10%, or 20% where a side was measured once. Ratios are compared between any two machines; rates only
+if its median changed for the worse by more than the noise: three standard errors, which the range of each side's runs
+gives, and at least 10%, or 20% where a side was measured once. Ratios are compared between any two machines; rates only
 between measurements of one kind of processor and as many cores. Benchmarks with other settings are not compared.
 """
 
@@ -57,11 +63,13 @@ class Figure:
     is_ratio: bool = True
 
     @property
-    def spread(self) -> float:
-        """Its greatest minus its least run, as a share of the median; and at least what chance does to one run."""
-        if not self.median:
+    def error(self) -> float:
+        """Standard error of the median, from the range of the runs; 0 for one run, which says nothing of it."""
+        if self.runs < 2:
             return 0.0
-        return (self.greatest - self.least) / abs(self.median)
+        deviation = (self.greatest - self.least) / RANGE_OVER_DEVIATION[min(self.runs, max(RANGE_OVER_DEVIATION))]
+        of_median = 1.0 if self.runs == 2 else 1.253  # the median of two is their mean
+        return of_median * deviation / math.sqrt(self.runs)
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,8 @@ class Change:
         """The share up to which a change says nothing."""
         once = min(self.before.runs, self.after.runs) == 1
         floor = max(self.floor, NOISE_OF_ONE_RUN) if once else self.floor
-        return max(floor, self.before.spread, self.after.spread)
+        error = math.hypot(self.before.error, self.after.error)
+        return max(floor, STANDARD_ERRORS * error / abs(self.before.median) if self.before.median else 0.0)
 
     @property
     def verdict(self) -> str:
@@ -115,7 +124,8 @@ class Comparison:
         """Print what changed; with `everything`, each figure."""
         shown = [change for change in self.changes if everything or change.verdict]
         if shown:
-            table = Table(Column("figure", no_wrap=True), box=None, pad_edge=False, header_style="bold")
+            # The name is what a narrow terminal wraps; the figures stay whole.
+            table = Table(Column("figure", overflow="fold"), box=None, pad_edge=False, header_style="bold")
             for heading in ("before", "after", "change", "noise"):
                 table.add_column(heading, justify="right", no_wrap=True)
             table.add_column("", no_wrap=True)
@@ -146,7 +156,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare as the command line says; returns the exit code. Raises UserError."""
     comparison = compare(read(arguments.before), read(arguments.after), arguments.noise)
     comparison.faults += unmeasured(arguments.after)
-    comparison.show(Console(highlight=False, soft_wrap=True), arguments.everything)
+    # Elsewhere than on a terminal, wide enough for a whole row.
+    width = None if sys.stdout.isatty() else 120
+    comparison.show(Console(highlight=False, soft_wrap=True, width=width), arguments.everything)
     return int(bool(comparison.worse or comparison.faults))
 
 

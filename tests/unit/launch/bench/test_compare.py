@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.bench.compare import CompareError, compare, read
+from launch.bench.compare import Change, CompareError, Figure, compare, read
 from launch.bench.report import Goal, Report, Samples, Slice
 from launch.cli import main
 
@@ -32,16 +35,31 @@ def measured(
 
 
 @given(st.floats(0.3, 3.0), st.floats(0.0, 0.3), st.floats(0.0, 0.3))
-def test_a_change_counts_only_beyond_the_spread_of_both_sides(speed: float, before: float, after: float) -> None:
+def test_a_change_counts_only_beyond_three_standard_errors_of_both_sides(
+    speed: float, before: float, after: float
+) -> None:
     found = compare(measured(spread=before), measured(speed=speed, spread=after))
     verdicts = {change.name: change.verdict for change in found.changes}
-    noise = max(0.1, before, after)
+    noise = max(0.1, 3 * 1.253 / 1.693 / math.sqrt(3) * math.hypot(before, speed * after))
     if abs(speed - 1) < noise - 0.01:
         assert set(verdicts.values()) == {""}
     if abs(speed - 1) > noise + 0.01:
         expected = "better" if speed > 1 else "worse"
         assert (verdicts["fast_over_slow"], verdicts["path, things/s"]) == (expected, expected)
     assert verdicts["waste"] == ""
+
+
+@pytest.mark.parametrize("runs", [2, 3, 5, 12])
+@pytest.mark.parametrize("deviation", [0.03, 0.1, 0.2])
+def test_chance_alone_is_seldom_taken_for_a_regression(runs: int, deviation: float) -> None:
+    random = Random(7)
+
+    def figure() -> Figure:
+        values = [random.gauss(1.0, deviation) for _ in range(runs)]
+        return Figure(statistics.median(values), min(values), max(values), runs, is_ratio=False)
+
+    worse = sum(Change("bench", "rate", figure(), figure(), floor=0.1).verdict == "worse" for _ in range(2000))
+    assert worse / 2000 < 0.04
 
 
 def test_of_some_figures_less_is_better() -> None:
@@ -84,6 +102,7 @@ def test_the_command_names_what_is_worse_and_exits_with_1(tmp_path: Path, capsys
     printed = capsys.readouterr().out
     assert "example: fast_over_slow" in printed
     assert "2 worse" in printed
+    assert [line.split()[-1] for line in printed.splitlines() if line.startswith("example: ")] == ["worse", "worse"]
     assert main(["bench", "compare", str(tmp_path / "after"), str(tmp_path / "before")]) == 0
 
 
