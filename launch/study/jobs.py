@@ -6,7 +6,9 @@ script and logs lie in its run folder (`launch/slurm/`). SLURM orders and limits
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from launch.slurm import client
 from launch.slurm.folder import JobFolder, read_json
@@ -22,8 +24,7 @@ def submit_runs(folder: StudyFolder, study: Study, limit: int | None = None) -> 
     their jobs' ids. Raises StudyError, SlurmError, SubmitError."""
     check(study)
     client.require("sbatch")
-    with alone(folder):
-        folder.begin(study)
+    with alone(folder), _begun(folder, study):
         collect_ended(folder, study)
         results = results_of(folder, study)
         submitted: list[tuple[StudyRun, str]] = []
@@ -33,6 +34,19 @@ def submit_runs(folder: StudyFolder, study: Study, limit: int | None = None) -> 
             if run.name not in results and not client.jobs_of(JobFolder(folder.run(run).path).script):
                 submitted.append((run, _submit(folder, study, run)))
         return submitted
+
+
+@contextlib.contextmanager
+def _begun(folder: StudyFolder, study: Study) -> Iterator[None]:
+    """Note that the study begins; take that back where the block raises before any run was submitted."""
+    is_new = not folder.began.exists()
+    folder.begin(study)
+    try:
+        yield
+    except BaseException:
+        if is_new and not any(JobFolder(folder.run(run).path).script.exists() for run in study.runs()):
+            folder.began.unlink()
+        raise
 
 
 def check(study: Study) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shlex
 import signal
 import subprocess
@@ -111,11 +112,17 @@ def make_run(folder: StudyFolder, study: Study, run: StudyRun, progress: Progres
     place = folder.run(run)
     if refusal(place):
         progress.say(f"{run.name} is under way in another process: waiting for its end")
+        passed_on = False
         while refusal(place):
-            if signals.came is not None:
-                return SAVED
+            if signals.came is not None and not passed_on:
+                passed_on = True
+                if not _pass_on(place, signals.came):
+                    progress.say(f"{run.name} goes on, on another machine")
+                    return SAVED
             progress.look(place)
             time.sleep(POLL_S)
+        if passed_on and not is_finished(place):
+            return SAVED
     if is_finished(place):
         return 0
     folder.logs.mkdir(parents=True, exist_ok=True)
@@ -131,6 +138,17 @@ def make_run(folder: StudyFolder, study: Study, run: StudyRun, progress: Progres
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return child.wait(POLL_S)
             progress.look(place)
+
+
+def _pass_on(run: RunFolder, number: int) -> bool:
+    """Send a signal to the process of a run that this one did not start; False where it is on another machine."""
+    attempt = run.newest_attempt()
+    began = attempt.began() if attempt is not None else {}
+    if began.get("host") != platform.node():
+        return False
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.kill(int(began["pid"]), number)
+    return True
 
 
 Make = Callable[[StudyFolder, Study, StudyRun, Progress, Signals], int]
