@@ -74,7 +74,7 @@ class Judgement(SettingsTable):
     metric: str = "heldout/mean"
     """The judged metric: the share of held-out tasks that is solved, mean over the kinds of tasks."""
     heldout_every: int = Field(ge=1)
-    """Versions between measurements on the held-out tasks (`selfplay.heldout_every`)."""
+    """Versions between measurements on the held-out tasks (`selfplay.heldout_every`), beside the first and the last."""
     margin: float = Field(gt=0, lt=1)
     """Non-inferiority margin: the loss of accuracy that is accepted, as a share (0.03: 3 points)."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)

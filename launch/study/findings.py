@@ -8,7 +8,7 @@ from statistics import fmean
 
 from launch.study.definition import Arm, Study
 from launch.study.interval import Difference, Sample, Verdict, difference, measurement_variance, seeds_needed
-from launch.study.result import Measurement, RunResult
+from launch.study.result import Measured, RunResult
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,14 @@ def _complete(study: Study, arm: Arm, results: Mapping[str, RunResult]) -> list[
 
 
 def _common_version(runs: Sequence[RunResult]) -> int | None:
-    """The newest version that was measured in all `runs`. A measurement takes longer than a step, so the last one may
-    be missing in some runs, and accuracies of different versions are not compared."""
+    """The newest version that was measured in all `runs`. A run may have given the last one
+    up, and accuracies of different versions are not compared."""
     measured = [{one.version for one in run.heldout} for run in runs]
     return max(set.intersection(*measured), default=None) if measured else None
 
 
-def _sample(judged: Sequence[Measurement]) -> Sample:
-    variances = [measurement_variance(list(one.solved.values())) for one in judged]
-    return Sample(tuple(one.mean for one in judged), fmean(variances) if variances else 0.0)
+def _sample(judged: Sequence[Measured]) -> Sample:
+    """Accuracies with the variance that measuring alone gives them: that of the samples, or with one sample a task that
+    of a binomial, which is larger."""
+    noise = [measurement_variance(list(one.solved.values())) if one.noise is None else one.noise for one in judged]
+    return Sample(tuple(one.mean for one in judged), fmean(noise) if noise else 0.0)

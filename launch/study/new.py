@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -38,10 +39,10 @@ OWN = {
     "run.dir": "--out",
 }
 """Settings that a study gives its runs, and the option that says them."""
-MEASUREMENTS = 4
-"""Least number of measurements on the held-out tasks during a run, beside the first one."""
-EVERY = 5
-"""Versions between measurements, where the budget is a time and the recipe has none."""
+QUARTERS = 4
+"""Where the recipe does not measure, there is a measurement after each quarter of the steps."""
+EVERY = 10
+"""Versions between measurements where the recipe has none and the budget is a time."""
 ACCURACY = 0.2
 """Accuracy for which the width of the interval is estimated before anything is measured."""
 
@@ -127,18 +128,19 @@ def _define(request: Request, folder: StudyFolder) -> tuple[Study, str]:
 
 
 def _heldout_every(config: Config, budget: Budget, named: bool) -> int:
-    """Versions between measurements: the recipe's, unless it has none or too few. `named`: the command line says it.
+    """Versions between measurements, beside those of the first and the last version: the recipe's, if it measures.
 
-    Raises StudyError.
+    `named`: the command line says it. Raises StudyError.
     """
     own = config.selfplay.heldout_every
-    if named:
-        if not own:
-            raise StudyError("selfplay.heldout_every=0 leaves nothing to judge by: leave it out, or set 1 or more")
-        return own
-    if budget.steps is None:
-        return own or EVERY
-    return own if own and own * MEASUREMENTS <= budget.steps else max(1, budget.steps // MEASUREMENTS)
+    if named and not own:
+        raise StudyError("selfplay.heldout_every=0 leaves nothing to judge by: leave it out, or set 1 or more")
+    if config.selfplay.heldout_wait_s == 0:
+        raise StudyError(
+            "selfplay.heldout_wait_s = 0 leaves out the measurement of the last version, which is judged: set the "
+            "seconds that a run may wait for it"
+        )
+    return own or (EVERY if budget.steps is None else max(1, budget.steps // QUARTERS))
 
 
 def expectation(folder: StudyFolder, study: Study) -> str:
@@ -146,14 +148,14 @@ def expectation(folder: StudyFolder, study: Study) -> str:
     config = load(folder.recipe)
     if config.run.mode == "rehearse":
         return "run.mode = rehearse has no model, so held-out accuracy is not measured: there will be no verdict."
-    kinds: dict[str, int] = {}
-    for entry in load_tasks(config.selfplay.heldout_tasks):
-        kinds[entry.task.kind] = kinds.get(entry.task.kind, 0) + 1
-    spread = measurement_variance([(round(ACCURACY * number), number) for number in kinds.values()])
+    samples = config.selfplay.heldout_samples
+    kinds = Counter(entry.task.kind for entry in load_tasks(config.selfplay.heldout_tasks))
+    solutions = [samples * number for number in kinds.values()]
+    spread = measurement_variance([(round(ACCURACY * number), number) for number in solutions])
     judgement, seeds = study.judgement, len(study.seeds)
     noise = (
-        f"{sum(kinds.values())} held-out tasks every {judgement.heldout_every} versions: the tasks alone give a run's "
-        f"accuracy a standard deviation of {100 * math.sqrt(spread):.1f} points (at {ACCURACY:.0%})"
+        f"{kinds.total()} held-out tasks x {samples}: measuring alone gives a run's accuracy a standard deviation of "
+        f"up to {100 * math.sqrt(spread):.1f} points (at {ACCURACY:.0%}); what runs differ in comes on top"
     )
     needed = seeds_needed(spread, judgement.margin, judgement.alpha)
     enough = f"about {needed} seeds" if needed else "more seeds than can be run"

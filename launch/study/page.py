@@ -107,18 +107,19 @@ def _judged(study: Study, found: Sequence[ArmFindings], began: str | None) -> st
         if versions
         else "by the last measurement of each run"
     )
-    tasks = max((sum(n for _, n in m.solved.values()) for one in found for run in one.runs for m in run.heldout),
-                default=0)  # fmt: skip
+    measured = [last for one in found for run in one.runs for last in run.heldout[-1:]]
+    tasks = {(sum(n for _, n in last.solved.values()) // last.samples, last.samples) for last in measured}
+    asked = " or ".join(f"{number} tasks x {samples}" for number, samples in sorted(tasks))
     text = (
-        f"Judged by `{judgement.metric}` {at}, measured every {judgement.heldout_every} versions"
-        f"{f' on {tasks} tasks' if tasks else ''}. Margin: {100 * judgement.margin:g} points, written down "
+        f"Judged by `{judgement.metric}` {at}, measured first, last and every {judgement.heldout_every} versions"
+        f"{f' on {asked}' if asked else ''}. Margin: {100 * judgement.margin:g} points, written down "
         f"{study.written}{f', before the first run ({began})' if began else ''}. The interval is that of Welch for the "
         "difference of two means over runs with independent seeds (unpaired), two-sided with confidence "
         f"{100 * (1 - 2 * judgement.alpha):g}%, so each end is a one-sided test at {100 * judgement.alpha:g}%. "
         "Non-inferior: the whole interval is above minus the margin; inferior: the whole interval is below it; "
-        "otherwise nobody can tell. The variance of a run is taken as that of its tasks, a binomial, where the runs "
-        "happen to agree better. No correction is made for the number of arms. The tasks are the same in all runs: "
-        "what is found holds for tasks like these."
+        "otherwise nobody can tell. Where runs happen to agree better than their measurements can, the variance "
+        "of the measurements replaces theirs. No correction is made for the number of arms. The tasks are the same in "
+        "all runs: what is found holds for tasks like these."
     )
     fewest = min((len(one.sample.values) for one in found), default=0)
     if fewest < FEW_SEEDS:

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from actors.heldout.tasks import load_tasks
-from actors.kinds.registry import names
+from actors.heldout.measurement import Measurement, read_measurement
 from executor.settings_table import SettingsTable
 from launch.json_lines import to_json
 from launch.run.folder import RunFolder
 from launch.run.interrupts import COMPLETE
+from launch.run.measurements import files
 from launch.study.definition import StudyError, StudyRun
 from launch.study.folder import now
 from launch.versions import version_of
@@ -40,18 +40,25 @@ SERIES = (
 """Metrics whose course is kept. Beside them each point has step, time and tokens so far."""
 
 
-class Measurement(SettingsTable):
+class Measured(SettingsTable):
     """One measurement on the held-out tasks."""
 
     version: int
-    step: int
-    """Step in whose row it was recorded."""
     time_s: float
+    """Training time at which the run had this version."""
     tokens_trained: float
+    """Tokens trained until then."""
     mean: float
-    """Share that was solved, mean over the kinds."""
-    solved: dict[str, tuple[int, int]] = {}
-    """Kind -> (attempts that were right, attempts)."""
+    """Share of solutions that are correct, mean over the kinds."""
+    low: float
+    """Lower end of its 95% interval over programs (`actors/heldout/intervals.py`)."""
+    high: float
+    solved: dict[str, tuple[int, int]]
+    """Kind -> (correct solutions, solutions)."""
+    samples: int
+    """Solutions a task."""
+    noise: float | None = None
+    """Variance of the mean that sampling the solutions of these tasks gives; None with one sample a task."""
 
 
 class RunResult(SettingsTable):
@@ -85,7 +92,7 @@ class RunResult(SettingsTable):
     wait_for_batch_share: float | None = None
     """The learner's share of time without a batch."""
     series: dict[str, list[float | None]] = {}
-    heldout: tuple[Measurement, ...] = Field(default=())
+    heldout: tuple[Measured, ...] = ()
 
     @property
     def run(self) -> StudyRun:
@@ -109,7 +116,9 @@ def collect(folder: RunFolder, run: StudyRun, exit_code: int | None, error: str 
         "machine": f"{platform.node()}, {os.cpu_count()} cores, {platform.machine()}",
         "azr": version_of("azr"),
     }
-    return RunResult.model_validate(base | (_figures(rows) if rows else {}))
+    return RunResult.model_validate(
+        base | (_figures(rows) | {"heldout": tuple(_measured(folder, rows))} if rows else {})
+    )
 
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -141,38 +150,52 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "age_max": max((row["age_max"] for row in rows if row.get("age_max") is not None), default=None),
         "wait_for_batch_share": _rounded(waited / last["time_s"]) if last["time_s"] else None,
         "series": series,
-        "heldout": tuple(_measurements(rows, trained)),
     }
 
 
-def _measurements(rows: Sequence[Mapping[str, Any]], trained: Sequence[float]) -> list[dict[str, Any]]:
-    found: dict[int, dict[str, Any]] = {}
-    for row, tokens in zip(rows, trained, strict=True):
-        if row.get("heldout/mean") is None:
+def _measured(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> list[Measured]:
+    """The measurements of the run, the oldest version first. Raises MeasurementError."""
+    tokens = _running([row.get("tokens_trained") or 0.0 for row in rows])
+    reached = {row["version"]: (row["time_s"], total) for row, total in zip(rows, tokens, strict=True)}
+    found = []
+    for version, path in files(folder).items():
+        measurement = read_measurement(path)
+        estimate = measurement.rate()
+        if estimate is None or (version and version not in reached):
             continue
-        version = int(row["heldout/version"])
-        found[version] = {
-            "version": version,
-            "step": row["step"],
-            "time_s": round(row["time_s"], 2),
-            "tokens_trained": tokens,
-            "mean": row["heldout/mean"],
-            "solved": _solved(row),
-        }
-    return [found[version] for version in sorted(found)]
+        time_s, trained = reached.get(version, (0.0, 0.0))
+        found.append(
+            Measured(
+                version=version,
+                time_s=round(time_s, 2),
+                tokens_trained=trained,
+                mean=estimate.value,
+                low=estimate.low,
+                high=estimate.high,
+                solved={kind: _solved(measurement, kind) for kind in measurement.kinds},
+                samples=measurement.samples,
+                noise=_noise(measurement),
+            )
+        )
+    return found
 
 
-def _solved(row: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Kind -> (tasks that were solved, tasks), of several samples their mean; empty where tasks were left out, so that
-    nobody knows of which."""
-    attempts = Counter(entry.task.kind for entry in load_tasks(int(row.get("heldout/tasks") or 0)))
-    if row.get("heldout/skipped") or attempts.total() != row.get("heldout/tasks"):
-        return {}
-    return {
-        kind: (round(row[f"heldout/{kind}"] * attempts[kind]), attempts[kind])
-        for kind in names()
-        if row.get(f"heldout/{kind}") is not None
-    }
+def _solved(measurement: Measurement, kind: str) -> tuple[int, int]:
+    """(correct solutions, solutions) of a kind."""
+    of_kind = [one.correct for one in measurement.results.values() if one.kind == kind]
+    return sum(sum(correct) for correct in of_kind), sum(len(correct) for correct in of_kind)
+
+
+def _noise(measurement: Measurement) -> float | None:
+    """The variance of the mean over kinds, given the tasks. With K kinds, n_k tasks of kind k and s samples a task, of
+    which the share r_i is correct: the sum over tasks of r_i (1 - r_i) / (s - 1) / (K n_k)^2, without bias."""
+    if measurement.samples < 2:
+        return None
+    kinds = Counter(one.kind for one in measurement.results.values())
+    return sum(
+        one.share * (1 - one.share) / (measurement.samples - 1) / (len(kinds) * kinds[one.kind]) ** 2
+        for one in measurement.results.values()
+    )
 
 
 def _over_lives(rows: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, float]:

@@ -11,7 +11,7 @@ from actors.kinds.registry import names
 from launch.run.folder import RunFolder, append_event
 from launch.study.definition import Arm, Budget, Judgement, Study, StudyRun, interleaved, write_study
 from launch.study.folder import StudyFolder, digest
-from launch.study.result import Measurement, RunResult
+from launch.study.result import Measured, RunResult
 
 TASKS = 64
 """Held-out tasks of a kind."""
@@ -49,13 +49,16 @@ def write(study: Study, path: Path) -> StudyFolder:
 def make_result(run: StudyRun, courses: Mapping[int, float] | None = None, **changes: Any) -> RunResult:
     """The result of a complete run. `courses`: version -> accuracy on the held-out tasks."""
     measured = [
-        Measurement(
+        Measured(
             version=version,
-            step=version + 1,
             time_s=10.0 * version + run.seed,
             tokens_trained=100.0 * version,
             mean=share,
-            solved={kind: (round(share * TASKS), TASKS) for kind in names()},
+            low=share - 0.02,
+            high=share + 0.02,
+            solved={kind: (round(4 * share * TASKS), 4 * TASKS) for kind in names()},
+            samples=4,
+            noise=1e-5,
         )
         for version, share in (courses or {}).items()
     ]

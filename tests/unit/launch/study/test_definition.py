@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch import cli
+from launch.config import load
 from launch.study.definition import StudyError, interleaved, read_study
 from launch.study.folder import StudyFolder
 from tests.unit.launch.study.studies import make_study, write
@@ -114,7 +115,7 @@ def test_the_command_writes_the_study_before_anything_runs(tmp_path: Path, capsy
         ("tis-K2", "tis-K0"),
     ]
     assert len(study.order) == 8
-    assert study.judgement.heldout_every == 3, "the recipe's 5 would measure 12 steps twice"
+    assert study.judgement.heldout_every == 5, "as in the recipe"
     said = capsys.readouterr().out
     assert "expect `cannot tell`" in said, "two seeds and a margin of 3 points"
     assert "1e-05" in (tmp_path / "study" / "recipe.toml").read_text()
@@ -131,6 +132,15 @@ def test_the_command_writes_the_study_before_anything_runs(tmp_path: Path, capsy
     assert folder.read().judgement.margin == 0.1
 
 
+def test_a_recipe_that_does_not_measure_is_measured_in_a_study(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('base = "smollm2-cpu-small"\n[selfplay]\nheldout_every = 0\n')
+    out = ["--out", str(tmp_path / "study"), "--dry-run"]
+    assert cli.main(["study", "staleness", str(recipe), "--steps", "14", *out]) == 0
+    assert StudyFolder(tmp_path / "study").read().judgement.heldout_every == 3
+    assert load(tmp_path / "study" / "recipe.toml").selfplay.heldout_every == 3
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -144,6 +154,7 @@ def test_the_command_writes_the_study_before_anything_runs(tmp_path: Path, capsy
         (["learner.max_staleness=3"], "use --staleness"),
         (["run.seed=3"], "use --seeds"),
         (["selfplay.heldout_every=0"], "nothing to judge by"),
+        (["selfplay.heldout_wait_s=0"], "leaves out the measurement of the last version"),
         (["learner.stepz=3"], "unknown setting"),
         (["--margin", "3"], "less than 1"),
     ],

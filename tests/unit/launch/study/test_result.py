@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from actors.kinds.registry import names
+from actors.heldout.measurement import Measurement, TaskResult
 from launch.run.folder import RunFolder
+from launch.run.measurements import keep_in
 from launch.study.definition import StudyError, StudyRun
 from launch.study.result import MOST_POINTS, collect, is_finished, read_result, write_result
 from tests.unit.launch.study.studies import row, write_run
@@ -15,25 +16,45 @@ from tests.unit.launch.study.studies import row, write_run
 RUN = StudyRun("K2", 1)
 
 
+def measurement(version: int, share: float) -> Measurement:
+    """Four tasks of two kinds, two samples each; of deduction `share` is correct."""
+    tasks = {
+        f"{kind}-{number}": TaskResult(kind, 1, f"program {number}", correct, ("1", "2"))
+        for kind, corrects in (
+            ("deduction", [(True, False), (share > 0.3, share > 0.3)]),
+            ("abduction", [(False, False), (True, True)]),
+        )
+        for number, correct in enumerate(corrects)
+    }
+    return Measurement(set=2, digest="", version=version, newest=version, samples=2, temperature=1.0, seconds=1.0,
+                       tokens=9, skipped=(), results=tasks)  # fmt: skip
+
+
 def test_a_result_has_series_totals_and_measurements(tmp_path: Path) -> None:
-    measured = {"heldout/mean": 0.25, "heldout/version": 0.0} | {f"heldout/{kind}": 0.25 for kind in names()}
-    rows = [row(1, **measured), row(2), row(3, **measured | {"heldout/version": 2.0, "heldout/mean": 0.5}), row(4)]
+    rows = [row(1), row(2), row(3), row(4)]
     rows[1]["age_mean"], rows[1]["batch_size"] = 3.0, 8
     # The learner died after step 2, and its ledger of tokens began anew.
     for place, dropped in enumerate((5.0, 7.0, 2.0, 3.0)):
         rows[place]["token_ledger/dropped_stale"] = dropped
     folder = RunFolder(tmp_path / "run")
     write_run(folder, rows)
+    for version, share in ((0, 0.25), (4, 0.75)):
+        keep_in(folder)(measurement(version, share))
     result = collect(folder, RUN, 0)
     assert (result.status, result.steps, result.seconds) == ("complete", 4, 40.0)
     assert (result.tokens_trained, result.tokens_generated) == (400.0, 480.0)
     assert result.tokens_dropped == {"stale": 10.0}
     assert result.age_mean == pytest.approx((3 * 4 * 1 + 8 * 3) / 20)
     assert result.wait_for_batch_share == pytest.approx(0.2)
-    assert [(one.version, one.step, one.mean, one.tokens_trained) for one in result.heldout] == [
-        (0, 1, 0.25, 100.0),
-        (2, 3, 0.5, 300.0),
-    ]
+    first, last = result.heldout
+    assert (first.version, first.time_s, first.tokens_trained) == (0, 0.0, 0.0)
+    assert (last.version, last.time_s, last.tokens_trained) == (4, 40.0, 400.0)
+    assert first.solved == {"deduction": (1, 4), "abduction": (2, 4)}
+    assert last.solved == {"deduction": (3, 4), "abduction": (2, 4)}
+    assert (first.mean, last.mean) == (pytest.approx(0.375), pytest.approx(0.625))
+    assert first.low < first.mean < first.high
+    # By hand: one task of four is half right, 0.25 / (2 - 1) / (2 kinds x 2 tasks)^2.
+    assert (first.samples, first.noise) == (2, pytest.approx(0.25 / 16))
     assert result.series["tokens_trained"] == [100.0, 200.0, 300.0, 400.0]
     write_result(result, tmp_path / "results" / "K2-s1.json")
     assert read_result(tmp_path / "results" / "K2-s1.json") == result
