@@ -184,12 +184,12 @@ def _carry_on(folder: StudyFolder, study: Study, arguments: argparse.Namespace) 
 
     if arguments.limit is not None and arguments.limit < 1:
         raise StudyError(f"--limit {arguments.limit}: at least one run")
-    if arguments.retry and (names := retry_failed(folder, study)):
-        print(f"made again: {', '.join(names)}")
     if not results_of(folder, study):
         _expect(folder, study)
     if arguments.slurm:
-        return _submit(folder, study, arguments.limit)
+        return _submit(folder, study, arguments)
+    if arguments.retry and (names := retry_failed(folder, study)):
+        print(f"to be gone on with: {', '.join(names)}")
     code = 1
     try:
         code = carry_on(folder, study, Progress(study), arguments.limit)
@@ -198,26 +198,27 @@ def _carry_on(folder: StudyFolder, study: Study, arguments: argparse.Namespace) 
     return code
 
 
-def _submit(folder: StudyFolder, study: Study, limit: int | None) -> int:
+def _submit(folder: StudyFolder, study: Study, arguments: argparse.Namespace) -> int:
     from launch.study.jobs import submit_runs
 
-    for run, job in submit_runs(folder, study, limit):
+    for run, job in submit_runs(folder, study, arguments.limit, arguments.retry):
         print(f"job {job}: {run.name}")
-    print(f"when jobs have ended: azr study report {folder.path}; after a failure: azr study resume --slurm --retry")
+    print(
+        f"when jobs have ended: azr study report {folder.path}; after a failure: azr study resume "
+        f"{folder.path} --slurm --retry"
+    )
     return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from launch.study.folder import StudyFolder
     from launch.study.jobs import collect_ended
-    from launch.study.runner import alone
 
     folder = StudyFolder(arguments.folder)
     study = folder.read()
-    with alone(folder):
-        for run in collect_ended(folder, study):
-            print(f"collected: {run.name}")
-        _write_page(folder, study)
+    for run in collect_ended(folder, study):
+        print(f"collected: {run.name}")
+    _write_page(folder, study)
     return 0
 
 

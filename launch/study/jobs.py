@@ -16,16 +16,20 @@ from launch.slurm.submit import load_former, load_new, submit
 from launch.study.definition import Study, StudyError, StudyRun
 from launch.study.folder import StudyFolder
 from launch.study.result import collect, is_finished, write_result
-from launch.study.runner import alone, results_of
+from launch.study.runner import alone, results_of, retry_failed
 
 
-def submit_runs(folder: StudyFolder, study: Study, limit: int | None = None) -> list[tuple[StudyRun, str]]:
+def submit_runs(
+    folder: StudyFolder, study: Study, limit: int | None = None, retry: bool = False
+) -> list[tuple[StudyRun, str]]:
     """Submit every run that has neither a result nor a job, in the study's order, at most `limit`; returns them with
-    their jobs' ids. Raises StudyError, SlurmError, SubmitError."""
+    their jobs' ids. `retry`: also those that have failed. Raises StudyError, SlurmError, SubmitError."""
     check(study)
     client.require("sbatch")
     with alone(folder), _begun(folder, study):
         collect_ended(folder, study)
+        if retry:  # after that, or a failed run whose job is gone would be collected once more
+            retry_failed(folder, study)
         results = results_of(folder, study)
         submitted: list[tuple[StudyRun, str]] = []
         for run in study.runs_in_order():

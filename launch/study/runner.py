@@ -27,6 +27,7 @@ from typing import Any
 
 import filelock
 
+from executor.user_error import UserError
 from launch.run.folder import RunFolder
 from launch.run.interrupts import NOTHING_TO_SAVE, SAVED
 from launch.run.owner import refusal
@@ -134,10 +135,13 @@ def make_run(folder: StudyFolder, study: Study, run: StudyRun, progress: Progres
         signals.child = child
         if signals.came is not None:  # it came between two runs
             child.send_signal(signals.came)
-        while True:
+        while child.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return child.wait(POLL_S)
+                child.wait(POLL_S)
             progress.look(place)
+    if child.returncode == UserError.exit_code and refusal(place):  # one that a killed study had just started
+        return make_run(folder, study, run, progress, signals)
+    return child.returncode
 
 
 def _pass_on(run: RunFolder, number: int) -> bool:
@@ -180,7 +184,7 @@ def carry_on(
                     f"{in_a_row} runs in a row have failed, the last, {run.name}, with: {result.error}. Its output: "
                     f"{folder.log(run)}. Once that is mended: azr study resume {shlex.quote(str(folder.path))} --retry"
                 )
-            if signals.came is not None:
+            if signals.came is not None and run != left[:limit][-1]:
                 progress.end(f"stopped; go on: azr study resume {shlex.quote(str(folder.path))}")
                 return SAVED
     return 0
