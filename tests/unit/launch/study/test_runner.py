@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from launch.study.definition import Budget, Study, StudyError, StudyRun
 from launch.study.folder import StudyFolder
 from launch.study.progress import Progress
 from launch.study.result import read_result
-from launch.study.runner import Signals, StudyFailed, carry_on, command, retry_failed
+from launch.study.runner import Signals, StudyFailed, carry_on, command, make_run, retry_failed
 from tests.unit.launch.study.studies import make_study, row, write, write_run
 
 
@@ -154,3 +155,42 @@ def test_a_failed_run_is_reported_with_the_words_of_azr(tmp_path: Path) -> None:
     assert result is not None
     assert (result.status, result.exit_code) == ("failed", 2)
     assert runner.last_words(folder, result.run).startswith("azr: base = 'no-such-recipe'")
+
+
+OWNER = """
+import os, platform, signal, sys
+from pathlib import Path
+from launch.json_lines import to_json
+from launch.run.folder import RunFolder, append_event
+from launch.run.owner import owned
+
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+folder = RunFolder(Path(sys.argv[1]))
+with owned(folder, print):
+    began = {"host": platform.node(), "pid": os.getpid(), "attempt": 1, "time": "today"}
+    folder.new_attempt().record.write_text(to_json(began))
+    append_event(folder, "run_started", attempt=1, step=0)
+    print("begun", flush=True)
+    signal.sigwait({signal.SIGINT})
+    append_event(folder, "run_ended", why=sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize(("why", "code"), [("interrupted", SAVED), ("complete", 0)])
+def test_an_interrupt_reaches_a_run_that_a_killed_study_has_left(tmp_path: Path, why: str, code: int) -> None:
+    study = make_study()
+    folder = write(study, tmp_path)
+    run = study.runs_in_order()[0]
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(folder.run(run).path), why], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "begun\n"
+        progress = Progress(study)
+        progress.begin(run, {})
+        try:
+            assert make_run(folder, study, run, progress, Signals(came=signal.SIGINT)) == code
+            assert other.wait() == 0
+        finally:
+            other.kill()
+    assert not folder.log(run).exists(), "no second process was started"
