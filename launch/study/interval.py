@@ -89,7 +89,7 @@ def difference(arm: Sample, reference: Sample, alpha: float) -> Difference | Non
     total = sum(part for part, _ in parts)
     if total == 0:
         return Difference(mean, mean, mean, math.inf)
-    df = total**2 / sum(part**2 / freedom for part, freedom in parts)
+    df = 1 / sum((part / total) ** 2 / freedom for part, freedom in parts)  # no square of a tiny variance
     half = t_quantile(1 - alpha, df) * math.sqrt(total)
     return Difference(mean, mean - half, mean + half, df)
 
