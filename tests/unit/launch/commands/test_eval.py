@@ -1,0 +1,91 @@
+"""`azr eval`: what a target names, and what is said of two measurements. Engines are in the integration tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from actors.heldout.measurement import Measurement, MeasurementError, TaskResult, read_measurement
+from launch.cli import main
+from launch.config import load
+from launch.evaluation import target_of
+from launch.json_lines import to_json
+from launch.run.configuration import to_run_toml
+from launch.run.folder import RunFolder
+
+
+def measurement(path: Path, every: int, set_number: int = 2) -> str:
+    """A file with a measurement of which every so many tasks are solved."""
+    results = {
+        f"{kind}-{number}": TaskResult(
+            kind, 1 + number % 2, str(number), (number % every == 0,), (str(number),), (number < 30,) * (kind[0] == "d")
+        )
+        for kind in ("deduction", "abduction")
+        for number in range(120)
+    }
+    found = Measurement(
+        set=set_number, digest="d", version=0, newest=0, samples=1, temperature=1.0, seconds=2.0, tokens=99, skipped=(),
+        results=results,
+    )  # fmt: skip
+    path.write_text(to_json(found.to_json()))
+    return str(path)
+
+
+def test_two_measurements_are_compared_task_by_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = measurement(tmp_path / "a.json", 8), measurement(tmp_path / "b.json", 4)
+    assert main(["eval", first, second, "--json", str(tmp_path / "both.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (mean,) = [line for line in lines if line.replace("│", " ").split()[:1] == ["mean"]]
+    assert "12.5%" in mean and "25.0%" in mean and "+12.5 points" in mean
+    assert any("copy the input" in line and "25.0%" in line for line in lines)
+    assert any("240 tasks x 1 samples" in line for line in lines)
+    written = json.loads((tmp_path / "both.json").read_text())["targets"]
+    assert [one["metrics"]["heldout/mean"] for one in written] == [0.125, 0.25]
+
+
+def test_what_is_written_of_one_target_is_a_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, copy = measurement(tmp_path / "a.json", 8), tmp_path / "copy.json"
+    assert main(["eval", first, "--json", str(copy)]) == 0
+    assert read_measurement(copy) == read_measurement(Path(first))
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, other = measurement(tmp_path / "a.json", 8), measurement(tmp_path / "b.json", 8, set_number=3)
+    for targets, why in (
+        ([first, other], "cannot be compared"),
+        ([first] * 3, "measures one target, or compares two"),
+        (["smollm2-135m-instrct"], "Did you mean smollm2-135m-instruct"),
+    ):
+        assert main(["eval", *targets]) == 2
+        assert why in capsys.readouterr().err
+
+
+def run_with(folder: Path, *checkpoints: str) -> Path:
+    config = load("smollm2-cpu", [f"run.dir={folder}", "run.name=run", "selfplay.max_solve_tokens=17"])
+    run = RunFolder(config.folder)
+    run.create()
+    run.config.write_text(to_run_toml(config))
+    for name in checkpoints:
+        (run.checkpoints / name / "hf").mkdir(parents=True)
+    return run.path
+
+
+def test_a_run_is_measured_at_its_newest_checkpoint_with_its_own_settings(tmp_path: Path) -> None:
+    run = run_with(tmp_path, "step_00000004", "step_00000016")
+    target = target_of(str(run), "smollm2-cpu", ["selfplay.heldout_tasks=9"])
+    assert target.config is not None and target.version == 16
+    assert target.config.model.path == str(run / "checkpoints" / "step_00000016" / "hf")
+    assert (target.config.selfplay.max_solve_tokens, target.config.selfplay.heldout_tasks) == (17, 9)
+    earlier = target_of(str(run / "checkpoints" / "step_00000004"), "smollm2-cpu", [])
+    assert earlier.version == 4 and earlier.config is not None and earlier.config.selfplay.max_solve_tokens == 17
+
+
+def test_a_checkpoint_without_a_model_is_named(tmp_path: Path) -> None:
+    run = run_with(tmp_path)
+    with pytest.raises(MeasurementError, match="has no checkpoint to measure yet"):
+        target_of(str(run), "smollm2-cpu", [])
+    (run / "checkpoints" / "step_00000003").mkdir()
+    with pytest.raises(MeasurementError, match="name an earlier checkpoint"):
+        target_of(str(run), "smollm2-cpu", [])
