@@ -64,7 +64,7 @@ def load_tasks(count: int = 0) -> list[HeldoutTask]:
 
 def digest(tasks: Iterable[HeldoutTask]) -> str:
     """12 characters that tell one set of tasks from another."""
-    text = "".join(json.dumps(one.to_json(), sort_keys=True) for one in tasks)
+    text = "".join(json.dumps(one.to_json(), sort_keys=True, allow_nan=False) for one in tasks)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
