@@ -125,10 +125,10 @@ class StreamFigures(_Part):
     """Seconds that a message is under way."""
     trajectory_s: Figure
     """Seconds of the learner's socket thread for one trajectory."""
-    beat_s: Figure = Figure(value=2e-4, error=1e-4, unit="s/heartbeat", source="assumed: no run tells")
+    beat_s: Figure = Figure(value=8e-5, error=2e-5, unit="s/heartbeat", source="docs/performance.md, rehearsals")
     """Seconds of that thread for one actor's heartbeat, which comes once a second."""
-    buffer_s: Figure = Figure(value=1e-3, error=5e-4, unit="s/request", source="assumed: no run tells")
-    """Seconds of the task buffer's process for one request."""
+    buffer_s: Figure = Figure(value=2e-4, error=1e-4, unit="s/request", source="docs/performance.md, rehearsals")
+    """Seconds of the task buffer's process for one request, where it is busy: an actor's go together then."""
 
 
 class Group(_Part):

@@ -31,8 +31,7 @@ the largest simulated size."""
 ADVICE = {
     "socket": "one thread takes every trajectory and heartbeat: send longer episodes in one message, or give each "
     "group of actors a process that receives and checks for them",
-    "buffer": "one process answers every request of the task buffer: ask for several draws at once, or give each kind "
-    "of task a buffer of its own",
+    "buffer": "one process answers every request of the task buffer: give each kind of task a buffer of its own",
     "broadcast": "engines stand still while weights are published: publish to groups of engines one after the other, "
     "every second version, or larger batches",
 }
