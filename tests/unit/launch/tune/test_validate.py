@@ -67,16 +67,19 @@ FINDINGS = json.loads((FOLDER / FINDINGS_FILE).read_text())
 MOST = 400
 """Trajectories of a batch up to which a trial is predicted again here; larger ones take minutes."""
 SLACK = 0.03
-"""What an error may be more than it was, with fewer seeds."""
+"""What an error may be more than it was."""
+FEWER = (0, 1)
+"""Seeds, fewer than the findings have; the mean of two is within 2 standard deviations of that of all."""
 
 
 def test_recorded_trials_are_predicted_as_well_as_they_were():
     then = {trial["name"]: trial for trial in FINDINGS["trials"]}
-    found = validate(FOLDER, seeds=(0, 1), most=MOST).trials
+    found = validate(FOLDER, seeds=FEWER, most=MOST).trials
     assert len(found) >= 3
     for one in found:
         was = then[one.trace.name]
-        assert abs(one.throughput_error) <= abs(was["throughput_error"]) + SLACK, one.trace.name
+        chance = 2 * was["deviation_over_seeds"]
+        assert abs(one.throughput_error) <= abs(was["throughput_error"]) + SLACK + chance, one.trace.name
         age_error = was["age_mean"]["predicted"] - was["age_mean"]["measured"]
         assert abs(one.age_error) <= abs(age_error) + SLACK, one.trace.name
 
