@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -70,7 +69,7 @@ def make(request: Request, folder: StudyFolder, say: Callable[[str], None]) -> S
 
     A folder with another study is refused once a run of it has begun; before that its file is written anew.
     """
-    study, recipe = _define(request, folder)
+    study, recipe = _define(request)
     if folder.definition.exists():
         former = read_study(folder.definition)
         changed = differences(former, study)
@@ -93,7 +92,7 @@ def make(request: Request, folder: StudyFolder, say: Callable[[str], None]) -> S
     return study
 
 
-def _define(request: Request, folder: StudyFolder) -> tuple[Study, str]:
+def _define(request: Request) -> tuple[Study, str]:
     """The study, and the text of its recipe."""
     for text in request.overrides:
         key = parse_override(text)[0]
@@ -103,8 +102,7 @@ def _define(request: Request, folder: StudyFolder) -> tuple[Study, str]:
     budget = request.budget or Budget(steps=base.learner.steps)
     named = any(parse_override(text)[0] == "selfplay.heldout_every" for text in request.overrides)
     every = _heldout_every(base, budget, named)
-    runs = os.path.abspath(folder.runs)
-    config = load(request.recipe, [*request.overrides, f"run.dir={runs}", f"selfplay.heldout_every={every}"])
+    config = load(request.recipe, [*request.overrides, f"selfplay.heldout_every={every}"])
     text = to_run_toml(config)
     try:
         study = Study(
