@@ -41,7 +41,7 @@ def page(study: Study, results: Mapping[str, RunResult], found: Sequence[ArmFind
         _table(("arm", "mean age", "max age", "steps", "seconds", "speed", "trained", "generated", "dropped",
                 "learner waits"), [_cost_row(one, found) for one in found]),
         "Means over the complete runs: tokens trained, generated and dropped a run; speed is trained tokens a second, "
-        "and beside it that of the reference's. Seconds are those of training, without starting up.",
+        "and in parentheses the difference to the reference arm. Seconds are those of training, without starting up.",
         "## Curves",
         f"![against steps]({FILES['steps']})",
         f"![against time]({FILES['time']})",
