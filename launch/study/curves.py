@@ -17,6 +17,7 @@ from launch.study.result import RunResult
 
 FILES = {"steps": "curves-steps.svg", "time": "curves-time.svg"}
 """Axis -> the file of its curves."""
+Colour = tuple[float, float, float, float]
 _LABELS = {"steps": "step", "time": "minutes of training"}
 _STYLE: Any = {"svg.hashsalt": "azr", "svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
 """The salt makes equal results equal files; text stays text."""
@@ -24,8 +25,8 @@ _STYLE: Any = {"svg.hashsalt": "azr", "svg.fonttype": "none", "font.size": 9, "a
 
 def draw(study: Study, results: Mapping[str, RunResult], folder: Path) -> list[Path]:
     """Draw the curves of complete runs into `folder`; returns the files. A column for each reference with the arms
-    that are compared with it, a row each for held-out accuracy, mean reward and mean age. Thin lines are runs, thick
-    ones their mean where all have a point."""
+    that are compared with it, a row each for held-out accuracy, mean reward and mean age. Thin lines are runs, with
+    the 95% intervals of their measurements; thick ones their mean where all have a point."""
     by_arm: dict[str, list[RunResult]] = defaultdict(list)
     for run in study.runs():
         if (result := results.get(run.name)) is not None and result.status == "complete":
@@ -60,17 +61,27 @@ def _figure(study: Study, by_arm: Mapping[str, Sequence[RunResult]], axis: str) 
     return figure
 
 
-def _draw_arm(
-    axes: Axes, runs: Sequence[RunResult], metric: str, axis: str, label: str, colour: tuple[float, ...]
-) -> None:
+def _draw_arm(axes: Axes, runs: Sequence[RunResult], metric: str, axis: str, label: str, colour: Colour) -> None:
     curves = [_points(run, metric, axis) for run in runs]
     for points in curves:
         axes.plot(*zip(*points.values(), strict=True), color=colour, linewidth=0.6, alpha=0.5) if points else None
+    if metric == "heldout":
+        for run in runs:
+            _draw_intervals(axes, run, axis, colour)
     common = sorted(set.intersection(*(set(points) for points in curves))) if curves else []
     xs = [fmean(points[key][0] for points in curves) for key in common]
     ys = [fmean(points[key][1] for points in curves) for key in common]
     marker = "o" if metric == "heldout" else None
     axes.plot(xs, ys, color=colour, linewidth=1.8, marker=marker, markersize=4, label=f"{label} ({len(runs)} runs)")
+
+
+def _draw_intervals(axes: Axes, run: RunResult, axis: str, colour: Colour) -> None:
+    """The 95% interval of each measurement, by its tasks."""
+    points = _points(run, "heldout", axis)
+    xs, ys = ([point[place] for point in points.values()] for place in (0, 1))
+    below = [one.mean - one.low for one in run.heldout]
+    above = [one.high - one.mean for one in run.heldout]
+    axes.errorbar(xs, ys, [below, above], fmt="none", ecolor=colour, elinewidth=0.6, alpha=0.5, capsize=2)
 
 
 def _points(run: RunResult, metric: str, axis: str) -> dict[float, tuple[float, float]]:

@@ -43,6 +43,7 @@ def page(study: Study, results: Mapping[str, RunResult], found: Sequence[ArmFind
         "Means over the complete runs: tokens trained, generated and dropped a run; speed is trained tokens a second, "
         "and in parentheses the difference to the reference arm. Seconds are those of training, without starting up.",
         "## Curves",
+        "Thin lines are runs, thick ones their mean. Bars are the 95% intervals of single measurements.",
         f"![against steps]({FILES['steps']})",
         f"![against time]({FILES['time']})",
         "## Runs",
