@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from launch.tune.calibration import ASSUMED, Calibration
 from launch.tune.closed_form import ClosedForm
+from launch.tune.scenario import Scenario
 from launch.tune.search import Candidate, Gain, Search, describe
 
 WAITS = 0.05
@@ -122,8 +124,10 @@ def explain_asynchrony(search: Search, gain: Gain | None) -> str:
         f"the best asynchronous candidate ({describe(asynchronous.changes)}) is {sure} beside the best synchronous one "
         f"({describe(synchronous.changes)}), with data {asynchronous.age:.1f} versions old"
     )
+    if gain.mean < PAYS and not search.chosen.scenario.max_staleness:
+        return f"Asynchrony does not pay here: {compared}."
     if gain.mean < PAYS:
-        return f"Asynchrony does not pay here: {compared}. Run with learner.max_staleness = 0."
+        return f"Asynchrony pays little here: {compared}. Where the age of data matters more, take the latter."
     if gain.mean < 2 * gain.deviation:
         return f"Asynchrony may pay: {compared}. Calibrate on more steps, or try both."
     best: dict[int, float] = {}
@@ -132,6 +136,30 @@ def explain_asynchrony(search: Search, gain: Gain | None) -> str:
         best[bound] = max(best.get(bound, 0.0), one.throughput)
     bounds = ", ".join(f"{best[bound] / synchronous.throughput - 1:+.0%} at {bound}" for bound in sorted(best) if bound)
     return f"Asynchrony pays: {compared}. By max_staleness: {bounds}."
+
+
+def explain_assumptions(scenario: Scenario, calibration: Calibration) -> str:
+    """The figures that the prediction of `scenario` rests on and that no run of the calibration tells, and the run that
+    would tell; empty where there are none."""
+    several = "learner.max_staleness=0 actors.num_actors=2"
+    needed = {
+        "weights.actor_s": (scenario.num_actors > 1, several),
+        "sharing.engine_beside_engine": (scenario.num_actors > 1 and not scenario.on_gpu, several),
+        "sharing.engine_beside_learner": (
+            scenario.max_staleness > 0 and not scenario.on_gpu,
+            "learner.max_staleness=1",
+        ),
+        "learner.parallel_share": (
+            scenario.learner_threads * scenario.model_ranks != calibration.learner.threads,
+            f"learner.max_staleness=0 learner.threads={scenario.learner_threads}",
+        ),
+    }
+    figures = calibration.figures()
+    found = {name: run for name, (holds, run) in needed.items() if holds and figures[name].source == ASSUMED}
+    if not found:
+        return ""
+    runs = " and one with ".join(dict.fromkeys(found.values()))
+    return f"Assumed, since no run of the calibration tells: {', '.join(found)}. Add a run with {runs}."
 
 
 def explain_difference(closed: ClosedForm, simulated_step_s: float, even: float | None, unshared: float | None) -> str:

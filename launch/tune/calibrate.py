@@ -21,6 +21,7 @@ from launch.bench.report import describe_machine
 from launch.model_check import BLOCK_TOKENS, cache_bytes_per_token, num_parameters
 from launch.models import prepare
 from launch.tune.calibration import (
+    ASSUMED,
     Calibration,
     CalibrationError,
     EngineFigures,
@@ -264,7 +265,7 @@ def _solve_rates(runs: Sequence[RunRecord]) -> dict[str, Figure]:
 
 
 def _assumed(value: float, error: float, unit: str) -> Figure:
-    return Figure(value=value, error=error, unit=unit, source="assumed: no run tells")
+    return Figure(value=value, error=error, unit=unit, source=ASSUMED)
 
 
 def _names(runs: Sequence[RunRecord]) -> str:

@@ -22,6 +22,10 @@ DEVICES = Path(__file__).parent / "devices"
 """Calibrations that ship."""
 
 
+ASSUMED = "assumed: no run tells"
+"""Source of a figure that none of a calibration's runs decides."""
+
+
 class CalibrationError(UserError):
     """A calibration that cannot be read or made; the message says what to do."""
 

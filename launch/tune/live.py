@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launch.config import Config
 from launch.tune.advice import Limit, Waits, explain_limit
 from launch.tune.records import RunRecord
 
@@ -33,12 +34,15 @@ class Live:
     age_mean: float
     rows: int
     actors: float
+    cores_s: float | None = None
+    """Seconds of a step in which the cores have the work of both sides, where these share them; 0 where they have cores
+    of their own; None where the settings do not say (`actors.cpus`, `learner.cpus`)."""
 
     def step_at(self, max_staleness: int) -> float:
         """Estimated seconds a step at another bound (docs/staleness.md)."""
         if max_staleness == 0:
             return self.learn_s + self.generate_s
-        return max(self.learn_s, self.generate_s)
+        return max(self.learn_s, self.generate_s, self.cores_s or 0.0)
 
     @property
     def sentences(self) -> list[str]:
@@ -53,9 +57,10 @@ class Live:
         gain = together / apart - 1
         if self.waits.max_staleness == 0:
             verdict = "is worth one version of age" if gain > 0.1 else "is hardly worth one version of age"
+            unknown = ", if engines and learner do not share cores" if self.cores_s is None else ""
             found.append(
-                f"With max_staleness = 1 a step would take about {apart:.3g} s ({gain:+.0%} steps an hour), if engines "
-                f"and learner do not share cores: that {verdict}."
+                f"With max_staleness = 1 a step would take about {apart:.3g} s ({gain:+.0%} steps an hour){unknown}: "
+                f"that {verdict}."
             )
         elif self.waits.max_staleness > 1 and self.waits.limit in (Limit.TRAINER, Limit.BALANCED):
             found.append(
@@ -84,18 +89,31 @@ def look(run: RunRecord) -> Live:
     step_s = _mean(rows, "step_s")
     learn_s = statistics.fmean(row["step_s"] - row["wait_for_batch_s"] for row in rows)
     playing = max(1e-9, connected - waited)
-    actors = connected / (step_s * len(rows))
+    actors = max(1.0, round(connected / (step_s * len(rows))))
+    generate_s = playing / actors / len(rows)
     return Live(
         waits=Waits(
             _mean(rows, "wait_for_batch_s") / step_s, waited / max(1e-9, connected), run.config.learner.max_staleness
         ),
         learn_s=learn_s,
-        generate_s=playing / max(1.0, round(actors)) / len(rows),
+        generate_s=generate_s,
         step_s=step_s,
         age_mean=run.age_mean(len(run.rows) - len(rows)),
         rows=len(rows),
-        actors=max(1.0, round(actors)),
+        actors=actors,
+        cores_s=_cores_s(run.config, learn_s, generate_s * actors),
     )
+
+
+def _cores_s(config: Config, learn_s: float, generate_s: float) -> float | None:
+    """See `Live.cores_s`. `generate_s`: seconds of all actors together."""
+    engines, learner = config.actors.cpus, config.learner.cpus
+    if not engines or not learner:
+        return None
+    if not set(engines) & set(learner):
+        return 0.0
+    busy = learn_s * (config.learner.threads or len(learner)) + generate_s * (config.engine.threads or len(engines))
+    return busy / len(set(engines) | set(learner))
 
 
 def _mean(rows: Sequence[dict[str, Any]], name: str) -> float:

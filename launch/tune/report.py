@@ -14,6 +14,7 @@ from rich.table import Table
 from launch.json_lines import to_json
 from launch.tune.advice import (
     best_sides,
+    explain_assumptions,
     explain_asynchrony,
     explain_choice,
     explain_difference,
@@ -43,10 +44,12 @@ class Findings:
 
     @property
     def sentences(self) -> list[str]:
-        """The reasons in words: limit, choice, asynchrony, closed form."""
+        """The reasons in words: limit, choice and what it rests on, asynchrony, closed form; empty ones have nothing to
+        say."""
         return [
             explain_limit(waits_of(self.search.present)),
             "Recommended: " + explain_choice(self.search, self.gain),
+            explain_assumptions(self.search.chosen.scenario, self.calibration),
             explain_asynchrony(self.search, self.asynchrony),
             f"Of the recipe as it is: {self.difference}",
         ]

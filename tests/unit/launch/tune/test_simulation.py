@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.settings import SelfPlaySettings
-from launch.tune.advice import Limit, best_sides, explain_asynchrony, explain_choice, waits_of
-from launch.tune.calibration import CalibrationError
+from launch.tune.advice import Limit, best_sides, explain_assumptions, explain_asynchrony, explain_choice, waits_of
+from launch.tune.calibration import ASSUMED, CalibrationError
 from launch.tune.closed_form import estimate_closed, harmonic_split
 from launch.tune.search import Candidate, Gain, Searcher
 from launch.tune.simulation import play_run, simulate
@@ -154,6 +154,15 @@ def test_asynchrony_that_pays_is_called_so_only_where_the_calibration_is_sure_en
     assert gain > 0.5
     assert explain_asynchrony(found, Gain(gain, 0.1)).startswith("Asynchrony pays")
     assert explain_asynchrony(found, Gain(gain, gain)).startswith("Asynchrony may pay")
+
+
+def test_what_no_run_tells_is_named_where_the_prediction_rests_on_it():
+    made = calibration(kind="cpu")
+    unknown = made.sharing.engine_beside_engine.model_copy(update={"source": ASSUMED})
+    sharing = made.sharing.model_copy(update={"engine_beside_engine": unknown})
+    made = made.model_copy(update={"sharing": sharing})
+    assert explain_assumptions(scenario(made, actors=1), made) == ""
+    assert "sharing.engine_beside_engine. Add a run with" in explain_assumptions(scenario(made, actors=2), made)
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 2, 4])
