@@ -45,7 +45,7 @@ class World:
                     self.actor.began(request, self.requests[request])
                 self.requests[request].num_generation_tokens += tokens
                 self.actor.generated += tokens
-            case "finish" if request in self.requests and which not in self.responses:
+            case "finish" if request in self.requests and not self.answered(which):
                 given = max(0, self.requests.pop(request).num_generation_tokens - tokens % 2)  # a cut-off token
                 self.actor.finished(request, given)
                 if which < len(SLOTS):
@@ -74,6 +74,10 @@ class World:
                 self.learner.restart(sum(self.queue))
             case "train" if self.queue:
                 self.learner.trained(self.queue.pop())
+
+    def answered(self, which: int) -> bool:
+        """Whether the slot of that request has its response: a slot gets one."""
+        return which < len(SLOTS) and SLOTS[which] in self.responses
 
     def arrive(self, message: int | dict[str, float], how: int) -> None:
         if isinstance(message, dict):
