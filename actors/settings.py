@@ -116,7 +116,7 @@ class SelfPlaySettings(SettingsTable):
     heldout_tasks: int = Field(default=0, ge=0)
     """Number of held-out tasks that are measured; 0: all of them, 711.
     The first ones of a fixed order, in which kinds and difficulties are balanced. Intervals shrink with the square root
-    of the number: with all tasks the 95% interval of the mean is less than 3 points to either side."""
+    of the number: with all tasks the 95% interval of the mean is 1.5 to 2 points to either side at 5% correct."""
     heldout_samples: int = Field(default=4, ge=1)
     """Number of solutions that are sampled for each held-out task.
     The tasks and not the samples are what the interval is over: more tasks help more than more samples."""

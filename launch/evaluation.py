@@ -88,6 +88,7 @@ def measure(target: Target, say: Say) -> Measurement:
     with tempfile.TemporaryDirectory(prefix="azr-") as sockets:
         os.environ["VLLM_RPC_BASE_PATH"] = sockets
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it writes to standard output
         measurement = asyncio.run(_measure(target.config, model, target.version, say))
     return replace(measurement, version=target.version, newest=target.version)
 

@@ -12,7 +12,8 @@ that are correct, m = sum_i w_i r_i with w_i = 1 / (K n_k), and with C programs
 where m_k is the mean of kind k. Rates of few per cent are not normally distributed, so the interval of a rate is
 Wilson's, with the effective number of samples m (1 - m) / SE^2 (Dean and Pagano 2015, "Evaluating Confidence Interval
 Methods for Binomial Proportions in Clustered Surveys"); without any variance it is C. The interval of a difference is
-d +- 1.96 SE, of the differences r_i - s_i on the tasks that both have.
+d +- 1.96 SE, of the differences r_i - s_i on the tasks that both have; without any difference +- 3 / C, the rule of
+three (Hanley and Lippman-Hand 1983).
 """
 
 from __future__ import annotations
@@ -61,10 +62,11 @@ def rate(solved: Sequence[Solved]) -> Estimate:
 def difference(differences: Sequence[Solved]) -> Estimate:
     """The mean over kinds of differences of shares. ValueError without a task.
 
-    With one program there is no variance to estimate: the interval is then the whole range, -1 to 1.
+    With one program there is no variance to estimate: the interval is then the whole range, -1 to 1. Equal differences
+    have none either.
     """
     mean, variance, programs = _mean(differences)
-    half = Z * math.sqrt(variance)
+    half = Z * math.sqrt(variance) or 3.0 / programs
     return Estimate(mean, mean - half, mean + half) if programs > 1 else Estimate(mean, -1.0, 1.0)
 
 

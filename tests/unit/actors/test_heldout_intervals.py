@@ -77,6 +77,11 @@ def test_pairing_finds_a_change_that_the_rates_alone_would_hide() -> None:
     assert first.high > second.low, "their intervals overlap"
 
 
+def test_no_change_of_any_task_still_has_an_interval() -> None:
+    change = difference(alone([0.0] * 100))
+    assert (change.low, change.value, change.high) == (-0.03, 0.0, 0.03)
+
+
 def test_one_program_proves_nothing() -> None:
     assert not difference([Solved("p", "k", 1.0)]).excludes_zero
     with pytest.raises(ValueError, match="no task was measured"):
