@@ -68,7 +68,7 @@ def _findings(study: Study, arm: Arm, results: Mapping[str, RunResult]) -> ArmFi
     version = _common_version([run for other in group for run in _complete(study, other, results)])
     if study.budget.steps is None:
         version = None
-        judged = [run.heldout[-1] for run in runs if run.heldout]
+        judged = [run.heldout[-1] for run in runs if run.heldout and run.heldout[-1].version]
     else:
         judged = [measured for run in runs for measured in run.heldout if measured.version == version]
     return ArmFindings(arm, tuple(runs), failed, _sample(judged), version)
@@ -92,9 +92,9 @@ def _complete(study: Study, arm: Arm, results: Mapping[str, RunResult]) -> list[
 
 
 def _common_version(runs: Sequence[RunResult]) -> int | None:
-    """The newest version that was measured in all `runs`. A run may have given the last one
-    up, and accuracies of different versions are not compared."""
-    measured = [{one.version for one in run.heldout} for run in runs]
+    """The newest version that was measured in all `runs`, above 0, which is the untrained model. A run may have given
+    the last one up, and accuracies of different versions are not compared."""
+    measured = [{one.version for one in run.heldout if one.version} for run in runs]
     return max(set.intersection(*measured), default=None) if measured else None
 
 

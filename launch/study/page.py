@@ -122,6 +122,12 @@ def _judged(study: Study, found: Sequence[ArmFindings], began: str | None) -> st
         "of the measurements replaces theirs. No correction is made for the number of arms. The tasks are the same in "
         "all runs: what is found holds for tasks like these."
     )
+    short = [run.run.name for one in found for run in one.runs if not run.measured_last]
+    if short and measured:  # a rehearsal measures nothing
+        text += (
+            "\n\nNot measured at its last version, because it was given up or the run was killed meanwhile: "
+            f"{', '.join(short)}. To make such a run again, remove its folder in `runs/` and its file in `results/`."
+        )
     fewest = min((len(one.sample.values) for one in found), default=0)
     if fewest < FEW_SEEDS:
         text += (

@@ -95,6 +95,11 @@ class RunResult(SettingsTable):
     heldout: tuple[Measured, ...] = ()
 
     @property
+    def measured_last(self) -> bool:
+        """Whether the last version was measured."""
+        return bool(self.heldout) and self.heldout[-1].version == self.steps
+
+    @property
     def run(self) -> StudyRun:
         """The run that this is the result of."""
         return StudyRun(self.arm, self.seed)

@@ -64,6 +64,20 @@ def test_accuracies_of_one_version_are_compared_although_some_runs_measured_late
     assert judge(timed, results)[1].sample.values == (0.49, 0.2), "equal time: each run's last"
 
 
+def test_the_untrained_model_is_never_judged(tmp_path: Path) -> None:
+    """A run whose last measurement was given up has that of version 0 alone, which all arms have in common."""
+    study = make_study((0, 1))
+    results = {run.name: make_result(run, {0: 0.5}) for run in study.runs()}
+    timed = study.model_copy(update={"budget": Budget(minutes=3)})
+    for one in (*judge(study, results), *judge(timed, results)):
+        assert one.sample.values == ()
+        assert one.verdict in (None, Verdict.NOT_MEASURED)
+    folder = write(study, tmp_path)
+    write_page(folder, study, results)
+    assert "Not measured at its last version" in folder.page.read_text()
+    assert ": K0-s0, K0-s1, K2-s0, K2-s1. To make" in folder.page.read_text()
+
+
 def test_failed_and_missing_runs_are_named_and_in_no_figure(tmp_path: Path) -> None:
     study = make_study()
     folder = write(study, tmp_path)
