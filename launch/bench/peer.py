@@ -8,6 +8,7 @@ checks that either side did it.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -57,6 +58,12 @@ examples:
   azr bench peer --mended                            TRL with vLLM, whose weight update is mended for a CPU
   azr bench peer --env /scratch/trl --install        only make TRL's environment, in that folder
 """
+
+# Ready before it imports torch and vLLM, which takes long on a busy machine.
+_OURS = (
+    "print('{}', flush=True); import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from launch.bench import peer_ours; peer_ours.main()"
+)
 
 
 class PeerWorkError(UserError):
@@ -255,7 +262,7 @@ def _sides(
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="azr-bench-"))
         _say("loading azr")
-        command = [sys.executable, "-W", "ignore", "-m", "launch.bench.peer_ours"]
+        command = [sys.executable, "-W", "ignore", "-c", _OURS, json.dumps(sys.path, allow_nan=False)]
         ours = stack.enter_context(LineProcess("azr", command, environment))
         ours.ask(order | {"recipe": RECIPE, "work": work.to_json()}, TIMEOUT_S)
         _say("loading TRL")

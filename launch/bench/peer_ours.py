@@ -176,14 +176,13 @@ def _trajectory(number: int, prompt: tuple[int, ...], completion: Completion) ->
 
 
 async def serve() -> None:
-    """Serve the parent's requests until it closes its end."""
+    """Serve the parent's requests until it closes its end. The parent's command has said that this process is ready."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
 
     def answer(text: dict[str, Any]) -> None:
         print(json.dumps(text, allow_nan=False), file=answers, flush=True)
 
-    answer({})
     side: Ours | None = None
     try:
         while line := await asyncio.to_thread(sys.stdin.readline):
@@ -211,7 +210,3 @@ async def serve() -> None:
 def main() -> None:
     """Run `serve`."""
     asyncio.run(serve())
-
-
-if __name__ == "__main__":
-    main()
