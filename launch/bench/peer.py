@@ -273,6 +273,8 @@ def _sides(
             load = order | work.to_json() | {"folder": folder, "log": str(log), "settings": settings}
             yield ours, theirs, theirs.ask(load, TIMEOUT_S)["versions"]
         except PeerError as error:
+            if not str(error).startswith("TRL"):
+                raise
             last = log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.exists() else []
             raise PeerError("\n".join([str(error), "The last lines that TRL wrote:", *last])) from None
 
