@@ -40,6 +40,8 @@ TIMEOUT_S = 600.0
 LOG_LINES = 15
 """Lines of TRL's output that come with an error."""
 PHASES = ("generate", "train")
+TURNS = ("azr", "TRL", "asynchronous", "TRL", "azr")
+"""Of one run; `asynchronous` is azr's other way."""
 RUNS = 2
 
 DESCRIPTION = """\
@@ -80,7 +82,7 @@ class Options:
     threads: int = 0
     """Threads of each side; 0 takes every core that this process may use."""
     model: str = "smollm2-135m-instruct"
-    prompts: int = 8
+    prompts: int = 6
     responses: int = 8
     tokens: int = 32
     overlapped: int = 2
@@ -143,7 +145,7 @@ def run(options: Options) -> Report:
         report.versions |= {f"peer: {name}": version for name, version in versions.items()}
         turns = Turns(work, ours, theirs, options.overlapped)
         try:
-            with progress(2 + 6 * options.runs) as say:
+            with progress(2 + len(TURNS) * options.runs) as say:
                 turns.measure(options.runs, say)
         except KeyboardInterrupt:
             report.notes["interrupted"] = f"stopped after {turns.runs} of {options.runs} runs"
@@ -172,7 +174,7 @@ class Turns:
             say(f"first step of {name}")  # it allocates
             self._asked(name, side)
         for number in range(1, runs + 1):
-            for turn in ("azr", "asynchronous", "TRL", "TRL", "asynchronous", "azr"):
+            for turn in TURNS:
                 say(f"run {number} of {runs}: {turn}")
                 if turn == "asynchronous":
                     self._overlap()
