@@ -66,7 +66,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 @pytest.fixture(scope="module")
 def environment(loop: asyncio.AbstractEventLoop) -> Iterator[Environment]:
-    settings = ExecutorSettings(timeout_s=5)
+    settings = ExecutorSettings(timeout_s=60)  # a thousand executions, on a machine that may be busy
     pool = SerialPool(settings)
     loop.run_until_complete(pool.start())
     yield Environment(Judge(pool, settings))
