@@ -121,7 +121,7 @@ def estimate_closed(scenario: Scenario, calibration: Calibration) -> ClosedForm:
         open_batches = scenario.max_staleness + 1
         step = max(learn_s, generate_s + publish_s, (sampled_s + learn_s) / open_batches + publish_s)
         if not scenario.on_gpu:
-            busy = generate_s * scenario.num_actors * scenario.engine_threads + train_s * scenario.learner_threads
+            busy = generate_s * scenario.num_actors * scenario.engine_threads + train_s * learner.cores
             step = max(step, busy / scenario.cores)
     learn_s = train_s + publish_s + learner.between_s
     return ClosedForm(

@@ -58,7 +58,8 @@ class LearnerCost:
     row_s: float
     target_s: float
     between_s: float
-    threads: int
+    cores: float
+    """Cores that it keeps busy: fewer than it has threads, since the rest of Amdahl's law runs on one."""
     data_ranks: int
 
     @classmethod
@@ -73,7 +74,7 @@ class LearnerCost:
             figures.row_s.value * scale,
             figures.target_s.value * scale,
             figures.between_s.value,
-            threads,
+            min(float(threads), figures.threads / scale),
             data_ranks,
         )
 
@@ -208,7 +209,7 @@ class LearnerModel:
             since = self._env.now
             packed = pack(batch, self._cost.data_ranks, self._cost.row_s, self._cost.target_s)
             work_s = self._cost.seconds(packed)
-            yield self._machine.run(self._pool, Role.LEARNER, work_s, self._cost.threads)
+            yield self._machine.run(self._pool, Role.LEARNER, work_s, self._cost.cores)
             ages = [self.version - rollout.oldest_version for rollout in batch] or [0]
             self._queue.trained([rollout.slot for rollout in batch])
             self.version += 1

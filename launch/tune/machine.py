@@ -37,7 +37,7 @@ class Job:
 
     pool: str
     role: Role
-    threads: int
+    threads: float
     remaining_s: float
     """Seconds of work that are left, at full speed, as of the machine's last change."""
     done: simpy.Event
@@ -65,7 +65,7 @@ class Machine:
         self._since = 0.0
         self._change = 0
 
-    def start(self, pool: str, role: Role, seconds: float, threads: int = 1) -> Job:
+    def start(self, pool: str, role: Role, seconds: float, threads: float = 1) -> Job:
         """Begin a job; its `done` is triggered when it has had `seconds` of work."""
         self._settle()
         job = Job(pool, role, threads, max(seconds, _EPSILON_S), self.env.event())
@@ -85,7 +85,7 @@ class Machine:
         job.remaining_s = max(remaining_s, _EPSILON_S)
         self._plan()
 
-    def run(self, pool: str, role: Role, seconds: float, threads: int = 1) -> simpy.Event:
+    def run(self, pool: str, role: Role, seconds: float, threads: float = 1) -> simpy.Event:
         """Begin a job and return the event of its end."""
         return self.start(pool, role, seconds, threads).done
 
