@@ -80,10 +80,26 @@ def test_one_that_is_kept_from_running_has_the_same_time(child: Callable[[], int
 
 def test_one_that_stands_still_is_found(child: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IDLE_S", 0.3)
+    monkeypatch.setattr(module, "MAX_STRETCH", 100_000)  # so that nothing else ends it
     pid = child()
     os.kill(pid, signal.SIGSTOP)
     os.waitpid(pid, os.WUNTRACED)
-    assert 0.3 <= wait(Deadline(pid, LIMIT_S)) < MAX_STRETCH * LIMIT_S
+    assert wait(Deadline(pid, LIMIT_S)) >= 0.3
+
+
+def test_one_that_gets_no_cpu_is_not_taken_for_idle(child: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that waits gets none either, and is late each time, until the machine has time again."""
+    monkeypatch.setattr(module, "IDLE_S", 0.2)
+    monkeypatch.setattr(module, "MAX_STRETCH", 100_000)
+    pid = child()
+    os.kill(pid, signal.SIGSTOP)
+    os.waitpid(pid, os.WUNTRACED)
+    deadline = Deadline(pid, LIMIT_S)
+    started = time.monotonic()
+    while time.monotonic() - started < 5 * module.IDLE_S:
+        assert (left_s := deadline.left_s()) > 0
+        time.sleep(1.5 * left_s)
+    wait(deadline)  # which ends
 
 
 def test_nothing_lasts_longer_than_the_end(child: Callable[[], int]) -> None:
