@@ -177,8 +177,9 @@ def test_what_must_not_stay_behind_is_removed_before_the_end(capfd: pytest.Captu
 
 
 _PROGRAM = """
-import ctypes, subprocess, sys, threading
+import ctypes, signal, subprocess, sys, threading
 from launch.run.interrupts import listening
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 with listening() as interrupts:
     child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
     stopped = threading.Event()
