@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +24,7 @@ def describe_rehearsal(
     config: Config, folder: RunFolder, shares: Mapping[str, float], kills: Sequence[Kill]
 ) -> dict[str, Any]:
     """The figures of a finished rehearsal, as plain data. `shares`: of one core, by part (`CpuSamples.shares`)."""
-    rows, events = folder.read_metrics(), _events(folder)
+    rows, events = folder.read_metrics(), folder.read_events()
     began = next((e["time"] for e in reversed(events) if e["event"] in ("run_started", "run_resumed")), 0.0)
     joined: dict[str, float] = {}
     for event in events:
@@ -61,12 +60,6 @@ def describe_rehearsal(
         "ledger_dropped": rows[-1].get("ledger/dropped", 0.0),
     }
     return found | {"limit": limit_of(found)}
-
-
-def _events(folder: RunFolder) -> list[dict[str, Any]]:
-    """The run's events, oldest first."""
-    lines = folder.events.read_text().splitlines() if folder.events.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def print_rehearsal(found: Mapping[str, Any]) -> None:

@@ -137,6 +137,18 @@ class RunFolder:
         lines = self.metrics.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
+    def read_events(self) -> list[dict[str, Any]]:
+        """The events (`append_event`), the oldest first. Lines that a kill or a full disk cut short are left out."""
+        try:
+            lines = self.events.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return [event for event in found if isinstance(event, dict)]
+
 
 @contextlib.contextmanager
 def usable(folder: RunFolder) -> Iterator[None]:

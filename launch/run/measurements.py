@@ -28,7 +28,7 @@ MEASURING_ACTOR = 0
 _POLL_S = 0.5
 
 
-class Measured(Protocol):
+class MeasuringStream(Protocol):
     """The learner's end of the stream, as far as a measurement needs it."""
 
     def pause(self) -> None:
@@ -95,7 +95,9 @@ def last_is_due(config: Config, folder: RunFolder, progress: Progress, version: 
     return _measures(config) and progress.stop != INTERRUPTED and newest(folder) < version
 
 
-def await_last(stream: Measured, version: int, label: int, wait_s: float, progress: Progress) -> dict[str, float]:
+def await_last(
+    stream: MeasuringStream, version: int, label: int, wait_s: float, progress: Progress
+) -> dict[str, float]:
     """Have the last version measured, and return its metrics. Empty where that takes longer than `wait_s` seconds, it
     fails, no actor could do it, or a signal comes."""
     progress.enter(Phase.MEASURING)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 
 from actors.heldout.measurement import Measurement, read_measurement
 from executor.settings_table import SettingsTable
+from launch.bench.report import describe_machine
 from launch.json_lines import to_json
 from launch.run.folder import RunFolder
 from launch.run.interrupts import COMPLETE
@@ -109,7 +109,7 @@ def collect(folder: RunFolder, run: StudyRun, exit_code: int | None, error: str 
     """The result of a run that has ended, from its folder."""
     rows = folder.read_metrics()
     status: Literal["complete", "failed"] = "complete" if exit_code == 0 and rows else "failed"
-    attempt = folder.newest_attempt()
+    attempt, machine = folder.newest_attempt(), describe_machine()
     base: dict[str, Any] = {
         "arm": run.arm,
         "seed": run.seed,
@@ -118,7 +118,7 @@ def collect(folder: RunFolder, run: StudyRun, exit_code: int | None, error: str 
         "error": error if error or rows else "it has recorded no step",
         "written": now(),
         "attempts": attempt.number if attempt else 0,
-        "machine": f"{platform.node()}, {os.cpu_count()} cores, {platform.machine()}",
+        "machine": f"{platform.node()}, {machine['cores']} cores, {machine['processor']}",
         "azr": version_of("azr"),
     }
     return RunResult.model_validate(
@@ -128,7 +128,7 @@ def collect(folder: RunFolder, run: StudyRun, exit_code: int | None, error: str 
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     last = rows[-1]
-    trained = _running([row.get("tokens_trained") or 0.0 for row in rows])
+    trained = list(accumulate(row.get("tokens_trained") or 0.0 for row in rows))
     generated = [row.get("tokens_generated") for row in rows]
     waited = sum(row.get("wait_for_batch_s") or 0.0 for row in rows)
     every = -(-len(rows) // MOST_POINTS)
@@ -160,7 +160,7 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _measured(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> list[Measured]:
     """The measurements of the run, the oldest version first. Raises MeasurementError."""
-    tokens = _running([row.get("tokens_trained") or 0.0 for row in rows])
+    tokens = list(accumulate(row.get("tokens_trained") or 0.0 for row in rows))
     reached = {row["version"]: (row["time_s"], total) for row, total in zip(rows, tokens, strict=True)}
     found = []
     for version, path in files(folder).items():
@@ -216,14 +216,6 @@ def _over_lives(rows: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, flo
     return dict(totals)
 
 
-def _running(values: Sequence[float]) -> list[float]:
-    total, sums = 0.0, []
-    for value in values:
-        total += value
-        sums.append(total)
-    return sums
-
-
 def _mean_age(rows: Sequence[Mapping[str, Any]]) -> float | None:
     """Over trajectories: steps weighted by their batch sizes."""
     known = [(row["age_mean"], row.get("batch_size", 1)) for row in rows if row.get("age_mean") is not None]
@@ -238,15 +230,7 @@ def _rounded(value: float | None) -> float | None:
 def is_finished(folder: RunFolder) -> bool:
     """Whether the run has all its steps, or its time was up: its last event is the end of a complete run."""
     ended: str | None = None
-    try:
-        lines = folder.events.read_text().splitlines()
-    except FileNotFoundError:
-        return False
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:  # a line that a kill cut short
-            continue
+    for event in folder.read_events():
         if event.get("event") in ("run_started", "run_resumed"):
             ended = None
         elif event.get("event") == "run_ended":
