@@ -154,7 +154,7 @@ def _staleness(arguments: argparse.Namespace) -> int:
     study = make(request, folder, print)
     if arguments.dry_run:
         _expect(folder, study)
-        print(f"make its runs: azr study resume {folder.path}")
+        print(f"make its runs: {folder.command_line('resume')}")
         return 0
     return _carry_on(folder, study, arguments)
 
@@ -204,8 +204,8 @@ def _submit(folder: StudyFolder, study: Study, arguments: argparse.Namespace) ->
     for run, job in submit_runs(folder, study, arguments.limit, arguments.retry):
         print(f"job {job}: {run.name}")
     print(
-        f"when jobs have ended: azr study report {folder.path}; after a failure: azr study resume "
-        f"{folder.path} --slurm --retry"
+        f"when jobs have ended: {folder.command_line('report')}; after a failure: {folder.command_line('resume')} "
+        "--slurm --retry"
     )
     return 0
 
@@ -234,7 +234,7 @@ def _write_page(folder: StudyFolder, study: Study) -> None:
         print(sentence)
     failed = [name for name, result in results.items() if result.status == "failed"]
     if failed:
-        print(f"FAILED: {', '.join(failed)}; to go on with them: azr study resume {folder.path} --retry")
+        print(f"FAILED: {', '.join(failed)}; to go on with them: {folder.command_line('resume')} --retry")
     print(f"{len(results) - len(failed)} of {len(study.order)} runs are complete; page: {folder.page}")
 
 

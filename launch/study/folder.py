@@ -7,7 +7,7 @@ import json
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from launch.json_lines import to_json
 from launch.run.folder import RunFolder
@@ -44,6 +44,10 @@ class StudyFolder:
     def log(self, run: StudyRun) -> Path:
         """What `azr train` printed."""
         return self.logs / f"{run.name}.log"
+
+    def command_line(self, what: Literal["resume", "report"]) -> str:
+        """The command line that goes on with the study, or writes its page."""
+        return f"azr study {what} {shlex.quote(str(self.path))}"
 
     def read(self) -> Study:
         """The study, unchanged since its first run. Raises StudyError."""

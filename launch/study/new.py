@@ -78,8 +78,8 @@ def make(request: Request, folder: StudyFolder, say: Callable[[str], None]) -> S
         if began := folder.read_began():
             raise StudyError(
                 f"{folder.path} has a study whose first run began {began['time']}, and it differs in "
-                f"{'; '.join(changed)}. What was written before the first run holds: go on with it by azr study "
-                f"resume {folder.path}. {another(study)}"
+                f"{'; '.join(changed)}. What was written before the first run holds: go on with it by "
+                f"{folder.command_line('resume')}. {another(study)}"
             )
         say(f"no run has begun, so the study file is written anew: {'; '.join(changed)}")
     try:

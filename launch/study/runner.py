@@ -12,10 +12,8 @@ A run that outlives this process (which was killed, or whose terminal is gone) g
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
-import shlex
 import signal
 import subprocess
 import sys
@@ -31,6 +29,7 @@ from executor.user_error import UserError
 from launch.run.folder import RunFolder
 from launch.run.interrupts import NOTHING_TO_SAVE, SAVED
 from launch.run.owner import refusal
+from launch.slurm.folder import read_json
 from launch.study.definition import Study, StudyError, StudyRun
 from launch.study.folder import StudyFolder
 from launch.study.progress import Progress
@@ -90,7 +89,7 @@ def alone(folder: StudyFolder) -> Iterator[None]:
     except filelock.Timeout:
         raise StudyError(
             f"another process of this machine goes on with the study {folder.path}. Wait for it, or end it; "
-            f"azr study report {folder.path} shows what there is"
+            f"{folder.command_line('report')} shows what there is"
         ) from None
     try:
         yield
@@ -172,7 +171,7 @@ def carry_on(
             progress.begin(run, results)
             code = make(folder, study, run, progress, signals)
             if code in (SAVED, NOTHING_TO_SAVE) or (signals.came is not None and code != 0):
-                progress.end(f"stopped in {run.name}; go on: azr study resume {shlex.quote(str(folder.path))}")
+                progress.end(f"stopped in {run.name}; go on: {folder.command_line('resume')}")
                 return code if code in (SAVED, NOTHING_TO_SAVE) else 1
             result = collect(folder.run(run), run, code, "" if code == 0 else last_words(folder, run))
             write_result(result, folder.result(run))
@@ -182,10 +181,10 @@ def carry_on(
             if in_a_row == FAILURES_IN_A_ROW:
                 raise StudyFailed(
                     f"{in_a_row} runs in a row have failed, the last, {run.name}, with: {result.error}. Its output: "
-                    f"{folder.log(run)}. Once that is mended: azr study resume {shlex.quote(str(folder.path))} --retry"
+                    f"{folder.log(run)}. Once that is mended: {folder.command_line('resume')} --retry"
                 )
             if signals.came is not None and run != left[:limit][-1]:
-                progress.end(f"stopped; go on: azr study resume {shlex.quote(str(folder.path))}")
+                progress.end(f"stopped; go on: {folder.command_line('resume')}")
                 return SAVED
     return 0
 
@@ -203,17 +202,14 @@ def command(folder: StudyFolder, study: Study, run: StudyRun) -> list[str]:
 
 def spent_s(run: RunFolder) -> float:
     """Seconds that a run has trained so far, what was lost by kills included."""
-    try:
-        return float(json.loads(run.totals.read_text())["time_s"])
-    except (OSError, ValueError, KeyError):
-        return 0.0
+    return float(read_json(run.totals).get("time_s", 0.0))
 
 
-def last_words(folder: StudyFolder, run: StudyRun, find: Callable[[str], bool] = lambda line: "azr: " in line) -> str:
+def last_words(folder: StudyFolder, run: StudyRun) -> str:
     """The line of a run's output that says why it failed: the last one of `azr`, or else the last one."""
     try:
         lines = [line.strip() for line in folder.log(run).read_text(errors="replace").splitlines() if line.strip()]
     except OSError:
         return ""
-    said = [line for line in lines if find(line) or "FAILED" in line]
+    said = [line for line in lines if "azr: " in line or "FAILED" in line]
     return (said or lines or [""])[-1][:500]

@@ -14,7 +14,6 @@ KEYS = {
     "learner.loss.correction": "--corrections",
 }
 """The settings that the arms differ in, and the option that gives each."""
-BOUNDS = (0, 1, 2, 4, 8)
 CORRECTIONS: tuple[str, ...] = get_args(LossSettings.model_fields["correction"].annotation)
 
 
