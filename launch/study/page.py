@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from launch.run.console import counted
 from launch.study.curves import FILES, draw
 from launch.study.definition import Study
 from launch.study.findings import ArmFindings, judge, needed
@@ -104,7 +105,7 @@ def _judged(study: Study, found: Sequence[ArmFindings], began: str | None) -> st
     judgement = study.judgement
     versions = sorted({one.version for one in found if one.version is not None})
     at = (
-        f"after version {', '.join(map(str, versions))}, the newest that all of them have measured"
+        f"at version {', '.join(map(str, versions))}, the newest that all runs of a comparison have measured"
         if versions
         else "by the last measurement of each run"
     )
@@ -112,13 +113,14 @@ def _judged(study: Study, found: Sequence[ArmFindings], began: str | None) -> st
     tasks = {(sum(n for _, n in last.solved.values()) // last.samples, last.samples) for last in measured}
     asked = " or ".join(f"{number} tasks x {samples}" for number, samples in sorted(tasks))
     text = (
-        f"Judged by `{judgement.metric}` {at}, measured first, last and every {judgement.heldout_every} versions"
-        f"{f' on {asked}' if asked else ''}. Margin: {100 * judgement.margin:g} points, written down "
+        f"Judged by `{judgement.metric}` {at}. Measured in each run: the first version, the last, and every "
+        f"{judgement.heldout_every} versions between them{f', on {asked}' if asked else ''}. "
+        f"Margin: {100 * judgement.margin:g} points, written down "
         f"{study.written}{f', before the first run ({began})' if began else ''}. The interval is that of Welch for the "
         "difference of two means over runs with independent seeds (unpaired), two-sided with confidence "
         f"{100 * (1 - 2 * judgement.alpha):g}%, so each end is a one-sided test at {100 * judgement.alpha:g}%. "
         "Non-inferior: the whole interval is above minus the margin; inferior: the whole interval is below it; "
-        "otherwise nobody can tell. Where runs happen to agree better than their measurements can, the variance "
+        "otherwise: cannot tell. Where runs happen to agree better than their measurements can, the variance "
         "of the measurements replaces theirs. No correction is made for the number of arms. The tasks are the same in "
         "all runs: what is found holds for tasks like these."
     )
@@ -131,8 +133,8 @@ def _judged(study: Study, found: Sequence[ArmFindings], began: str | None) -> st
     fewest = min((len(one.sample.values) for one in found), default=0)
     if fewest < FEW_SEEDS:
         text += (
-            f"\n\n**Few seeds.** An arm has {fewest} judged runs. With fewer than {FEW_SEEDS} a variance is hardly "
-            "known, the interval is wide, and a verdict other than `cannot tell` deserves a second study."
+            f"\n\n**Few seeds.** One arm has {counted(fewest, 'judged run')}. With fewer than {FEW_SEEDS} a variance "
+            "is hardly known, the interval is wide, and a verdict other than `cannot tell` deserves a second study."
         )
     return text
 

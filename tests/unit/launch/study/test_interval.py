@@ -90,7 +90,7 @@ def test_one_run_has_no_interval() -> None:
     assert difference(Sample((0.5,)), Sample((0.4, 0.5)), 0.05) is None
 
 
-def test_runs_that_agree_by_chance_are_not_taken_for_certain() -> None:
+def test_a_kind_of_which_none_was_solved_is_not_taken_for_certain() -> None:
     assert measurement_variance([(0, 62), (31, 62)]) == pytest.approx((1 / 64 * 63 / 64 + 0.25) / 62 / 4)
     assert measurement_variance([]) == 0.0
 

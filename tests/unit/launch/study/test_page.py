@@ -49,7 +49,7 @@ def test_too_few_seeds_are_said(tmp_path: Path) -> None:
     assert "too few seeds (1 and 1 runs); an interval needs 2 of each" in verdict_of(study, found[1], found)
     folder = write(study, tmp_path)
     write_page(folder, study, results)
-    assert "**Few seeds.** An arm has 1 judged runs." in folder.page.read_text()
+    assert "**Few seeds.** One arm has 1 judged run." in folder.page.read_text()
 
 
 def test_accuracies_of_one_version_are_compared_although_some_runs_measured_later_ones() -> None:
