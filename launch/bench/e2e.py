@@ -45,7 +45,7 @@ DESCRIPTION = """\
 Measures a whole run: tokens a second generated, trained and useful, trajectories and executions a second, ages, and
 each phase of weight synchronisation; where every second of the learner and of the actors went, and every token. One
 run goes through several values of learner.max_staleness, again and again, the second time backwards; its engines start
-once. The slowest stage alone, measured in the synchronous steps, is the speed of light.
+once. The slower stage alone, measured in the synchronous steps, gives the ideal speed.
 
 Learner and actors get cores of their own (learner.cpus, actors.cpus) unless the recipe or --no-pin says otherwise. The
 learning rate is nearly 0 unless --learn is given: so all modes have the same work. Run it on a machine that does
@@ -66,7 +66,7 @@ exit code 1: a ledger does not close. More than 2% of a process's seconds are in
 place.
 
 examples:
-  azr bench e2e                                      smollm2-cpu-small, ten minutes or so
+  azr bench e2e                                      smollm2-cpu-small, 10 to 30 minutes
   azr bench e2e smollm2-cpu --steps 6 --runs 3       the default run's batches
   azr bench e2e my-recipe.toml actors.num_actors=4 --staleness 0,2,8
   azr bench e2e --json e2e.json --folder bench-run   the findings as JSON too, and the run folder

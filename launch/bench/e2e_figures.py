@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from launch.bench.e2e_modes import Block
-from launch.bench.report import Goal, Report, Samples, Slice, TableOfFigures
+from launch.bench.report import Goal, Report, Samples, Slice, TableOfFigures, by_run
 from launch.run.totals import ACTOR_PARTS
 from learner.time_ledger import LEARNER_PARTS
 
@@ -183,9 +183,9 @@ class Figures:
             figures["FLOP share, wall clock"] = lambda s: s.total("train_flops") / s.seconds / peak
         rows = [self._row(name, figure) for name, figure in figures.items()]
         if 0 in self.modes:
-            lights = [statistics.median(self._light(run, mode) for run in self.runs) for mode in self.modes]
-            shares = [statistics.median(self._over_light(mode)) for mode in self.modes]
-            rows += [["slower stage alone, s a step", *lights], ["share of that speed", *shares]]
+            alone = [statistics.median(self._alone_s(run, mode) for run in self.runs) for mode in self.modes]
+            shares = [statistics.median(self._over_ideal(mode)) for mode in self.modes]
+            rows += [["slower stage alone, s a step", *alone], ["share of that speed", *shares]]
         report.tables.append(TableOfFigures("throughput by max_staleness", self._columns(), rows))
 
     def _row(self, name: str, figure: Callable[[Stretch], float]) -> list[str | float]:
@@ -194,13 +194,13 @@ class Figures:
     def _columns(self) -> list[str]:
         return ["", *(str(mode) for mode in self.modes)]
 
-    def _light(self, run: int, mode: int, train_cost: float = 1.0, generate_cost: float = 1.0) -> float:
+    def _alone_s(self, run: int, mode: int, train_cost: float = 1.0, generate_cost: float = 1.0) -> float:
         """`seconds_alone` of a mode."""
         return seconds_alone(self.stretches[run, 0], self.stretches[run, mode], train_cost, generate_cost)
 
-    def _over_light(self, mode: int) -> list[float]:
+    def _over_ideal(self, mode: int) -> list[float]:
         """Speed of a mode over the ideal, by repetition."""
-        return [self._light(run, mode) / step_s for run, step_s in self._step_seconds(mode)]
+        return [self._alone_s(run, mode) / step_s for run, step_s in self._step_seconds(mode)]
 
     def _step_seconds(self, mode: int) -> list[tuple[int, float]]:
         stretches = [(run, self.stretches[run, mode]) for run in self.runs]
@@ -234,8 +234,8 @@ class Figures:
         ]
         asynchronous = [mode for mode in self.modes if mode]
         if 0 in self.modes and asynchronous:
-            best = max(asynchronous, key=lambda mode: statistics.median(self._over_light(mode)))
-            report.ratio("async_over_ideal", self._over_light(best), IDEAL_GOAL)
+            best = max(asynchronous, key=lambda mode: statistics.median(self._over_ideal(mode)))
+            report.ratio("async_over_ideal", self._over_ideal(best), IDEAL_GOAL)
             found = [stages(self.stretches[run, 0]) for run in self.runs]
             medians = {name: statistics.median(stage[name] for stage in found) for name in (_GENERATE, _TRAIN)}
             report.notes["async_over_ideal"] = (
@@ -243,9 +243,8 @@ class Figures:
                 f"synchronous: T_gen {medians[_GENERATE]:.2f} s and T_train {medians[_TRAIN]:.2f} s a batch"
             )
             for mode in asynchronous:
-                speeds = [trained_per_s(self.stretches[run, mode]) for run in self.runs]
-                base = [trained_per_s(self.stretches[run, 0]) for run in self.runs]
-                report.ratio(f"async{mode}_over_sync", [a / b for a, b in zip(speeds, base, strict=True)])
+                speeds = by_run(self.by_run(mode, trained_per_s), self.by_run(0, trained_per_s))
+                report.ratio(f"async{mode}_over_sync", speeds)
             if self._peak_flops:
                 self._contention(report, best)
         else:
@@ -262,14 +261,11 @@ class Figures:
         """What each stage's own work costs more while the other one works, too: no schedule can win that back. And how
         close the run comes to what is then left of the ideal."""
         costs = {"train_cost_async_over_sync": train_cost, "generate_cost_async_over_sync": generate_cost}
-        found = {
-            key: [busy / alone for busy, alone in zip(self.by_run(best, cost), self.by_run(0, cost), strict=True)]
-            for key, cost in costs.items()
-        }
+        found = {key: by_run(self.by_run(best, cost), self.by_run(0, cost)) for key, cost in costs.items()}
         report.ratio(
             "async_over_contended_ideal",
             [
-                self._light(run, best, train, generate) / step_s
+                self._alone_s(run, best, train, generate) / step_s
                 for (run, step_s), train, generate in zip(self._step_seconds(best), *found.values(), strict=True)
             ],
             IDEAL_GOAL,

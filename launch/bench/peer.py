@@ -55,7 +55,7 @@ EXAMPLES = """\
 exit code 1: a side did other work than was asked for, or did not train.
 
 examples:
-  azr bench peer                                     six to eight minutes, besides the installation
+  azr bench peer                                     six to nine minutes, besides the installation
   azr bench peer --tokens 128 --prompts 4            longer responses
   azr bench peer --mended                            TRL with vLLM, whose weight update is mended for a CPU
   azr bench peer --env /scratch/trl --install        only make TRL's environment, in that folder

@@ -4,9 +4,8 @@ Answers a JSON line with a JSON line: `load`, then any of `step`, `async`. Two p
 `AsyncEngine`, and this one with `Trainer` and `WeightSender`. The stream, Ray and the sandbox are left out.
 
 A synchronous step is TRL's: responses, training, new weights for the engine (which count as generation), each with all
-cores. Asynchronous, two
-batches are open at once, as with `learner.max_staleness = 1`: while one is trained, the next is generated, and weights
-are changed under it.
+cores. Asynchronous, two batches are open at once, as with `learner.max_staleness = 1`: while one is trained, the next
+is generated, and weights are changed under it.
 """
 
 from __future__ import annotations

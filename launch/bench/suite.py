@@ -33,8 +33,9 @@ TIMEOUT_S = 600.0
 
 DESCRIPTION = """\
 Runs every benchmark with short settings, one after another, and writes NAME.json and NAME.txt (what it printed) for
-each into a folder: under ten minutes on two cores. `azr bench compare` compares two such folders. Run it on a machine
-that does nothing else; for figures to quote, run a benchmark by itself, with its own settings.
+each into a folder: under ten minutes on two cores. `peer` is left out until TRL is installed (azr bench peer
+--install). `azr bench compare` compares two such folders. Run it on a machine that does nothing else; for figures to
+quote, run a benchmark by itself, with its own settings.
 """
 
 EXAMPLES = """\
