@@ -15,17 +15,16 @@ from pathlib import Path
 
 from rich.table import Table
 
-from actors.environment import Environment
 from actors.heldout.intervals import Estimate
 from actors.heldout.measure import Heldout
 from actors.heldout.measurement import Measurement, MeasurementError, gain, read_measurement
-from executor.judge import Judge
-from executor.pool import SandboxPool
+from actors.seed_file import sandboxes
 from launch.config import Config, load, root_of
 from launch.model_check import check_model
 from launch.models import prepare
 from launch.recipe import read_recipe
 from launch.run.configuration import load_run
+from launch.run.console import counted
 from launch.run.summary import points, said
 from learner.disk import matches
 
@@ -96,19 +95,16 @@ def measure(target: Target, say: Say) -> Measurement:
 async def _measure(config: Config, model: Path, version: int, say: Say) -> Measurement:
     from actors.engine.async_engine import AsyncEngine
 
-    pool = SandboxPool(config.executor)
     engine = AsyncEngine(model, config.engine, seed=config.run.seed)
     try:
-        say(f"starting the engine with {model}")
-        await pool.start()
-        await engine.start()
-        environment = Environment(Judge(pool, config.executor, rules=config.selfplay.rules))
-        heldout = Heldout(engine, environment, config.selfplay, config.engine.max_num_seqs)
-        say(f"solving the held-out tasks, {config.selfplay.heldout_samples} times each")
-        return await heldout.run(version)
+        async with sandboxes(config.executor, config.selfplay.rules) as environment:
+            say(f"starting the engine with {model}")
+            await engine.start()
+            heldout = Heldout(engine, environment, config.selfplay, config.engine.max_num_seqs)
+            say(f"solving the held-out tasks, {counted(config.selfplay.heldout_samples, 'time')} each")
+            return await heldout.run(version)
     finally:
         await engine.close()
-        await pool.close()
 
 
 def table_of(measurements: Sequence[tuple[str, Measurement]]) -> Table:
@@ -146,7 +142,7 @@ def footer(measurement: Measurement) -> str:
     """The tasks, samples and time of a measurement on one line."""
     skipped = f", {len(measurement.skipped)} skipped: too long" if measurement.skipped else ""
     return (
-        f"set {measurement.set} ({measurement.digest}), {len(measurement.results)} tasks x {measurement.samples} "
-        f"samples at temperature {measurement.temperature:g}{skipped}; {measurement.tokens} tokens in "
-        f"{measurement.seconds:.0f} s"
+        f"set {measurement.set} ({measurement.digest}), {counted(len(measurement.results), 'task')} x "
+        f"{counted(measurement.samples, 'sample')} at temperature {measurement.temperature:g}{skipped}; "
+        f"{measurement.tokens} tokens in {measurement.seconds:.0f} s"
     )
