@@ -43,6 +43,8 @@ PHASES = ("generate", "train")
 TURNS = ("azr", "TRL", "asynchronous", "TRL", "azr")
 """Of one run; `asynchronous` is azr's other way."""
 RUNS = 2
+MENDED: dict[str, tuple[Any, str]] = {"use_vllm": (True, "with its weight update mended for a CPU (`--mended`)")}
+"""TRL's settings with `--mended`, on top of `SETTINGS`."""
 
 DESCRIPTION = """\
 Measures one GRPO step of azr and of TRL side by side, in turns: new weights into the engine, responses to recorded
@@ -242,9 +244,8 @@ class Turns:
 
 def _settings_table(options: Options) -> TableOfFigures:
     """TRL's settings and the reasons for them."""
-    rows = [[name, str(value), reason] for name, (value, reason) in SETTINGS.items()]
-    if options.mended:
-        rows[0] = ["use_vllm", "True", "with its weight update mended for a CPU (`--mended`)"]
+    settings = SETTINGS | (MENDED if options.mended else {})
+    rows = [[name, str(value), reason] for name, (value, reason) in settings.items()]
     return TableOfFigures("TRL's settings", ("setting", "value", "reason"), rows)
 
 
@@ -270,7 +271,7 @@ def _sides(
         _say("loading TRL")
         script, log = Path(__file__).with_name("peer_trl.py"), Path(folder) / "trl.log"
         theirs = stack.enter_context(LineProcess("TRL", [str(python), "-I", str(script)], theirs_own | offline))
-        settings = {"use_vllm": True} if options.mended else {}
+        settings = {name: value for name, (value, _) in MENDED.items()} if options.mended else {}
         try:
             load = order | work.to_json() | {"folder": folder, "log": str(log), "settings": settings}
             yield ours, theirs, theirs.ask(load, TIMEOUT_S)["versions"]

@@ -150,5 +150,7 @@ def test_requirements_are_pinned_and_torch_is_azrs_own() -> None:
 
 
 def test_every_setting_of_trl_has_a_reason() -> None:
-    table = peer._settings_table(peer.Options())
-    assert all(len(row) == 3 and all(row) for row in table.rows)
+    plain, mended = (peer._settings_table(peer.Options(mended=mended)).rows for mended in (False, True))
+    assert all(len(row) == 3 and all(row) for row in plain)
+    assert [(row[0], row[1]) for row in mended if row not in plain] == [("use_vllm", "True")]
+    assert [row[0] for row in mended] == [row[0] for row in plain]
