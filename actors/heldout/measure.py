@@ -29,7 +29,7 @@ from actors.solved_examples import is_copy
 from executor.tasks import Task
 
 BESIDE = 4
-"""Beside episodes a measurement has one of so many of the engine's places."""
+"""Beside episodes a measurement takes the engine's places, divided by this."""
 _SEED = 20_250_505
 """Of the samples: the same of every version, so that two versions differ by their weights alone."""
 _LONGEST_ANSWER = 200

@@ -142,7 +142,7 @@ def _heldout_every(config: Config, budget: Budget, named: bool) -> int:
 
 
 def expectation(folder: StudyFolder, study: Study) -> str:
-    """The sentence about what can be told with so many seeds and held-out tasks, before anything is measured."""
+    """The sentence about what the study's seeds and held-out tasks can tell, before anything is measured."""
     config = load(folder.recipe)
     if config.run.mode == "rehearse":
         return "run.mode = rehearse has no model, so held-out accuracy is not measured: there will be no verdict."

@@ -17,7 +17,7 @@ from launch.run.folder import RunFolder
 
 
 def measurement(path: Path, every: int, set_number: int = 2) -> str:
-    """A file with a measurement of which every so many tasks are solved."""
+    """A file with a measurement of which one task in `every` is solved."""
     results = {
         f"{kind}-{number}": TaskResult(
             kind, 1 + number % 2, str(number), (number % every == 0,), (str(number),), (number < 30,) * (kind[0] == "d")
