@@ -13,8 +13,8 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 from actors.engine.generation import Completion, Engine, Sampling
 from actors.environment import Environment
@@ -52,15 +52,18 @@ class Heldout:
         width: int,
         tasks: Sequence[HeldoutTask] | None = None,
         keep: Callable[[Measurement], object] = lambda measurement: None,
+        forget: Callable[[int], object] = lambda version: None,
     ) -> None:
         """`width`: samples in flight at once, where nothing else is; `engine.max_num_seqs`, for example. `tasks`:
-        others than those that ship. `keep` is called with each measurement."""
+        others than those that ship. `keep` is called with each measurement, and `forget` with a version whose later
+        ones were undone: what was kept of those no longer counts."""
         self._engine = engine
         self._environment = environment
         self._settings = settings
         self._width = width
         self._tasks = tasks
         self._keep = keep
+        self._forget = forget
         self.measured = -1
         """The version that was measured last; -1: none. A run that goes on exactly sets it."""
         self._done = -1
@@ -101,8 +104,11 @@ class Heldout:
 
     def undo(self, version: int) -> None:
         """The learner goes on from `version`, as after a restart: later versions are measured anew."""
-        self.measured, self._done = min(self.measured, version), min(self._done, version)
+        self.measured = min(self.measured, version)
+        if self._done > version:  # whether `version` itself was measured is not known any more
+            self._done = -1
         self._life += 1
+        self._forget(version)
 
     async def _measure(self, version: int, alone: bool) -> dict[str, float]:
         self._measuring = self.measured = version
@@ -161,8 +167,7 @@ class Heldout:
                 for one in done:
                     one.result()
         finally:
-            for one in running:
-                one.cancel()
+            await _end(running)
         return Measurement(
             set=SET,
             digest=digest(tasks),
@@ -195,8 +200,7 @@ class Heldout:
         try:
             completions = await asyncio.gather(*samples)
         finally:
-            for one in samples:
-                one.cancel()
+            await _end(samples)
         texts = [answer_of(prompt.reply_start + one.text, settings.prompt_format) for one in completions]
         answers = [FormatError.NO_ANSWER if text is None else kind.read_answer(text) for text in texts]
         readable = [answer for answer in answers if not isinstance(answer, FormatError)]
@@ -211,6 +215,13 @@ class Heldout:
             tuple(None if isinstance(one, FormatError) else one[:_LONGEST_ANSWER] for one in answers),
             tuple(bool(one) for one in copied) if None not in copied else (),
         )
+
+
+async def _end(tasks: Collection[asyncio.Future[Any]]) -> None:
+    """Cancel what still runs, and wait for it: the next measurement may use the same names of requests."""
+    for one in tasks:
+        one.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def examples_for(entry: HeldoutTask, tasks: Sequence[HeldoutTask], count: int) -> list[Task]:

@@ -359,3 +359,42 @@ def test_prompts_show_as_many_examples_as_in_the_run_and_never_the_program_asked
         assert {one.task.kind for one in shown} <= {entry.task.kind}
         assert len({entry.normal, *(one.normal for one in shown)}) == count + 1
         assert not any(one.outputs[0] == one.inputs[0] for one in found)
+
+
+def test_a_version_that_was_not_measured_is_not_taken_for_done_after_an_undo(
+    environment: Environment, loop: asyncio.AbstractEventLoop
+) -> None:
+    forgotten: list[int] = []
+    heldout = Heldout(Scripted({}), environment, play(), 8, TINY, forget=forgotten.append)  # type: ignore[arg-type]
+    assert loop.run_until_complete(heldout.run_last(5)) is not None
+    heldout.undo(3)
+    assert forgotten == [3]
+    assert loop.run_until_complete(heldout.run_last(3)) is not None, "the run ends where it went on from"
+    heldout.undo(3)
+    assert loop.run_until_complete(heldout.run_last(3)) is None, "that one was measured"
+
+
+def test_a_measurement_that_is_given_up_leaves_no_request_behind(
+    environment: Environment, loop: asyncio.AbstractEventLoop
+) -> None:
+    class Counting(Scripted):
+        under_way = 0
+
+        async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str) -> Completion:
+            self.under_way += 1
+            try:
+                return await super().generate(prompt_ids, sampling, request_id)
+            finally:
+                await asyncio.sleep(0)  # as an engine that is told to abort
+                self.under_way -= 1
+
+    async def given_up() -> int:
+        engine = Counting({})
+        engine.gate = asyncio.Event()
+        measuring = asyncio.ensure_future(heldout_of(engine, environment, heldout_samples=2).maybe_run(0, alone=True))
+        await until(lambda: engine.under_way == 6)
+        measuring.cancel()
+        await asyncio.gather(measuring, return_exceptions=True)
+        return engine.under_way
+
+    assert loop.run_until_complete(given_up()) == 0
