@@ -68,8 +68,11 @@ class Course:
 
     def goes_on_from(self, version: int) -> None:
         """The learner is at `version`: a resumed run takes later ones anew."""
-        if self._heldout is not None:
-            self._heldout.undo(version)
+        try:
+            if self._heldout is not None:
+                self._heldout.undo(version)
+        except OSError as error:  # as for a measurement that failed
+            _LOG.warning("held-out measurements after version %d could not be moved away: %s", version, error)
 
     def loaded(self, label: int) -> None:
         """The engine runs the version of this label: measure it beside the episodes, where that is due, unless the last

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from launch.run.folder import RunFolder
@@ -41,11 +41,20 @@ def undo_steps(folder: RunFolder, after: int) -> Path | None:
         fresh.write_bytes(b"".join(kept))
         sync(fresh)
         fresh.rename(folder.metrics)
-    for paths in (batches, measured):
-        for path in paths:
-            place = aside / path.parent.name
-            place.mkdir(exist_ok=True)
-            path.rename(place / path.name)
+    _move([*batches, *measured], aside)
+    return aside
+
+
+def undo_measurements(folder: RunFolder, after: int) -> Path | None:
+    """Move the held-out measurements of versions above `after` as `undo_steps` does.
+
+    For the actor that measures: one that was under way when the learner started again is kept after `undo_steps`.
+    """
+    measured = [path for path, version in _numbered(folder.heldout, "version_", ".json") if version > after]
+    if not measured:
+        return None
+    aside = (folder.newest_attempt() or folder.new_attempt()).new_aside()
+    _move(measured, aside)
     return aside
 
 
@@ -68,6 +77,14 @@ def last_step(folder: RunFolder) -> int:
     lines = folder.metrics.read_bytes().splitlines(keepends=True) if folder.metrics.exists() else []
     steps = [step for line in lines if (step := _step(line)) is not None]
     return max(steps + [step for _, step in _numbered(folder.trajectories, "step_", ".jsonl")], default=0)
+
+
+def _move(paths: Iterable[Path], aside: Path) -> None:
+    """Move files to folders in `aside` that are named as theirs."""
+    for path in paths:
+        place = aside / path.parent.name
+        place.mkdir(exist_ok=True)
+        path.rename(place / path.name)
 
 
 def _step(line: bytes) -> int | None:

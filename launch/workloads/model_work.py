@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import time
+from functools import partial
 from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]
@@ -25,6 +26,7 @@ from launch.cluster.engine_failure import explain
 from launch.cluster.workload import ActorPlace
 from launch.config import Config
 from launch.models import prepare
+from launch.run.aside import undo_measurements
 from launch.run.assemble import make_supervision, make_trainer
 from launch.run.folder import work_log
 from launch.run.measurements import MEASURING_ACTOR, keep_in, newest
@@ -55,8 +57,14 @@ class ModelActorWork:
         self._environment = Environment(judge, record, self.time_ledger)
         self.heldout: Heldout | None = None
         if place.index == MEASURING_ACTOR and config.selfplay.heldout_every:
-            width, keep = config.engine.max_num_seqs, keep_in(place.folder)
-            self.heldout = Heldout(self.engine, self._environment, config.selfplay, width, keep=keep)
+            self.heldout = Heldout(
+                self.engine,
+                self._environment,
+                config.selfplay,
+                config.engine.max_num_seqs,
+                keep=keep_in(place.folder),
+                forget=partial(undo_measurements, place.folder),
+            )
             self.heldout.measured = newest(place.folder)
 
     async def start(self) -> None:

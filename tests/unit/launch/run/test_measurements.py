@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from actors.heldout.measurement import Measurement, MeasurementError, TaskResult
 from actors.settings import SelfPlaySettings
 from launch.config import load
 from launch.metric_catalogue import METRICS
-from launch.run.aside import undo_steps
+from launch.run.aside import undo_measurements, undo_steps
 from launch.run.folder import RunFolder
 from launch.run.interrupts import INTERRUPTED
 from launch.run.measurements import await_last, both_ends, files, keep_in, last_is_due, newest
@@ -75,6 +76,28 @@ def test_a_resumed_run_sets_measurements_of_undone_versions_aside(tmp_path: Path
     aside = undo_steps(folder, 16)
     assert aside is not None and [path.name for path in (aside / "heldout").iterdir()] == ["version_00000020.json"]
     assert list(files(folder)) == [0, 16]
+
+
+def test_a_measurement_that_ended_while_the_learner_started_again_is_set_aside(tmp_path: Path) -> None:
+    """It is of version 18, which the learner undid; the actor learns of that when it loads version 16 again."""
+
+    async def main(folder: RunFolder) -> None:
+        slow = Slow(18)
+        slow.undo = partial(undo_measurements, folder)  # type: ignore[assignment]
+        course = Course(slow)
+        course.loaded(18)
+        await turn()
+        assert list(files(folder)) == [0, 16, 18]
+        course.loaded(label_of(16, 1))
+        assert list(files(folder)) == [0, 16]
+        slow.go.set()
+        assert course.running is not None
+        await course.running
+
+    folder = folder_with(tmp_path, 0, 16, 18)
+    asyncio.run(main(folder))
+    assert [path.name for path in tmp_path.glob("attempts/*/aside.1/heldout/*")] == ["version_00000018.json"]
+    assert undo_measurements(folder, 16) is None, "there is nothing more to move"
 
 
 def test_the_last_version_s_numbers_come_into_its_row(tmp_path: Path) -> None:
