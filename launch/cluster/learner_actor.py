@@ -105,7 +105,7 @@ class LearnerActor:
         from launch.run.checkpoints import Saved
         from launch.run.gate import make_gate
         from launch.run.hooks import make_hooks
-        from launch.run.measurements import await_last, last_is_due
+        from launch.run.measurements import await_last, last_is_due, reported
         from learner.checkpoint import Checkpoints
         from learner.loop import learn
         from learner.publisher import GroupPublisher
@@ -186,21 +186,20 @@ class LearnerActor:
                 stream.wait_for_members(expected, config.actors.start_timeout_s, hooks.interrupted)
             learn(trainer, stream, publisher, config.learner, hooks)
             saved.wait()
-            if (
-                stream is not None
-                and recorder is not None
-                and last_is_due(config, self._folder, self._progress, trainer.version)
-            ):
-                label, wait_s = label_of(trainer.version, trainer.life), config.selfplay.heldout_wait_s
-                recorder.measured(await_last(stream, trainer.version, label, wait_s, self._progress))
+            if config.run.verify_weights:  # collective: before rank 0 waits alone
+                self._checksums = checksum(trainer.policy.export())
+            if stream is not None and recorder is not None:
+                if last_is_due(config, self._folder, self._progress, trainer.version):
+                    label, wait_s = label_of(trainer.version, trainer.life), config.selfplay.heldout_wait_s
+                    recorder.measured(await_last(stream, trainer.version, label, wait_s, self._progress))
+                else:  # it may have been measured since the last step was recorded
+                    recorder.measured(reported(stream, trainer.version))
             self._progress.enter(Phase.DONE)
             _LOG.info(
                 "the loop has ended after step %d%s",
                 trainer.version,
                 f": {why}" if (why := self._progress.stop) else "",
             )
-            if config.run.verify_weights:
-                self._checksums = checksum(trainer.policy.export())
             if stream is not None:
                 # Only after success: `close` tells the actors to stop, but they outlive a learner that is restarted.
                 stream.close()

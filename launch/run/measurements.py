@@ -106,13 +106,12 @@ def await_last(
     stream.measure(label)
     deadline = time.monotonic() + wait_s
     while progress.stop != INTERRUPTED:
-        numbers = stream.stats()
-        if numbers.get("heldout/version") == version:
-            return {name: value for name, value in numbers.items() if name.startswith("heldout/")}
+        if found := reported(stream, version):
+            return found
         able = [m for m in stream.members() if m.holder.actor_id == f"rollout{MEASURING_ACTOR}"]
         if not any(member.loaded_version == version for member in able):
             return _given_up("its actor is gone")
-        if numbers.get("heldout_failures", 0.0) > failures:
+        if stream.stats().get("heldout_failures", 0.0) > failures:
             return _given_up("it failed; the actor's log says why")
         if time.monotonic() > deadline:
             return _given_up(f"it takes longer than selfplay.heldout_wait_s = {wait_s:g}")
@@ -120,14 +119,25 @@ def await_last(
     return _given_up("the run was interrupted")
 
 
+def reported(stream: Measured, version: int) -> dict[str, float]:
+    """The metrics of the measurement of this version, as far as an actor has reported it; else empty."""
+    numbers = stream.stats()
+    if numbers.get("heldout/version") != version:
+        return {}
+    return {name: value for name, value in numbers.items() if name.startswith("heldout/")}
+
+
 async def bounded(run: Coroutine[Any, Any, T], wait_s: float, progress: Progress) -> T | None:
-    """`await_last` for serial mode: the result of `run`, or None."""
+    """`await_last` for serial mode: the result of `run`, or None, also where it fails: the run is saved."""
     progress.enter(Phase.MEASURING)
     task = asyncio.ensure_future(run)
     deadline = time.monotonic() + wait_s
     while progress.stop != INTERRUPTED and time.monotonic() < deadline:
         if (await asyncio.wait({task}, timeout=_POLL_S))[0]:
-            return task.result()
+            if (error := task.exception()) is None:
+                return task.result()
+            _given_up(f"{type(error).__name__}: {error}")
+            return None
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     _given_up("the run was interrupted" if progress.stop == INTERRUPTED else "it took too long")

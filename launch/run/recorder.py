@@ -87,8 +87,9 @@ class Recorder:
         _LOG.info("step %d is done: version %d, %d trajectories", row["step"], row["version"], len(batch))
 
     def measured(self, numbers: Mapping[str, float]) -> None:
-        """Add the held-out metrics of the last version, which was measured after its step, to the step's row."""
-        if not self.last or not numbers:
+        """Add the held-out metrics of the last version, which was measured after its step, to the step's row, unless
+        it has them."""
+        if not self.last or numbers.get("heldout/version", self._heldout_version) == self._heldout_version:
             return
         self._folder.check_owner()
         row = self.last | dict(numbers)

@@ -15,12 +15,13 @@ import pytest
 from actors.heldout.course import Course
 from actors.heldout.measurement import Measurement, MeasurementError, TaskResult, gain, read_measurement
 from actors.settings import SelfPlaySettings
+from executor.outcomes import InfrastructureError
 from launch.config import load
 from launch.metric_catalogue import METRICS
 from launch.run.aside import undo_measurements, undo_steps
 from launch.run.folder import RunFolder
 from launch.run.interrupts import INTERRUPTED
-from launch.run.measurements import await_last, both_ends, files, keep_in, last_is_due, newest
+from launch.run.measurements import await_last, both_ends, bounded, files, keep_in, last_is_due, newest, reported
 from launch.run.recorder import Recorder
 from launch.run.status import Progress
 from learner.lineage import label_of
@@ -107,6 +108,7 @@ def test_the_last_version_s_numbers_come_into_its_row(tmp_path: Path) -> None:
         recorder.step({"step": number, "version": number, "loss": 0.5}, [])
     recorder.measured({"heldout/mean": 0.25, "heldout/version": 2.0})
     recorder.measured({})
+    recorder.measured({"heldout/mean": 0.75, "heldout/version": 2.0})  # it has them
     recorder.close()
     rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert [row.get("heldout/mean") for row in rows] == [None, 0.25]
@@ -166,6 +168,31 @@ def test_the_wait_ends_where_no_measurement_comes(
 ) -> None:
     assert await_last(stream, 7, 7, wait_s, Progress()) == {}
     assert why in caplog.text
+
+
+def test_what_was_measured_before_the_wait_is_found_and_other_versions_are_not() -> None:
+    assert reported(Stream(NEW), 7) == {"heldout/version": 7.0, "heldout/mean": 0.2}
+    assert reported(Stream(OLD), 7) == reported(Stream({"episodes": 3.0}), 7) == {}
+
+
+def test_in_serial_mode_a_measurement_that_fails_or_takes_too_long_leaves_the_run_as_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def failing() -> int:
+        raise InfrastructureError("no sandbox")
+
+    async def endless() -> int:
+        await asyncio.Event().wait()
+        return 1
+
+    async def quick() -> int:
+        return 1
+
+    assert asyncio.run(bounded(quick(), 60.0, Progress())) == 1
+    assert asyncio.run(bounded(failing(), 60.0, Progress())) is None
+    assert "InfrastructureError: no sandbox" in caplog.text
+    assert asyncio.run(bounded(endless(), 0.01, Progress())) is None
+    assert "it took too long" in caplog.text
 
 
 def test_a_signal_ends_the_wait() -> None:
