@@ -128,6 +128,15 @@ class SelfPlaySettings(SettingsTable):
     wait."""
 
     @model_validator(mode="after")
+    def _check_label_pairs(self) -> SelfPlaySettings:
+        if self.label_pairs == 1:
+            raise ValueError(
+                "label_pairs = 1 labels no program, since one pair does not tell a constant from a program that uses "
+                "its input: set 2 or more, or 0 for none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_heldout(self) -> SelfPlaySettings:
         if not self.heldout_temperature and self.heldout_samples > 1:
             raise ValueError(

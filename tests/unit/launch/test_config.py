@@ -77,6 +77,7 @@ def test_overrides_are_typed_and_win() -> None:
         ("learner.max_staleness=-1", ["learner.max_staleness", "greater than or equal to 0"]),
         ("selfplay.prompt_format=r2", ["selfplay.prompt_format", "completion"]),
         ("engine.max_model_len=64", ["engine.max_model_len is 64", "raise it"]),
+        ("selfplay.label_pairs=1", ["label_pairs = 1 labels no program", "set 2 or more"]),
         ("learner.loss.supervised=0.5", ["learner.loss.supervised", "set selfplay.label_pairs"]),
         ("learner.batch.propose={guess=1}", ["learner.batch.propose"]),
         ("learner.batch.propose.deduction=-4", ["learner.batch.propose.deduction is -4", "0"]),
