@@ -76,6 +76,18 @@ def _newest_checkpoint(run: Path) -> Path | None:
     return found[-1]
 
 
+def check_comparable(targets: Sequence[Target]) -> None:
+    """Raises MeasurementError where `gain` would refuse to compare the temperatures of the targets' measurements, which
+    take minutes to make."""
+    temperatures = [one.measurement.temperature for one in targets if one.measurement is not None]
+    temperatures += [one.config.selfplay.heldout_temperature for one in targets if one.config is not None]
+    if len(set(temperatures)) > 1:
+        raise MeasurementError(
+            f"the targets would be compared at different temperatures, {temperatures[0]:g} and {temperatures[1]:g}: "
+            "give --temperature, and measure anew what is a file"
+        )
+
+
 def measure(target: Target, say: Say) -> Measurement:
     """Start an engine and sandboxes, solve the held-out tasks, end them. Raises UserError, EngineAborted,
     InfrastructureError."""

@@ -146,11 +146,16 @@ def gain(before: Measurement, after: Measurement, kind: str | None = None) -> Es
     """The difference of the shares solved, `after` - `before`, on the tasks that both have: paired by task.
 
     `kind`: of one kind; None: the mean over kinds. None where they have no such task in common. Raises MeasurementError
-    where the tasks are of different sets.
+    where the tasks are of different sets, or were solved at different temperatures.
     """
     if before.set != after.set:
         raise MeasurementError(
             f"measurements on set {before.set} and set {after.set} of the held-out tasks cannot be compared"
+        )
+    if before.temperature != after.temperature:
+        raise MeasurementError(
+            f"measurements at temperature {before.temperature:g} and {after.temperature:g} cannot be compared "
+            "(selfplay.heldout_temperature)"
         )
     both = [(before.results[name], one) for name, one in after.results.items() if name in before.results]
     paired = [

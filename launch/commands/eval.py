@@ -51,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from executor.user_error import UserError
-    from launch.evaluation import footer, measure, table_of, target_of
+    from launch.evaluation import check_comparable, footer, measure, table_of, target_of
     from launch.json_lines import to_json
     from launch.whole_file import write_text
 
@@ -61,6 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, name) for name in ("samples", "tasks", "temperature")}
     overrides += [f"selfplay.heldout_{name}={value}" for name, value in given.items() if value is not None]
     targets = [target_of(text, arguments.recipe, overrides) for text in arguments.targets]
+    check_comparable(targets)
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"{arguments.json} cannot be written: there is no such folder")
     found = [(one.name, measure(one, lambda text: print(text, file=sys.stderr))) for one in targets]

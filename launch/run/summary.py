@@ -12,7 +12,7 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from actors.heldout.intervals import Estimate
-from actors.heldout.measurement import Measurement, gain
+from actors.heldout.measurement import Measurement, MeasurementError, gain
 from actors.kinds.registry import names
 from launch.run.console import counted
 from launch.run.folder import RunFolder
@@ -113,7 +113,11 @@ def headline(ends: tuple[Measurement, Measurement] | None) -> str:
             "learning"
         )
     first, last = ends
-    changes = {name: gain(first, last, kind) for name, kind in [("mean", None), *((kind, kind) for kind in last.kinds)]}
+    compared = [("mean", None), *((kind, kind) for kind in last.kinds)]
+    try:
+        changes = {name: gain(first, last, kind) for name, kind in compared}
+    except MeasurementError as error:  # settings changed, or the set did, before the run was resumed
+        return f"held-out      {error}, so nothing is said about learning"
     total = changes.pop("mean")
     if total is None:
         return "held-out      the first and the last measurement have no task in common, so nothing is said"

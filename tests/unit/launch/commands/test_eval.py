@@ -10,7 +10,7 @@ import pytest
 from actors.heldout.measurement import Measurement, MeasurementError, TaskResult, read_measurement
 from launch.cli import main
 from launch.config import load
-from launch.evaluation import target_of
+from launch.evaluation import check_comparable, target_of
 from launch.json_lines import to_json
 from launch.run.configuration import to_run_toml
 from launch.run.folder import RunFolder
@@ -60,6 +60,15 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
     ):
         assert main(["eval", *targets]) == 2
         assert why in capsys.readouterr().err
+
+
+def test_different_temperatures_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    text = measurement(tmp_path / "a.json", 8)
+    targets = [target_of(one, "smollm2-cpu", ["selfplay.heldout_temperature=0.5"]) for one in (text, str(tmp_path))]
+    with pytest.raises(MeasurementError, match=r"different temperatures, 1 and 0\.5: give --temperature"):
+        check_comparable(targets)
+    check_comparable([targets[0], target_of(str(tmp_path), "smollm2-cpu", [])])
+    check_comparable(targets[1:] * 2)
 
 
 def run_with(folder: Path, *checkpoints: str) -> Path:

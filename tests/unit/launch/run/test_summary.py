@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,6 +161,13 @@ def test_the_headline_claims_only_what_is_beyond_its_interval() -> None:
     assert "no change beyond its interval" in headline((first, measurement(16, (7, 8, 10))))
     assert "FALLEN beyond its interval" in headline((measurement(0, (20, 20, 20)), measurement(9, (5, 5, 5))))
     assert "nothing is said about learning" in headline(None)
+
+
+@pytest.mark.parametrize(("changed", "why"), [({"set": 3}, "set 2 and set 3"), ({"temperature": 0.0}, "1 and 0")])
+def test_the_headline_says_why_two_measurements_are_not_compared(changed: dict[str, Any], why: str) -> None:
+    """A run may be resumed with another temperature, or by an azr with another set: its summary goes on."""
+    said = headline((measurement(0, (6, 8, 10)), replace(measurement(16, (20, 9, 25)), **changed)))
+    assert why in said and "cannot be compared" in said and said.endswith("nothing is said about learning")
 
 
 def test_sparkline_marks_steps_without_a_value() -> None:
