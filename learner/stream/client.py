@@ -137,9 +137,8 @@ class StreamClient:
 
         `grant`: play these slots. `cancel`: stop playing these `slots`, the learner does not count on them.
         `manifest`, `join` and `weights`: see `learner/weights/__init__.py`. `measure`: see `StreamServer.measure`.
-        `pause` and `resume`: start no rollout in
-        between. `shutdown`: end. Raises `LearnerLost`; ConnectionError where the endpoint belongs to another run by
-        now.
+        `pause` and `resume`: start no rollout in between. `shutdown`: end. Raises `LearnerLost`; ConnectionError where
+        the endpoint belongs to another run by now.
         """
         while True:
             message = await self._receive(wire.HEARTBEAT_S)
