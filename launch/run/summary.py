@@ -14,6 +14,7 @@ from rich.table import Table
 from actors.heldout.intervals import Estimate
 from actors.heldout.measurement import Measurement, MeasurementError, gain
 from actors.kinds.registry import names
+from executor.tasks import RejectionReason
 from launch.run.console import counted
 from launch.run.folder import RunFolder
 from launch.run.interrupts import NOTHING_TO_SAVE, SAVED
@@ -113,7 +114,7 @@ def headline(ends: tuple[Measurement, Measurement] | None) -> str:
             "learning"
         )
     first, last = ends
-    compared = [("mean", None), *((kind, kind) for kind in last.kinds)]
+    compared: list[tuple[str, str | None]] = [("mean", None), *((kind, kind) for kind in last.kinds)]
     try:
         changes = {name: gain(first, last, kind) for name, kind in compared}
     except MeasurementError as error:  # settings changed, or the set did, before the run was resumed
@@ -180,8 +181,11 @@ def _recent(rows: Sequence[Mapping[str, Any]], metric: str, kind: str, role: str
     for row in reversed(rows):
         share = row.get(metric)
         number = int(row.get(f"trajectories/{kind}/{role}", 0))
-        if role == "propose":  # the shares are of valid ones
-            number = round(number * (row.get(f"valid_rate/{kind}") or 0.0))
+        if role == "propose":  # the shares are of those that were judged: valid ones, and those refused for just this
+            judged = [f"valid_rate/{kind}", f"outcome/{kind}/propose/duplicate"]
+            if metric.startswith("ignores_input/"):
+                judged.append(f"outcome/{kind}/propose/{RejectionReason.IGNORES_INPUT}")
+            number = round(number * sum(row.get(name) or 0.0 for name in judged))
         if share is None or not number:
             continue
         total, count, steps = total + share * number, count + number, steps + 1

@@ -84,7 +84,7 @@ def test_a_measurement_that_ended_while_the_learner_started_again_is_set_aside(t
 
     async def main(folder: RunFolder) -> None:
         slow = Slow(18)
-        slow.undo = partial(undo_measurements, folder)  # type: ignore[assignment]
+        slow.undo = partial(undo_measurements, folder)  # type: ignore[method-assign]
         course = Course(slow)
         course.loaded(18)
         await turn()

@@ -125,6 +125,19 @@ def test_each_kind_of_collapse_has_its_warning(metric: str, share: float, words:
     assert words in found
 
 
+@pytest.mark.parametrize(
+    ("metric", "outcome", "words"),
+    [
+        ("ignores_input", "ignores_input", "100% of the last 72 deduction proposals ignore their input"),
+        ("duplicates", "duplicate", "100% of the last 72 deduction proposals are in the buffer already"),
+    ],
+)
+def test_proposals_that_are_all_refused_for_a_collapse_have_its_warning(metric: str, outcome: str, words: str) -> None:
+    row = proposed(**{f"{metric}__deduction": 1.0, f"outcome__deduction__propose__{outcome}": 1.0})
+    (found,) = warnings([row | {"valid_rate/deduction": 0.0}] * 4)
+    assert words in found
+
+
 def test_a_warning_rests_on_enough_proposals() -> None:
     """Two proposals that are alike are no collapse; many steps with few of them can be."""
     few = proposed(2, ignores_input__deduction=1.0)
