@@ -81,6 +81,39 @@ def test_those_that_load_first_leave_the_others_their_share(num_early: int, more
     assert max(counts.values()) - min(counts[one.holder] for one in seats) <= 2
 
 
+@given(st.integers(1, 4), st.integers(0, 9), st.integers(2, 12), st.integers(1, 20), st.data())
+def test_a_batch_comes_to_its_end_although_most_seats_never_load_or_are_lost(
+    num_loaded: int, num_late: int, capacity: int, episodes: int, data: st.DataObject
+) -> None:
+    """Seats are named as the stream names them: where a slot ended, or weights were loaded. One that loaded stays."""
+    turns = make(episodes)
+    seats = [seat(turns, f"a{index}", capacity) for index in range(num_loaded)]
+    late = [seat(turns, f"late{index}", capacity, loaded=-1) for index in range(num_late)]
+    held = {one: list[int]() for one in (*seats, *late)}
+    named: list[Seat] = [*seats, *late]
+    while True:
+        for granted, grant in turns.grants(named):
+            held[granted] += grant.slots
+        busy = [one for one, slots in held.items() if slots]
+        if not busy:
+            break
+        named = []
+        match data.draw(st.sampled_from(["end", "end", "end", "load", "lose"])):
+            case "load" if late:
+                late[0].loaded_version = 0
+                named = [late.pop(0)]
+            case "lose" if len(busy) > 1 or busy[0] is not seats[0]:
+                lost = data.draw(st.sampled_from([one for one in busy if one is not seats[0]]))
+                turns.leave(lost)
+                turns.gate.lose(lost.holder)
+                held[lost] = []
+            case _:
+                one = data.draw(st.sampled_from(busy))
+                assert turns.gate.give_back(held[one].pop(), one.holder)
+                named = [one]
+    assert turns.gate.is_shut and not turns.gate.in_flight()
+
+
 def test_paused_nobody_is_granted_anything_and_places_in_the_round_are_kept() -> None:
     turns = make(2)
     a, b = seat(turns, "a"), seat(turns, "b")
