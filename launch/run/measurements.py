@@ -119,7 +119,7 @@ def await_last(
     return _given_up("the run was interrupted")
 
 
-def reported(stream: Measured, version: int) -> dict[str, float]:
+def reported(stream: MeasuringStream, version: int) -> dict[str, float]:
     """The metrics of the measurement of this version, as far as an actor has reported it; else empty."""
     numbers = stream.stats()
     if numbers.get("heldout/version") != version:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -85,8 +84,11 @@ def _groups_of_one_shared() -> Iterator[None]:
             of_one[ranks[0]] = create_group(ranks, *args, **kwargs)
         return of_one[ranks[0]]
 
-    with mock.patch.object(parallel_state, "create_group", create):
+    parallel_state.create_group = create
+    try:
         yield
+    finally:
+        parallel_state.create_group = create_group
 
 
 def _layout() -> tuple[int, int, int]:
