@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +19,13 @@ from actors.heldout.measure import Heldout
 from actors.heldout.measurement import Measurement, MeasurementError, gain, read_measurement
 from actors.seed_file import sandboxes
 from launch.config import Config, load, root_of
+from launch.lone_engine import private_folder
 from launch.model_check import check_model
 from launch.models import prepare
 from launch.recipe import read_recipe
 from launch.run.configuration import load_run
 from launch.run.console import counted
+from launch.run.interrupts import Interrupts, listening
 from launch.run.summary import points, said
 from learner.disk import matches
 
@@ -88,18 +89,22 @@ def check_comparable(targets: Sequence[Target]) -> None:
         )
 
 
-def measure(target: Target, say: Say) -> Measurement:
-    """Start an engine and sandboxes, solve the held-out tasks, end them. Raises UserError, EngineAborted,
-    InfrastructureError."""
-    if target.measurement is not None:
-        return target.measurement
+def measure(targets: Sequence[Target], say: Say) -> list[Measurement]:
+    """Solve the held-out tasks with each target that is no measurement yet, with an engine and sandboxes of its own.
+
+    A signal meanwhile ends this process and the engine's at once. Raises UserError, EngineAborted, InfrastructureError.
+    """
+    if all(one.measurement for one in targets):
+        return [one.measurement for one in targets if one.measurement]
+    with listening(to_exit=True) as interrupts:
+        return [one.measurement or _measure_model(one, say, interrupts) for one in targets]
+
+
+def _measure_model(target: Target, say: Say, interrupts: Interrupts) -> Measurement:
     assert target.config is not None
     model = prepare(target.config.model.path, say)
     check_model(target.config, model)
-    with tempfile.TemporaryDirectory(prefix="azr-") as sockets:
-        os.environ["VLLM_RPC_BASE_PATH"] = sockets
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it writes to standard output
+    with private_folder(interrupts):
         measurement = asyncio.run(_measure(target.config, model, target.version, say))
     return replace(measurement, version=target.version, newest=target.version)
 

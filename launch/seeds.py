@@ -7,9 +7,6 @@ about a program (induction) are given those programs.
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -24,11 +21,10 @@ from actors.roles import model_roles
 from actors.sampler import Identity, together
 from actors.seed_file import SeedError, sandboxes, save
 from actors.seeding import SEED_KIND, propose_seeds
-from launch.cluster.environment import set_variables
 from launch.config import Config
+from launch.lone_engine import private_folder
 from launch.models import prepare
 from launch.run.interrupts import Interrupts
-from launch.run.scratch import temporary_files
 
 IDENTITY = Identity("", "seeds", 0)
 """The actor that the episodes' ids name."""
@@ -82,11 +78,8 @@ def propose(
     """
     if file.exists():
         raise SeedError(f"{file} exists already: give another name, or remove it")
-    set_variables()
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings would hide the command's own lines
-    with tempfile.TemporaryDirectory(prefix="azr-") as private, temporary_files(Path(private)):
-        interrupts.last_acts.append(lambda why: shutil.rmtree(private, ignore_errors=True))
-        database = Path(private) / "tasks.sqlite"
+    with private_folder(interrupts) as private:
+        database = private / "tasks.sqlite"
         found = asyncio.run(_propose(config, database, seconds, num_programs, say))
         found.tasks = save(database, file)
     return found

@@ -64,7 +64,8 @@ def _run(arguments: argparse.Namespace) -> int:
     check_comparable(targets)
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"{arguments.json} cannot be written: there is no such folder")
-    found = [(one.name, measure(one, lambda text: print(text, file=sys.stderr))) for one in targets]
+    measurements = measure(targets, lambda text: print(text, file=sys.stderr))
+    found = [(one.name, measurement) for one, measurement in zip(targets, measurements, strict=True)]
     if arguments.json:
         data = [measurement.to_json() | {"metrics": measurement.numbers()} for _, measurement in found]
         write_text(arguments.json, to_json(data[0] if len(data) == 1 else {"targets": data}) + "\n")
