@@ -52,4 +52,9 @@ class SolvedExamples:
 
 def is_copy(task: Task) -> bool:
     """Whether the first output is the first input, or one of its arguments."""
-    return task.outputs[0] in map(canonical, parse_args(task.inputs[0]))
+    return gives_back(task.inputs[0], task.outputs[0])
+
+
+def gives_back(given: str, output: str) -> bool:
+    """Whether `output` is one of the arguments in `given`, both canonical."""
+    return output in map(canonical, parse_args(given))
