@@ -6,6 +6,7 @@ group is built (`_process_group`) and in who keeps a bucket's deadline (`Group.b
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
@@ -33,6 +34,8 @@ _NCCL_ENVIRONMENT = {
     "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "1",
 }
 _NCCL_POLL_S = 0.001
+_TIMER_SLACK_NS = 100_000_000
+_PR_SET_TIMERSLACK = 29  # prctl(2), Linux
 
 Backend = Literal["gloo", "nccl", "local"]
 
@@ -274,8 +277,24 @@ def _process_group(spec: GroupSpec, rank: int, store: dist.Store, timeout: timed
     # gloo would listen at the address of the host's name; this is the one that faces the learner. A broadcast goes
     # along a tree: connected at first use, N ranks have about N connections in place of N * N / 2.
     mine = _address_towards(spec.host, spec.port)
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=mine, lazy_init=True)]
+    with _rare_wakings():
+        options._devices = [dist.ProcessGroupGloo.create_device(hostname=mine, lazy_init=True)]
     return dist.ProcessGroupGloo(store, rank, spec.world_size, options)
+
+
+@contextmanager
+def _rare_wakings() -> Iterator[None]:
+    """Threads that start in the block may be woken up to `_TIMER_SLACK_NS` late when they wait for a time.
+
+    gloo's thread waits for bytes, 10 ms at a time, and so wakes up a hundred times a second for nothing. Bytes still
+    wake it at once; the end of the group may take that much longer.
+    """
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_TIMER_SLACK_NS), 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(0), 0, 0, 0)  # this thread's own, as before
 
 
 @contextmanager
