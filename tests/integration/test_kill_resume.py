@@ -44,6 +44,12 @@ OVERRIDES = [
     "selfplay.heldout_tasks=9",
     "selfplay.heldout_samples=1",
     "selfplay.intrinsic.answer_diversity=0.5",
+    "selfplay.label_pairs=3",
+    "selfplay.examples=1",
+    "buffer.sampling=learnability",
+    "learner.loss.supervised=0.5",
+    "learner.loss.entropy_floor=3.0",
+    "learner.batch.labelled=4",
     "actors.concurrency=9",
     "executor.timeout_s=10",
 ]
@@ -62,6 +68,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folders of a run that was never killed and of one that was killed at every point of `KILLS`."""
     root = tmp_path_factory.mktemp("runs")
     start = ["train", "smollm2-cpu", *OVERRIDES, azr_process.easy_tasks(root / "seeds.jsonl", 3)]
+    with (root / "seeds.jsonl").open("a") as file:  # the easy ones give back their input: nothing to learn from
+        for number in range(4):
+            task = {"kind": "deduction", "program": f"def f(x):\n    return x * 3 - {number}", "inputs": ["5"]}
+            file.write(f"{json.dumps(task)}\n")
     whole, killed = root / "whole" / "run", root / "killed" / "run"
     done = azr([*start, f"run.dir={whole.parent}"])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -111,6 +121,13 @@ def test_task_buffers_are_equal(runs: tuple[Path, Path]) -> None:
     assert whole == killed
 
 
+def test_every_step_learned_from_labels(runs: tuple[Path, Path]) -> None:
+    for run in runs:
+        with closing(sqlite3.connect(run / "tasks.sqlite")) as database:
+            assert database.execute("SELECT count(*) FROM labelled").fetchone()[0] >= 4
+        assert all(row["labelled_examples"] > 0 and row["supervised_loss"] > 0 for row in metrics(run))
+
+
 def test_every_step_is_recorded_once_with_the_same_numbers(runs: tuple[Path, Path]) -> None:
     whole, killed = (metrics(run) for run in runs)
     assert [row["step"] for row in killed] == list(range(1, STEPS + 1))
@@ -142,7 +159,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def rows(path: Path) -> dict[str, list[tuple[Any, ...]]]:
     found = {}
     with closing(sqlite3.connect(path)) as database:
-        for table in ("tasks", "task_references", "history", "meta"):
+        for table in ("tasks", "task_references", "history", "meta", "labelled", "label_claims"):
             columns = [name for _, name, *_ in database.execute(f"PRAGMA table_info({table})") if name != "created"]
             found[table] = database.execute(f"SELECT {', '.join(columns)} FROM {table} ORDER BY 1, 2").fetchall()
     return found
