@@ -32,6 +32,7 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from actors.folder_loader import LOAD_FORMAT, FolderLoader
 from actors.vllm_log import silence_reload
 from learner.device import keep_memory
+from learner.weights.delta import DeltaDecoder
 from learner.weights.group import GroupSpec, WeightSyncError
 from learner.weights.local import LocalChannel
 from learner.weights.manifest import checksum, manifest_from_json
@@ -103,6 +104,7 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
         self.failure: BaseException | None = None
         """The error of the last update or of joining a group; None if it succeeded or is under way."""
         self._receiver: WeightReceiver | LocalChannel | None = None
+        self._decoder = DeltaDecoder()  # whatever the group, an update changes what the last one brought
         self._expected: set[str] = set()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="azr-weights")
         self._joining: Future[WeightReceiver] | None = None
@@ -183,7 +185,7 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
             self._receiver = None
 
     def _connect(self, spec: GroupSpec, rank: int) -> WeightReceiver:
-        receiver = WeightReceiver(self.device)
+        receiver = WeightReceiver(self.device, self._decoder)
         receiver.connect(spec, rank)
         return receiver
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -102,7 +102,7 @@ def learn(
     """
     ranks, ledger = trainer.ranks, trainer.time
     ledger.take()
-    # Seconds since the last recorded step: of a step also what was spent on publishing to newcomers before it.
+    # Since the last recorded step: of a step also what was spent on publishing to newcomers before it.
     spent: dict[str, float] = defaultdict(float)
     _publish(publisher, trainer, spent)
     schedule = CheckpointSchedule(settings.checkpoint_every, settings.checkpoint_minutes, ranks, trainer.version, clock)
@@ -138,7 +138,8 @@ def learn(
         if stream:
             with ledger.during("other"):
                 stream.mark_published(trainer.version)
-                metrics |= {"step": trainer.version, "version": trainer.version} | spent | _stream_metrics(stream)
+                metrics |= {"step": trainer.version, "version": trainer.version} | _describe_spent(spent)
+                metrics |= _stream_metrics(stream)
             # What follows, of this step, is in the next one's row.
             metrics |= {f"learner_time/{part}_s": seconds for part, seconds in ledger.take().items()}
             hooks.on_phase(Phase.RECORDING, None)
@@ -159,15 +160,23 @@ def learn(
 
 
 def _publish(publisher: Publisher, trainer: Learns, spent: dict[str, float]) -> None:
-    """Publish, and add its seconds by phase to `spent` and to the trainer's ledger."""
+    """Publish, and add its seconds by phase, and its bytes, to `spent`; the seconds to the trainer's ledger, too."""
     phases = publisher.publish(trainer.version)
-    for phase, seconds in phases.items():
-        spent[f"weights/{phase}"] += seconds
+    for name, value in phases.items():
+        spent[f"weights/{name}"] += value
     gather_s = phases.get("prepare_s", 0.0)
     trainer.time.add("connect", phases.get("connect_s", 0.0))
     trainer.time.add("gather", gather_s)
     trainer.time.add("send", phases.get("send_s", 0.0) - gather_s)
     trainer.time.add("wait_loaded", phases.get("wait_loaded_s", 0.0))
+
+
+def _describe_spent(spent: Mapping[str, float]) -> dict[str, float]:
+    """Return what was spent since the last step as metrics: of the bytes that went sparse, their share."""
+    metrics = dict(spent)
+    weights = metrics.pop("weights/weights_bytes", 0.0)
+    sparse = metrics.pop("weights/sparse_bytes", 0.0)
+    return metrics | ({"weights/sparse_share": sparse / weights} if weights else {})
 
 
 def _decide(

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Protocol
 
 import torch
@@ -36,7 +37,8 @@ class Publisher(Protocol):
     """The main loop's view of publishing."""
 
     def publish(self, version: int) -> dict[str, float]:
-        """Bring every engine to `version`; returns seconds by phase. Collective over the learner's ranks."""
+        """Bring every engine to `version`. Returns seconds by phase, and the bytes of a broadcast by the names of
+        `SentBytes`. Collective over the learner's ranks."""
 
     def close(self) -> None:
         """Leave the group."""
@@ -133,6 +135,8 @@ class GroupPublisher:
         # The sender's `connect_s` is that of the group's start, which `_prepare` has counted.
         for phase, seconds in (self._sender.timings | done).items():
             timings[phase] += seconds if phase != "connect_s" else 0.0
+        for name, count in asdict(self._sender.sent).items():
+            timings[name] += count
         return True
 
     def _count_out(self, members: list[Member], error: WeightSyncError) -> None:

@@ -167,7 +167,12 @@ class LearnerActor:
             stream.restore_reports(recorder.totals.reports, recorder.totals.actors_live)
             stream.open(recorder.event)
             host = host_of(stream.endpoint)  # reachable for every actor, as the stream is
-            sender = WeightSender(trainer.policy.device, host=host, timeout_s=config.learner.sync_timeout_s)
+            sender = WeightSender(
+                trainer.policy.device,
+                host=host,
+                timeout_s=config.learner.sync_timeout_s,
+                delta=config.learner.weights_delta,
+            )
         publisher = GroupPublisher(trainer.policy, trainer.ranks, stream, sender, config.engine.tensor_parallel)
         hooks = make_hooks(
             config,

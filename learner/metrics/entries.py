@@ -147,6 +147,12 @@ PUBLISHING = Section(
         _seconds("weights/transfer_s", "waiting for buckets to be sent, while none was being prepared"),
         _seconds("weights/send_s", "the whole broadcast"),
         _seconds("weights/wait_loaded_s", "waiting until all engines have loaded, after the broadcast"),
+        _gauge("weights/bytes", "bytes", "bytes broadcast, each counted once for all engines"),
+        _share(
+            "weights/sparse_share",
+            "weights in buckets of which only the changed elements were broadcast, by bytes",
+            "0 with `learner.weights_delta` off",
+        ),
     ),
 )
 

@@ -3,6 +3,7 @@
     transfer.py   both ends: `WeightSender` (the learner's rank 0) and `WeightReceiver` (one an engine worker)
     group.py      one rank's membership of one group: who has arrived, deadlines, errors that name ranks
     manifest.py   which tensors are sent, in which order, in which buckets
+    delta.py      sparse updates: of a bucket only the elements that have changed, and how that is checked
     local.py      the same protocol inside one process (serial mode)
 
 The learner is rank 0 and owns the store where ranks meet; every engine worker is one further rank. Each group has a

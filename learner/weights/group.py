@@ -36,6 +36,7 @@ _NCCL_ENVIRONMENT = {
 _NCCL_POLL_S = 0.001
 _TIMER_SLACK_NS = 100_000_000
 _PR_SET_TIMERSLACK = 29  # prctl(2), Linux
+_HERE = "1"
 
 Backend = Literal["gloo", "nccl", "local"]
 
@@ -51,6 +52,8 @@ class GroupSpec:
     backend: Backend
     timeout_s: float
     bucket_bytes: int = DEFAULT_BUCKET_BYTES
+    delta: bool = False
+    """Each bucket has a header, and its payload may be what has changed (`delta.py`)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dict, for the stream."""
@@ -123,22 +126,22 @@ class Group:
         except RuntimeError as error:
             raise self._error(f"the process group could not be built: {error}", "connect") from error
 
-    def begin_update(self) -> None:
-        """Wait until every rank is ready for the same update."""
+    def begin_update(self, base_id: int = 0) -> list[int]:
+        """Wait until every rank is ready for the same update. With `spec.delta`, a receiver tells the id of its base,
+        and the sender gets the ids of all."""
         self._update += 1
         if self.rank == 0:
-            missing = self._await([self._key("ready", rank) for rank in self._receivers()], self.spec.timeout_s)
-            if missing:
-                raise self._timeout("ready", missing)
-        else:
-            self._announce("ready")
+            return [int(word) for word in self._hear("ready")]
+        self._announce("ready", str(base_id))
+        return []
 
     def end_update(self) -> None:
-        """Wait, on the sender, until every receiver has the last bucket."""
+        """Wait, on the sender, until every receiver has the last bucket. Raises `WeightSyncError` if one has refused
+        the update."""
         if self.rank == 0:
-            missing = self._await([self._key("done", rank) for rank in self._receivers()], self.spec.timeout_s)
-            if missing:
-                raise self._timeout("done", missing)
+            refused = {rank: word for rank, word in enumerate(self._hear("done"), 1) if word != _HERE}
+            if refused:
+                raise self._error(f"ranks {list(refused)} refuse the update: {refused[min(refused)]}", "done")
             for rank in self._receivers():
                 self._store.delete_key(self._key("ready", rank))
                 self._store.delete_key(self._key("done", rank))
@@ -169,6 +172,12 @@ class Group:
             return self._timeout("transfer", self._unfinished())
         why = str(error).partition("\n")[0]  # torch goes on with the machine's stack
         return self._error(f"the broadcast broke: {why}", "transfer", self._unfinished())
+
+    def refuse(self, why: str) -> WeightSyncError:
+        """Tell the sender, as a receiver, that the update came out wrong here. Returns the error to raise."""
+        with suppress(WeightSyncError):
+            self._announce("done", why)
+        return self._error(why, "delta")
 
     def say_alive(self) -> None:
         """Tell the sender, as a receiver whose broadcast failed, that this rank is alive."""
@@ -212,9 +221,16 @@ class Group:
         except RuntimeError:  # the learner's store is gone
             return False
 
-    def _announce(self, phase: str) -> None:
+    def _hear(self, phase: str) -> list[str]:
+        """Wait for the word of each receiver. The words are read only with `spec.delta`; else they say nothing."""
+        keys = [self._key(phase, rank) for rank in self._receivers()]
+        if missing := self._await(keys, self.spec.timeout_s):
+            raise self._timeout(phase, missing)
+        return [word.decode() for word in self._store.multi_get(keys)] if self.spec.delta else []
+
+    def _announce(self, phase: str, word: str = _HERE) -> None:
         try:
-            self._store.set(self._key(phase, self.rank), "1")
+            self._store.set(self._key(phase, self.rank), word)
         except RuntimeError as error:
             raise self._error(f"rank 0 is gone: {error}", phase, [0]) from error
 

@@ -47,6 +47,8 @@ class TensorSpec:
 
 Manifest = list[TensorSpec]
 """The tensors of a broadcast, in order."""
+Bucket = list[TensorSpec]
+"""Neighbours of one dtype that travel together."""
 
 
 def manifest_of(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> Manifest:
@@ -64,13 +66,13 @@ def manifest_from_json(items: Iterable[Mapping[str, Any]]) -> Manifest:
     return [TensorSpec(item["name"], item["dtype"], tuple(item["shape"])) for item in items]
 
 
-def plan_buckets(manifest: Sequence[TensorSpec], bucket_bytes: int) -> list[list[TensorSpec]]:
+def plan_buckets(manifest: Sequence[TensorSpec], bucket_bytes: int) -> list[Bucket]:
     """Cut the manifest, in order, into buckets of one dtype and at most `bucket_bytes` bytes.
 
     A tensor of half of that or more is alone and travels as it lies. Smaller ones are copied together: a message costs
     both ends threads that wake each other, which takes longer than copying a few megabytes.
     """
-    buckets: list[list[TensorSpec]] = []
+    buckets: list[Bucket] = []
     room = 0
     for spec in manifest:
         alone = 2 * spec.num_bytes >= bucket_bytes
@@ -114,9 +116,7 @@ def checked(
         raise ValueError(f"the manifest lists {len(manifest)} tensors, the export ended after {count}")
 
 
-def flatten(
-    bucket: list[TensorSpec], tensors: Iterator[tuple[str, torch.Tensor]], device: torch.device
-) -> torch.Tensor:
+def flatten(bucket: Bucket, tensors: Iterator[tuple[str, torch.Tensor]], device: torch.device) -> torch.Tensor:
     """Return one flat tensor of the bucket's elements. A lone contiguous tensor is not copied."""
     if len(bucket) == 1:
         return next(tensors)[1].to(device).contiguous().view(-1)

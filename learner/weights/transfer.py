@@ -8,12 +8,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 
 from learner.stopwatch import Stopwatch
 from learner.store import join_store, serve_store
+from learner.weights.delta import HEADER_WORDS, DeltaDecoder, DeltaEncoder, DeltaError, Header, layout_of
 from learner.weights.group import (
     DEFAULT_BUCKET_BYTES,
     Broadcast,
@@ -22,10 +26,35 @@ from learner.weights.group import (
     WeightSyncError,
     WeightSyncTimeout,
 )
-from learner.weights.manifest import TensorSpec, checked, flatten, plan_buckets
+from learner.weights.manifest import Bucket, TensorSpec, checked, flatten, plan_buckets
 
 BUCKETS_IN_FLIGHT = 2
 """Buckets that travel at once. More are no faster, and each is memory on both ends."""
+
+Delta = Literal["off", "auto"]
+
+
+@dataclass
+class SentBytes:
+    """Bytes of one update."""
+
+    bytes: int = 0
+    """Bytes that were broadcast, each counted once for all receivers."""
+    weights_bytes: int = 0
+    """Bytes of the weights."""
+    sparse_bytes: int = 0
+    """Bytes of the weights in buckets of which only the changed elements were broadcast."""
+
+    def add(self, weights_bytes: int, sent_bytes: int, is_sparse: bool) -> None:
+        """Count one bucket."""
+        self.bytes += sent_bytes
+        self.weights_bytes += weights_bytes
+        self.sparse_bytes += weights_bytes if is_sparse else 0
+
+
+def _wait(broadcasts: list[Broadcast]) -> None:
+    for broadcast in broadcasts:
+        broadcast.wait()
 
 
 class WeightSender:
@@ -38,14 +67,18 @@ class WeightSender:
         host: str = "127.0.0.1",
         timeout_s: float = 120.0,
         bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+        delta: Delta = "off",
     ) -> None:
         """`host`: address at which receivers reach this process; it listens on no other. `timeout_s`: deadline of each
-        phase, in seconds."""
+        phase, in seconds. `delta`: `auto` sends what has changed where that is smaller (`delta.py`)."""
         self.device = torch.device(device)
         self.host = host
         self.timeout_s = timeout_s
         self.bucket_bytes = bucket_bytes
         self.timings: dict[str, float] = {}
+        self.sent = SentBytes()
+        """Those of the last update that every receiver has."""
+        self._encoder = DeltaEncoder() if delta == "auto" else None
         self._group_id = 0
         self._spec: GroupSpec | None = None
         self._server: dist.TCPStore | None = None
@@ -65,6 +98,7 @@ class WeightSender:
             backend="nccl" if self.device.type == "cuda" else "gloo",
             timeout_s=self.timeout_s,
             bucket_bytes=self.bucket_bytes,
+            delta=self._encoder is not None,
         )
         return self._spec
 
@@ -89,25 +123,31 @@ class WeightSender:
                 "no group: open() and connect() first", group_id=self._group_id, phase="transfer", rank=0
             )
         watch = Stopwatch("ready_s", "prepare_s", "transfer_s")
+        sent = SentBytes()
         try:
-            self._group.begin_update()
+            bases = self._group.begin_update()
             watch.lap("ready_s")
             tensors = checked(named_tensors, manifest)
             buckets = plan_buckets(manifest, self.bucket_bytes)
-            sending: deque[Broadcast] = deque()
-            for bucket in buckets:
+            if self._encoder is not None:
+                self._encoder.begin(layout_of(buckets), bases)
+            sending: deque[list[Broadcast]] = deque()
+            for index, bucket in enumerate(buckets):
                 flat = flatten(bucket, tensors, self.device)
                 if bucket is buckets[-1]:
                     for name, _ in tensors:  # before anybody takes the update for whole
                         raise ValueError(f"{name}: not in the manifest")
+                messages = self._messages(index, flat, sent)
                 watch.lap("prepare_s")
                 if len(sending) == BUCKETS_IN_FLIGHT:
-                    sending.popleft().wait()
-                sending.append(self._group.broadcast(flat))
+                    _wait(sending.popleft())
+                sending.append([self._group.broadcast(message) for message in messages])
                 watch.lap("transfer_s")
-            for broadcast in sending:
-                broadcast.wait()
+            for broadcasts in sending:
+                _wait(broadcasts)
             self._group.end_update()
+            if self._encoder is not None:
+                self._encoder.commit()
             watch.lap("transfer_s")
         except BaseException as error:
             # Ranks are at different buckets now: closing tells the receivers, and nothing can be sent out of step.
@@ -117,6 +157,7 @@ class WeightSender:
                 raise group.without_survivors(error) from error
             raise
         self.timings |= watch.seconds
+        self.sent = sent
 
     def broadcast(self, flat: torch.Tensor) -> None:
         """Broadcast one tensor without manifest and buckets: the bound that `azr bench weights` compares `send` with.
@@ -129,6 +170,16 @@ class WeightSender:
         self._drop_group()
         self._server = None
 
+    def _messages(self, index: int, flat: torch.Tensor, sent: SentBytes) -> list[torch.Tensor]:
+        """What is broadcast for a bucket, entered in `sent`."""
+        messages, is_sparse = [flat], False
+        if self._encoder is not None:
+            header, payload = self._encoder.encode(index, flat)
+            is_sparse = not header.is_whole
+            messages = [header.to_tensor(self.device), *([] if payload is None else [payload])]
+        sent.add(flat.nbytes, sum(message.nbytes for message in messages), is_sparse)
+        return messages
+
     def _drop_group(self) -> None:
         if self._group is not None:
             self._group.close()
@@ -138,9 +189,11 @@ class WeightSender:
 class WeightReceiver:
     """An engine worker's end. Call `connect` for each group and `receive` for each update."""
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    def __init__(self, device: torch.device | str = "cpu", decoder: DeltaDecoder | None = None) -> None:
+        """`decoder`: that of the receiver before, where each group has a receiver of its own."""
         self.device = torch.device(device)
         self.timings: dict[str, float] = {}
+        self._decoder = decoder or DeltaDecoder()
         self._group: Group | None = None
 
     def connect(self, spec: GroupSpec, rank: int) -> None:
@@ -161,30 +214,19 @@ class WeightReceiver:
         """Yield the tensors of one update, in the manifest's order, as views of their bucket.
 
         Each bucket has memory of its own, which lives as long as a view of it does: a consumer may keep tensors back
-        (vLLM holds those of a layer until the layer is whole). `timings["transfer_s"]` is the time spent waiting here.
+        (vLLM holds those of a layer until the layer is whole), but must not change them: with `spec.delta` the next
+        update builds on them. `timings["transfer_s"]` is the time spent waiting here.
         """
         group = self._group
         if group is None:
             raise WeightSyncError("no group: connect() first", group_id=0, phase="transfer", rank=-1)
         self.timings["transfer_s"] = 0.0
-        mark = time.monotonic()
         buckets = plan_buckets(manifest, group.spec.bucket_bytes)
-        coming: deque[tuple[torch.Tensor, Broadcast]] = deque()
+        contents = self._deltas(group, buckets) if group.spec.delta else self._wholes(group, buckets)
         try:
-            group.begin_update()
-            for index, bucket in enumerate(buckets):
-                for following in buckets[index + len(coming) : index + BUCKETS_IN_FLIGHT]:
-                    numel = sum(spec.numel for spec in following)
-                    flat = torch.empty(numel, dtype=following[0].torch_dtype, device=self.device)
-                    coming.append((flat, group.broadcast(flat)))
-                flat, broadcast = coming.popleft()
-                broadcast.wait()
-                self.timings["transfer_s"] += time.monotonic() - mark
+            for bucket, flat in contents:
                 for spec, part in zip(bucket, flat.split([spec.numel for spec in bucket]), strict=True):
                     yield spec.name, part.view(spec.shape)
-                mark = time.monotonic()
-            group.end_update()
-            self.timings["transfer_s"] += time.monotonic() - mark
         except WeightSyncError:
             group.say_alive()
             self.close()
@@ -192,6 +234,70 @@ class WeightReceiver:
         except BaseException:  # GeneratorExit too: a consumer that stops early leaves the group out of step
             self.close()
             raise
+
+    def _wholes(self, group: Group, buckets: Sequence[Bucket]) -> Iterator[tuple[Bucket, torch.Tensor]]:
+        """Yield each bucket with its content."""
+        coming: deque[tuple[torch.Tensor, Broadcast]] = deque()
+        with self._waiting():
+            group.begin_update()
+        for index, bucket in enumerate(buckets):
+            with self._waiting():
+                for following in buckets[index + len(coming) : index + BUCKETS_IN_FLIGHT]:
+                    numel = sum(spec.numel for spec in following)
+                    flat = torch.empty(numel, dtype=following[0].torch_dtype, device=self.device)
+                    coming.append((flat, group.broadcast(flat)))
+                flat, broadcast = coming.popleft()
+                broadcast.wait()
+            yield bucket, flat
+        with self._waiting():
+            group.end_update()
+
+    def _deltas(self, group: Group, buckets: Sequence[Bucket]) -> Iterator[tuple[Bucket, torch.Tensor]]:
+        """Yield each bucket with its content, of which the changed part may have come. Once a bucket is refused the
+        rest is received and left, so that the sender gets to the end and hears of it there."""
+        decoder = self._decoder
+        refusal: DeltaError | None = None
+        coming: deque[tuple[Header, torch.Tensor | None, list[Broadcast]]] = deque()
+        words = [torch.empty(HEADER_WORDS, dtype=torch.int64, device=self.device) for _ in buckets]
+        try:
+            with self._waiting():
+                group.begin_update(decoder.begin(layout_of(buckets)))
+                announced = group.broadcast(words[0]) if words else None
+            for index, bucket in enumerate(buckets):
+                with self._waiting():
+                    # The next payload is under way while this one is loaded; how long it is, its header says.
+                    for following in range(index + len(coming), min(index + BUCKETS_IN_FLIGHT, len(buckets))):
+                        assert announced is not None
+                        announced.wait()
+                        header = Header.from_tensor(words[following])
+                        payload = decoder.room(following, header, self.device)
+                        coming.append((header, payload, [] if payload is None else [group.broadcast(payload)]))
+                        announced = group.broadcast(words[following + 1]) if following + 1 < len(buckets) else None
+                    header, payload, broadcasts = coming.popleft()
+                    _wait(broadcasts)
+                if refusal is None:
+                    try:
+                        content = decoder.take(index, header, payload)
+                    except DeltaError as error:
+                        refusal = error
+                        continue
+                    yield bucket, content
+            if refusal is not None:
+                raise refusal
+            with self._waiting():
+                decoder.commit()
+                group.end_update()
+        except DeltaError as error:
+            raise group.refuse(str(error)) from error
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Count the time of the block as spent waiting."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.timings["transfer_s"] += time.monotonic() - started
 
     def broadcast(self, flat: torch.Tensor) -> None:
         """The other end of `WeightSender.broadcast`, into `flat`."""

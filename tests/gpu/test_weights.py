@@ -20,7 +20,7 @@ import torch
 
 from learner.weights.group import GroupSpec, WeightSyncError, WeightSyncTimeout
 from learner.weights.manifest import Manifest, checksum, manifest_from_json, manifest_of, manifest_to_json
-from learner.weights.transfer import WeightReceiver, WeightSender
+from learner.weights.transfer import Delta, WeightReceiver, WeightSender
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch sees")
 
@@ -74,8 +74,9 @@ def receivers(count: int) -> Iterator[list[Receiver]]:
         yield found
 
 
-def test_every_receiver_gets_every_update_bit_for_bit_over_epochs() -> None:
-    sender = WeightSender(device(0), timeout_s=60)
+@pytest.mark.parametrize("delta", ["off", "auto"])
+def test_every_receiver_gets_every_update_bit_for_bit_over_epochs(delta: Delta) -> None:
+    sender = WeightSender(device(0), timeout_s=60, delta=delta)
     manifest = manifest_of(tensors(0))
     with receivers(2) as both:
         for epoch in range(2):
@@ -86,14 +87,18 @@ def test_every_receiver_gets_every_update_bit_for_bit_over_epochs() -> None:
             sender.connect()
             for one in both:
                 one.expect("joined")
+            named = tensors(10 * epoch)
             for update in range(2):
                 for one in both:
                     one.say(go=True)
-                named = tensors(10 * epoch + update)
+                for _, tensor in named[::3]:
+                    tensor[update::1000] = -tensor[update::1000]
                 sender.send(iter(named), manifest)
                 for one in both:
                     one.expect("began")
                     assert json.loads(one.heard()) == checksum(named)
+                sparse = delta == "auto" and update > 0
+                assert sender.sent.sparse_bytes == (sender.sent.weights_bytes if sparse else 0)
     sender.close()
 
 

@@ -416,6 +416,23 @@ async def test_half_an_update_pauses_until_a_whole_one_comes(engine: AsyncEngine
     sender.close()
 
 
+async def test_an_engine_that_gets_only_what_has_changed_has_the_new_weights(engine: AsyncEngine) -> None:
+    sender = WeightSender(timeout_s=60, delta="auto")
+    weights = perturbed(model_weights(torch.float32), seed=3)
+    sparse = []
+    for version in (3, 4, 5):
+        if version != 4:
+            await connect(engine, sender)  # what the engine keeps outlives the group
+        for weight in weights.values():
+            weight.view(-1)[version::500] *= -1
+        await broadcast(engine, sender, weights, version=version)
+        held = await weights_of(engine)
+        assert all(torch.equal(held[name], weights[name]) for name in weights)
+        sparse.append(sender.sent.sparse_bytes / sender.sent.weights_bytes)
+    assert sparse == [0.0, 1.0, 1.0]
+    sender.close()
+
+
 async def test_a_group_that_does_not_come_together_is_an_error(engine: AsyncEngine) -> None:
     sender = WeightSender(timeout_s=0.5)
     spec = sender.open(3)

@@ -77,7 +77,13 @@ class Run:
         self.log.append(("publish", version))
         for seat in self.actors.seats:
             seat.loaded_version = version
-        return {"transfer_s": 0.5}
+        sparse = version > 0
+        return {
+            "transfer_s": 0.5,
+            "bytes": 30.0 if sparse else 100.0,
+            "weights_bytes": 100.0,
+            "sparse_bytes": 100.0 if sparse else 0.0,
+        }
 
     def close(self) -> None:
         """Nothing to close."""
@@ -144,6 +150,9 @@ def test_a_step_is_recorded_with_the_numbers_of_all_who_had_a_part_in_it() -> No
     assert (first["weights/transfer_s"], second["weights/transfer_s"]) == (1.0, 0.5), (
         "the first publication is in step 1"
     )
+    assert (first["weights/bytes"], first["weights/sparse_share"]) == (130.0, 0.5)
+    assert (second["weights/bytes"], second["weights/sparse_share"]) == (30.0, 1.0)
+    assert "weights/weights_bytes" not in first
     assert first["wait_for_batch_s"] >= 0
     assert run.fresh == [16, 16], "what waits, the batch included, is there to be probed"
 

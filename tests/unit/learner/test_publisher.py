@@ -19,7 +19,7 @@ from learner.stream.client import StreamClient
 from learner.stream.server import StreamServer
 from learner.weights.group import GroupSpec, WeightSyncError
 from learner.weights.manifest import manifest_from_json
-from learner.weights.transfer import WeightReceiver, WeightSender
+from learner.weights.transfer import Delta, WeightReceiver, WeightSender
 from tests.unit.learner.stream.streaming import BATCH, DEADLINE_S
 from tests.waiting import wait_until
 
@@ -52,6 +52,8 @@ class Actor:
     """Otherwise it fails after it has received the weights."""
     dies_at: int = -1
     """The version in whose broadcast it ends, after the first tensors."""
+    damaged_at: int = -1
+    """The version before which a bit of the weights that it keeps is flipped, once."""
     said: list[str] = field(default_factory=list)
     weights: dict[int, Weights] = field(default_factory=dict)
 
@@ -89,6 +91,11 @@ class Actor:
         if message["type"] == "join":
             await asyncio.to_thread(receiver.connect, GroupSpec.from_json(message["spec"]), message["rank"])
         elif message["type"] == "weights":
+            if message["version"] == self.damaged_at:
+                self.damaged_at = -1
+                kept = receiver._decoder._contents[0]
+                assert kept is not None
+                kept.view(torch.uint8)[3] ^= 1
             found = await asyncio.to_thread(lambda: {name: t.clone() for name, t in receiver.receive(manifest)})
             if not self.loads:
                 raise MemoryError("no room for the new weights")
@@ -99,7 +106,7 @@ class Actor:
 class World:
     """One learner and its actors, each with a loop of its own."""
 
-    def __init__(self, pool: ThreadPoolExecutor, timeout_s: float, layers: int) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, timeout_s: float, layers: int, delta: Delta) -> None:
         self.events: list[dict[str, Any]] = []
         self.server = StreamServer(
             Gate(BATCH, 1, solutions=1),
@@ -107,7 +114,7 @@ class World:
             on_event=lambda name, **details: self.events.append(details | {"name": name}),
         )
         self.policy = Policy(layers=layers)
-        self.sender = WeightSender(timeout_s=timeout_s, bucket_bytes=1 << 20)
+        self.sender = WeightSender(timeout_s=timeout_s, bucket_bytes=1 << 20, delta=delta)
         self.publisher = GroupPublisher(
             self.policy,  # type: ignore[arg-type]
             Ranks(),
@@ -140,8 +147,8 @@ def world() -> Iterator[Callable[..., World]]:
     worlds: list[World] = []
     with ThreadPoolExecutor(8) as pool:
 
-        def make(timeout_s: float = DEADLINE_S, layers: int = 0) -> World:
-            worlds.append(World(pool, timeout_s, layers))
+        def make(timeout_s: float = DEADLINE_S, layers: int = 0, delta: Delta = "off") -> World:
+            worlds.append(World(pool, timeout_s, layers, delta))
             return worlds[-1]
 
         yield make
@@ -221,6 +228,21 @@ def test_who_survives_a_broken_broadcast_is_not_blamed_for_it(world: Callable[..
     assert [m.loaded_version for m in here.server.members()] == [2]
     assert sound.said.count("join") == 2
     assert_runs(sound, 2, layers=32)
+
+
+def test_sparse_updates_reach_every_actor_and_what_is_damaged_is_sent_again_whole(world: Callable[..., World]) -> None:
+    here, sound, damaged = world(delta="auto"), Actor("sound"), Actor("damaged")
+    here.add(sound, damaged)
+    sent = []
+    for number in range(4):
+        damaged.damaged_at = 1 if number == 2 else -1
+        phases = here.publish(1)
+        sent.append((phases["bytes"] - 40, phases["sparse_bytes"]))  # one bucket with its header
+        assert_runs(sound, 1)
+        assert_runs(damaged, 1)
+    assert sent == [(36, 0), (0, 36), (36, 0), (0, 36)], "an update that was refused does not count"
+    assert damaged.said.count("join") == 2, "the whole update went through a group of its own"
+    assert not lost(here)
 
 
 def test_an_actor_that_is_to_leave_stays_until_the_weights_are_out(world: Callable[..., World]) -> None:
