@@ -58,6 +58,20 @@ class ParallelSettings(SettingsTable):
         return self.tensor * self.pipeline * self.context * self.data
 
 
+class KernelSettings(SettingsTable):
+    """`[learner.kernels]`: how the layers are computed. The numbers are the same, but for rounding."""
+
+    compile: bool = True
+    """On a GPU, compile attention, norms, SwiGLU, rotary embedding and log-probabilities (torch.compile).
+    False is for finding faults: it is slow, and attention then needs memory in the square of a micro-batch's rows. A
+    compiler for C must be there. The first step, and one whose micro-batches have other lengths than those before, take
+    some ten seconds longer. On a CPU nothing is compiled."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations that the backward pass computes again, to save memory: `none`, `selective` or `full`.
+    `selective`: the outputs of norms and SwiGLU, about a third of the activations, for a few percent of a step's time.
+    `full`: all but the input of each layer, for a third more time."""
+
+
 class OptimizerSettings(SettingsTable):
     """`[learner.optimizer]`: AdamW with a constant learning rate after a linear warm-up."""
 
@@ -248,6 +262,7 @@ class LearnerSettings(SettingsTable):
     loss: LossSettings = LossSettings()
     advantage: AdvantageSettings = AdvantageSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    kernels: KernelSettings = KernelSettings()
     parallel: ParallelSettings = ParallelSettings()
 
 

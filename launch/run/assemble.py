@@ -35,7 +35,13 @@ def make_policy(
         torch.set_num_threads(learner.threads or allowed_cpus())
     init_parallel(learner.parallel, rank, learner.parallel.world_size, store, timeout_s)
     policy = PolicyModel(
-        model_dir, config.model, learner.optimizer, learner.parallel, seed=config.run.seed, temperature=temperature
+        model_dir,
+        config.model,
+        learner.optimizer,
+        learner.parallel,
+        seed=config.run.seed,
+        temperature=temperature,
+        kernels=learner.kernels,
     )
     return policy, Ranks(rank, learner.parallel.world_size, policy.device)
 

@@ -11,14 +11,12 @@ from learner.device import device
 from learner.model import convert
 from learner.model.architecture import Architecture
 from learner.model.attention import TreeAttention
+from learner.model.gpt_config import GptConfig
 from learner.model.kernels import RmsNorm, SwiGlu
 from learner.model.megatron import (
-    ColumnParallelLinear,
     GPTModel,
     ModuleSpec,
-    RowParallelLinear,
     TransformerBlockSubmodules,
-    TransformerConfig,
     get_gpt_layer_local_spec,
     get_num_layers_to_build,
     get_transformer_layer_offset,
@@ -26,13 +24,18 @@ from learner.model.megatron import (
 )
 from learner.model.moe import Mixture
 from learner.model.pipeline_parallel import split_layers
-from learner.settings import ParallelSettings
+from learner.model.recompute import ColumnParallel, RecomputedLayer, RowParallel
+from learner.settings import KernelSettings, ParallelSettings
 
 
-def transformer_config(shape: Architecture, dtype: torch.dtype, parallel: ParallelSettings) -> TransformerConfig:
+def gpt_config(
+    shape: Architecture, dtype: torch.dtype, parallel: ParallelSettings, kernels: KernelSettings
+) -> GptConfig:
     """Return Megatron-Core's configuration of the model `shape` and of its parallel layout."""
     experts = shape.experts
-    return TransformerConfig(
+    return GptConfig(
+        compile_kernels=compiles(kernels),
+        recompute=kernels.recompute,
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
         ffn_hidden_size=shape.ffn_hidden_size,
@@ -78,11 +81,16 @@ def transformer_config(shape: Architecture, dtype: torch.dtype, parallel: Parall
     )
 
 
-def build_gpt(shape: Architecture, config: TransformerConfig) -> GPTModel:
+def compiles(kernels: KernelSettings) -> bool:
+    """Whether this process compiles its layer functions: on a GPU, unless the settings say otherwise."""
+    return kernels.compile and device().type == "cuda"
+
+
+def build_gpt(shape: Architecture, config: GptConfig) -> GPTModel:
     """Build this rank's part of the model, with weights not set. Call within `megatron_calls()`."""
     first, count = get_transformer_layer_offset(config), get_num_layers_to_build(config)
     sparse = shape.experts.layers if shape.experts else (False,) * shape.num_layers
-    layers = [_layer(shape, mixture) for mixture in sparse[first : first + count]]
+    layers = [_layer(shape, mixture, config.recompute) for mixture in sparse[first : first + count]]
     tensor = config.tensor_model_parallel_size
     gpt = GPTModel(
         config,
@@ -100,20 +108,23 @@ def build_gpt(shape: Architecture, config: TransformerConfig) -> GPTModel:
     return gpt
 
 
-def _layer(shape: Architecture, mixture: bool) -> ModuleSpec:
+def _layer(shape: Architecture, mixture: bool, recompute: str) -> ModuleSpec:
     """The modules of a transformer layer, with a mixture of experts or a plain MLP."""
     layer = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization="RMSNorm")
+    if recompute == "full":
+        layer.module = RecomputedLayer
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RmsNorm
     if mixture:
         parts.mlp = Mixture
     else:
-        parts.mlp.submodules.activation_func = SwiGlu
-    if shape.mlp_bias:
-        parts.mlp.submodules.linear_fc1 = BiasedColumnParallel
-        parts.mlp.submodules.linear_fc2 = BiasedRowParallel
+        mlp = parts.mlp.submodules
+        mlp.activation_func = SwiGlu
+        mlp.linear_fc1 = BiasedColumnParallel if shape.mlp_bias else ColumnParallel
+        mlp.linear_fc2 = BiasedRowParallel if shape.mlp_bias else RowParallel
     attention = parts.self_attention.submodules
     attention.core_attention = TreeAttention
+    attention.linear_qkv = ColumnParallel
     if shape.attention_out_bias:
         attention.linear_proj = BiasedRowParallel
     if shape.qk_norm:
@@ -124,14 +135,14 @@ def _layer(shape: Architecture, mixture: bool) -> ModuleSpec:
 # Megatron-Core has one switch for the biases of the attention's output and of the MLP; models have them apart.
 
 
-class BiasedColumnParallel(ColumnParallelLinear):  # type: ignore[misc]
+class BiasedColumnParallel(ColumnParallel):
     """A column-parallel linear layer with a bias, whatever the configuration says."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs | {"bias": True})
 
 
-class BiasedRowParallel(RowParallelLinear):  # type: ignore[misc]
+class BiasedRowParallel(RowParallel):
     """A row-parallel linear layer with a bias, whatever the configuration says."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

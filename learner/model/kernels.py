@@ -2,7 +2,7 @@
 
 torch composes each of them of about a dozen operations and saves every result for the backward pass. Here each is one
 autograd function that saves its input. On CPUs, where such passes cost as much as the matrix products, that saves a
-third of a step.
+third of a step. On a GPU the modules use the functions of `compiled.py` (`GptConfig.compile_kernels`).
 
 Shapes: T rows, E features, F feed-forward size, D head size.
 """
@@ -15,20 +15,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from learner.model.megatron import TransformerConfig
+from learner.model import compiled
+from learner.model.gpt_config import GptConfig
+from learner.model.recompute import recomputable
 
 
 class RmsNorm(torch.nn.Module):
     """Megatron-Core's norm module: x / rms(x) in float32, times a weight in the model's dtype."""
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+    def __init__(self, config: GptConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
+        self._compute = compiled.rms_norm if config.compile_kernels else _RmsNorm.apply
+        self._recomputable = config.recompute == "selective"
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [..., E] -> [..., E]."""
-        out: Tensor = _RmsNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+        if self._recomputable:
+            return recomputable(self._compute, x, self.weight, self.eps)
+        out: Tensor = self._compute(x, self.weight, self.eps)
         return out
 
 
@@ -56,12 +62,16 @@ class _RmsNorm(torch.autograd.Function):
 class SwiGlu(torch.nn.Module):
     """Megatron-Core's activation module of a gated MLP: [..., 2 F] -> [..., F], silu(first half) * second half."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: GptConfig) -> None:
         super().__init__()
+        self._compute = compiled.swiglu if config.compile_kernels else _SwiGlu.apply
+        self._recomputable = config.recompute == "selective"
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute [..., 2 F] -> [..., F]."""
-        out: Tensor = _SwiGlu.apply(x)  # type: ignore[no-untyped-call]
+        if self._recomputable:
+            return recomputable(self._compute, x)
+        out: Tensor = self._compute(x)
         return out
 
     def sharded_state_dict(self, *args: Any) -> dict[str, Any]:

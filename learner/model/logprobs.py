@@ -11,8 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 24
-"""Maximum number of logits that the forward pass holds at once."""
+from learner.model import compiled
+
+CHUNK_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 28}
+"""Maximum number of logits that the forward pass holds at once, by type of device.
+
+A GPU reads the vocabulary's matrix and its float32 gradient once a chunk, at less than the cost of the products only
+where a chunk has some thousand rows. In bfloat16 2^28 logits are 0.5 GiB; the backward pass holds 2 GiB at once."""
 
 
 class VocabLogprobs(torch.autograd.Function):
@@ -39,8 +44,10 @@ class VocabLogprobs(torch.autograd.Function):
         num_valid: int,
         group: dist.ProcessGroup,
         temperature: float,
+        compile_kernels: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Compute log-probabilities and entropies; see the class."""
+        """Compute log-probabilities and entropies; see the class. `compile_kernels`: what is done with the logits is
+        compiled (`compiled.py`)."""
         valid_VE = weight_VE[:num_valid]
         owned_R = (targets_R >= first) & (targets_R < first + num_valid)
         local_R = torch.where(owned_R, targets_R - first, 0)
@@ -50,16 +57,11 @@ class VocabLogprobs(torch.autograd.Function):
             hidden_RE.new_empty(count, dtype=torch.float32),
         )
         picked_R = hidden_RE.new_empty(count, dtype=torch.float32)
-        for rows in _chunks(count, num_valid, CHUNK_ELEMENTS):
-            logits_RV = (hidden_RE[rows] @ valid_VE.t()).float()
-            if temperature != 1.0:
-                logits_RV /= temperature
-            picked_R[rows] = logits_RV.gather(1, local_R[rows, None]).squeeze(1)
-            top_R1 = logits_RV.amax(dim=1, keepdim=True)
-            weights_RV = (logits_RV - top_R1).exp_()
-            total_R = weights_RV.sum(dim=1)
-            lse_R[rows] = total_R.log() + top_R1.squeeze(1)
-            expected_R[rows] = torch.linalg.vecdot(weights_RV, logits_RV) / total_R
+        statistics = compiled.token_statistics if compile_kernels else token_statistics
+        elements = CHUNK_ELEMENTS[hidden_RE.device.type]
+        for rows in _chunks(count, num_valid, elements):
+            logits_RV = hidden_RE[rows] @ valid_VE.t()
+            picked_R[rows], lse_R[rows], expected_R[rows] = statistics(logits_RV, local_R[rows], temperature)
         local_lse_R = lse_R
         if group.size() > 1:
             picked_R = picked_R * owned_R
@@ -85,7 +87,8 @@ class VocabLogprobs(torch.autograd.Function):
         grad_R = (torch.zeros_like(share_R) if grad_R is None else grad_R) / ctx.temperature
         toward_R1, away_R1 = (grad_R * owned_R)[:, None], (grad_R * share_R)[:, None]
         # Half the bytes an element of the forward pass; and each chunk costs a pass over the weight's gradient.
-        for rows in _chunks(len(hidden_RE), ctx.num_valid, 2 * CHUNK_ELEMENTS):
+        elements = 2 * CHUNK_ELEMENTS[hidden_RE.device.type]
+        for rows in _chunks(len(hidden_RE), ctx.num_valid, elements):
             logits_RV = hidden_RE[rows] @ valid_VE.t()
             if ctx.temperature != 1.0:
                 logits_RV /= ctx.temperature
@@ -98,7 +101,20 @@ class VocabLogprobs(torch.autograd.Function):
                 grad_hidden_RE[rows] += spread_RV @ valid_VE
                 grad_valid_VE += spread_RV.t() @ hidden_RE[rows]
         grad_valid_VE.index_add_(0, local_R, toward_R1 * hidden_RE)
-        return grad_hidden_RE, grad_weight_VE.to(weight_VE.dtype), None, None, None, None, None
+        return grad_hidden_RE, grad_weight_VE.to(weight_VE.dtype), *(None,) * 6
+
+
+def token_statistics(logits_RV: Tensor, picked_R: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, of logits / `temperature`, each row's logit at `picked_R`, log-sum-exp and expectation under its softmax,
+    float32 [R]. Float32 logits are changed."""
+    logits_RV = logits_RV.float()
+    if temperature != 1.0:
+        logits_RV /= temperature
+    picked = logits_RV.gather(1, picked_R[:, None]).squeeze(1)
+    top_R1 = logits_RV.amax(dim=1, keepdim=True)
+    weights_RV = (logits_RV - top_R1).exp_()
+    total_R = weights_RV.sum(dim=1)
+    return picked, total_R.log() + top_R1.squeeze(1), torch.linalg.vecdot(weights_RV, logits_RV) / total_R
 
 
 def _chunks(num_rows: int, num_columns: int, num_elements: int) -> list[slice]:

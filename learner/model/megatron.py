@@ -39,7 +39,7 @@ with warnings.catch_warnings():
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
     from megatron.core.transformer.transformer_config import TransformerConfig
-    from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+    from megatron.core.transformer.transformer_layer import TransformerLayer, get_transformer_layer_offset
 
 __all__ = [
     "AsyncRequest",
@@ -61,6 +61,7 @@ __all__ = [
     "TorchDistSaveShardedStrategy",
     "TransformerBlockSubmodules",
     "TransformerConfig",
+    "TransformerLayer",
     "_replace_state_dict_keys_with_sharded_keys",
     "clip_grad_by_total_norm_fp32",
     "copy_to_tensor_model_parallel_region",

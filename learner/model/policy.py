@@ -24,10 +24,10 @@ from learner.device import device
 from learner.model import convert
 from learner.model import pipeline_parallel as pipeline
 from learner.model.architecture import Architecture
-from learner.model.attention import plan_attention
+from learner.model.attention import TreePlan, plan_attention
 from learner.model.context_parallel import local_part
 from learner.model.convert import HfReader, Layout
-from learner.model.gpt import build_gpt, transformer_config
+from learner.model.gpt import build_gpt, gpt_config
 from learner.model.logprobs import VocabLogprobs
 from learner.model.megatron import (
     DistributedDataParallel,
@@ -42,7 +42,7 @@ from learner.model.megatron import (
 from learner.model.megatron_on_cpu import megatron_calls
 from learner.model.policy_copy import PolicyCopy
 from learner.model.state import ModelState
-from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
+from learner.settings import KernelSettings, ModelSettings, OptimizerSettings, ParallelSettings
 
 LossFn = Callable[[int, MicroBatch, Tensor, Tensor], Tensor]
 """(index of the micro-batch, this rank's part of it, log-probabilities [R], entropies [R]) -> a scalar loss."""
@@ -65,6 +65,7 @@ class PolicyModel:
         parallel: ParallelSettings,
         seed: int = 0,
         temperature: float = 1.0,
+        kernels: KernelSettings | None = None,
     ) -> None:
         """Load the Hugging Face folder `model_dir`. Raises ValueError for an unsupported architecture or one that
         `parallel` cannot divide.
@@ -89,7 +90,8 @@ class PolicyModel:
                 seed, inference_rng_tracker=self.device.type == "cpu", force_reset_rng=True
             )
             torch.manual_seed(seed)
-            config = transformer_config(self.architecture, self.dtype, parallel)
+            config = gpt_config(self.architecture, self.dtype, parallel, kernels or KernelSettings())
+            self._compiles = config.compile_kernels
             self.gpt = build_gpt(self.architecture, config).to(self.device)
             self._read_hf(self.model_dir)
             self._ddp = DistributedDataParallel(
@@ -133,6 +135,18 @@ class PolicyModel:
     def cost(self) -> CostModel:
         """Cost of a row, an attended pair and a response token (`Architecture.cost`)."""
         return self.architecture.cost
+
+    def plan(self, micro: MicroBatch, context: dist.ProcessGroup | None = None) -> TreePlan:
+        """Return the attention plan of the whole of `micro`, whose rows the ranks of `context` share, for this
+        device."""
+        return plan_attention(
+            micro,
+            self.inverse_frequencies,
+            self.dtype,
+            cpu_kernels=self.device.type == "cpu",
+            context=context,
+            compile_kernels=self._compiles,
+        )
 
     def forward_backward(self, micros: Sequence[MicroBatch], loss: LossFn) -> None:
         """Add the gradient of the sum of `loss` over `micros` to the accumulated gradient.
@@ -234,13 +248,7 @@ class PolicyModel:
 
         def forward(place: int) -> Tensor:
             _, micro = filled[place]
-            plan = plan_attention(
-                micro,
-                self.inverse_frequencies,
-                self.dtype,
-                cpu_kernels=self.device.type == "cpu",
-                context=context if context.size() > 1 else None,
-            )
+            plan = self.plan(micro, context if context.size() > 1 else None)
             embedded = None
             if self.gpt.pre_process:
                 input_ids = torch.from_numpy(parts[place].input_ids).to(self.device).unsqueeze(0)
@@ -277,7 +285,7 @@ class PolicyModel:
         targets_R = torch.from_numpy(micro.targets).to(self.device)
         group = parallel_state.get_tensor_model_parallel_group()
         logprobs_R, entropy_R = VocabLogprobs.apply(  # type: ignore[no-untyped-call]
-            rows_RE, weight_VE, targets_R, first, num_valid, group, self.temperature
+            rows_RE, weight_VE, targets_R, first, num_valid, group, self.temperature, self._compiles
         )
         return logprobs_R, entropy_R
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from executor.settings_table import SettingsTable
-from learner.settings import OptimizerSettings, ParallelSettings
+from learner.settings import KernelSettings, OptimizerSettings, ParallelSettings
 
 
 class SftSettings(SettingsTable):
@@ -68,4 +68,5 @@ class SftLearnerSettings(SettingsTable):
     rank_timeout_s: float = Field(default=600.0, gt=0)
     """Deadline in seconds of every exchange between learner ranks."""
     optimizer: OptimizerSettings = OptimizerSettings(lr=1e-5)
+    kernels: KernelSettings = KernelSettings()
     parallel: ParallelSettings = ParallelSettings()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learner.batching.packing import MicroBatch, TokenSequence
 from learner.model.policy import PolicyModel
-from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
+from learner.settings import KernelSettings, ModelSettings, OptimizerSettings, ParallelSettings
 
 VOCAB = 131
 LR = 1e-3
@@ -62,9 +62,12 @@ def build(
     parallel: ParallelSettings | None = None,
     deterministic: bool = False,
     temperature: float = 1.0,
+    recompute: str = "none",
 ) -> PolicyModel:
     model = ModelSettings.model_validate({"dtype": dtype, "deterministic": deterministic})
-    return PolicyModel(folder, model, OPTIMIZER, parallel or ParallelSettings(), temperature=temperature)
+    kernels = KernelSettings.model_validate({"recompute": recompute})
+    layout = parallel or ParallelSettings()
+    return PolicyModel(folder, model, OPTIMIZER, layout, temperature=temperature, kernels=kernels)
 
 
 def batch() -> list[TokenSequence]:

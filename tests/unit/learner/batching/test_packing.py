@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.batching.balance import CostModel
@@ -191,6 +191,28 @@ def test_long_responses_leave_no_rank_idle() -> None:
         for micros in by_rank:
             costs = [micro_batch_cost(micro, cost) for micro in micros]
             assert max(costs) < 1.3 * sum(costs) / len(costs)
+
+
+@given(
+    seed=st.integers(0, 99),
+    median=st.sampled_from([500, 2500, 5000]),
+    group=st.sampled_from([1, 4, 8]),
+    num_ranks=st.sampled_from([1, 2, 4, 8]),
+)
+@settings(max_examples=12)
+def test_mixes_of_real_lengths_are_balanced_at_32k_rows(seed: int, median: int, group: int, num_ranks: int) -> None:
+    """Prompts of 100 to 2,000 tokens, responses lognormal and cut at 8,192, three full micro-batches for each rank."""
+    rng = np.random.default_rng(seed)
+    cost = CostModel(per_row=10_000, per_pair=4, per_target=3_500)
+    count = max(group, num_ranks * 3 * 32_768 // median // group * group)
+    lengths = rng.lognormal(np.log(median), 0.8, count).clip(1, 8192).astype(int)
+    prompts = [rng.integers(0, 9, rng.integers(100, 2000)) for _ in range(count // group)]
+    batch = [(prompts[i // group], np.zeros(length, dtype=np.int32)) for i, length in enumerate(lengths)]
+    by_rank = pack_ranks(batch, 32_768, num_ranks, cost)
+    assert idle_share(by_rank, cost) < 0.05
+    rows = [micro.num_tokens for micros in by_rank for micro in micros]
+    assert max(rows) <= 32_768
+    assert len(rows) <= 1.3 * sum(rows) / 32_768 + num_ranks, "micro-batches are nearly full"
 
 
 def test_a_group_is_split_where_ranks_would_wait_and_its_prompt_counts() -> None:

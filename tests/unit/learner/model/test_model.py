@@ -1,22 +1,28 @@
 """The policy against transformers and against itself: parity, shared prompts, export, resume.
 
-Tiny random models, on CPU. Not exercised: CUDA, NCCL and the attention kernels of GPUs.
+Tiny random models, on CPU. Not exercised: CUDA, NCCL and compiled kernels.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.attention import flex_attention
 
 from learner.batching.packing import MicroBatch, empty_micro_batch, pack
-from learner.model import attention, convert, cpu_attention, logprobs
+from learner.model import convert, kernels, logprobs
+from learner.model import policy as policy_module
 from learner.model.megatron_on_cpu import megatron_calls
 from learner.model.policy import PolicyModel
 from learner.model.process_groups import init_parallel
+from learner.model.recompute import recomputable
 from learner.settings import ParallelSettings
 from tests.unit.learner.tiny import (
     LR,
@@ -141,32 +147,63 @@ def test_shared_prompts_change_nothing(folders: dict[str, Path]) -> None:
     assert_close(grads, grads_apart, atol=1e-6)
 
 
-@pytest.mark.parametrize("dense_waste", [0, 3, 100], ids=["parts", "some dense", "dense"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cpu_attention_is_scaled_dot_product_attention(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, dense_waste: int
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_model_with_flex_attention_is_the_model_with_the_cpu_kernels(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The path that GPUs take, on CPU, against the one that CPUs take, cut into small chunks."""
-    (micro,) = pack(batch(), 1000)
-    torch.manual_seed(0)
-    inputs = [torch.randn(micro.num_tokens, 1, heads, 16, dtype=dtype, requires_grad=True) for heads in (6, 2, 2)]
-    grad = torch.randn(micro.num_tokens, 1, 96, dtype=dtype)
-    monkeypatch.setattr(cpu_attention, "SCORES", 300)
-    monkeypatch.setattr(cpu_attention, "DENSE_WASTE", dense_waste)
-    found = []
-    for cpu_kernels in (True, False):
-        plan = attention.plan_attention(micro, torch.tensor([1.0, 0.3, 0.1, 0.02] * 2), dtype, cpu_kernels)
-        out = attention.TreeAttention(None)(*inputs, None, packed_seq_params=plan)
-        found.append((out, *torch.autograd.grad(out, inputs, grad)))
-    tolerance = 1e-5 if dtype is torch.float32 else 0.05
-    torch.testing.assert_close(found[0], found[1], atol=tolerance, rtol=tolerance)
+    """All that a GPU computes but the compilation."""
+    policy = build(folders["qwen3"])
+    micros = pack(batch(), 40)
+    values, grads = gradients(policy, micros)
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)  # as in test_tree_attention.py
+    monkeypatch.setattr(policy_module, "plan_attention", partial(policy_module.plan_attention, cpu_kernels=False))
+    flex_values, flex_grads = gradients(policy, micros)
+    torch.testing.assert_close(values, flex_values, atol=1e-5, rtol=0)
+    assert_close(grads, flex_grads, atol=1e-5)
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3-moe"])
+def test_recomputed_activations_give_the_same_bits(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str, recompute: str
+) -> None:
+    calls = 0
+    forward = kernels._RmsNorm.forward
+
+    def counted(*args: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return forward(*args)
+
+    monkeypatch.setattr(kernels._RmsNorm, "forward", staticmethod(counted))
+    micros = pack(batch(), 40)
+    values, grads = gradients(build(folders[name]), micros)
+    once, calls = calls, 0
+    values_again, grads_again = gradients(build(folders[name], recompute=recompute), micros)
+    assert calls > once, "the backward pass computes norms again"
+    torch.testing.assert_close(values, values_again, atol=0, rtol=0)
+    assert_equal(grads, grads_again)
+
+
+def test_a_recomputable_input_is_not_kept(folders: dict[str, Path]) -> None:
+    linear = build(folders["llama"]).gpt.decoder.layers[0].self_attention.linear_qkv
+    plain = torch.randn(50, 1, 32, requires_grad=True)
+    out, _ = linear(plain.sin())
+    (expected,) = torch.autograd.grad(out.square().sum(), plain)
+    between = recomputable(torch.sin, plain)
+    out, _ = linear(between)
+    kept = StorageWeakRef(between.untyped_storage())
+    del between
+    assert kept.expired()
+    (found,) = torch.autograd.grad(out.square().sum(), plain)
+    assert torch.equal(found, expected)
 
 
 def test_chunks_of_the_vocabulary_change_nothing(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     policy = build(folders["llama"])
     micros = pack(batch(), 1000)
     values, grads = gradients(policy, micros)
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 3 * VOCAB)
+    monkeypatch.setitem(logprobs.CHUNK_ELEMENTS, "cpu", 3 * VOCAB)
     values_chunked, grads_chunked = gradients(policy, micros)
     torch.testing.assert_close(values, values_chunked, atol=1e-6, rtol=0)
     assert_close(grads, grads_chunked, atol=1e-6)

@@ -219,7 +219,7 @@ def vocabulary(chunked: bool, temperature: float) -> list[Tensor]:
     shard.requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
         if chunked:
-            patch.setattr(logprobs, "CHUNK_ELEMENTS", 7 * rows)
+            patch.setitem(logprobs.CHUNK_ELEMENTS, "cpu", 7 * rows)
         values, entropy = VocabLogprobs.apply(hidden, shard, targets, first, num_valid, group, temperature)
         ((values - entropy.roll(1)) * scale).sum().backward()
     dist.all_reduce(hidden.grad)
