@@ -1,5 +1,5 @@
-"""The learner measured: whole optimizer steps beside transformers, the layers beside the machine's peak, and the
-packing.
+"""The learner measured on a CPU: whole optimizer steps beside transformers, the layers beside the machine's peak, and
+the packing. On a GPU `learner_gpu.py` measures in its place.
 
 Both sides are processes of their own (`learner_side.py`) that take turns, A B B A, on the same recorded self-play batch
 and the same number of threads; the one whose turn it is not sleeps. Tokens count as transformers computes them: each
@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from executor.cpus import allowed_cpus
+from executor.user_error import UserError
 from launch import models
 from launch.bench.learner_side import SHIPPED, load_batch
-from launch.bench.options import add_model, positive
+from launch.bench.options import add_model, add_seconds, positive
 from launch.bench.peers import LineProcess
 from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_versions, progress
 from learner.batching.balance import CostModel
@@ -50,16 +51,20 @@ GOALS = {
 RUNS = 5
 
 DESCRIPTION = """\
-Measures the learner: whole optimizer steps on a recorded self-play batch, in turns with transformers and torch.optim
-on the same batch and threads; peak memory of both; the transformer layers at 2,048 packed rows beside the machine's
-bfloat16 matrix peak; and what packing and shared prompts compute. A ratio is the median over the runs. Run it on a
-machine that does nothing else.
+Measures the learner. On a CPU (--suite recorded): whole optimizer steps on a recorded self-play batch, in turns with
+transformers and torch.optim on the same batch and threads; peak memory of both; the transformer layers at 2,048 packed
+rows beside the machine's bfloat16 matrix peak; and what packing and shared prompts compute.
+On a GPU (--suite gpu): model FLOPs utilization, memory and rows a second at the shapes of Qwen2.5 0.5B, 1.5B and six
+layers of 7B, with micro-batches of 8,192 and 32,768 rows, recorded self-play lengths and long ones, beside transformers
+on the same batches. --suite tiny: the same code on small shapes, for a first look; its figures say nothing.
+A ratio is the median over the runs. Run it on a machine that does nothing else.
 """
 
 EXAMPLES = """\
 examples:
   azr bench learner                                  SmolLM2-135M on all cores: five to ten minutes
   azr bench learner --runs 1                         a first look
+  azr bench learner --suite gpu --seconds 120        what can be had on a GPU in about two minutes
   azr bench learner --json learner.json              the same findings as JSON too
 """
 
@@ -87,6 +92,10 @@ class Options:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `azr bench learner`."""
+    parser.add_argument(
+        "--suite", choices=("recorded", "gpu", "tiny"), help="default: gpu where torch sees a GPU, else recorded"
+    )
+    add_seconds(parser, 240.0, "gpu and tiny: what is not begun after so many seconds is left out")
     parser.add_argument("--threads", type=positive(int), default=0, help="of each side (default: all cores)")
     add_model(parser)
     parser.add_argument(
@@ -103,11 +112,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace) -> Report:
     """Measure as the command line says. Raises UserError."""
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    suite = arguments.suite or ("gpu" if has_gpu else "recorded")
+    if suite == "recorded" and has_gpu:
+        raise WrongSuite("--suite recorded measures the learner of a CPU, and torch sees a GPU; take --suite gpu")
+    if suite == "gpu" and not has_gpu:
+        raise WrongSuite("--suite gpu needs a GPU that torch sees; --suite tiny runs the same code without")
+    if suite != "recorded":
+        from launch.bench import learner_gpu
+
+        return learner_gpu.run(suite == "tiny", arguments.runs, arguments.seconds)
     return run(
         Options(
             arguments.runs, arguments.threads, arguments.model, arguments.token_budget, sequences=arguments.sequences
         )
     )
+
+
+class WrongSuite(UserError):
+    """A suite that this machine cannot run."""
 
 
 class Side(LineProcess):

@@ -1,8 +1,9 @@
-"""One side of `azr bench learner`, in a process of its own: azr's learner, or transformers with torch.optim.
+"""The two sides of `azr bench learner`: azr's learner, and transformers with torch.optim.
 
-Answers a JSON line with a JSON line: `load`, then any of `step`, `layers`, `peak`, `memory`. Both sides take the same
-optimizer step: minus the mean log-probability of the batch's response tokens, clipped to a gradient norm of 1, AdamW on
-float32 masters of bfloat16 weights. Shapes: B sequences, S longest of them, V vocabulary.
+Both take the same optimizer step: minus the mean log-probability of the batch's response tokens, clipped to a gradient
+norm of 1, AdamW on float32 masters of bfloat16 weights. As a program this file is one side in a process of its own: it
+answers a JSON line with a JSON line: `load`, then any of `step`, `layers`, `peak`, `memory`. Shapes: B sequences, S
+longest of them, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from learner.model.architecture import Architecture
 
 if TYPE_CHECKING:
     from learner.batching.packing import MicroBatch, TokenSequence
+    from learner.settings import KernelSettings
 
 SHIPPED = Path(__file__).parent / "batch.jsonl.gz"
 """The token ids of one whole batch of a run of `smollm2-cpu`: a header, then [prompt_ids, response_ids] a line."""
@@ -76,36 +78,64 @@ def padded_batches(sequences: Sequence[TokenSequence], token_budget: int) -> lis
     return batches
 
 
-class Ours:
-    """azr's learner on one rank."""
+def packed_batches(sequences: Sequence[TokenSequence], token_budget: int) -> list[list[int]]:
+    """Indices of sequences in micro-batches of at most `token_budget` tokens: the longest first, each into the first
+    that has room. A single one may be longer."""
+    lengths = [len(prompt) + len(response) for prompt, response in sequences]
+    batches: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(sequences)), key=lambda index: (-lengths[index], index)):
+        place = next((place for place, left in enumerate(room) if lengths[index] <= left), len(room))
+        if place == len(room):
+            batches.append([])
+            room.append(token_budget)
+        batches[place].append(index)
+        room[place] -= lengths[index]
+    return batches
 
-    def __init__(self, model_dir: Path, batch: Sequence[TokenSequence], token_budget: int) -> None:
-        from learner.batching.packing import pack_ranks
+
+class Ours:
+    """azr's learner on one rank. `take` a batch before the first step."""
+
+    def __init__(self, model_dir: Path, kernels: KernelSettings | None = None) -> None:
         from learner.model.policy import PolicyModel
         from learner.model.process_groups import init_parallel
         from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 
         parallel = ParallelSettings()
         init_parallel(parallel, rank=0, world_size=1)
-        self._policy = PolicyModel(model_dir, ModelSettings(), OptimizerSettings(lr=LR, weight_decay=0.0), parallel)
+        optimizer = OptimizerSettings(lr=LR, weight_decay=0.0)
+        self._policy = PolicyModel(model_dir, ModelSettings(), optimizer, parallel, kernels=kernels)
+        self._batch: Sequence[TokenSequence] = ()
+        self.micros: list[MicroBatch] = []
+        self.rows = self._count = 0
+
+    def take(self, batch: Sequence[TokenSequence], token_budget: int) -> None:
+        """Train on `batch` from now on."""
+        from learner.batching.packing import pack_ranks
+
         self._batch = batch
-        (self._micros,) = pack_ranks(batch, token_budget, 1, self._policy.cost)
+        (self.micros,) = pack_ranks(batch, token_budget, 1, self._policy.cost)
         self._count = sum(len(response) for _, response in batch)
-        self.rows = sum(micro.num_tokens for micro in self._micros)
+        self.rows = sum(micro.num_tokens for micro in self.micros)
 
     def step(self) -> float:
         """One optimizer step; returns the loss before it."""
-        losses = []
+        losses: list[Any] = []
 
         def loss(_: int, micro: MicroBatch, logprobs: Any, entropy: Any) -> Any:
             value = -logprobs.sum() / self._count
-            losses.append(float(value))
+            losses.append(value.detach())
             return value
 
         self._policy.zero_grad()
-        self._policy.forward_backward(self._micros, loss)
+        self._policy.forward_backward(self.micros, loss)
         self._policy.step(LR)
-        return sum(losses)
+        return float(sum(losses))
+
+    def warm_up(self) -> None:
+        """Compile and allocate what a step needs."""
+        self.step()
 
     def layers(self, rows: int) -> tuple[float, int, int]:
         """Seconds of the layers' forward and backward pass over about `rows` packed rows of the batch, and what these
@@ -113,16 +143,14 @@ class Ours:
         import torch
 
         from learner.batching.packing import pack
-        from learner.model.attention import plan_attention
         from learner.model.megatron_on_cpu import megatron_calls
 
         policy = self._policy
         # Whole micro-batches of the right budget; the fullest comes closest.
         micro = max(pack(self._batch, rows), key=lambda micro: (micro.num_tokens <= rows, micro.num_tokens))
-        plan = plan_attention(micro, policy.inverse_frequencies, policy.dtype, cpu_kernels=policy.device.type == "cpu")
-        hidden = torch.randn(
-            micro.num_tokens, 1, policy.architecture.hidden_size, dtype=policy.dtype, requires_grad=True
-        )
+        plan = policy.plan(micro)
+        size = (micro.num_tokens, 1, policy.architecture.hidden_size)
+        hidden = torch.randn(size, dtype=policy.dtype, device=policy.device, requires_grad=True)
         grad = torch.randn_like(hidden)
         policy.zero_grad()
         started = time.perf_counter()
@@ -133,45 +161,59 @@ class Ours:
 
 
 class Transformers:
-    """transformers' model, padded micro-batches of sequences of similar length, and torch's fused AdamW."""
+    """transformers' model with its own attention (torch's `scaled_dot_product_attention`), and torch's fused AdamW.
 
-    def __init__(self, model_dir: Path, batch: Sequence[TokenSequence], token_budget: int) -> None:
+    `take` a batch before the first step: in padded micro-batches of sequences of similar length or, `packed`, in single
+    rows of sequences one after another, whose positions tell the model where each starts; then the logits of response
+    tokens alone are computed.
+    """
+
+    def __init__(self, model_dir: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
+        from learner.device import device
+
         logging.disable_progress_bar()
-        self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16).train()
+        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16, attn_implementation="sdpa")
+        self._model = model.to(device()).train()
+        self._device = device()
         self._parameters = list(self._model.parameters())
         self._masters = [parameter.detach().float() for parameter in self._parameters]
         self._optimizer = torch.optim.AdamW(self._masters, lr=LR, weight_decay=0.0, fused=True)
+        self._micros: list[dict[str, Any]] = []
+        self._labels: list[Any] = []
+        self.rows = self._count = 0
+
+    def take(self, batch: Sequence[TokenSequence], token_budget: int, packed: bool = False) -> None:
+        """Train on `batch` from now on."""
         self._count = sum(len(response) for _, response in batch)
-        self._micros = []
-        for indices in padded_batches(batch, token_budget):
-            longest = max(len(batch[i][0]) + len(batch[i][1]) for i in indices)
-            ids = torch.zeros(len(indices), longest, dtype=torch.int64)
-            mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-            for row, i in enumerate(indices):
-                prompt, response = (torch.from_numpy(part) for part in batch[i])
-                stop = len(prompt) + len(response)
-                ids[row, :stop] = torch.cat((prompt, response))
-                mask[row, :stop] = 1
-                labels[row, len(prompt) : stop] = response
-            self._micros.append((ids, None if mask.all() else mask, labels))
-        self.rows = sum(ids.numel() for ids, _, _ in self._micros)
+        chosen = packed_batches(batch, token_budget) if packed else padded_batches(batch, token_budget)
+        made = [(_packed if packed else _padded)([batch[i] for i in indices]) for indices in chosen]
+        self._micros = [{name: one.to(self._device) for name, one in inputs.items()} for inputs, _ in made]
+        self._labels = [labels.to(self._device) for _, labels in made]
+        self.rows = sum(micro["input_ids"].numel() for micro in self._micros)
+
+    def warm_up(self) -> None:
+        """Allocate what a step needs, with the largest micro-batch."""
+        self._step(1)
 
     def step(self) -> float:
         """One optimizer step; returns the loss before it."""
+        return self._step(len(self._micros))
+
+    def _step(self, num_micros: int) -> float:
         import torch
         from torch.nn.functional import cross_entropy
 
-        total = 0.0
-        for ids, mask, labels in self._micros:
-            logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), reduction="sum")
+        total = torch.zeros((), device=self._device)
+        for inputs, labels in zip(self._micros[:num_micros], self._labels, strict=False):
+            logits = self._model(**inputs, use_cache=False).logits
+            loss = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
             del logits
             (loss / self._count).backward()
-            total += float(loss) / self._count
+            total += loss.detach() / self._count
         for master, parameter in zip(self._masters, self._parameters, strict=True):
             master.grad, parameter.grad = parameter.grad.float(), None
         torch.nn.utils.clip_grad_norm_(self._masters, 1.0)
@@ -179,7 +221,41 @@ class Transformers:
         with torch.no_grad():
             torch._foreach_copy_(self._parameters, self._masters)
         self._optimizer.zero_grad()
-        return total
+        return float(total)
+
+
+def _padded(sequences: Sequence[TokenSequence]) -> tuple[dict[str, Any], Any]:
+    """Inputs [B, S] padded on the right, and the label of each logit, -100 where it is no response token."""
+    import torch
+
+    longest = max(len(prompt) + len(response) for prompt, response in sequences)
+    ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for row, (prompt, response) in enumerate(sequences):
+        stop = len(prompt) + len(response)
+        ids[row, :stop] = torch.from_numpy(np.concatenate((prompt, response)))
+        mask[row, :stop] = 1
+        labels[row, len(prompt) - 1 : stop - 1] = torch.from_numpy(response)
+    return {"input_ids": ids} | ({} if mask.all() else {"attention_mask": mask}), labels
+
+
+def _packed(sequences: Sequence[TokenSequence]) -> tuple[dict[str, Any], Any]:
+    """Inputs [1, S] with the positions of each sequence, the indices of the logits, and their labels."""
+    import torch
+
+    ids = [np.concatenate(sequence) for sequence in sequences]
+    starts = np.cumsum([0, *map(len, ids)])
+    kept = [
+        np.arange(start + len(prompt) - 1, start + len(prompt) + len(response) - 1)
+        for start, (prompt, response) in zip(starts, sequences, strict=False)
+    ]
+    inputs = {
+        "input_ids": np.concatenate(ids)[None],
+        "position_ids": np.concatenate([np.arange(len(one)) for one in ids])[None],
+        "logits_to_keep": np.concatenate(kept),
+    }
+    labels = np.concatenate([response for _, response in sequences])
+    return {name: torch.from_numpy(one) for name, one in inputs.items()}, torch.from_numpy(labels)
 
 
 def peak_gflops(shape: Architecture, rows: int) -> tuple[float, float]:
@@ -248,7 +324,8 @@ def main() -> None:
                 model_dir = Path(request["model_dir"])
                 shape = Architecture.read(model_dir)
                 batch = load_batch(Path(request["batch"]), request["sequences"])
-                side = SIDES[request["side"]](model_dir, batch, request["token_budget"])
+                side = SIDES[request["side"]](model_dir)
+                side.take(batch, request["token_budget"])
                 answer = {"rows": side.rows}
             elif request["op"] == "step":
                 assert side

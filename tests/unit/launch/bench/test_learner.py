@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from launch.bench import learner, learner_side
+from launch.bench import learner, learner_gpu, learner_shapes, learner_side
 from launch.cli import main
 from learner.batching.packing import pack_ranks
 from learner.model.architecture import Architecture
+from learner.model.rope import Rope
 
+SHAPE_64 = {
+    "num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 96, "num_heads": 4, "num_query_groups": 2, "head_dim": 16,
+    "vocab_size": 1000, "norm_eps": 1e-6, "rope": Rope(), "qkv_bias": False, "attention_out_bias": False,
+    "mlp_bias": False, "qk_norm": False, "tied": True, "experts": None,
+}  # fmt: skip
 SHAPE = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 131, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1,
@@ -117,3 +125,74 @@ def test_what_is_no_batch_or_no_folder_is_refused(tmp_path: Path, capsys: pytest
     for arguments, said in ((["--model", "nothing"], "neither"), (["--json", str(tmp_path / "a" / "b")], "no folder")):
         assert main(["bench", "learner", *arguments]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mix", sorted(learner_shapes.MIXES))
+def test_a_step_on_a_gpu_is_two_micro_batches_that_are_nearly_full(mix: str) -> None:
+    rows, shape = learner_gpu.ROWS[True], Architecture(**SHAPE_64)
+    batch = learner_gpu._batch(learner_gpu.Part("1.5b", int(learner_gpu.BATCH * rows), rows, mix), shape)
+    assert 0.4 * 8192 < max(len(prompt) + len(response) for prompt, response in batch) <= 8192 or mix != "long"
+    (micros,) = pack_ranks(batch, rows, 1, shape.cost)
+    computed = [micro.num_tokens for micro in micros]
+    assert len(computed) == 2 and min(computed) > 0.75 * rows and max(computed) <= rows
+    pairs = sum(map(learner_side.num_pairs, micros))
+    layers = learner_side.layer_flops(shape, sum(computed), pairs)
+    targets = sum(len(response) for _, response in batch)
+    assert learner_shapes.step_flops(shape, micros) == layers + 6 * 1000 * 64 * targets
+
+
+def test_a_micro_batch_of_the_peer_is_padded_or_packed_and_its_loss_is_ours(folder: Path, tmp_path: Path) -> None:
+    batch = learner_side.load_batch(write_batch(tmp_path / "batch.jsonl.gz"))
+    ours = learner_side.Ours(folder)
+    ours.take(batch, 64)
+    loss = ours.step()
+    for packed, rows in ((False, 3 * 39 + 3 * 29), (True, sum(len(p) + len(r) for p, r in batch))):
+        peer = learner_side.Transformers(folder)
+        peer.take(batch, 120, packed)
+        assert peer.rows == rows
+        assert peer.step() == pytest.approx(loss, rel=5e-3)
+
+
+def test_a_devices_peak_is_found_by_its_name() -> None:
+    names = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA T4": None}
+    assert {name: learner_shapes.peak_flops(name) for name in names} == names
+
+
+def test_memory_falls_with_recomputation_and_grows_with_rows_alone() -> None:
+    shape = Architecture(**SHAPE_64)
+    bytes_by_level = [learner_shapes.step_bytes(shape, 4096, level) for level in learner_gpu.RECOMPUTE]
+    assert bytes_by_level == sorted(bytes_by_level, reverse=True)
+    growth = [learner_shapes.step_bytes(shape, rows, "none") for rows in (1000, 2000, 3000)]
+    assert growth[1] - growth[0] == growth[2] - growth[1]
+
+
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("ray", "vllm", "simpy", "tensorboard", "matplotlib", "jinja2"):
+            raise ImportError(f"{name} is not on a machine that has what training needs alone")
+
+sys.meta_path.insert(0, Blocked())
+import torch
+torch.set_num_threads(1)
+from launch.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_the_gpu_suite_runs_on_tiny_shapes_without_an_engine_installed(tmp_path: Path) -> None:
+    found = tmp_path / "learner.json"
+    command = ["bench", "learner", "--suite", "tiny", "--runs", "1", "--seconds", "400", "--json", str(found)]
+    done = subprocess.run([sys.executable, "-c", BLOCKED, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    report = json.loads(found.read_text())
+    assert {"mfu_1_5b", "mfu_7b_slice", "mfu_0_5b"} < set(report["ratios"])
+    assert set(learner_gpu.GOALS) < set(report["ratios"])
+    assert all(ratio["median"] > 0 for ratio in report["ratios"].values())
+    (table,) = report["tables"]
+    measured = [row[0] for row in table["rows"]]
+    assert len(measured) == sum(len(job.parts) * (1 + (job.side == "transformers")) for job in learner_gpu.JOBS)
+    assert not report["failures"]
