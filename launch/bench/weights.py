@@ -18,22 +18,24 @@ import argparse
 import asyncio
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from launch.bench import weights_delta, weights_fit
 from launch.bench.options import add_model, positive
-from launch.bench.peers import LineProcess
 from launch.bench.report import Goal, Report, Samples, Slice, by_run, describe_versions, progress
-from learner.weights.manifest import Manifest, manifest_of, manifest_to_json
+from launch.bench.weights_fit import Observation, Update
+from launch.bench.weights_shapes import SHAPES, model_of_shape, weights_of
+from launch.bench.weights_transport import Transport, one_thread, started
+from learner.weights.manifest import Manifest, manifest_of
 from learner.weights.transfer import WeightSender
 
 RATE_GOAL = Goal(0.8)
@@ -47,6 +49,9 @@ MOMENTS_S = 0.25
 """Updates come at a random moment within this time, in seconds: it spans several steps of the engine, which pauses only
 between two of them."""
 
+ENGINE_FIT_TITLE = "an engine's update: the same, over models of four sizes"
+FIT_TITLE = "transport: time = fixed + tensors x a + bytes / b, and what updates of 7B and 235B take by it"
+
 RUNS = 5
 
 DESCRIPTION = """\
@@ -59,6 +64,7 @@ EXAMPLES = """\
 examples:
   azr bench weights                                  about two minutes; most of it starts the engine
   azr bench weights --no-engine --receivers 2        the transport alone, to two processes
+  azr bench weights --delta                          about three minutes: what changes in a step, and sending only that
   azr bench weights --json weights.json              the same findings as JSON too
 """
 
@@ -88,10 +94,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-engine", action="store_true", help="leave the vLLM engine out: seconds in place of minutes"
     )
+    parser.add_argument(
+        "--delta",
+        action="store_true",
+        help="measure sparse updates in place of all this: what changes in a step, bytes and seconds",
+    )
 
 
 def measure(arguments: argparse.Namespace) -> Report:
     """Measure as the command line says. Raises UserError."""
+    if arguments.delta:
+        from launch.models import prepare
+
+        return weights_delta.run(prepare(arguments.model), arguments.model, arguments.runs, arguments.receivers)
     return run(Options(arguments.model, arguments.runs, arguments.receivers, engine=not arguments.no_engine))
 
 
@@ -106,10 +121,13 @@ def run(options: Options) -> Report:
         describe_versions(("azr", "torch", "vllm", "safetensors")),
     )
     with ExitStack() as stack:
-        stack.enter_context(_one_thread())
-        step = stack.enter_context(progress(2 * options.runs + (options.runs if options.engine else 0) + 1))
+        stack.enter_context(one_thread())
+        engine_steps = options.runs + 1 + 2 * len(SHAPES) if options.engine else 0
+        step = stack.enter_context(progress(3 * options.runs + 1 + engine_steps))
         step("starting the receivers")
-        ways = stack.enter_context(_ways(export, manifest, num_bytes, options.receivers))
+        receivers = stack.enter_context(started(options.receivers))
+        transport = stack.enter_context(receivers.joined())
+        ways = stack.enter_context(_ways(export, manifest, num_bytes, transport))
         samples = {name: Samples(name, "bytes") for name in ways}
         for way in ways.values():
             way()  # the first of each pays for its memory
@@ -125,25 +143,19 @@ def run(options: Options) -> Report:
         rates = {name: sample.rates for name, sample in samples.items()}
         report.ratio("rate_over_raw_broadcast", by_run(rates["update"], rates["raw broadcast"]), RATE_GOAL)
         report.ratio("rate_over_file", by_run(rates["update"], rates["file, saved and loaded"]))
+        observed = weights_fit.observe(transport, options.runs, step)
+        weights_fit.add_fit(report, FIT_TITLE, observed, weights_fit.TRANSPORT)
         if options.engine:
             phases = asyncio.run(_engine(options, export, manifest, step))
             _report_engine(report, phases, num_bytes)
+            observed = [Observation(Update(len(manifest), num_bytes), found) for found in phases]
+            observed += _other_shapes(options, step)
+            named_phases = {f"{phase}_s": phase for phase in ENGINE_PHASES}
+            weights_fit.add_fit(report, ENGINE_FIT_TITLE, observed, named_phases)
         else:
             report.notes["pause_over_transfer"] = "the engine was left out (--no-engine)"
     report.notes["sizes"] = f"{num_bytes / 1e6:.0f} MB in {len(manifest)} tensors to {options.receivers} receivers"
     return report
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Copy in one thread. A run's processes start with `OMP_WAIT_POLICY=passive`; here it is too late for that, and
-    threads that spin after each copy would take the receiver's cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _policy(model: str) -> Export:
@@ -158,39 +170,20 @@ def _policy(model: str) -> Export:
 
 @contextmanager
 def _ways(
-    export: Export, manifest: Manifest, num_bytes: int, num_receivers: int
+    export: Export, manifest: Manifest, num_bytes: int, transport: Transport
 ) -> Iterator[dict[str, Callable[[], None]]]:
-    with ExitStack() as stack:
-        command = [sys.executable, "-m", "launch.bench.weights_receiver"]
-        receivers = [stack.enter_context(LineProcess(f"receiver {i}", command)) for i in range(num_receivers)]
-        sender = WeightSender()
-        stack.callback(sender.close)
-        spec = sender.open(1 + num_receivers)
-        for index, receiver in enumerate(receivers):
-            receiver.tell({"do": "join", "spec": spec.to_json(), "rank": 1 + index})
-        sender.connect()
-        for receiver in receivers:
-            receiver.answer()
-        flat = torch.zeros(num_bytes, dtype=torch.uint8)
-        memory = Path("/dev/shm")
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)))
+    flat = torch.zeros(num_bytes, dtype=torch.uint8)
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
 
         def update() -> None:
-            for receiver in receivers:
-                receiver.tell({"do": "update", "manifest": manifest_to_json(manifest)})
-            sender.send(export(), manifest)
-            for receiver in receivers:
-                receiver.answer()
+            transport.update(export(), manifest)
 
         def raw() -> None:
-            for receiver in receivers:
-                receiver.tell({"do": "raw", "num_bytes": num_bytes})
-            sender.broadcast(flat)
-            for receiver in receivers:
-                receiver.answer()
+            transport.broadcast(flat)
 
         def file() -> None:
-            path = folder / "weights.safetensors"
+            path = Path(folder) / "weights.safetensors"
             save_file({name: tensor.detach().contiguous() for name, tensor in export()}, path)
             for tensor in load_file(path).values():
                 tensor.sum()  # mapped memory is read when it is touched
@@ -203,6 +196,22 @@ def _timed(way: Callable[[], None], num_bytes: int) -> Slice:
     way()
     seconds = time.perf_counter() - started
     return Slice(num_bytes, seconds, [seconds])
+
+
+def _other_shapes(options: Options, step: Callable[[str], None]) -> list[Observation]:
+    """Updates of engines with models of other sizes."""
+    from launch.models import prepare
+
+    observed = []
+    for layers, heads in SHAPES:
+        with model_of_shape(prepare(options.model), layers, heads) as folder:
+            weights = weights_of(folder)
+            manifest = manifest_of(weights)
+            update = Update(len(manifest), sum(spec.num_bytes for spec in manifest))
+            small = replace(options, model=str(folder), runs=1)
+            phases = asyncio.run(_engine(small, lambda weights=weights: iter(weights), manifest, step))  # type: ignore[misc]
+            observed += [Observation(update, found) for found in phases]
+    return observed
 
 
 async def _engine(

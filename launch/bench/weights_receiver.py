@@ -1,7 +1,8 @@
 """A receiver of weights in a process of its own, for `azr bench weights`: commands on standard input, a JSON line each.
 
     {"do": "join", "spec": ..., "rank": 1}      join a group
-    {"do": "update", "manifest": ...}           take one update, and let go of each tensor: loading is the engine's
+    {"do": "expect", "manifest": ...}           the tensors of the updates that follow
+    {"do": "update"}                            take one update, and let go of each tensor: loading is the engine's
     {"do": "raw", "num_bytes": ...}             take as many bytes in one broadcast
 
 Each is answered by a JSON line with its seconds by phase.
@@ -17,21 +18,26 @@ import torch
 
 from learner.device import keep_memory
 from learner.weights.group import GroupSpec
-from learner.weights.manifest import manifest_from_json
+from learner.weights.manifest import Manifest, manifest_from_json
 from learner.weights.transfer import WeightReceiver
 
 
 class _Receiver:
     def __init__(self) -> None:
         self._receiver = WeightReceiver()
+        self._manifest: Manifest = []
         self._flat = torch.empty(0, dtype=torch.uint8)
 
     def join(self, spec: dict[str, Any], rank: int) -> dict[str, float]:
         self._receiver.connect(GroupSpec.from_json(spec), rank)
         return self._receiver.timings
 
-    def update(self, manifest: list[dict[str, Any]]) -> dict[str, float]:
-        for _ in self._receiver.receive(manifest_from_json(manifest)):
+    def expect(self, manifest: list[dict[str, Any]]) -> dict[str, float]:
+        self._manifest = manifest_from_json(manifest)
+        return {}
+
+    def update(self) -> dict[str, float]:
+        for _ in self._receiver.receive(self._manifest):
             pass
         return self._receiver.timings
 

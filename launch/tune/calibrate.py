@@ -18,6 +18,7 @@ from typing import Any
 
 from executor.cpus import allowed_cpus
 from launch.bench.report import describe_machine
+from launch.least_squares import fit_line_robustly, mean_and_error
 from launch.model_check import BLOCK_TOKENS, cache_bytes_per_token, num_parameters
 from launch.models import prepare
 from launch.tune.calibration import (
@@ -36,7 +37,6 @@ from launch.tune.calibration import (
 )
 from launch.tune.engine_fit import fit_engine, over_ledger, setup_of
 from launch.tune.engine_model import StepCost
-from launch.tune.fit import fit_line_robustly, mean_and_error
 from launch.tune.records import Recorded, RunRecord, publish_s
 from launch.tune.sharing_fit import fit_sharing
 from learner.model.architecture import Architecture

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import simpy
 
+from launch.least_squares import Fit, fit_positive
 from launch.model_check import BLOCK_TOKENS
 from launch.tune.calibration import CalibrationError
 from launch.tune.engine_model import EngineModel, StepCost
-from launch.tune.fit import Fit, fit_positive
 from launch.tune.machine import Machine, Process
 from launch.tune.records import Recorded, RunRecord
 from learner.trajectory import Role

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.config import Config
+from launch.least_squares import fit_line, mean_and_error
 from launch.rehearsal.lengths import lengths_of
 from launch.tune.calibration import (
     Calibration,
@@ -22,7 +23,6 @@ from launch.tune.calibration import (
     StreamFigures,
     WeightFigures,
 )
-from launch.tune.fit import fit_line, mean_and_error
 from launch.tune.scenario import Scenario
 from learner.trajectory import Role
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch.least_squares import fit_line, fit_line_robustly, fit_positive
 from launch.tune.calibration import CalibrationError
 from launch.tune.engine_fit import EngineSetup, fit_engine, play_batch
 from launch.tune.engine_model import StepCost
-from launch.tune.fit import fit_line, fit_line_robustly, fit_positive
 from launch.tune.records import Recorded
 from learner.trajectory import Cell, Role
 
