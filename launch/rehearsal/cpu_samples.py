@@ -23,8 +23,8 @@ class CpuSamples:
 
     def __init__(self) -> None:
         self._next = 0.0
-        self._first: dict[str, dict[str, float]] = {}
         self._last: dict[str, dict[str, float]] = {}
+        self._spent: dict[str, dict[str, float]] = {}
         self._began: float | None = None
         self._ended = 0.0
 
@@ -59,17 +59,20 @@ class CpuSamples:
         if self.seconds <= 0:
             return {}
         found: dict[str, float] = defaultdict(float)
-        for name, last in self._last.items():
-            first = self._first[name]
+        for name, spent in self._spent.items():
             part = name.split()[0]
-            for what, seconds in last.items():
+            for what, seconds in spent.items():
                 if what == "process" or part == "learner" or what == "receivers":
                     key = part if what == "process" else what if part == "actors" else f"{part}/{what}"
-                    found[key] += (seconds - first.get(what, 0.0)) / self.seconds
+                    found[key] += seconds / self.seconds
         return dict(found)
 
     def _note(self, name: str, numbers: dict[str, float]) -> None:
-        self._first.setdefault(name, numbers)
+        """Add what a process has spent since its last sample. One that was started again counts from 0 anew."""
+        last, spent = self._last.get(name, numbers), self._spent.setdefault(name, dict.fromkeys(numbers, 0.0))
+        again = numbers["process"] < last["process"]
+        for what, seconds in numbers.items():
+            spent[what] = spent.get(what, 0.0) + seconds - (0.0 if again else last.get(what, 0.0))
         self._last[name] = numbers
 
 
