@@ -36,8 +36,9 @@ test-all: $(READY)  ## test, and what takes longer: soaks, drills of many kills,
 test-slurm: $(READY)  ## jobs on a SLURM of the tests' own; tests/slurm/install.sh installs it, without it they are skipped
 	$(BIN)/python -m pytest -q -m "not deep" tests/slurm
 
-test-gpu: $(READY)  ## what only GPUs can show, on a machine that has one: the weights over NCCL
-	$(BIN)/python -m pytest -q tests/gpu
+# Without .venv, the python3 of the machine: bare ones have torch there, and no package index to build .venv from.
+test-gpu:  ## what only a GPU can show, in under six minutes; ARGS=--dry runs it on a CPU, ARGS=--help tells more
+	@$(firstword $(PYTHON) $(wildcard $(BIN)/python) python3) tests/gpu/run $(ARGS)
 
 unit: $(READY)
 	+@$(PYTEST) -m "not slow and not deep" tests/unit

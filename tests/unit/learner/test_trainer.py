@@ -5,7 +5,6 @@ The loss's formulas are held to a reference in test_losses.py, the model to tran
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -23,117 +22,44 @@ from torch import Tensor
 from launch.metric_catalogue import METRICS
 from learner.batching.minibatches import split_batch
 from learner.batching.packing import MicroBatch, pack
-from learner.model.policy import PolicyModel
-from learner.model.process_groups import data_rank, init_parallel
+from learner.model.process_groups import init_parallel
 from learner.protocols import StepGivenUp
 from learner.ranks import Ranks
-from learner.settings import BatchSettings, LearnerSettings, ModelSettings, ParallelSettings
-from learner.sft.data import Example
+from learner.settings import LearnerSettings, ParallelSettings
 from learner.skipped_updates import UpdatesSkipped
 from learner.trainer import Trainer
 from learner.trajectory import Cell, Role, Trajectory, VersionSpan, dumps, loads
 from tests.ranks import run_ranks
+from tests.unit.learner.training import (
+    CELLS,
+    CUT,
+    LR,
+    TIMES,
+    VERSION,
+    VOCAB,
+    assert_same,
+    batch_for,
+    labelled,
+    settings,
+    train,
+    trainer,
+    trajectory,
+    weights,
+    write_llama,
+)
 
-CELLS = BatchSettings().cells
-
-VOCAB = 64
-LR = 1e-2
-VERSION = 3
 CORRECTIONS = ("clip", "decoupled", "tis", "none")
-TIMES = {"train_s", "forward_backward_s", "learner_tokens_per_s", "mismatch_s"}
-"""Numbers that no two runs have in common."""
-CUT = {"tokens_computed", "micro_batches"}
-"""Numbers of how the work is cut."""
-
-
-def settings(**chosen: Any) -> LearnerSettings:
-    """`chosen` are the loss's, or the learner's where it has such a setting."""
-    top = {name: chosen.pop(name) for name in list(chosen) if name in LearnerSettings.model_fields}
-    loss = {"clip_low": 0.1, "clip_high": 0.15, "dual_clip": 1.3, "importance_cap": 1.2} | chosen
-    # With this eps, Adam does not blow rounding errors of gradients near zero up to whole steps.
-    optimizer = {"lr": LR, "eps": 1e-3, "clip_grad": 0.5}
-    return LearnerSettings.model_validate(
-        {"micro_batch_tokens": 4096, "loss": loss, "optimizer": optimizer, "advantage": {"estimator": "reinforce"}}
-        | top
-    )
-
-
-def trainer(folder: Path, chosen: LearnerSettings, ranks: Ranks | None = None) -> Trainer:
-    init_parallel(chosen.parallel, 0, 1) if ranks is None else None
-    policy = PolicyModel(folder, ModelSettings(dtype="float32"), chosen.optimizer, chosen.parallel)
-    return Trainer(policy, chosen, ranks or Ranks(), VERSION, data_rank())
-
-
-def trajectory(cell: Cell, prompt: np.ndarray, response: np.ndarray, reward: float) -> Trajectory:
-    size = len(response)
-    return Trajectory(
-        "run", "a", 0, 0, "e", cell, prompt.astype(np.int32), response.astype(np.int32),
-        np.zeros(size, np.float32), (VersionSpan(VERSION, 0, size),), reward,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import transformers as tf
-
     torch.set_num_threads(1)
-    torch.manual_seed(1)
-    config = tf.LlamaConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=VOCAB, max_position_embeddings=256, initializer_range=0.3, tie_word_embeddings=True,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("llama")
-    tf.AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    return path
+    return write_llama(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")
 def batch(folder: Path) -> list[Trajectory]:
-    """Eleven trajectories, several to a prompt, of a policy near the model's, half of them of its version."""
-    rng = np.random.default_rng(0)
-    found = []
-    for cell, lengths in zip(itertools.cycle(CELLS[:3]), [(3, 9, 1), (4, 4), (12,), (1, 2), (6, 5), (7,)]):
-        prompt = rng.integers(0, VOCAB, int(rng.integers(1, 9)))
-        found += [trajectory(cell, prompt, rng.integers(0, VOCAB, n), rng.normal()) for n in lengths]
-    logprobs = trainer(folder, settings()).logprobs(found)
-    return [
-        replace(
-            t,
-            logprobs=np.minimum(ours + 0.25 * rng.normal(size=len(ours)), 0).astype(np.float32),
-            versions=(VersionSpan(VERSION - index % 2, 0, len(ours)),),
-        )
-        for index, (t, ours) in enumerate(zip(found, logprobs, strict=True))
-    ]
-
-
-def weights(policy: PolicyModel) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in policy.export()}
-
-
-def train(
-    folder: Path, batch: list[Trajectory], chosen: LearnerSettings, ranks: Ranks | None = None
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Numbers and weights of two batches; the same one twice."""
-    one = trainer(folder, chosen, ranks)
-    if chosen.loss.supervised:
-        # Only rank 0 is asked.
-        one.supervision = lambda step: labelled(batch) if one.ranks.is_main else 1 / 0  # type: ignore[return-value]
-    one.train(batch)
-    one.version = VERSION
-    numbers = one.train(batch)
-    assert one.version == VERSION + 1
-    return numbers, weights(one.policy)
-
-
-def assert_same(
-    first: tuple[dict[str, float], dict[str, Tensor]], second: tuple[dict[str, float], dict[str, Tensor]]
-) -> None:
-    left, right = ({k: v for k, v in numbers.items() if k not in TIMES | CUT} for numbers, _ in (first, second))
-    assert left == pytest.approx(right, rel=1e-4, abs=1e-5)
-    for name, tensor in first[1].items():
-        torch.testing.assert_close(
-            tensor, second[1][name], atol=1e-2 * LR, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
-        )
+    return batch_for(folder)
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
@@ -192,15 +118,6 @@ def test_the_step_is_that_of_the_formulas(
     assert {name: numbers[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert bool(clipped) == (correction == "clip")
     assert any(clipped) or any(truncated) or correction == "none"
-
-
-def labelled(batch: list[Trajectory]) -> list[Example]:
-    """Five examples of two lengths and weights; one has a trajectory's prompt, and one that trajectory's response."""
-    rng = np.random.default_rng(3)
-    found = [(rng.integers(0, VOCAB, 4), rng.integers(0, VOCAB, size), weight) for size, weight in ((3, 1), (6, 2))]
-    found += [(t.prompt_ids, rng.integers(0, VOCAB, 2), 1) for t in batch[:2]]
-    found.append((batch[0].prompt_ids, batch[0].response_ids, 1))
-    return [Example(p.astype(np.int64), r.astype(np.int64), float(weight)) for p, r, weight in found]
 
 
 @pytest.mark.parametrize("correction", ["clip", "none"])

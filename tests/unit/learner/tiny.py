@@ -12,6 +12,7 @@ from torch import Tensor
 from learner.batching.packing import MicroBatch, TokenSequence
 from learner.model.policy import PolicyModel
 from learner.settings import KernelSettings, ModelSettings, OptimizerSettings, ParallelSettings
+from tests.unit.learner.reference import num_response_tokens, token_loss, write_folder
 
 VOCAB = 131
 LR = 1e-3
@@ -43,17 +44,7 @@ def write_folders(base: Path) -> dict[str, Path]:
         "qwen3": tf.Qwen3Config(**SHAPE, tie_word_embeddings=True, head_dim=12),
         "qwen3-moe": tf.Qwen3MoeConfig(**SHAPE, **EXPERTS, tie_word_embeddings=True, head_dim=12),
     }
-    found = {}
-    for name, config in configs.items():
-        torch.manual_seed(1)
-        reference = tf.AutoModelForCausalLM.from_config(config)
-        with torch.no_grad():
-            for parameter in reference.parameters():
-                if parameter.ndim == 1:  # norms and biases start at one and zero, which hide mistakes
-                    parameter.add_(torch.randn_like(parameter) * 0.2)
-        found[name] = base / name
-        reference.save_pretrained(found[name])
-    return found
+    return {name: write_folder(base / name, config) for name, config in configs.items()}
 
 
 def build(
@@ -80,26 +71,13 @@ def batch() -> list[TokenSequence]:
 
 def weigh(micro: MicroBatch, logprobs: Tensor) -> Tensor:
     """A loss that treats every response token differently, normalised over the whole batch."""
-    weights = np.sin(1.0 + 3.0 * micro.sequence_index + micro.token_index)
-    return -(logprobs * torch.from_numpy(weights).float()).sum() / sum(len(response) for _, response in batch())
+    return token_loss(micro.sequence_index, micro.token_index, logprobs, num_response_tokens(batch()))
 
 
 def weights(policy: PolicyModel) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in policy.export()}
+    return {name: tensor.to("cpu", copy=True) for name, tensor in policy.export()}
 
 
 def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert first.keys() == second.keys()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-
-
-def torch_adam(model: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """What transformers' `model` would be trained with: norms and biases do not decay."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim == 1]
-    return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=settings.lr,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-    )

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.batching.packing import MicroBatch, TokenSequence, pack
+from learner.batching.packing import TokenSequence, pack
 from learner.model.architecture import Architecture
 from learner.model.convert import HfReader, Layout
 from learner.model.policy import PolicyModel
@@ -22,7 +22,18 @@ from learner.model.process_groups import init_parallel
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 from tests.ranks import run_ranks
 from tests.unit.learner import tiny
-from tests.unit.learner.tiny import VOCAB, torch_adam
+from tests.unit.learner.reference import (
+    Values,
+    differences,
+    gradients,
+    num_response_tokens,
+    policy_values,
+    torch_adam,
+    transformers_loss,
+    transformers_values,
+    write_folder,
+)
+from tests.unit.learner.tiny import VOCAB
 
 LR = 1e-2
 # With this eps, Adam does not blow rounding errors of gradients near zero up to whole steps.
@@ -55,8 +66,6 @@ LAYOUTS = {
     "TP2xDP2": ParallelSettings(tensor=2, data=2),
     "PP2xDP2": ParallelSettings(pipeline=2, data=2),
 }
-Values = list[tuple[Tensor, Tensor]]
-"""Log-probabilities and entropies of each sequence's response."""
 
 
 def batch() -> list[TokenSequence]:
@@ -64,37 +73,6 @@ def batch() -> list[TokenSequence]:
     prompts = [rng.integers(0, VOCAB, size) for size in (9, 30, 1)]
     lengths = [(6, 1, 40), (25,), (3, 3)]
     return [(prompt, rng.integers(0, VOCAB, n)) for prompt, group in zip(prompts, lengths, strict=True) for n in group]
-
-
-def weighted(micro: MicroBatch, logprobs: Tensor) -> Tensor:
-    """A loss that treats every response token differently, normalised over the whole batch."""
-    weights = np.sin(1.0 + 3.0 * micro.sequence_index + micro.token_index)
-    return -(logprobs * torch.from_numpy(weights).float()).sum() / sum(len(response) for _, response in batch())
-
-
-def transformers_values(reference: torch.nn.Module) -> Values:
-    """Every sequence run by itself."""
-    values = []
-    for prompt, response in batch():
-        ids = torch.from_numpy(np.concatenate((prompt, response)))
-        table = torch.log_softmax(reference(ids[None]).logits[0, len(prompt) - 1 : -1], dim=-1)
-        logprobs = table.gather(1, torch.from_numpy(response)[:, None])[:, 0]
-        values.append((logprobs, -(table.exp() * table).sum(-1)))
-    return values
-
-
-def policy_values(policy: PolicyModel) -> Values:
-    found: list[tuple[Tensor, Tensor]] = [(torch.empty(len(r)), torch.empty(len(r))) for _, r in batch()]
-    for micro, logprobs, entropy in policy.logprobs(pack(batch(), 60)):
-        for owner, place, *pair in zip(micro.sequence_index, micro.token_index, logprobs, entropy, strict=True):
-            for into, item in zip(found[owner], pair, strict=True):
-                into[place] = item
-    return found
-
-
-def largest_difference(first: Values, second: Values) -> float:
-    pairs = [(a, b) for ours, theirs in zip(first, second, strict=True) for a, b in zip(ours, theirs, strict=True)]
-    return max(float((a - b).abs().max()) for a, b in pairs)
 
 
 def build(folder: Path, parallel: ParallelSettings, dtype: str = "float32") -> PolicyModel:
@@ -116,18 +94,15 @@ def run_layout(folder: Path, parallel: ParallelSettings, out: Path) -> None:
     """On every rank: load, export, load the export, train a step, export; findings of ranks with logits go to `out`."""
     policy = build(folder, parallel)
     assert_exports(policy, folder_weights(folder))
-    loaded = policy_values(policy)
+    loaded = policy_values(policy, pack(batch(), 60))
     policy.save_hf(out / "same")
     torch.distributed.barrier()
     again = build(out / "same", parallel)
     assert_exports(again, folder_weights(folder))
-    policy.zero_grad()
-    policy.forward_backward(
-        pack(batch(), 60), lambda _, micro, logprobs, entropy: weighted(micro, logprobs) / parallel.data
-    )
+    gradients(policy, pack(batch(), 60), num_response_tokens(batch()) * parallel.data)
     norm, updated = policy.step(LR)
     assert updated
-    trained = policy_values(policy)
+    trained = policy_values(policy, pack(batch(), 60))
     policy.save_hf(out / "trained")
     torch.distributed.barrier()
     assert_exports(policy, folder_weights(out / "trained"))
@@ -153,17 +128,10 @@ def run_rank(rank: int, parallel: ParallelSettings, folders: dict[str, Path], ou
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     import transformers as tf
 
-    found = {}
-    for name, (model_type, changes) in FAMILIES.items():
-        torch.manual_seed(1)
-        reference = tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(model_type, **SHAPE | changes))
-        with torch.no_grad():
-            for parameter in reference.parameters():
-                if parameter.ndim == 1:  # norms and biases start at one and zero, which hide mistakes
-                    parameter.add_(torch.randn_like(parameter) * 0.2)
-        found[name] = tmp_path_factory.mktemp(name)
-        reference.save_pretrained(found[name])
-    return found
+    return {
+        name: write_folder(tmp_path_factory.mktemp(name), tf.AutoConfig.for_model(model_type, **SHAPE | changes))
+        for name, (model_type, changes) in FAMILIES.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -175,17 +143,12 @@ def expected(folders: dict[str, Path]) -> dict[str, tuple[Values, float, Values]
     for name, folder in folders.items():
         reference = tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         adam = torch_adam(reference, OPTIMIZER)
-        loaded = transformers_values(reference)
-        loss = torch.zeros(())
-        for index, (item, (logprobs, _)) in enumerate(zip(batch(), loaded, strict=True)):
-            (micro,) = pack([item], 1)
-            micro.sequence_index[:] = index
-            loss = loss + weighted(micro, logprobs)
-        loss.backward()
+        loaded = transformers_values(reference, batch())
+        transformers_loss(loaded).backward()
         norm = float(torch.nn.utils.clip_grad_norm_(reference.parameters(), float("inf")))
         adam.step()
         with torch.no_grad():
-            trained = transformers_values(reference)
+            trained = transformers_values(reference, batch())
         found[name] = [(a.detach(), b.detach()) for a, b in loaded], norm, trained
     return found
 
@@ -244,16 +207,16 @@ def test_a_family_is_that_of_transformers(
     loaded, norm, trained = expected[family]
     exported = tf.AutoModelForCausalLM.from_pretrained(out / family / "trained", dtype=torch.float32)
     with torch.no_grad():
-        from_export = transformers_values(exported)
+        from_export = transformers_values(exported, batch())
     found = sorted((out / family).glob("rank-*.pt"))
     assert len(found) == logit_ranks
     for path in found:
         ours, our_norm, ours_trained = torch.load(path)
-        assert largest_difference(ours, loaded) < 2e-5
+        assert differences(ours, loaded).max() < 2e-5
         assert our_norm == pytest.approx(norm, rel=1e-4)
-        assert largest_difference(ours_trained, from_export) < 2e-5
-        assert largest_difference(ours_trained, trained) < 1e-4
-    assert largest_difference(trained, loaded) > 0.01
+        assert differences(ours_trained, from_export).max() < 2e-5
+        assert differences(ours_trained, trained).max() < 1e-4
+    assert differences(trained, loaded).max() > 0.01
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -24,6 +24,7 @@ from learner.model.policy import PolicyModel
 from learner.model.process_groups import init_parallel
 from learner.model.recompute import recomputable
 from learner.settings import ParallelSettings
+from tests.unit.learner import reference
 from tests.unit.learner.tiny import (
     LR,
     OPTIMIZER,
@@ -31,7 +32,6 @@ from tests.unit.learner.tiny import (
     assert_equal,
     batch,
     build,
-    torch_adam,
     weigh,
     weights,
     write_folders,
@@ -50,25 +50,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_folders(tmp_path_factory.mktemp("models"))
 
 
-def gather(micros: list[MicroBatch], values: list[Tensor]) -> list[Tensor]:
-    """Values of packed response tokens, back in the sequences' order."""
-    out = [torch.empty(len(response)) for _, response in batch()]
-    for micro, value in zip(micros, values, strict=True):
-        for owner, place, item in zip(micro.sequence_index, micro.token_index, value.detach(), strict=True):
-            out[owner][place] = item
-    return out
-
-
 def gradients(policy: PolicyModel, micros: list[MicroBatch]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    policy.zero_grad()
-    found = []
-
-    def loss(_: int, micro: MicroBatch, values: Tensor, entropy: Tensor) -> Tensor:
-        found.append(values)
-        return weigh(micro, values)
-
-    policy.forward_backward(micros, loss)
-    return gather(micros, found), {name: p.main_grad.clone() for name, p in policy.gpt.named_parameters()}
+    """Log-probabilities by sequence and gradients by name, of one pass over the batch."""
+    values, grads = reference.gradients(policy, micros, reference.num_response_tokens(batch()))
+    return [logprobs for logprobs, _ in values], grads
 
 
 def train(policy: PolicyModel, micros: list[MicroBatch], steps: int) -> list[float]:
@@ -95,54 +80,33 @@ def test_two_steps_are_those_of_transformers_and_torch(folders: dict[str, Path],
     """Log-probabilities, entropies, gradients, clipping and AdamW, every sequence run alone by the reference."""
     import transformers as tf
 
-    reference = tf.AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.float32)
-    adam = torch_adam(reference, OPTIMIZER)
+    theirs = tf.AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.float32)
+    adam = reference.torch_adam(theirs, OPTIMIZER)
     policy = build(folders[name], temperature=temperature)
     micros = pack(batch(), 40)
     for _ in range(2):
-        values, entropies, loss = [], [], torch.zeros(())
-        for index, (prompt, response) in enumerate(batch()):
-            (alone,) = pack([(prompt, response)], 1)
-            ids = torch.from_numpy(np.concatenate((prompt, response)))
-            logits = reference(ids[None]).logits[0, len(prompt) - 1 : -1]
-            table = torch.log_softmax(logits / temperature, dim=-1)
-            values.append(table.gather(1, torch.from_numpy(response)[:, None])[:, 0])
-            entropies.append(-(table.exp() * table).sum(-1))
-            alone.sequence_index[:] = index
-            loss = loss + weigh(alone, values[-1])
+        expected = reference.transformers_values(theirs, batch(), temperature)
         adam.zero_grad()
-        loss.backward()
+        reference.transformers_loss(expected).backward()
 
-        policy.zero_grad()
-        ours: list[tuple[Tensor, Tensor]] = []
-
-        def weighted(_: int, micro: MicroBatch, found: Tensor, entropy: Tensor) -> Tensor:
-            ours.append((found, entropy))  # noqa: B023
-            return weigh(micro, found)
-
-        policy.forward_backward(micros, weighted)
-        torch.testing.assert_close(gather(micros, [found for found, _ in ours]), values, atol=1e-4, rtol=0)
-        torch.testing.assert_close(gather(micros, [found for _, found in ours]), entropies, atol=1e-4, rtol=0)
-
-        norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), OPTIMIZER.clip_grad)
+        values, _ = reference.gradients(policy, micros, reference.num_response_tokens(batch()))
+        assert reference.differences(values, expected).max() < 1e-4
+        assert reference.differences(reference.policy_values(policy, micros), values).max() < 1e-5
+        norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), OPTIMIZER.clip_grad)
         assert norm > OPTIMIZER.clip_grad
         adam.step()
         assert policy.step(LR) == (pytest.approx(float(norm), rel=1e-4), True)
-    assert_close(weights(policy), {name: p.detach() for name, p in reference.named_parameters()}, atol=1e-2 * LR)
+    assert_close(weights(policy), {name: p.detach() for name, p in theirs.named_parameters()}, atol=1e-2 * LR)
 
 
 def test_shared_prompts_change_nothing(folders: dict[str, Path]) -> None:
     policy = build(folders["llama"])
     together = pack(batch(), 1000)
-    apart = []
-    for index, item in enumerate(batch()):
-        (micro,) = pack([item], 1)
-        micro.sequence_index[:] = index
-        apart.append(micro)
+    alone = reference.apart(batch())
     assert len(together) == 1
-    assert together[0].num_tokens < sum(micro.num_tokens for micro in apart)
+    assert together[0].num_tokens < sum(micro.num_tokens for micro in alone)
     values, grads = gradients(policy, together)
-    values_apart, grads_apart = gradients(policy, apart)
+    values_apart, grads_apart = gradients(policy, alone)
     torch.testing.assert_close(values, values_apart, atol=1e-5, rtol=0)
     assert_close(grads, grads_apart, atol=1e-6)
 
