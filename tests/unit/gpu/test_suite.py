@@ -111,7 +111,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
     return found, variables | {"PYTHONPATH": str(packages)}
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.timeout(1800)
 def test_a_dry_run_passes_on_a_bare_machine(machine: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     """All parts, in an environment without Ray, vLLM and all else that such a machine lacks."""
