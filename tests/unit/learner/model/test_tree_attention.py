@@ -77,8 +77,8 @@ def flex_backward_on_cpu() -> Iterator[None]:
         yield
 
 
-@given(micro=micro_batches(longest=400))
-@settings(max_examples=20)
+@given(micro=micro_batches(longest=300))
+@settings(max_examples=12)
 def test_the_block_mask_is_the_one_that_torch_finds_by_looking_at_every_pair(micro: MicroBatch) -> None:
     found = tree_block_mask(micro, torch.device("cpu"))
     rows, padded = micro.num_tokens, padded_rows(micro.num_tokens)
@@ -130,9 +130,10 @@ def test_flex_attention_at_the_sizes_of_real_models(head_dim: int, dtype: torch.
     (micro,) = pack(batch, 1 << 20)
     inputs, grad = inputs_of(micro, head_dim, dtype)
     expected = attend(micro, [x.float() for x in inputs], grad.float(), "cpu", cpu_kernels=True)
-    found = [x.float() for x in attend(micro, inputs, grad, "cuda", cpu_kernels=False)]
-    tolerance = 5e-5 if dtype is torch.float32 else 0.05
-    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+    found = attend(micro, inputs, grad, "cuda", cpu_kernels=False)
+    errors = [float((x.float() - y).norm() / y.norm()) for x, y in zip(found, expected, strict=True)]
+    # In bfloat16 the angles, the probabilities and the results are rounded, by 0.2 to 0.4% each.
+    assert max(errors) < (1e-4 if dtype is torch.float32 else 0.03), errors
 
 
 @pytest.mark.slow
@@ -140,7 +141,7 @@ def test_flex_attention_at_the_sizes_of_real_models(head_dim: int, dtype: torch.
 def test_a_kernel_is_compiled_once_for_a_number_of_padded_rows(device: str) -> None:
     """Whatever the trees. On a CPU forward alone: no kernel of it has a backward pass."""
     stats = torch._dynamo.utils.counters["stats"]
-    graphs = []
+    before, graphs = stats["unique_graphs"], []
     for prompt, responses in ((100, (60, 30)), (40, (50, 90, 20)), (3, (210,))):
         batch = [(np.zeros(prompt, int), np.zeros(length, int)) for length in responses]
         (micro,) = pack(batch, 1 << 20)
@@ -155,7 +156,7 @@ def test_a_kernel_is_compiled_once_for_a_number_of_padded_rows(device: str) -> N
                 outputs.append(attention.TreeAttention(None)(*there, None, packed_seq_params=plan).cpu())
         torch.testing.assert_close(*outputs, atol=2e-5, rtol=2e-5)
         graphs.append(stats["unique_graphs"])
-    assert graphs[0] == graphs[-1]
+    assert before < graphs[0] == graphs[-1]
 
 
 @pytest.mark.parametrize("dense_waste", [0, 3, 100], ids=["parts", "some dense", "dense"])
