@@ -132,7 +132,7 @@ def test_a_dry_run_passes_on_a_bare_machine(machine: tuple[Path, dict[str, str]]
     assert set(KEYS) <= set(found)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_without_a_gpu_nothing_is_run(machine: tuple[Path, dict[str, str]]) -> None:
     interpreter, variables = machine
     command = [interpreter, ROOT / "tests" / "gpu" / "run"]
