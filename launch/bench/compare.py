@@ -43,7 +43,7 @@ exit codes:
 
 examples:
   azr bench compare before.json after.json
-  azr bench compare launch/bench/baselines/amd-epyc-2-cores bench-today --all
+  azr bench compare docs/baselines/amd-epyc-2-cores bench-today --all
 """
 
 

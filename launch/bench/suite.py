@@ -46,7 +46,7 @@ exit codes:
 examples:
   azr bench all bench-today                          all of them
   azr bench all bench-today --only stream buffer     two of them
-  azr bench compare launch/bench/baselines/NAME bench-today
+  azr bench compare docs/baselines/NAME bench-today
 """
 
 
