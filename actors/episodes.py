@@ -17,6 +17,7 @@ import numpy as np
 
 from actors.buffer.task_buffer import Buffer, NewTask
 from actors.engine.generation import Completion
+from actors.kinds.registry import forms_of
 from actors.prompt_builder import Prompt, PromptTooLong
 from actors.propose import REDRAWS, Brief, Draft, ProposalOutcome, Proposer
 from actors.rewards import Proposed, Solved, reward_terms
@@ -45,8 +46,9 @@ class Player:
         """Returns the number of programs that the environment has executed so far."""
 
     def counts(self) -> dict[str, float]:
-        """Counters since the start: `prompts_too_long`, `references_left_out`, `tasks_too_long`, `tasks_held_out`."""
-        names = ("prompts_too_long", "references_left_out", "tasks_too_long", "tasks_held_out")
+        """Counters since the start: `prompts_too_long`, `references_left_out`, `tasks_too_long`, `tasks_held_out`,
+        `tasks_completed`."""
+        names = ("prompts_too_long", "references_left_out", "tasks_too_long", "tasks_held_out", "tasks_completed")
         return {name: float(self._sampler.counts[name]) for name in names}
 
     async def play(self, grant: Grant, emit: Emit, give_back: GiveBack) -> None:
@@ -111,20 +113,16 @@ class Episode:
         episode_id = f"{self._grant.episode}.{slot}"
         draft = await self._proposer.draft(brief, f"p{slot}")
         if draft.task is None:
+            if draft.completed is not None:
+                for task in forms_of(draft.completed.task):
+                    await self._buffer.add(self._new(brief, draft, task, draft.completed.normal, episode_id))
             await self._replay(share, episode_id)
             if draft.outcome != ProposalOutcome.HELD_OUT.value:
                 await self._emit_proposal(brief, slot, draft, Proposed(None), draft.outcome)
             elif self._settings.propose:
                 await self._give_back([slot])
             return
-        new = NewTask(
-            draft.task,
-            draft.normal,
-            proposer_version=min(span.version for span in draft.completion.versions),
-            episode_id=episode_id,
-            references=tuple(task_id for task_id, _ in (*brief.references, *brief.earlier)),
-        )
-        added = await self._buffer.add(new)
+        added = await self._buffer.add(self._new(brief, draft, draft.task, draft.normal, episode_id))
         if added.duplicate and self._settings.novelty == "reject":
             await self._replay(share, episode_id)
             found = Proposed(None, duplicate=True)
@@ -145,6 +143,16 @@ class Episode:
         )
         if reward is not None and added.task_id is not None and not added.duplicate:
             await self._buffer.rewarded(added.task_id, reward)
+
+    @staticmethod
+    def _new(brief: Brief, draft: Draft, task: Task, normal: str, episode_id: str) -> NewTask:
+        return NewTask(
+            task,
+            normal,
+            proposer_version=min(span.version for span in draft.completion.versions),
+            episode_id=episode_id,
+            references=tuple(task_id for task_id, _ in (*brief.references, *brief.earlier)),
+        )
 
     async def _emit_proposal(
         self, brief: Brief, slot: int, draft: Draft, found: Proposed, outcome: str

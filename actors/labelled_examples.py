@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.constructs import asked_for
 from actors.kinds.registry import kind_of
 from actors.labelled import LabelledProgram
 from actors.prompt_builder import Prompt, PromptBuilder, PromptTooLong
@@ -67,7 +68,9 @@ class LabelledExamples:
         kind = kind_of(task.kind)
         try:
             if draw.random() < PROPOSE_SHARE:
-                prompt = self._prompts.propose(task.kind, self._references(task, program, others, draw))
+                asked = asked_for(task.program, self._settings.constructs, draw) if kind.writes_program else ()
+                references = self._references(task, program, others, draw)
+                prompt = self._prompts.propose(task.kind, references, constructs=asked)
                 return self._built(prompt, kind.proposal_reply(task), self._settings.max_propose_tokens)
             prompt = self._prompts.solve(task, self._solved(task, program, others, draw))
             return self._built(prompt, kind.answer_reply(task), self._settings.max_solve_tokens)

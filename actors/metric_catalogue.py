@@ -53,6 +53,7 @@ SELF_PLAY = Section(
         _gauge("nodes/{kind}", "", "syntax tree nodes of valid proposals"),
         _gauge("complexity/{kind}", "", "cognitive complexity of valid proposals"),
         _gauge("halstead/{kind}", "", "Halstead effort of valid proposals"),
+        _share("constructs/{kind}", "constructs that a prompt named and its valid program uses"),
         _share("composite/{kind}", "of the valid proposals that were given earlier functions: those that call one"),
         _gauge(
             "fact/{name}/{kind}",

@@ -30,6 +30,7 @@ _FACTS = {
     "halstead": "halstead",
     "answer_diversity": "output_diversity",
     "composite": "composite",
+    "constructs": "constructs",
 }
 """Reward part of a proposal whose program was inspected -> metric."""
 

@@ -51,17 +51,20 @@ class PromptBuilder:
         self._max_tokens = max_tokens
         self._num_inputs = num_inputs
 
-    def propose(self, kind: str, references: Sequence[Task], definitions: str = "") -> Prompt:
+    def propose(
+        self, kind: str, references: Sequence[Task], definitions: str = "", constructs: Sequence[str] = ()
+    ) -> Prompt:
         """Ask for a task of `kind`, in view of `references`, oldest first. They are left out, oldest first, until the
         prompt fits, but for the one that a kind writes about (`TaskKind.writes_program`); PromptTooLong if none helps.
 
-        `definitions`: source of g_0, g_1, ..., for a new f to call (`actors.composite`).
+        `definitions`: source of g_0, g_1, ..., for a new f to call (`actors.composite`). `constructs`: what it is to
+        use (`actors.constructs`).
         """
         asked = kind_of(kind)
         least = 0 if asked.writes_program else 1
         for dropped in range(max(1, len(references) - least + 1)):
             kept = references[dropped:]
-            request = ProposalRequest(self._format, kept, self._num_inputs, definitions)
+            request = ProposalRequest(self._format, kept, self._num_inputs, definitions, constructs)
             prompt = self._prompt(asked.proposal_prompt(request), len(kept))
             if len(prompt.token_ids) <= self._max_tokens:
                 return prompt

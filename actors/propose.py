@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from actors.buffer.task_buffer import Buffer
+from actors.completed import Completed, Completer
 from actors.composite import composite, definitions, fit
+from actors.constructs import draw_constructs, uses
 from actors.engine.generation import Completion
 from actors.environment import Environment
 from actors.heldout.tasks import is_held_out
@@ -52,6 +54,8 @@ class Brief:
     """References that the prompt shows: ids and tasks."""
     earlier: tuple[tuple[int, Task], ...] = ()
     """Tasks whose programs are g_0, g_1, ...: ids and tasks."""
+    constructs: tuple[str, ...] = ()
+    """Constructs that the prompt names."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Draft:
     """Measures of the program: `ignores_input`, `nodes`, `complexity`, `distance`, ...; `program` is its number."""
     measures: dict[str, float] = field(default_factory=dict)
     """Intrinsic measures, 0..1, by the names of `IntrinsicSettings`."""
+    completed: Completed | None = None
+    """The task that the executor made of a proposal without a fitting input (`selfplay.complete_inputs`)."""
 
 
 def _number_of(normal: str) -> float:
@@ -121,6 +127,7 @@ class Proposer(ABC):
         asked = kind_of(kind)
         count = self._settings.references if asked.writes_program else 1
         earlier = await self._earlier(kind, number) if asked.writes_program else ()
+        constructs = self._constructs(number) if asked.writes_program else ()
         for attempt in range(REDRAWS):
             salt = self._sampler.salt(number, f"references{attempt or ''}")
             references = await self._buffer.references(asked.reference_kinds, count, salt)
@@ -129,16 +136,19 @@ class Proposer(ABC):
             for given in (earlier, ()) if earlier else ((),):
                 text = definitions([task.program for _, task in given]) if given else ""
                 try:
-                    prompt = self._sampler.prompts.propose(kind, [task for _, task in references], text)
+                    prompt = self._sampler.prompts.propose(kind, [task for _, task in references], text, constructs)
                 except PromptTooLong:
                     self._sampler.counts["prompts_too_long"] += 1
                     continue
                 self._sampler.counts["references_left_out"] += len(references) - prompt.num_references
                 shown = tuple(references[len(references) - prompt.num_references :])
-                return Brief(kind, prompt, shown, tuple(given))
+                return Brief(kind, prompt, shown, tuple(given), constructs)
             if asked.writes_program:
                 return None  # it does not fit without references either
         return None
+
+    def _constructs(self, number: int | str) -> tuple[str, ...]:
+        return draw_constructs(self._settings.constructs, self._sampler.draw(number, "constructs"))
 
     async def _earlier(self, kind: str, number: int | str) -> tuple[tuple[int, Task], ...]:
         """Tasks whose programs the new f may call; none in most episodes, or where the buffer has no fit ones."""
@@ -161,10 +171,37 @@ class ModelProposer(Proposer):
         super().__init__(sampler, buffer)
         self._environment = environment
         self._labeller = Labeller(environment, pairs) if (pairs := self._settings.label_pairs) else None
+        self._completer = Completer(environment) if self._settings.complete_inputs else None
 
     async def draft(self, brief: Brief, name: str) -> Draft:
         """See `Proposer`. What the environment could not judge raises, and is never a verdict."""
         completion = await self._sampler.generate(brief.prompt, self._settings.max_propose_tokens, name)
+        started = time.monotonic()
+        draft = await self._judge(brief, completion)
+        if draft.task is None and draft.outcome != ProposalOutcome.HELD_OUT.value:
+            completed = await self._complete(brief, completion)
+            draft = replace(draft, completed=completed, execute_s=time.monotonic() - started)
+        return draft
+
+    async def _complete(self, brief: Brief, completion: Completion) -> Completed | None:
+        """The task of a proposal that is no valid one, with an input of the executor's, labelled as others are."""
+        text = answer_of(brief.prompt.reply_start + completion.text, self._settings.prompt_format)
+        if self._completer is None or text is None or brief.earlier or not kind_of(brief.kind).writes_program:
+            return None
+        found = await self._completer.complete(brief.kind, text, self._sampler.salt(0, "input"))
+        if found is None:
+            return None
+        try:
+            self._sampler.prompts.solve(found.task)
+        except PromptTooLong:
+            return None
+        self._sampler.counts["tasks_completed"] += 1
+        if self._labeller is not None:
+            await self._label(found.task, found.normal)
+        return found
+
+    async def _judge(self, brief: Brief, completion: Completion) -> Draft:
+        """Read and judge a reply."""
         proposal = self._read(brief, completion)
         if isinstance(proposal, FormatError):
             return Draft(completion, proposal.value, 0.0)
@@ -224,6 +261,9 @@ class ModelProposer(Proposer):
         parts = {"answer_diversity": diversity, "ignores_input": float(task.ignores_input)}
         measures = {"answer_diversity": diversity}
         parts |= {f"fact/{name}": value for name, value in kind.facts(task).items()}
+        if brief.constructs:
+            used = [uses(task.program, construct) for construct in brief.constructs]
+            parts["constructs"] = sum(used) / len(used)
         if brief.earlier:
             parts["composite"] = float("_make_g" in task.program)
         if facts is None:

@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 
 from actors.buffer.task_buffer import Buffer, NewTask
 from actors.kinds.deduction import Deduction
-from actors.kinds.registry import kind_of, kinds
+from actors.kinds.registry import forms_of
 from actors.propose import Draft, Proposer
 from actors.roles import MakeRoles
 from actors.sampler import Identity, together
 from actors.settings import SelfPlaySettings
-from executor.tasks import Task
 from executor.user_error import UserError
 
 SEED_KIND = Deduction.name
@@ -82,8 +81,8 @@ async def propose_seeds(
     drafts = await together(_propose(proposer, kind, f"seed{number}") for number in numbers)
     # In the order of their numbers, not of their coming: a seeded run repeats.
     for number, draft in zip(numbers, drafts, strict=True):
-        if draft is not None and draft.task is not None:
-            await _add(buffer, draft, draft.task, f"seed/{identity.actor_id}/{number}")
+        if draft is not None:
+            await _add(buffer, draft, f"seed/{identity.actor_id}/{number}")
     return [draft for draft in drafts if draft is not None]
 
 
@@ -92,9 +91,11 @@ async def _propose(proposer: Proposer, kind: str, name: str) -> Draft | None:
     return await proposer.draft(brief, name) if brief is not None else None
 
 
-async def _add(buffer: Buffer, draft: Draft, task: Task, episode_id: str) -> None:
-    version = min(span.version for span in draft.completion.versions)
-    others = [kind.from_triplet(task) for kind in kinds()] if kind_of(task.kind).from_triplet(task) else [task]
-    for one in others:
-        if one is not None:
-            await buffer.add(NewTask(one, draft.normal, version, episode_id))
+async def _add(buffer: Buffer, draft: Draft, episode_id: str) -> None:
+    task, normal = draft.task, draft.normal
+    if task is None and draft.completed is not None:
+        task, normal = draft.completed.task, draft.completed.normal
+    if task is not None:
+        version = min(span.version for span in draft.completion.versions)
+        for one in forms_of(task):
+            await buffer.add(NewTask(one, normal, version, episode_id))

@@ -57,6 +57,14 @@ class SelfPlaySettings(SettingsTable):
     """Train on the solutions that estimate a fresh proposal's difficulty.
     False is the way of the paper's public implementation: they are sampled without slots and thrown away, and the
     solve slots go to tasks of the buffer. It generates more for the same batch."""
+    constructs: int = Field(default=0, ge=0)
+    """Number of Python constructs (`sorted`, `%`, ...) that a deduction or abduction prompt names for the new f to use.
+    They are drawn at random; 0: none, as in the paper.
+    A small model that is only shown examples writes more of the same."""
+    complete_inputs: bool = False
+    """Let the executor find an input for a program that runs and was proposed with none, or with one that does not fit.
+    The task enters the buffer; the proposer is paid as for any invalid proposal (docs/selfplay.md).
+    An untrained small model writes many more distinct programs that run than valid proposals."""
     composite_functions: float = Field(default=0.0, ge=0, le=1)
     """Share of deduction and abduction prompts that offer earlier functions g_0, g_1, ... for the new f to call.
     0 is the paper's default."""

@@ -40,16 +40,21 @@ class Proposed:
 
     proposals: int = 0
     valid: int = 0
+    completed: int = 0
+    """Proposals whose input the executor found (`selfplay.complete_inputs`)."""
     ignoring: int = 0
     """Valid proposals whose value is the same for other inputs."""
     programs: set[str] = field(default_factory=set)
-    """Normalised programs of the other valid proposals."""
+    """Normalised programs of all other tasks."""
     tasks: Counter[str] = field(default_factory=Counter)
     """Tasks that were written, by kind."""
 
     def count(self, draft: Draft) -> None:
         """Count one proposal."""
         self.proposals += 1
+        if draft.completed is not None:
+            self.completed += 1
+            self.programs.add(draft.completed.normal)
         if draft.task is None:
             return
         self.valid += 1
@@ -59,6 +64,8 @@ class Proposed:
 
     def __str__(self) -> str:
         valid = f"{self.valid} valid of {self.proposals} proposals"
+        if self.completed:
+            valid += f", {self.completed} completed"
         return f"{valid}, {self.ignoring} ignore their input, {len(self.programs)} distinct programs that use it"
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from actors.constructs import named, used
 from actors.fences import blocks
 from actors.kinds.kind import ProposalRequest, TaskKind
 from actors.parsing import FormatError, first, inputs_of, last
@@ -118,7 +119,10 @@ class Induction(TaskKind):
         return ("", task.message.strip())
 
     def from_pairs(self, program: str, pairs: Sequence[tuple[str, str]], message: str, num_inputs: int) -> list[Task]:
-        """See `TaskKind`: one task of the first pairs, if there is a message."""
+        """See `TaskKind`: one task of the first pairs. Without a message, one that names a construct of it; none
+        where it has none of those either."""
+        found = used(program)
+        message = message or (f"f uses {named(found[-1:])}." if found else "")
         if not message or len(pairs) < num_inputs:
             return []
         inputs, outputs = zip(*pairs[:num_inputs], strict=True)

@@ -24,6 +24,9 @@ class ProposalRequest:
     """N: number of inputs to ask for, where a kind takes several (`selfplay.induction_inputs`)."""
     definitions: str = ""
     """Source of earlier functions g_0, g_1, ... for the new one to call (`actors.composite`), or nothing."""
+    constructs: Sequence[str] = ()
+    """Python constructs that the new function is to use (`actors.constructs`); none for a kind that writes no
+    program."""
 
 
 class TaskKind(ABC):

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 
 from actors.kinds.kind import TaskKind
+from executor.tasks import Task
 from executor.user_error import UserError
 from learner.trajectory import KIND_NAME
 
@@ -55,6 +56,13 @@ def kind_of(name: str) -> TaskKind:
             f"A package registers one as an entry point of the group {GROUP} (docs/extending.md)"
         )
     return _registered[name]
+
+
+def forms_of(task: Task) -> list[Task]:
+    """The tasks that a triplet gives, one of each kind that starts from triplets; `task` itself where it is none."""
+    if kind_of(task.kind).from_triplet(task) is None:
+        return [task]
+    return [form for kind in kinds() if (form := kind.from_triplet(task)) is not None]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from actors.constructs import named, used
 from actors.fences import blocks
 from actors.kinds.kind import ProposalRequest, TaskKind
 from actors.parsing import FormatError, first, inputs_of
@@ -30,14 +31,15 @@ class TripletKind(TaskKind):
     def proposal_prompt(self, request: ProposalRequest) -> PromptText:
         """See `TaskKind`: the references are examples, and the new function is to be unlike them."""
         examples = []
+        count = len(request.constructs)
         for number, task in enumerate(request.references, start=1):
-            examples.append([frame(f"Example {number}\n"), *triplet(task)])
+            examples.append([frame(_title(number, used(task.program)[:count])), *triplet(task)])
         definitions = request.definitions
         if request.prompt_format == "r1":
             earlier = [frame(_COMPOSITE_R1), block_piece("python", definitions)] if definitions else []
-            return r1(
-                [frame(f"{_RULES}{self.difficulty}\n\n"), *earlier, *(piece for one in examples for piece in one)]
-            )
+            asked = f" Let the function use {named(request.constructs)}." if request.constructs else ""
+            rules = frame(f"{_RULES}{self.difficulty}{asked}\n\n")
+            return r1([rules, *earlier, *(piece for one in examples for piece in one)])
         head = "Each example is a Python function f, an input, and its output. All functions differ."
         start = FUNCTION_START
         if definitions:
@@ -46,7 +48,7 @@ class TripletKind(TaskKind):
         pieces = [frame(f"{head}\n\n")]
         for one in examples:
             pieces += [*one, frame("\n")]
-        pieces.append(frame(f"Example {len(examples) + 1}\n"))
+        pieces.append(frame(_title(len(examples) + 1, request.constructs)))
         return PromptText(pieces, start, (f"{FENCE}output",))
 
     def read_proposal(self, text: str, references: Sequence[Task], num_inputs: int) -> Proposal | FormatError:
@@ -78,3 +80,8 @@ class TripletKind(TaskKind):
     def proposal_reply(self, task: Task) -> str:
         """See `TaskKind`."""
         return block("python", task.program) + block("input", task.inputs[0])
+
+
+def _title(number: int, constructs: Sequence[str]) -> str:
+    """The line above an example; `constructs`: what its program uses."""
+    return f"Example {number}: f uses {named(constructs)}\n" if constructs else f"Example {number}\n"

@@ -56,6 +56,7 @@ def register(commands: Any) -> None:
     )
     command.add_argument("--references", type=int, default=2, metavar="K", help="selfplay.references (default: 2)")
     command.add_argument("--examples", type=int, default=0, metavar="N", help="selfplay.examples (default: 0)")
+    command.add_argument("--constructs", type=int, default=0, metavar="N", help="selfplay.constructs (default: 0)")
     command.add_argument("--seed", type=int, default=0, help="of the draw of references")
     command.set_defaults(run=_run)
 
@@ -80,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise SeedError(f"{arguments.tasks} has no task")
     tasks = [task for task, _ in found]
     roles = ("solve", "propose") if arguments.role == "both" else (arguments.role,)
-    shared = arguments.format, roles, arguments.references, arguments.seed, arguments.examples
+    shared = arguments.format, roles, arguments.references, arguments.seed, arguments.examples, arguments.constructs
     if arguments.pairs:
         programs = asyncio.run(label_tasks(found, ExecutorSettings(), arguments.pairs, arguments.seed))
         distinct = len({normal for _, normal in found})

@@ -46,7 +46,9 @@ class RehearsedPrompts(PromptBuilder):
         self._seed = seed
         self._count = 0
 
-    def propose(self, kind: str, references: Sequence[Task], definitions: str = "") -> Prompt:
+    def propose(
+        self, kind: str, references: Sequence[Task], definitions: str = "", constructs: Sequence[str] = ()
+    ) -> Prompt:
         """See `PromptBuilder`."""
         self._count += 1
         return self._draw(Cell(kind, Role.PROPOSE), f"propose/{self._count}", len(references))

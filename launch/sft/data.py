@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from actors.constructs import asked_for
 from actors.kinds.registry import kind_of
 from actors.labelled import LabelledProgram
 from actors.prompt_builder import Prompt, PromptBuilder
@@ -39,9 +40,11 @@ def examples(
     num_references: int,
     seed: int,
     num_examples: int = 0,
+    num_constructs: int = 0,
 ) -> Iterator[dict[str, Any] | None]:
     """Examples as `azr sft` reads them, task by task. References of a proposer, and the `num_examples` that a solver is
-    shown (`selfplay.examples`), are tasks of other programs of `tasks`.
+    shown (`selfplay.examples`), are tasks of other programs of `tasks`. A proposer's prompt names up to
+    `num_constructs` constructs that the task's program uses (`selfplay.constructs`).
 
     None stands for one that the format cannot say: an answer with a fence in it, a program that begins with an import.
     """
@@ -60,7 +63,8 @@ def examples(
                 references = draw.sample(others, min(num_references, len(others)))
             else:
                 references = [task]
-            prompt = builder.propose(task.kind, references)
+            asked = asked_for(task.program, num_constructs, draw) if kind.writes_program else ()
+            prompt = builder.propose(task.kind, references, constructs=asked)
             yield _example(prompt, _PROPOSER_THOUGHT, kind.proposal_reply(task), prompt_format)
 
 
@@ -98,6 +102,7 @@ def labelled_examples(
     num_references: int,
     seed: int,
     num_examples: int = 0,
+    num_constructs: int = 0,
 ) -> Iterator[dict[str, Any] | None]:
     """As `examples`, of labelled programs: each pair is solved once in every kind that it gives a task of, and each
     program is proposed once in every kind. `num_inputs`: as in `LabelledProgram.tasks`."""
@@ -112,6 +117,5 @@ def labelled_examples(
             proposed.setdefault(kind, []).append(tasks[0])
     for role, tasks_of in (("solve", solved), ("propose", proposed)):
         for kind, tasks in tasks_of.items() if role in roles else ():
-            yield from examples(
-                tasks, prompt_format, (role,), num_references, hash_seed(seed, f"{role}/{kind}"), num_examples
-            )
+            drawn = hash_seed(seed, f"{role}/{kind}")
+            yield from examples(tasks, prompt_format, (role,), num_references, drawn, num_examples, num_constructs)

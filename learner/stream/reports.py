@@ -56,6 +56,11 @@ ACTORS = Section(
             "few",
         ),
         _count(
+            "tasks_completed",
+            "tasks whose program a proposer wrote, and whose input the executor found (`selfplay.complete_inputs`)",
+            "tasks",
+        ),
+        _count(
             "wait_for_policy_actor_s",
             "time in which an actor had nothing granted to play",
             ACTOR_SECONDS,

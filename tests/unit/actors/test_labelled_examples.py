@@ -95,7 +95,10 @@ def _asked(kind: str, text: str, program: LabelledProgram, pair: tuple[str, str]
     """Whether `text`, the last part of a solver's prompt, asks about this pair of this program."""
     given, output = pair
     if kind == "induction":
-        return f"```message\n{program.message}\n```" in text and pair == program.pairs[0]
+        message = program.message or "f uses `*`."
+        return (
+            f"```message\n{message}\n```" in text and f"```output\n{output}\n```" in text and pair == program.pairs[0]
+        )
     shown = f"```input\n{given}\n```" if kind == "deduction" else f"```output\n{output}\n```"
     return f"{program.program}\n```" in text and shown in text
 
