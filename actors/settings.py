@@ -160,6 +160,13 @@ class SelfPlaySettings(SettingsTable):
         return ValidationRules(dependence, self.strip_comments, self.strip_docstrings)
 
 
+SEVERAL_ENGINES = (
+    "An actor has one engine, with one copy of the model: set actors.num_actors for more engines, and "
+    "engine.tensor_parallel to split the model over GPUs."
+)
+"""What to set in place of vLLM's other kinds of parallelism."""
+
+
 class EngineSettings(SettingsTable):
     """`[engine]`: vLLM. Each rollout actor has one engine."""
 
@@ -177,16 +184,19 @@ class EngineSettings(SettingsTable):
     On a CPU it is raised to `engine.max_model_len`, because prompts are not split there."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
     """Size of the key/value cache on a CPU, in GiB; unused on GPUs (see `engine.gpu_memory_utilization`).
-    Too small: sequences are preempted and computed again (`preempted`)."""
+    The workers of the engine share it. Too small: sequences are preempted and computed again (`preempted`)."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     """Share of a GPU's memory that the engine takes, weights and key/value cache included; unused on a CPU."""
     tensor_parallel: int = Field(default=1, ge=1)
-    """Number of GPUs of one engine; the model is split over them."""
+    """Number of workers of one engine, each a process with a GPU; the model is split over them.
+    On a CPU, workers are processes on the same cores. It must divide the model's attention heads, and divide its
+    key/value heads or be a multiple of them. All workers are on one node, and one that dies ends the engine. For more
+    engines set `actors.num_actors`: data-parallel and expert-parallel engines are refused."""
     enforce_eager: bool = True
     """Run the model without compilation and CUDA graphs.
     Starts sooner and generates slower; set it to false for long runs on GPUs."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads of the engine; 0: vLLM's own choice.
+    """CPU threads of each worker of the engine; 0: on a CPU, the allowed cores divided by `engine.tensor_parallel`.
     On a CPU, engines and learner share the cores: too many threads slow both down."""
     seeded: bool = False
     """Give every request a seed that follows from `run.seed` and its slot, as serial mode always does.

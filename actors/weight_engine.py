@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,14 +24,16 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.model_executor.layers.linear import LinearBase, MergedColumnParallelLinear, QKVParallelLinear
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from actors.folder_loader import LOAD_FORMAT, FolderLoader
+from actors.running_weights import own_weights, whole_weights
 from actors.vllm_log import silence_reload
+from actors.worker_memory import remove_names
+from executor.signals import end_with_parent
 from learner.device import keep_memory
 from learner.weights.delta import DeltaDecoder
 from learner.weights.group import GroupSpec, WeightSyncError
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.config.weight_transfer import WeightTransferConfig
 
+_LOG = logging.getLogger(__name__)
 BACKEND = "azr"
 WORKER_EXTENSION = "actors.weight_engine.WorkerExtension"
 
@@ -52,8 +56,6 @@ _FALSE_ALARMS = (
     ("vllm.model_executor.model_loader.reload.layerwise", "Failed to load weights"),
     ("vllm.config.scheduler", "Using custom scheduler class"),
 )
-# Rows of the identity that are pushed through a layer at once, to read its weight back.
-_PROBE_ROWS = 512
 
 
 def register() -> None:
@@ -98,6 +100,9 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
         silence_reload(bool(getattr(vllm_config.model_config.hf_config, "tie_word_embeddings", False)))
         if device.type == "cpu":
             keep_memory()
+        if self.parallel_config.world_size > 1:
+            end_with_parent()  # the engine core; left alone, a worker that waits for weights would outlive it
+            remove_names()
         self.timings: dict[str, float] = {}
         self.dirty = False
         """Some weights of an update have gone in, but not all: the model is no policy that anybody trained."""
@@ -214,6 +219,20 @@ class WorkerExtension:
     """Methods that vLLM adds to its workers, for `collective_rpc`. Names begin with `azr_` so that none collides."""
 
     _weight_update_active: bool  # the worker's own
+    rank: int
+
+    def azr_attempt(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Call a method of this worker. Returns its `result`, or as `error` what it raised.
+
+        Where a worker raises, vLLM's executor leaves the answers of those after it unread, and takes them for the
+        answers to its next call.
+        """
+        try:
+            return {"result": getattr(self, method)(*args, **kwargs)}
+        except Exception as error:
+            if not isinstance(error, WeightSyncError):  # which says itself who waited for whom
+                _LOG.exception("%s failed", method)
+            return {"error": f"{type(error).__name__}: {error}"}
 
     def azr_joined(self) -> bool:
         """Whether the weight group that was last joined is whole."""
@@ -242,59 +261,10 @@ class WorkerExtension:
         return self.azr_update_state()
 
     def azr_checksums(self) -> dict[str, str]:
-        """`learner.weights.manifest.checksum` of the weights in use."""
-        return checksum(running_weights(self.get_model()))  # type: ignore[attr-defined]
+        """`learner.weights.manifest.checksum` of the weights in use, as whole tensors; all workers at the same time."""
+        return checksum(whole_weights(self.get_model()))  # type: ignore[attr-defined]
 
-    def azr_save_weights(self, path: str) -> None:
-        """Write the weights in use to a safetensors file."""
-        save_file({name: w.cpu() for name, w in running_weights(self.get_model())}, path)  # type: ignore[attr-defined]
-
-
-def running_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights that `model` computes with, under Hugging Face names (one tensor-parallel rank).
-
-    A linear layer's weight is read by pushing the identity through the very kernel that generation uses: on a CPU
-    that kernel holds the only copy, in a layout of its own. Each result is one product with 1, so it is exact. The
-    output head is read likewise even where it is tied, so that a stale copy shows (as `lm_head.weight`).
-    """
-    packed: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
-    for prefix, module in model.named_modules():
-        if isinstance(module, LinearBase):
-            yield from _unpack(prefix, module, packed)
-        elif isinstance(module, ParallelLMHead):
-            yield f"{prefix}.weight", _probe(module, module.embedding_dim)[: module.org_vocab_size]
-        elif isinstance(module, VocabParallelEmbedding):
-            yield f"{prefix}.weight", module.get_parameter("weight").detach()[: module.org_vocab_size].clone()
-        else:
-            for name, parameter in module.named_parameters(recurse=False):
-                yield f"{prefix}.{name}", parameter.detach().clone()
-
-
-def _unpack(prefix: str, module: LinearBase, packed: dict[str, list[str]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """A linear layer's weight and bias; merged ones (q, k and v; gate and up) taken apart."""
-    tensors = {"weight": _probe(module, module.input_size)}
-    if module.bias is not None:
-        tensors["bias"] = module.get_parameter("bias").detach().to(module.params_dtype)
-    parent, _, leaf = prefix.rpartition(".")
-    if isinstance(module, QKVParallelLinear):
-        sizes = [n * module.head_size for n in (module.total_num_heads, *[module.total_num_kv_heads] * 2)]
-    elif isinstance(module, MergedColumnParallelLinear):
-        sizes = list(module.output_sizes)
-    else:
-        sizes = [module.output_size]
-    names = packed.get(leaf, [leaf]) if len(sizes) > 1 else [leaf]
-    for kind, tensor in tensors.items():
-        for name, part in zip(names, tensor.split(sizes), strict=True):
-            yield f"{parent}.{name}.{kind}", part.contiguous()
-
-
-def _probe(module: Any, num_inputs: int) -> torch.Tensor:
-    """The weight [outputs, inputs] that a layer multiplies with."""
-    dtype, device = module.weight.dtype, module.weight.device
-    columns = []
-    for start in range(0, num_inputs, _PROBE_ROWS):
-        rows = min(_PROBE_ROWS, num_inputs - start)
-        unit = torch.zeros(rows, num_inputs, dtype=dtype, device=device)
-        unit[torch.arange(rows), torch.arange(start, start + rows)] = 1
-        columns.append(module.quant_method.apply(module, unit, None).clone())
-    return torch.cat(columns).t().contiguous()
+    def azr_save_weights(self, folder: str) -> None:
+        """Write this worker's shards of the weights in use to `<rank>.safetensors`."""
+        path = Path(folder) / f"{self.rank}.safetensors"
+        save_file({name: w.cpu().contiguous() for name, w in own_weights(self.get_model())}, path)  # type: ignore[attr-defined]

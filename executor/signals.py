@@ -1,7 +1,7 @@
 """Keeps the signals that ask a run to stop from its processes: its driver alone acts on them.
 
 A scheduler sends SIGTERM or SIGUSR2 to every process of a job, a terminal SIGINT to every process in the foreground,
-and SIGHUP when it closes.
+and SIGHUP when it closes. `end_with_parent` is about the one signal that the kernel sends by itself.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Iterator
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 """Requests to stop. SIGUSR2 is what schedulers are asked to send ahead of a time limit, since NCCL uses SIGUSR1. SIGHUP
 comes when the terminal closes, as at the end of an ssh session."""
+_PR_SET_PDEATHSIG = 1  # prctl(2), Linux
+_LIBC = ctypes.CDLL(None)
 
 
 def requests() -> tuple[signal.Signals, ...]:
@@ -45,3 +47,11 @@ def ignore_signals() -> None:
     libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     for number in SIGNALS:
         libc.signal(number, int(signal.SIG_IGN))
+
+
+def end_with_parent() -> None:
+    """The kernel kills this process when the thread that started it ends. Also as `preexec_fn` of `Popen`.
+
+    A process that is killed, as for lack of memory, can end nothing itself.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

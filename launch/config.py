@@ -25,6 +25,7 @@ from executor.settings import ExecutorSettings
 from executor.settings_table import SettingsTable
 from launch.addresses import AUTO_HOST, LOOPBACK
 from launch.recipe import ConfigError, assign, find_recipe, parse_override, read_recipe
+from launch.refused_settings import REFUSED, RENAMED
 from launch.settings import (
     ActorsSettings,
     RaySettings,
@@ -36,24 +37,6 @@ from launch.settings import (
 from launch.slurm_settings import SlurmSettings
 from learner.settings import LearnerSettings, ModelSettings, StreamSettings, needs_keys
 from learner.sft.settings import SftLearnerSettings, SftSettings
-
-RENAMED = {
-    "actors.max_restarts": "supervision.max_actor_restarts",
-    "actors.restart_window_s": "supervision.restart_window_s",
-    "buffer.max_restarts": "supervision.max_buffer_restarts",
-    "learner.max_restarts": "supervision.max_learner_restarts",
-    "run.watchdog_s": "supervision.watchdog_s",
-}
-"""Former key -> its present name: old recipes and run folders are refused with it."""
-SHAPES_SAMPLING = (
-    "selfplay.top_p",
-    "selfplay.top_k",
-    "selfplay.min_p",
-    "selfplay.repetition_penalty",
-    "selfplay.presence_penalty",
-    "selfplay.frequency_penalty",
-)
-"""Keys that users of other systems expect, and why they are refused is worth saying."""
 
 
 class Config(SettingsTable):
@@ -117,6 +100,11 @@ class Config(SettingsTable):
             raise ValueError(
                 "run.mode = serial has one actor and one learner rank: set actors.num_actors = 1 and learner.parallel "
                 "to 1 x 1"
+            )
+        if self.run.mode == "serial" and self.engine.tensor_parallel > 1:
+            raise ValueError(
+                f"run.mode = serial has its engine in the same process, so one worker: engine.tensor_parallel is "
+                f"{self.engine.tensor_parallel}, set it to 1"
             )
         if self.rehearsal.actors_per_process > 1 and self.run.mode != "rehearse":
             raise ValueError(
@@ -286,11 +274,8 @@ def _explain(item: Any, sources: dict[str, str], root: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
         if key in RENAMED and root is Config:
             return f"{key} is now {RENAMED[key]}{where}: rename it there."
-        if key in SHAPES_SAMPLING:
-            return (
-                f"{key} cannot be set{where}: the learner's log-probabilities have to be of the distribution that is "
-                "sampled, and are those of softmax(logits / selfplay.temperature)."
-            )
+        if key in REFUSED:
+            return f"{key} cannot be set{where}: {REFUSED[key]}"
         near = _nearest(key, list(keys))
         hint = f" Did you mean {near}?" if near else ""
         docs = "azr config docs" if root is Config else "azr config docs --sft"

@@ -39,9 +39,13 @@ def check_model(config: Config, model_dir: Path, on_gpus: bool | None = None) ->
 
 
 def cache_bytes_per_token(config: Config, model: Architecture) -> int:
-    """Bytes of keys and values of one token in one engine: 2 x layers x key/value heads x head size x element size."""
+    """Bytes of keys and values of one token in one engine: 2 x layers x key/value heads x head size x element size.
+
+    Where the engine has more workers than the model has key/value heads, each worker keeps one head.
+    """
     element = 2 if config.engine.dtype == "bfloat16" else 4
-    return 2 * model.num_layers * model.num_query_groups * model.head_dim * element
+    heads = max(model.num_query_groups, config.engine.tensor_parallel)
+    return 2 * model.num_layers * heads * model.head_dim * element
 
 
 def num_parameters(model: Architecture) -> int:
@@ -78,15 +82,26 @@ def _files(model_dir: Path) -> list[str]:
 
 
 def _parallel(config: Config, model: Architecture) -> list[str]:
-    learner = config.learner.parallel
+    learner, workers = config.learner.parallel, config.engine.tensor_parallel
+    heads = model.num_query_groups
     sizes = (
-        ("engine.tensor_parallel", config.engine.tensor_parallel, "attention heads", model.num_heads),
+        ("engine.tensor_parallel", workers, "attention heads", model.num_heads),
+        ("engine.tensor_parallel", workers, "feed-forward columns", model.ffn_hidden_size),
         ("learner.parallel.tensor", learner.tensor, "attention heads", model.num_heads),
         ("learner.parallel.tensor", learner.tensor, "key/value heads", model.num_query_groups),
         ("learner.parallel.tensor x context", learner.tensor * learner.context, "attention heads", model.num_heads),
     )
-    deep = [f"learner.parallel.pipeline = {learner.pipeline} is more than the model's {model.num_layers} layers"]
-    return (deep if learner.pipeline > model.num_layers else []) + [
+    faults = []
+    if learner.pipeline > model.num_layers:
+        faults.append(
+            f"learner.parallel.pipeline = {learner.pipeline} is more than the model's {model.num_layers} layers"
+        )
+    if heads % workers and workers % heads:
+        faults.append(
+            f"engine.tensor_parallel = {workers} neither divides the model's {heads} key/value heads nor is a multiple "
+            "of them: set it to a divisor or a multiple"
+        )
+    return faults + [
         f"{key} = {size} does not divide the model's {count} {what}: set it to a divisor of {count}"
         for key, size, what, count in sizes
         if count % size
@@ -107,7 +122,7 @@ def _lengths(config: Config, model_dir: Path) -> list[str]:
 
 def _cache(config: Config, model: Architecture) -> list[str]:
     blocks = -(-config.engine.max_model_len // BLOCK_TOKENS)
-    needed = blocks * BLOCK_TOKENS * cache_bytes_per_token(config, model) / config.engine.tensor_parallel
+    needed = blocks * BLOCK_TOKENS * cache_bytes_per_token(config, model)
     if config.engine.kv_cache_gib * _GIB >= needed:
         return []
     return [

@@ -47,11 +47,13 @@ class AsyncEngine(VllmEngine):
         self._death: asyncio.Task[None] | None = None
         self._updates: set[asyncio.Task[dict[str, float]]] = set()
         self._closing = False
+        self._broken = False
+        """The workers cannot be asked any more."""
 
     async def start(self) -> None:
         """See `Engine.start`. The event loop keeps running meanwhile."""
         await asyncio.to_thread(self._build)
-        self._death = asyncio.create_task(self._until_dead(self._llm))
+        self._death = asyncio.create_task(self._until_dead())
         await self.set_version(0)
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, request_id: str) -> Completion:
@@ -164,24 +166,30 @@ class AsyncEngine(VllmEngine):
 
     async def _load(self, manifest: Sequence[TensorSpec], version: int, watch: Stopwatch, still: ExitStack) -> None:
         """Pause generation and receive one broadcast."""
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
         await self._llm.pause_generation(mode="keep", clear_cache=False)
         watch.lap("pause_s")
         still.enter_context(self._time.during(Activity.LOADING))
-        await self._llm.start_weight_update()
+        await self._rpc("start_weight_update")
         watch.lap("start_s")
-        request = WeightTransferUpdateRequest(update_info={"manifest": manifest_to_json(manifest)})
-        await self._llm.update_weights(request)
+        await self._rpc("update_weights", {"manifest": manifest_to_json(manifest)})
         watch.lap("load_s")
         if not await self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache")
-        await self._llm.finish_weight_update(weight_version=str(version))
+        await self._rpc("finish_weight_update")
+        await self._llm.update_weight_version(str(version))
         self._version = version
         watch.lap("finish_s")
 
-    async def _rpc(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        results: list[Any] = await self._while_alive(self._llm.collective_rpc(method, args=args, kwargs=kwargs))
+    async def _ask_workers(self, method: str, *args: Any) -> list[Any]:
+        """See `VllmEngine`. Raises EngineDead where vLLM does not bring the workers' answers: its executor fails before
+        the engine says that it has died."""
+        try:
+            results: list[Any] = await self._while_alive(self._llm.collective_rpc(method, args=args))
+        except EngineDead:
+            raise
+        except Exception as error:
+            self._broken = True
+            raise EngineDead from error
         return results
 
     async def _while_alive(self, call: Coroutine[Any, Any, T]) -> T:
@@ -200,9 +208,8 @@ class AsyncEngine(VllmEngine):
         finally:
             calling.cancel()
 
-    @staticmethod
-    async def _until_dead(llm: Any) -> None:
-        while not llm.errored:
+    async def _until_dead(self) -> None:
+        while not (self._broken or self._llm.errored):
             await asyncio.sleep(_DEATH_POLL_S)
 
     def _build(self) -> None:

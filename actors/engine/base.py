@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from actors.engine.generation import Completion, EngineAborted, EngineDead, Sampling, WeightUpdateFailed
-from actors.settings import EngineSettings
+from actors.engine.generation import Completion, EngineAborted, EngineDead, Sampling, WeightUpdateFailed, WorkerFailed
+from actors.settings import SEVERAL_ENGINES, EngineSettings
 from executor.cpus import allowed_cpus
 from learner.trajectory import Status, VersionSpan
 from learner.weights.group import GroupSpec
@@ -72,7 +72,7 @@ class VllmEngine:
 
     @property
     def num_workers(self) -> int:
-        """Ranks that this engine takes in a weight group."""
+        """Ranks that this engine takes in a weight group: each worker receives whole tensors and keeps its shards."""
         return self.settings.tensor_parallel
 
     async def join(self, spec: GroupSpec, rank: int) -> None:
@@ -89,8 +89,7 @@ class VllmEngine:
 
     async def checksums(self) -> dict[str, str]:
         """See `Engine.checksums`."""
-        digests: dict[str, str] = only(await self._rpc("azr_checksums"))
-        return digests
+        return common_digests(await self._rpc("azr_checksums"))
 
     async def versioned_checksums(self) -> tuple[int, dict[str, str]]:
         """The version that runs, and `checksums` of it; waits for an update that goes on."""
@@ -102,7 +101,14 @@ class VllmEngine:
         return dict(self._stats)
 
     async def _rpc(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        """Call a method of every worker; one result a worker."""
+        """Call a method of every worker; one result a worker. Raises `WorkerFailed` where a worker raised."""
+        answers = await self._ask_workers("azr_attempt", method, args, kwargs)
+        if errors := dict.fromkeys(answer["error"] for answer in answers if "error" in answer):
+            raise WorkerFailed("; ".join(errors))
+        return [answer["result"] for answer in answers]
+
+    async def _ask_workers(self, method: str, *args: Any) -> list[Any]:
+        """Call a method that does not raise in any worker."""
         raise NotImplementedError
 
     def _engine_args(self) -> dict[str, Any]:
@@ -133,17 +139,20 @@ class VllmEngine:
         }
         if current_platform.is_cpu():
             args |= {
-                "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+                # Of each worker, which has its share of the key/value heads.
+                "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30 / settings.tensor_parallel),
                 "block_size": _CPU_BLOCK_SIZE,
                 # A seeded request whose prompt comes in chunks kills the engine: "CPU Generator does not use offset".
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(settings.max_num_batched_tokens, settings.max_model_len),
             }
-            if settings.tensor_parallel == 1:
-                # The model in the engine's own process: one process and its polling less, and a faster start.
-                args["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+            # The model in the engine's own process: one process and its polling less, and a faster start.
+            args["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
         else:
             args["gpu_memory_utilization"] = settings.gpu_memory_utilization
+        if settings.tensor_parallel > 1:
+            # Processes of the actor's own. In a Ray actor vLLM might choose Ray, which would place them anywhere.
+            args["distributed_executor_backend"] = "mp"
         return args
 
     def _prompt(self, prompt_ids: Sequence[int]) -> Any:
@@ -207,16 +216,19 @@ def update_failed(version: int, workers: Sequence[dict[str, float]], error: Base
     return WeightUpdateFailed(version, error, intact=not dirty, interrupted=interrupted)
 
 
-def only(results: list[Any]) -> Any:
-    """Return the result of the only worker. Raises ValueError for engines of more: weights are read back from one
-    alone."""
-    if len(results) != 1:
-        raise ValueError(f"the engine has {len(results)} workers")
-    return results[0]
+def common_digests(of_workers: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return the digests of an engine's weights from those of whole tensors in each of its workers. A tensor on which
+    the workers differ gets the digests of all, one after the other, which equal no digest."""
+    names = dict.fromkeys(name for digests in of_workers for name in digests)
+    return {
+        name: " ".join(dict.fromkeys(digests.get(name, "missing") for digests in of_workers)) for name in names
+    }
 
 
 def _set_environment(settings: EngineSettings, in_process: bool) -> None:
-    """See the module's docstring."""
+    """See the module's docstring. Raises ValueError for an environment that gives vLLM another kind of engine."""
+    if (copies := os.environ.get("VLLM_DP_SIZE", "1")) != "1":
+        raise ValueError(f"the environment has VLLM_DP_SIZE={copies}: unset it. {SEVERAL_ENGINES}")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["DO_NOT_TRACK"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -231,4 +243,6 @@ def _set_environment(settings: EngineSettings, in_process: bool) -> None:
         if settings.threads:
             os.environ["OMP_NUM_THREADS"] = str(settings.threads)
         else:
-            os.environ.setdefault("OMP_NUM_THREADS", str(allowed_cpus()))
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, allowed_cpus() // settings.tensor_parallel)))
+    # Where a worker dies the others may wait for it in a kernel: they have this long to end by themselves, in seconds.
+    os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")

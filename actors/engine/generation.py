@@ -59,6 +59,10 @@ class EngineDead(EngineAborted):
         )
 
 
+class WorkerFailed(RuntimeError):
+    """A call raised in a worker of the engine, which goes on. The message has what it raised."""
+
+
 class WeightUpdateFailed(RuntimeError):
     """New weights did not arrive completely.
 

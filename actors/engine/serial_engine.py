@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from actors.engine.base import VllmEngine, only, split_transfer, update_failed
+from actors.engine.base import VllmEngine, split_transfer, update_failed
 from actors.engine.generation import Completion, EngineAborted, Sampling
 from actors.settings import EngineSettings
 from learner.stopwatch import Stopwatch
@@ -94,7 +94,7 @@ class SerialEngine(VllmEngine):
             raise update_failed(version, self._llm.collective_rpc("azr_abandon_update"), error) from error
         await self.set_version(version)
         watch.lap("resume_s")
-        return split_transfer(watch.seconds, only(self._llm.collective_rpc("azr_update_state")))
+        return split_transfer(watch.seconds, self._llm.collective_rpc("azr_update_state")[0])
 
     async def died(self) -> None:
         """See `Engine.died`. An engine in this process does not die by itself."""
@@ -120,8 +120,8 @@ class SerialEngine(VllmEngine):
             self._llm.engine_core.shutdown()
             self._llm = None
 
-    async def _rpc(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        results: list[Any] = self._llm.collective_rpc(method, args=args, kwargs=kwargs)
+    async def _ask_workers(self, method: str, *args: Any) -> list[Any]:
+        results: list[Any] = self._llm.collective_rpc(method, args=args)
         return results
 
     async def _drive(self) -> None:

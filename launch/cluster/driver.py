@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 
 from launch.cluster.context import RunFailed
+from launch.cluster.placement import actor_cpus
 from launch.cluster.ray_session import ray_session
 from launch.cluster.requests import Requests
 from launch.cluster.supervisor import Supervisor
@@ -46,7 +47,7 @@ def run(
     interrupts = interrupts or Interrupts()
     config = with_absolute_paths(config)  # processes have working directories of their own
     hosts = -(-config.actors.num_actors // config.rehearsal.actors_per_process)
-    num_processes = config.learner.parallel.world_size + hosts
+    num_processes = config.learner.parallel.world_size + hosts * actor_cpus(config)
     check_port(config)
     try:
         with scratch(folder.path) as private:

@@ -8,7 +8,7 @@ from pathlib import Path
 from executor.user_error import UserError
 
 _ERROR = re.compile(r"\b(\w*(?:Error|Exception)): (.+)")
-_NO_CAUSE = "Engine core initialization failed"
+_NO_CAUSE = re.compile("Engine core initialization failed|WorkerProc initialization failed")
 _LASTING = ("ValueError", "ValidationError", "NotImplementedError", "KeyError", "OutOfMemoryError", "MemoryError")
 """Exceptions that the same settings raise again; others, such as a port that is taken, may pass."""
 _SETTINGS = (
@@ -40,7 +40,7 @@ def explain(error: Exception, log: Path, start: int) -> Exception:
     with log.open("rb") as file:
         file.seek(start)
         text = file.read().decode("utf-8", "replace")
-    found = [match.groups() for match in _ERROR.finditer(text) if _NO_CAUSE not in match[2]]
+    found = [match.groups() for match in _ERROR.finditer(text) if not _NO_CAUSE.search(match[2])]
     name, why = (
         found[-1] if found else (type(error).__name__, str(error).strip().splitlines()[-1] if str(error) else "")
     )

@@ -9,15 +9,16 @@ such nodes all ranks go to one node if it has room, otherwise to as few as possi
 node. Rollout actors are spread: each goes to the node with the most free GPUs (without GPUs: CPUs). An engine never
 spans two nodes. More actors do not move earlier ones.
 
-A rank needs one GPU, an engine `engine.tensor_parallel`. If no node has a GPU, everything runs on CPUs. A process
-counts as one CPU whatever its `threads` setting says: the number only bounds how many processes share a node.
+A rank needs one GPU, an engine `engine.tensor_parallel`. If no node has a GPU, everything runs on CPUs. A rank counts
+as one CPU and a rollout actor as one for each worker of its engine, whatever their `threads` settings say: the number
+only bounds how many processes share a node.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from executor.user_error import UserError
@@ -118,10 +119,8 @@ def place(
     )
     assignments = _place_ranks(config.learner.parallel, learner, free)
     assignments.append(Assignment(Part.BUFFER, 0, assignments[0].node, Needs(num_cpus=0)))
-    actor = Needs(
-        num_gpus=config.engine.tensor_parallel if on_gpus else 0,
-        memory_bytes=engine_memory(config, num_parameters, on_gpus) if num_parameters else 0,
-    )
+    memory = engine_memory(config, num_parameters, on_gpus) if num_parameters else 0
+    actor = replace(_actor_needs(config, on_gpus), memory_bytes=memory)
     for index in range(config.actors.num_actors if num_actors is None else num_actors):
         assignments.append(_place_actor(index, actor, free))
     return tuple(assignments)
@@ -136,8 +135,7 @@ def place_ranks(
 
 def place_actor(config: Config, index: int, nodes: Sequence[Node], taken: Collection[tuple[str, Needs]]) -> Assignment:
     """Assign one rollout actor. `taken`: see `place`. Raises PlacementError."""
-    actor = Needs(num_gpus=config.engine.tensor_parallel if _on_gpus(nodes) else 0)
-    return _place_actor(index, actor, _free(nodes, taken))
+    return _place_actor(index, _actor_needs(config, _on_gpus(nodes)), _free(nodes, taken))
 
 
 def place_job(config: Config | SftConfig) -> tuple[Assignment, ...]:
@@ -190,11 +188,20 @@ def learner_memory(config: Config, num_parameters: int) -> int:
 
 
 def engine_memory(config: Config, num_parameters: int, on_gpu: bool) -> int:
-    """Bytes of one engine's weights on each of its GPUs; on a CPU its weights and key/value cache."""
+    """Bytes of one engine's weights on each of its GPUs; on a CPU the weights and key/value cache of all its workers."""
     weights = num_parameters * _bytes_of(config.engine.dtype)
     if on_gpu:
         return weights // config.engine.tensor_parallel
     return weights + int(config.engine.kv_cache_gib * _GIB)
+
+
+def actor_cpus(config: Config) -> int:
+    """The number of CPUs that one rollout actor counts as. A rehearsed engine has no workers of its own."""
+    return 1 if config.run.mode == "rehearse" else config.engine.tensor_parallel
+
+
+def _actor_needs(config: Config, on_gpus: bool) -> Needs:
+    return Needs(num_cpus=actor_cpus(config), num_gpus=config.engine.tensor_parallel if on_gpus else 0)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from actors.worker_memory import MARK
 from launch.doctor.report import Check, CheckState, Section
 from launch.run.scratch import is_used, scratch_base
 
@@ -60,8 +61,8 @@ def _sockets(temporary: Path, processes: Path) -> Iterator[Check]:
 
 
 def _shared_memory(shared: Path, processes: Path) -> Iterator[Check]:
-    """Semaphores and shared memory of Python's multiprocessing that no process has mapped."""
-    found = [path for path in _mine(shared) if path.name.startswith(("sem.mp-", "psm_"))]
+    """Semaphores and shared memory of Python's multiprocessing and of vLLM's workers that no process has mapped."""
+    found = [path for path in _mine(shared) if path.name.startswith(("sem.mp-", "psm_")) or MARK in path.name]
     if not found:
         return
     mapped = "".join(_maps(processes))

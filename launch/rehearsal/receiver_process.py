@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from executor.signals import ignore_signals, withheld
-from launch.slurm.processes import end_with_parent
+from executor.signals import end_with_parent, ignore_signals, withheld
 
 if TYPE_CHECKING:
     from launch.rehearsal.receivers import OwnReceivers

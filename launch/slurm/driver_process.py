@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch.slurm.processes import end_with_parent
+from executor.signals import end_with_parent
 
 _LOG = logging.getLogger(__name__)
 SPARE_S = 2.0

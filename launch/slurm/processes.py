@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import signal
 import time
 
 import psutil
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -22,14 +21,6 @@ def become_subreaper() -> None:
     """Make this process the parent of all its orphaned descendants. Raises OSError."""
     if _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "this process cannot become a subreaper")
-
-
-def end_with_parent() -> None:
-    """As `preexec_fn` of `Popen`: the kernel kills the new process when the thread that started it ends.
-
-    An agent that is killed, as for lack of memory, can end nothing itself.
-    """
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def reap(own: set[int]) -> None:

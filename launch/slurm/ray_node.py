@@ -13,9 +13,8 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from executor.signals import withheld
+from executor.signals import end_with_parent, withheld
 from executor.user_error import UserError
-from launch.slurm.processes import end_with_parent
 
 _LOG = logging.getLogger(__name__)
 _STARTED = "Ray runtime started"

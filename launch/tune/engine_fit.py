@@ -47,7 +47,7 @@ def setup_of(run: RunRecord, cores: int, kv_tokens: float, cached_share: float) 
     engine = run.config.engine
     return EngineSetup(
         cores=cores,
-        threads=engine.threads or cores,
+        threads=engine.threads * engine.tensor_parallel or cores,
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=max(engine.max_num_batched_tokens, engine.max_model_len),
         kv_tokens=kv_tokens,

@@ -112,7 +112,8 @@ def _cores_s(config: Config, learn_s: float, generate_s: float) -> float | None:
         return None
     if not set(engines) & set(learner):
         return 0.0
-    busy = learn_s * (config.learner.threads or len(learner)) + generate_s * (config.engine.threads or len(engines))
+    threads = config.engine.threads * config.engine.tensor_parallel or len(engines)
+    busy = learn_s * (config.learner.threads or len(learner)) + generate_s * threads
     return busy / len(set(engines) | set(learner))
 
 

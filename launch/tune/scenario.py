@@ -55,7 +55,7 @@ class Scenario:
         hardware, learner = calibration.hardware, config.learner
         on_gpu = hardware.kind == "gpu"
         parallel = learner.parallel
-        own = config.engine.tensor_parallel if on_gpu else config.engine.threads
+        own = config.engine.tensor_parallel * (1 if on_gpu else config.engine.threads)
         pinned = _pinned(config)
         return cls(
             selfplay=config.selfplay,

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 
 from executor.settings_table import SettingsTable
 from launch import cli
-from launch.config import RENAMED, Config, SftConfig, build, documented, load, schema, to_toml
+from launch.config import Config, SftConfig, build, documented, load, schema, to_toml
 from launch.recipe import RECIPES, ConfigError, parse_override
+from launch.refused_settings import REFUSED, RENAMED
 
 
 @pytest.mark.parametrize(
@@ -101,9 +102,37 @@ def test_a_supervised_loss_has_no_thoughts_to_teach() -> None:
         load("smollm2-cpu", [*on, "selfplay.prompt_format=r1"])
 
 
+@pytest.mark.parametrize(
+    ("key", "instead"),
+    [
+        ("engine.data_parallel", "actors.num_actors"),
+        ("engine.data_parallel_size", "actors.num_actors"),
+        ("engine.enable_expert_parallel", "actors.num_actors"),
+        ("engine.pipeline_parallel_size", "engine.tensor_parallel"),
+        ("engine.tensor_parallel_size", "engine.tensor_parallel"),
+        ("engine.extra.data_parallel_size", "[engine]"),
+    ],
+)
+def test_other_kinds_of_engines_are_refused_with_what_to_set(key: str, instead: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape("cannot be set (override")) as caught:
+        load("smollm2-cpu", [f"{key}=2"])
+    assert instead in str(caught.value)
+
+
+def test_no_setting_is_refused_and_a_reason_names_settings_that_exist() -> None:
+    settings = dict(documented())
+    assert not settings.keys() & REFUSED.keys()
+    for why in REFUSED.values():
+        named = set(re.findall(r"\b(?:actors|engine|selfplay)\.[a-z_]+", why))
+        assert named <= settings.keys()
+        assert named or "[engine]" in why
+
+
 def test_serial_mode_refuses_what_needs_processes() -> None:
     with pytest.raises(ConfigError, match=r"actors\.num_actors = 1"):
         load("smollm2-cpu", ["run.mode=serial", "actors.num_actors=2"])
+    with pytest.raises(ConfigError, match=r"engine\.tensor_parallel is 2, set it to 1"):
+        load("smollm2-cpu", ["run.mode=serial", "engine.tensor_parallel=2"])
 
 
 def test_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:

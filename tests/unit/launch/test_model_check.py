@@ -43,6 +43,7 @@ def test_the_shipped_recipe_can_work(model: Path) -> None:
         (["engine.kv_cache_gib=100000"], "this machine has .* engine.kv_cache_gib = 100000"),
         (["engine.max_model_len=10000"], "engine.max_model_len = 10000 is more than the 8192 positions"),
         (["engine.tensor_parallel=2"], "engine.tensor_parallel = 2 does not divide the model's 9 attention heads"),
+        (["engine.tensor_parallel=9"], "engine.tensor_parallel = 9 does not divide the model's 1536 feed-forward"),
         (["learner.parallel.tensor=9"], "learner.parallel.tensor = 9 does not divide the model's 3 key/value heads"),
         (["learner.parallel.context=2"], "tensor x context = 2 does not divide"),
     ],
@@ -50,6 +51,18 @@ def test_the_shipped_recipe_can_work(model: Path) -> None:
 def test_what_can_never_work_is_refused(model: Path, overrides: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check_model(recipe(*overrides), model, on_gpus=False)
+
+
+def test_workers_share_the_key_value_heads_or_repeat_them(model: Path) -> None:
+    (model / "config.json").write_text(json.dumps(SMOLLM2 | {"num_attention_heads": 12, "num_key_value_heads": 2}))
+    architecture = Architecture.read(model)
+    one = cache_bytes_per_token(recipe(), architecture)
+    for workers, cache in ((2, one), (4, 2 * one), (12, 6 * one)):
+        config = recipe(f"engine.tensor_parallel={workers}")
+        check_model(config, model, on_gpus=False)
+        assert cache_bytes_per_token(config, architecture) == cache
+    with pytest.raises(ConfigError, match="= 3 neither divides the model's 2 key/value heads nor is a multiple"):
+        check_model(recipe("engine.tensor_parallel=3"), model, on_gpus=False)
 
 
 def test_the_cache_must_hold_one_sequence_to_the_byte(model: Path) -> None:

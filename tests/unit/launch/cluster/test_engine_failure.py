@@ -29,7 +29,8 @@ CORE = "(EngineCore pid=7) ERROR 11-27 08:58:29 [core.py:1510] "
 )
 def test_the_settings_that_decide_it_are_named(tmp_path: Path, why: str, setting: str) -> None:
     log = tmp_path / "log"
-    log.write_text(f"{BEFORE}{CORE}EngineCore failed to start.\n{CORE}{why}\n{CORE}\nRuntimeError: {FAILED}\n")
+    worker = f"{CORE}Exception: WorkerProc initialization failed due to an exception in a background process.\n"
+    log.write_text(f"{BEFORE}{CORE}EngineCore failed to start.\n{CORE}{why}\n{worker}\nRuntimeError: {FAILED}\n")
     error = explain(FAILED, log, len(BEFORE))
     assert isinstance(error, EngineStartFailed) and setting in str(error)
     assert why.partition(": ")[2][:40] in str(error) and "root cause above" not in str(error)

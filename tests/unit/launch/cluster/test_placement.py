@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from actors.settings import EngineSettings
 from launch.cluster.placement import (
     Assignment,
+    Needs,
     Node,
     Part,
     PlacementError,
@@ -25,7 +26,7 @@ from launch.cluster.placement import (
     place_ranks,
 )
 from launch.config import Config
-from launch.settings import ActorsSettings
+from launch.settings import ActorsSettings, RunSettings
 from launch.slurm_settings import SlurmSettings
 from learner.settings import LearnerSettings, ModelSettings, ParallelSettings
 from tests.examples import examples
@@ -123,7 +124,7 @@ def test_a_node_without_gpus_holds_nothing_that_needs_one() -> None:
         (
             config(engine_gpus=4),
             gpu_nodes(3, 3),
-            r"rollout0(.*)4 GPUs on one node(.|\n)*n0: 63 CPUs, 2 GPUs\n  n1: 64 CPUs, 3",
+            r"rollout0(.*)4 CPUs and 4 GPUs on one node(.|\n)*n0: 63 CPUs, 2 GPUs\n  n1: 64 CPUs, 3",
         ),
         (
             config(tensor=2, data=2),
@@ -197,13 +198,28 @@ def test_a_jobs_first_nodes_are_the_learners_as_many_as_it_needs(asked: Config, 
     [
         (job(actors=9, nodes=2, gpus_per_node=8), r"rollout8 does not fit(.|\n)*node 0: all its CPUs, 7 GPUs, role"),
         (job(tensor=8, nodes=4, gpus_per_node=4), r"learner0 to learner7, a tensor-parallel group, do not fit"),
-        (job(engine_gpus=8, nodes=4, gpus_per_node=4), r"rollout0 does not fit: it needs 1 CPUs and 8 GPUs"),
+        (job(engine_gpus=8, nodes=4, gpus_per_node=4), r"rollout0 does not fit: it needs 8 CPUs and 8 GPUs"),
         (job(nodes=1, exclusive=False), r"rollout0 does not fit(.|\n)*node 0: 0 CPUs"),
+        (
+            job(engine_gpus=2, actors=2, exclusive=False, cpus_per_task=4),
+            r"rollout1 does not fit: it needs 2 CPUs and 0 GPUs(.|\n)*node 0: 1 CPUs",
+        ),
     ],
 )
 def test_a_job_that_cannot_hold_its_run_is_refused(asked: Config, message: str) -> None:
     with pytest.raises(PlacementError, match=message):
         place_job(asked)
+
+
+def test_an_actor_counts_as_a_cpu_for_each_worker_of_its_engine() -> None:
+    asked = config(actors=2, engine_gpus=2)
+    placed = place(asked, [Node("a", num_cpus=3), Node("b", num_cpus=2)])
+    assert [(p.node, p.num_cpus, p.num_gpus) for p in placed if p.part is Part.ROLLOUT] == [("a", 2, 0), ("b", 2, 0)]
+    again = place_actor(asked, 1, [Node("a", num_cpus=3), Node("b", num_cpus=2)], [("a", Needs(num_cpus=3))])
+    assert again.needs == placed[-1].needs
+    assert len(place_job(job(engine_gpus=2, actors=2, exclusive=False, cpus_per_task=5))) == 4
+    rehearsed = asked.model_copy(update={"run": RunSettings(mode="rehearse")})
+    assert place(rehearsed, [Node("a", num_cpus=3)])[-1].num_cpus == 1, "its workers are threads"
 
 
 def test_memory_is_checked_where_it_is_known() -> None:

@@ -51,8 +51,9 @@ def test_sockets_that_nobody_has_bound_are_named(nowhere: Path) -> None:
     assert line.startswith(f"1 of vLLM in {nowhere}") and "rm " in line
 
 
-def test_semaphores_that_nobody_maps_are_named(nowhere: Path) -> None:
-    used, stale = nowhere / "shm" / "sem.mp-used", nowhere / "shm" / "sem.mp-stale"
+@pytest.mark.parametrize("name", ["sem.mp-stale", "psm_stale", "vllm_dist_0-tp_0-[0-1]-cpushm_0"])
+def test_shared_memory_that_nobody_maps_is_named(nowhere: Path, name: str) -> None:
+    used, stale = nowhere / "shm" / "sem.mp-used", nowhere / "shm" / name
     for path in (used, stale):
         path.write_bytes(b"\0" * 32)
     with used.open("r+b") as file, mmap.mmap(file.fileno(), 32):
