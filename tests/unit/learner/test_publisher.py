@@ -51,15 +51,18 @@ class Actor:
     loads: bool = True
     """Otherwise it fails after it has received the weights."""
     dies_at: int = -1
-    """The version in whose broadcast it ends, after the first tensors."""
+    """The version in whose broadcast its last worker ends, after the first tensors, and it with it."""
     damaged_at: int = -1
     """The version before which a bit of the weights that it keeps is flipped, once."""
+    workers: int = 1
+    """Ranks that it takes in the group, each of which receives everything."""
     said: list[str] = field(default_factory=list)
-    weights: dict[int, Weights] = field(default_factory=dict)
+    weights: dict[int, list[Weights]] = field(default_factory=dict)
+    """By version, what each worker has."""
 
     async def live(self, endpoint: str) -> None:
         client = StreamClient(endpoint, self.actor_id, 0, capacity=4, learner_silent_s=1.0, learner_timeout_s=8.0)
-        receiver = WeightReceiver()
+        receivers = [WeightReceiver() for _ in range(self.workers)]
         manifest: list[Any] = []
         group = 0
         try:
@@ -69,34 +72,40 @@ class Actor:
                 if message["type"] == "join" and not self.joins:
                     return  # as a process that dies
                 if message["type"] == "weights" and message["version"] == self.dies_at:
-                    await asyncio.to_thread(lambda: next(receiver.receive(manifest)))
+                    await asyncio.to_thread(lambda: next(receivers[-1].receive(manifest)))
                     return
                 if message["type"] == "manifest":
                     manifest = manifest_from_json(message["manifest"])
                 if message["type"] == "join":
                     group = message["spec"]["group_id"]
                 try:
-                    await self.obey(message, client, receiver, manifest)
+                    await self.obey(message, client, receivers, manifest)
                 except Exception as error:
                     await client.send_load_failed(group, str(error), isinstance(error, WeightSyncError))
                 if message["type"] == "shutdown":
                     return
         finally:
-            receiver.close()
+            for receiver in receivers:
+                receiver.close()
             client.close()
 
     async def obey(
-        self, message: dict[str, Any], client: StreamClient, receiver: WeightReceiver, manifest: list[Any]
+        self, message: dict[str, Any], client: StreamClient, receivers: list[WeightReceiver], manifest: list[Any]
     ) -> None:
+        def take(receiver: WeightReceiver) -> Weights:
+            return {name: tensor.clone() for name, tensor in receiver.receive(manifest)}
+
         if message["type"] == "join":
-            await asyncio.to_thread(receiver.connect, GroupSpec.from_json(message["spec"]), message["rank"])
+            spec, first = GroupSpec.from_json(message["spec"]), message["rank"]
+            ranks = enumerate(receivers, first)
+            await asyncio.gather(*(asyncio.to_thread(one.connect, spec, rank) for rank, one in ranks))
         elif message["type"] == "weights":
             if message["version"] == self.damaged_at:
                 self.damaged_at = -1
-                kept = receiver._decoder._contents[0]
+                kept = receivers[-1]._decoder._contents[0]
                 assert kept is not None
                 kept.view(torch.uint8)[3] ^= 1
-            found = await asyncio.to_thread(lambda: {name: t.clone() for name, t in receiver.receive(manifest)})
+            found = await asyncio.gather(*(asyncio.to_thread(take, one) for one in receivers))
             if not self.loads:
                 raise MemoryError("no room for the new weights")
             self.weights[message["version"]] = found
@@ -106,7 +115,7 @@ class Actor:
 class World:
     """One learner and its actors, each with a loop of its own."""
 
-    def __init__(self, pool: ThreadPoolExecutor, timeout_s: float, layers: int, delta: Delta) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, timeout_s: float, layers: int, delta: Delta, workers: int) -> None:
         self.events: list[dict[str, Any]] = []
         self.server = StreamServer(
             Gate(BATCH, 1, solutions=1),
@@ -120,7 +129,7 @@ class World:
             Ranks(),
             self.server,
             self.sender,
-            workers=1,
+            workers,
         )
         self._pool = pool
         self._lives: list[Any] = []
@@ -147,8 +156,8 @@ def world() -> Iterator[Callable[..., World]]:
     worlds: list[World] = []
     with ThreadPoolExecutor(8) as pool:
 
-        def make(timeout_s: float = DEADLINE_S, layers: int = 0, delta: Delta = "off") -> World:
-            worlds.append(World(pool, timeout_s, layers, delta))
+        def make(timeout_s: float = DEADLINE_S, layers: int = 0, delta: Delta = "off", workers: int = 1) -> World:
+            worlds.append(World(pool, timeout_s, layers, delta, workers))
             return worlds[-1]
 
         yield make
@@ -158,16 +167,19 @@ def world() -> Iterator[Callable[..., World]]:
 
 def assert_runs(actor: Actor, version: int, layers: int = 0) -> None:
     expected = dict(Policy(version, layers).export())
-    assert actor.weights[version].keys() == expected.keys()
-    assert all(torch.equal(actor.weights[version][name], tensor) for name, tensor in expected.items())
+    assert len(actor.weights[version]) == actor.workers
+    for weights in actor.weights[version]:
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
 
 def lost(world: World) -> dict[str, str]:
     return {event["actor"]: event["why"] for event in world.events if event["name"] == "actor_lost"}
 
 
-def test_every_actor_gets_each_version_through_one_group(world: Callable[..., World]) -> None:
-    here, actors = world(), [Actor("a"), Actor("b")]
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_actor_gets_each_version_through_one_group(world: Callable[..., World], workers: int) -> None:
+    here, actors = world(workers=workers), [Actor("a", workers=workers), Actor("b", workers=workers)]
     here.add(*actors)
     for version in range(3):
         phases = here.publish(version)
@@ -219,8 +231,10 @@ def test_an_actor_that_dies_before_it_joins_is_counted_out_by_name_and_the_broad
 
 
 @pytest.mark.slow
-def test_who_survives_a_broken_broadcast_is_not_blamed_for_it(world: Callable[..., World]) -> None:
-    here, sound, dying = world(layers=32), Actor("sound"), Actor("dying", dies_at=2)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_who_survives_a_broken_broadcast_is_not_blamed_for_it(world: Callable[..., World], workers: int) -> None:
+    here = world(layers=32, workers=workers)
+    sound, dying = Actor("sound", workers=workers), Actor("dying", dies_at=2, workers=workers)
     here.add(dying, sound)
     here.publish(1)
     here.publish(2)
