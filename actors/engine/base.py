@@ -220,9 +220,7 @@ def common_digests(of_workers: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Return the digests of an engine's weights from those of whole tensors in each of its workers. A tensor on which
     the workers differ gets the digests of all, one after the other, which equal no digest."""
     names = dict.fromkeys(name for digests in of_workers for name in digests)
-    return {
-        name: " ".join(dict.fromkeys(digests.get(name, "missing") for digests in of_workers)) for name in names
-    }
+    return {name: " ".join(dict.fromkeys(digests.get(name, "missing") for digests in of_workers)) for name in names}
 
 
 def _set_environment(settings: EngineSettings, in_process: bool) -> None:

@@ -188,7 +188,7 @@ def learner_memory(config: Config, num_parameters: int) -> int:
 
 
 def engine_memory(config: Config, num_parameters: int, on_gpu: bool) -> int:
-    """Bytes of one engine's weights on each of its GPUs; on a CPU the weights and key/value cache of all its workers."""
+    """Bytes of one engine's weights on each of its GPUs; on a CPU the weights and caches of all its workers."""
     weights = num_parameters * _bytes_of(config.engine.dtype)
     if on_gpu:
         return weights // config.engine.tensor_parallel
