@@ -47,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("model")
     config = tf.Qwen2Config(
-        hidden_size=64,
+        hidden_size=128,
         intermediate_size=96,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -102,9 +102,14 @@ async def publish(engine: AsyncEngine, sender: WeightSender, weights: Weights, v
     await sending
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool], engine: AsyncEngine) -> None:
+    """Wait for a condition. Raises EngineDead where the engine dies meanwhile."""
+    died = asyncio.create_task(engine.died())
     while not condition():
-        await asyncio.sleep(0.01)
+        await asyncio.wait({died}, timeout=0.01)
+        if died.done():
+            await died
+    died.cancel()
 
 
 def trained(policy: PolicyModel, lr: float) -> Weights:
@@ -161,7 +166,7 @@ async def test_the_learners_weights_reach_both_workers_under_running_requests(
     running = [
         asyncio.create_task(engine.generate(PROMPT, Sampling(max_tokens=400, seed=i), f"over {i}")) for i in range(4)
     ]
-    await until(lambda: engine.stats()["tokens_generated"] >= before + 20)
+    await until(lambda: engine.stats()["tokens_generated"] >= before + 20, engine)
     weights = trained(policy, lr=1e-2)
     await publish(engine, sender, weights, version=1)
     completions = await asyncio.gather(*running)
@@ -215,11 +220,11 @@ async def test_a_killed_worker_is_a_lost_engine(engine: AsyncEngine, sender: Wei
     assert not [path for path in Path("/dev/shm").iterdir() if MARK in path.name and str(path) in maps]
     running = asyncio.create_task(engine.generate(PROMPT, Sampling(max_tokens=400), "cut off"))
     died = asyncio.create_task(engine.died())
-    await until(lambda: engine.stats()["running"] == 1)
+    await until(lambda: engine.stats()["running"] == 1, engine)
     updating = asyncio.create_task(engine.update_weights(manifest_of(policy.export()), 3))
     group = sender._group
     assert group is not None
-    await until(lambda: all(group._has(f"ready/{group._update + 1}/{rank}") for rank in (1, 2)))
+    await until(lambda: all(group._has(f"ready/{group._update + 1}/{rank}") for rank in (1, 2)), engine)
     os.kill(workers[1].pid, signal.SIGKILL)
     for waiting in (running, updating, died):
         with pytest.raises(EngineDead):
