@@ -49,9 +49,8 @@ def model_weights(dtype: torch.dtype) -> Weights:
 async def weights_of(engine: AsyncEngine | SerialEngine) -> Weights:
     """A copy of the weights that generation uses. A tied output head is listed as well."""
     with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/weights.safetensors"
-        await engine._rpc("azr_save_weights", path)
-        return {name: tensor.clone() for name, tensor in load_file(path).items()}
+        await engine._rpc("azr_save_weights", folder)
+        return {name: tensor.clone() for name, tensor in load_file(f"{folder}/0.safetensors").items()}
 
 
 def perturbed(weights: Weights, seed: int) -> Weights:
