@@ -27,7 +27,11 @@ class RunBasics(SettingsTable):
     arrival."""
     max_minutes: float | None = Field(default=None, gt=0)
     """Wall-clock minutes of training after which the run saves a checkpoint and ends.
-    Starting up is not counted. Unset: only the number of steps ends the run."""
+    Starting up is not counted, and each start of a run has them anew. Unset: time does not end the run."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Trained response tokens (`tokens_trained`) after which the run saves a checkpoint and ends.
+    They are counted over all starts of the run, without steps that a restart undid. The step that reaches the number is
+    the last one. Unset: their number does not end the run."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level of log records in the run's `logs/`: `debug`, `info`, `warning` or `error`.
     It holds for this project's modules; other libraries log warnings and errors."""

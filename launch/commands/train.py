@@ -32,7 +32,7 @@ examples:
   azr config docs                                    every setting
 
 exit codes:
-  0    the run is complete, or its time (run.max_minutes) is up
+  0    the run is complete, or its time (run.max_minutes) or tokens (run.max_tokens) are up
   75   stopped by Ctrl-C, SIGTERM, SIGUSR2 or SIGHUP, and saved: `azr train --resume` goes on
   130  stopped by one of these while there was nothing to save
   1    failed, or stopped at once by a second Ctrl-C

@@ -100,7 +100,7 @@ class View(ABC, Generic[StatusT]):
                 self.show(status())
 
     def _end(self, status: TrainingStatus) -> str:
-        """The time at which the run stops by itself, in words; empty where only its steps end it."""
+        """The time at which the run stops by itself, in words; empty where no time ends it."""
         ends = [(end, why) for end, why in ((status.ends_at, "run.max_minutes"), (self.stop_by, "--stop-by")) if end]
         return end_in_words(*min(ends), time.time()) if ends else ""
 

@@ -1,4 +1,4 @@
-"""The hooks of the training loop: record each step, obey a request to stop, end the run when its time is up."""
+"""The hooks of the training loop: record each step, obey a request to stop, end a run whose time or tokens are up."""
 
 from __future__ import annotations
 
@@ -13,16 +13,26 @@ from launch.run.status import Progress
 from launch.run.totals import NOTHING
 from launch.settings import RunBasics
 from learner.loop import Hooks
+from learner.phase import Phase
 
 
-def make_interrupted(run: RunBasics, progress: Progress) -> Callable[[], bool]:
-    """A function that says whether to stop. It asks for a stop when `run.max_minutes` from now are over."""
+def make_interrupted(run: RunBasics, progress: Progress, recorder: Recorder | None) -> Callable[[], bool]:
+    """A function that says whether to stop. It asks for a stop when `run.max_minutes` from now are over, or the run has
+    trained `run.max_tokens`, which `recorder` counts."""
     deadline = time.monotonic() + 60 * run.max_minutes if run.max_minutes else None
     progress.ends_at = time.time() + 60 * run.max_minutes if run.max_minutes else None
+
+    def is_spent() -> bool:
+        # A run that was killed at its end waits for its actors once more: they measure its last version.
+        if run.max_tokens is None or recorder is None or progress.phase is Phase.WAITING_FOR_ACTORS:
+            return False
+        return recorder.tokens_trained >= run.max_tokens
 
     def interrupted() -> bool:
         if deadline is not None and time.monotonic() > deadline and not progress.stop:
             progress.ask_to_stop(f"run.max_minutes = {run.max_minutes:g} is over")
+        if is_spent() and not progress.stop:
+            progress.ask_to_stop(f"run.max_tokens = {run.max_tokens} is reached")
         return bool(progress.stop)
 
     return interrupted
@@ -38,7 +48,7 @@ def make_hooks(
     drain: Callable[[], object] = lambda: None,
     unsaved: Callable[[], bool] = lambda: False,
 ) -> Hooks:
-    """Hooks that record steps, stop the run where `progress.stop` says so, and end it when its time is up.
+    """Hooks that record steps, stop the run where `progress.stop` says so, and end it when its time or tokens are up.
 
     `more`: further metrics of a step, such as the task buffer's. `reports`: the counters of everyone, which the run's
     totals keep.
@@ -56,7 +66,7 @@ def make_hooks(
             recorder.totals.write(recorder.totals.time_s, reports())
 
     return Hooks(
-        interrupted=make_interrupted(config.run, progress),
+        interrupted=make_interrupted(config.run, progress, recorder),
         on_step=on_step,
         save=save_with_totals,
         describe=describe_batch,

@@ -52,6 +52,8 @@ class Recorder:
         self.totals = RunTotals(folder.totals, resumed, went_on, kept[-1] if kept else {})
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1)
         self.last: dict[str, float] = kept[-1] if kept else {}
+        self.tokens_trained: float = sum(row.get("tokens_trained", 0.0) for row in kept)
+        """Response tokens that the recorded steps have trained, over all attempts."""
         measured = [row["heldout/version"] for row in kept if "heldout/version" in row]
         self._heldout_version: float | None = measured[-1] if measured else None
 
@@ -84,6 +86,7 @@ class Recorder:
         if row.get("skipped_update"):
             self.event("update_skipped", step=row["step"], grad_norm=row["grad_norm"])
         self.last = row
+        self.tokens_trained += row.get("tokens_trained", 0.0)
         _LOG.info("step %d is done: version %d, %d trajectories", row["step"], row["version"], len(batch))
 
     def measured(self, numbers: Mapping[str, float]) -> None:

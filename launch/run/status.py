@@ -34,7 +34,7 @@ class Progress:
         self.save_from: float | None = None
         """Time of `time.monotonic` at which a run that stops has to begin to save; None: it has all the time."""
         self.ends_at: float | None = None
-        """Unix time at which the run stops by itself; None: only its steps end it."""
+        """Unix time at which the run stops by itself; None: no time ends it."""
         self.measured = Measured(before)
         self._step_since: float | None = None
         self.cpu_s: defaultdict[Phase, float] = defaultdict(float)
@@ -114,7 +114,7 @@ class TrainingStatus:
     durations: Durations = NOTHING_MEASURED
     """Of its steps and checkpoints."""
     ends_at: float | None = None
-    """Unix time at which the run stops by itself (`run.max_minutes`); None: only its steps end it."""
+    """Unix time at which the run stops by itself (`run.max_minutes`); None: no time ends it."""
 
 
 @dataclass(frozen=True, kw_only=True)

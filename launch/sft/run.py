@@ -180,7 +180,7 @@ class SftRank:
             if ranks.is_main and (self._folder.path / exported).exists():
                 _link(self._folder.path / "hf", exported)
 
-        hooks = SftHooks(make_interrupted(config.run, progress), on_step, save, progress.enter)
+        hooks = SftHooks(make_interrupted(config.run, progress, recorder), on_step, save, progress.enter)
         try:
             learner = config.learner
             schedule = CheckpointSchedule(learner.checkpoint_every, learner.checkpoint_minutes, ranks, trainer.step)

@@ -228,14 +228,15 @@ def _rounded(value: float | None) -> float | None:
 
 
 def is_finished(folder: RunFolder) -> bool:
-    """Whether the run has all its steps, or its time was up: its last event is the end of a complete run."""
+    """Whether the run has all its steps, or its time or its tokens were up: its last event is the end of a complete
+    run."""
     ended: str | None = None
     for event in folder.read_events():
         if event.get("event") in ("run_started", "run_resumed"):
             ended = None
         elif event.get("event") == "run_ended":
             ended = event.get("why", "")
-    return ended is not None and (ended == COMPLETE or ended.startswith("run.max_minutes"))
+    return ended is not None and (ended == COMPLETE or ended.startswith(("run.max_minutes", "run.max_tokens")))
 
 
 def write_result(result: RunResult, path: Path) -> None:
