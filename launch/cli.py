@@ -54,6 +54,7 @@ examples:
   azr model prepare smollm2-135m-instruct            build the model's folder in the cache
   azr tune smollm2-cpu --calibration here.json       predict speed and age; choose staleness and split
   azr study staleness smollm2-cpu-small              which max_staleness learns as well? over seeds, by a margin
+  azr study arms smollm2-cpu ablations               arms of named settings, such as the paper's ablations
   azr exec program.py --input "[3, 1], 'abc'"        run a program in the sandbox, by hand
   azr doctor                                         what the sandbox is made of on this machine
 

@@ -169,6 +169,7 @@ def configure(options: Options, folder: Path) -> Config:
         f"run.dir={folder}",
         "run.name=e2e",
         "run.max_minutes=100000",
+        "run.max_tokens=none",
         "run.record_trajectories=false",
         "run.verify_weights=false",
         "selfplay.heldout_every=0",

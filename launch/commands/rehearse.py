@@ -159,6 +159,7 @@ def configuration(arguments: argparse.Namespace, kills: list[Kill]) -> Config:
         f"run.name={plain.run.name}-rehearsal",
         "run.verify_weights=false",
         "run.max_minutes=none",
+        "run.max_tokens=none",
         f"learner.steps={arguments.steps}",
         f"supervision.max_actor_restarts={len(kills) + 3}",
         f"supervision.max_learner_restarts={len(kills) + 3}",

@@ -4,6 +4,7 @@ was written down before."""
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,20 +13,30 @@ from launch.arguments import add_overrides, new_command, overrides_of
 if TYPE_CHECKING:
     from launch.study.definition import Study
     from launch.study.folder import StudyFolder
+    from launch.study.new import Request
 
 _EXAMPLES = """\
 examples:
   azr study staleness smollm2-cpu-small                       K = 0, 1, 2, 4, 8 with three seeds, the recipe's steps
   azr study staleness smollm2-cpu --staleness 0,2,8 --seeds 0,1,2,3,4 --margin 0.05
+  azr study arms smollm2-cpu ablations --tokens 200000        the paper's ablations, on equal trained tokens
   azr study resume runs/study-staleness-smollm2-cpu           go on after Ctrl-C, a kill or a power cut
   azr study report runs/study-staleness-smollm2-cpu           write the page from the results there are
 
 A study folder has study.toml (what is asked, and how it is judged: written before the first run, and not to be changed
 after), recipe.toml (every setting, resolved), runs/ (an ordinary run folder for each run), results/ (a small JSON file
-for each run that is over), report.md and its curves. docs/staleness.md says how to read the verdict.
+for each run that is over), report.md and its curves. docs/studies.md says how to read it.
 """
 
-_STALENESS = """\
+_ABOUT_RUNS = """\
+Every run is `azr train` with a folder of its own, and all have equal budgets. Runs are interleaved: each arm once with
+the first seed, then each with the second, backwards, and so on. Ctrl-C saves the run under way. A run that fails is
+reported, left out of the figures, and made again only by `azr study resume FOLDER --retry`."""
+
+_EXIT_CODES = """\
+exit codes: 0 all runs that were asked for are over, 1 runs fail, 2 the command or a file is wrong, 75 or 130 stopped"""
+
+_STALENESS = f"""\
 examples:
   azr study staleness smollm2-cpu-small
   azr study staleness smollm2-cpu --staleness 0,1,4 --corrections clip,tis --seeds 0,1,2,3,4
@@ -36,14 +47,39 @@ examples:
   azr study staleness smollm2-cpu --limit 2                   two runs now; the same command makes the others later
   azr study staleness my-recipe.toml --slurm slurm.time=4:00:00      each run as a SLURM job
 
-Every run is `azr train` with a folder of its own, and all have equal budgets. Runs are interleaved: each arm once with
-the first seed, then each with the second, backwards, and so on. Ctrl-C saves the run under way. A run that fails is
-reported, left out of the figures, and made again only by `azr study resume FOLDER --retry`.
+{_ABOUT_RUNS}
 
 The verdict compares an arm with K = 0 of the same correction: non-inferior if the whole interval of the difference in
 held-out accuracy lies above -margin, inferior if all of it lies below, otherwise `cannot tell`.
 
-exit codes: 0 all runs that were asked for are over, 1 runs fail, 2 the command or a file is wrong, 75 or 130 stopped
+{_EXIT_CODES}
+"""
+
+_ARMS = f"""\
+examples:
+  azr study arms smollm2-cpu ablations --tokens 200000        full method, deduction only, no induction, no references,
+                                                              solver only: three seeds each, equal trained tokens
+  azr study arms smollm2-cpu reference --tokens 200000        the reference implementation's rewards beside ours
+  azr study arms smollm2-cpu my-arms.toml --minutes 12 --seeds 0,1,2,3,4 --baseline plain
+  azr study arms smollm2-cpu ablations selfplay.heldout_samples=4   other settings, the same in all arms
+  azr study arms smollm2-cpu ablations --dry-run              write the study file, look at it, change it; then
+  azr study resume runs/study-arms-ablations-smollm2-cpu      ... make its runs
+
+ARMS is a TOML file, or the name of one that ships (ablations, reference). It has a table for each arm, of settings as
+in a recipe, on top of RECIPE; the first arm is the one that the others are compared with, unless --baseline names one:
+
+  [arms.plain]
+
+  [arms.slow]
+  learner.optimizer.lr = 1e-5
+
+{_ABOUT_RUNS}
+
+The page has accuracy on held-out tasks by kind and in the mean, as a difference to the baseline with its intervals over
+seeds and over programs, what was learned for each token, and how diverse tasks and answers were at the end. The verdict
+is by the margin: an arm is inferior if the whole interval over seeds lies below -margin.
+
+{_EXIT_CODES}
 """
 
 
@@ -59,6 +95,7 @@ def register(commands: Any) -> None:
     )
     kinds = study.add_subparsers(required=True, metavar="WHAT")
     _add_staleness(kinds)
+    _add_arms(kinds)
     resume = new_command(
         kinds, "resume", "go on with a study", "Make the runs of a study that are left, and write its page.", _EXAMPLES
     )
@@ -94,18 +131,38 @@ def _add_staleness(kinds: Any) -> None:
         "--corrections", metavar="NAME,...", help="of clip, decoupled, tis, none (default: the recipe's)"
     )
     _add_definition(command)
-    _add_making(command)
-    command.add_argument(
-        "--dry-run", action="store_true", help="write the study file and stop: `azr study resume` makes the runs"
-    )
     command.set_defaults(run=_staleness)
 
 
+def _add_arms(kinds: Any) -> None:
+    command = new_command(
+        kinds,
+        "arms",
+        "any named sets of settings, such as the paper's ablations",
+        "Compare named sets of settings (arms) on one recipe, with equal budgets.",
+        _ARMS,
+    )
+    command.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
+    command.add_argument("arms", metavar="ARMS", help="a TOML file of arms, or one that ships: ablations, reference")
+    add_overrides(command, "settings on top of the recipe, in all arms; an arm's own come last")
+    command.add_argument(
+        "--baseline", metavar="NAME", help="arm that the others are compared with (default: the first)"
+    )
+    _add_definition(command)
+    command.set_defaults(run=_arms)
+
+
 def _add_definition(command: argparse.ArgumentParser) -> None:
-    """Add what every kind of study is asked for."""
-    command.add_argument("--seeds", default="0,1,2", metavar="S,S,...", help="run.seed (default %(default)s)")
+    """Add what every kind of study is asked for, and how its runs are made."""
+    command.add_argument(
+        "--seeds",
+        default="0,1,2",
+        metavar="S,S,...",
+        help="values of run.seed, one run an arm and seed (default %(default)s: three runs an arm)",
+    )
     budget = command.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=int, metavar="N", help="steps of each run (default: the recipe's)")
+    budget.add_argument("--tokens", type=int, metavar="N", help="trained tokens of each run, in place of steps")
     budget.add_argument("--minutes", type=float, metavar="M", help="minutes of training of each run, in place of steps")
     command.add_argument(
         "--margin",
@@ -119,7 +176,16 @@ def _add_definition(command: argparse.ArgumentParser) -> None:
         default=0.05,
         help="error probability of a one-sided test (default %(default)s: a 90%% interval)",
     )
-    command.add_argument("--out", type=Path, metavar="FOLDER", help="(default: runs/study-KIND-RECIPE)")
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="(default: runs/study-KIND-RECIPE, of arms runs/study-arms-ARMS-RECIPE)",
+    )
+    _add_making(command)
+    command.add_argument(
+        "--dry-run", action="store_true", help="write the study file and stop: `azr study resume` makes the runs"
+    )
 
 
 def _add_making(command: argparse.ArgumentParser) -> None:
@@ -130,8 +196,7 @@ def _add_making(command: argparse.ArgumentParser) -> None:
 
 
 def _staleness(arguments: argparse.Namespace) -> int:
-    from launch.study.folder import StudyFolder
-    from launch.study.new import Request, default_folder, make, names_of, parse_numbers
+    from launch.study.new import Request, names_of, parse_numbers
     from launch.study.staleness import KEYS, arms, default_corrections, question
 
     overrides = tuple(overrides_of(arguments))
@@ -150,7 +215,36 @@ def _staleness(arguments: argparse.Namespace) -> int:
         margin=arguments.margin,
         alpha=arguments.alpha,
     )
-    folder = StudyFolder(arguments.out or default_folder("staleness", arguments.recipe))
+    return _begin(request, "staleness", arguments)
+
+
+def _arms(arguments: argparse.Namespace) -> int:
+    from launch.study.arms_file import find_arms, question, read_arms
+    from launch.study.new import Request, parse_numbers
+
+    path = find_arms(arguments.arms)
+    arms = read_arms(path, arguments.baseline)
+    request = Request(
+        kind="arms",
+        question=question(Path(arguments.recipe).stem, arms),
+        recipe=arguments.recipe,
+        overrides=tuple(overrides_of(arguments)),
+        arms=arms,
+        varied={},
+        seeds=parse_numbers(arguments.seeds, "--seeds"),
+        budget=_budget(arguments),
+        margin=arguments.margin,
+        alpha=arguments.alpha,
+    )
+    return _begin(request, f"arms-{path.stem}", arguments)
+
+
+def _begin(request: Request, name: str, arguments: argparse.Namespace) -> int:
+    """Write the study, and make its runs unless it is a dry run; returns the exit code. `name`: of its folder."""
+    from launch.study.folder import StudyFolder
+    from launch.study.new import default_folder, make
+
+    folder = StudyFolder(arguments.out or default_folder(name, arguments.recipe))
     study = make(request, folder, print)
     if arguments.dry_run:
         _expect(folder, study)
@@ -162,11 +256,12 @@ def _staleness(arguments: argparse.Namespace) -> int:
 def _budget(arguments: argparse.Namespace) -> Any:
     from launch.study.definition import Budget, StudyError
 
-    if arguments.steps is None and arguments.minutes is None:
+    given = {name: getattr(arguments, name) for name in ("steps", "tokens", "minutes")}
+    if all(value is None for value in given.values()):
         return None
-    if (arguments.steps or arguments.minutes or 0) <= 0:
-        raise StudyError("--steps and --minutes are above 0")
-    return Budget(steps=arguments.steps, minutes=arguments.minutes)
+    if any(value is not None and not 0 < value < math.inf for value in given.values()):
+        raise StudyError("--steps, --tokens and --minutes are above 0")
+    return Budget(**given)
 
 
 def _resume(arguments: argparse.Namespace) -> int:

@@ -51,9 +51,8 @@ def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str
     if newest:
         loads = "  (hf/ loads in transformers and vLLM)" if (newest[-1] / "hf").is_dir() else ""
         terminal.print(f"checkpoint    {newest[-1]}{loads}", markup=False)
-        terminal.print(
-            f"go on         azr train --resume {shlex.quote(str(folder.path))} learner.steps=N", markup=False
-        )
+        more = "run.max_tokens=N" if stopped.startswith("run.max_tokens") else "learner.steps=N"
+        terminal.print(f"go on         azr train --resume {shlex.quote(str(folder.path))} {more}", markup=False)
     terminal.print(verdict(ledger), markup=False)
     _LOG.info(terminal.export_text())
     return 0 if conserved(ledger) and (rows or newest) else 1

@@ -1,9 +1,10 @@
-"""The curves of a study, against steps and against time, as SVG files."""
+"""The curves of a study, against steps or trained tokens and against time, as SVG files."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,24 +16,36 @@ from matplotlib.figure import Figure
 from launch.study.definition import Arm, Study
 from launch.study.result import RunResult
 
-FILES = {"steps": "curves-steps.svg", "time": "curves-time.svg"}
-"""Axis -> the file of its curves."""
 Colour = tuple[float, float, float, float]
-_LABELS = {"steps": "step", "time": "minutes of training"}
+_LABELS = {"steps": "step", "tokens": "trained tokens, thousands", "time": "minutes of training"}
+_ROWS = {
+    "heldout": "held-out accuracy",
+    "reward_mean": "mean reward of a batch",
+    "age_mean": "mean age, versions",
+    "entropy": "entropy, nats",
+}
 _STYLE: Any = {"svg.hashsalt": "azr", "svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
 """The salt makes equal results equal files; text stays text."""
 
 
+def files_of(study: Study) -> dict[str, str]:
+    """Axis -> the file of its curves: against trained tokens where these are the budget, or against steps, and against
+    time."""
+    axes = ("tokens" if study.budget.tokens is not None else "steps", "time")
+    return {axis: f"curves-{axis}.svg" for axis in axes}
+
+
 def draw(study: Study, results: Mapping[str, RunResult], folder: Path) -> list[Path]:
     """Draw the curves of complete runs into `folder`; returns the files. A column for each reference with the arms
-    that are compared with it, a row each for held-out accuracy, mean reward and mean age. Thin lines are runs, with
-    the 95% intervals of their measurements; thick ones their mean where all have a point."""
+    that are compared with it, a row each for held-out accuracy, mean reward, and mean age or, but for a study of
+    staleness, entropy. Thin lines are runs, with the 95% intervals of their measurements; thick ones their mean where
+    all have a point."""
     by_arm: dict[str, list[RunResult]] = defaultdict(list)
     for run in study.runs():
         if (result := results.get(run.name)) is not None and result.status == "complete":
             by_arm[run.arm].append(result)
     written = []
-    for axis, name in FILES.items():
+    for axis, name in files_of(study).items():
         with matplotlib.rc_context(_STYLE):
             figure = _figure(study, by_arm, axis)
             path = folder / name
@@ -45,7 +58,7 @@ def _figure(study: Study, by_arm: Mapping[str, Sequence[RunResult]], axis: str) 
     groups: dict[str, list[Arm]] = defaultdict(list)
     for arm in study.arms:
         groups[arm.reference or arm.name].append(arm)
-    rows = ("heldout", "reward_mean", "age_mean")
+    rows = ("heldout", "reward_mean", "age_mean" if study.study == "staleness" else "entropy")
     figure = Figure(figsize=(1.5 + 4.5 * len(groups), 7.5), layout="constrained")
     axes = figure.subplots(len(rows), len(groups), squeeze=False, sharex=True, sharey="row")
     for column, (reference, arms) in enumerate(groups.items()):
@@ -56,8 +69,8 @@ def _figure(study: Study, by_arm: Mapping[str, Sequence[RunResult]], axis: str) 
         axes[0][column].set_title(f"reference: {reference}")
         axes[0][column].legend(fontsize=7)
         axes[-1][column].set_xlabel(_LABELS[axis])
-    for row, label in enumerate(("held-out accuracy", "mean reward of a batch", "mean age, versions")):
-        axes[row][0].set_ylabel(label)
+    for row, metric in enumerate(rows):
+        axes[row][0].set_ylabel(_ROWS[metric])
     return figure
 
 
@@ -87,9 +100,16 @@ def _draw_intervals(axes: Axes, run: RunResult, axis: str, colour: Colour) -> No
 def _points(run: RunResult, metric: str, axis: str) -> dict[float, tuple[float, float]]:
     """Version or step -> the point of the curve."""
     if metric == "heldout":
-        return {one.version: (one.version if axis == "steps" else one.time_s / 60, one.mean) for one in run.heldout}
+        return {
+            one.version: (_place(axis, one.version, one.tokens_trained, one.time_s), one.mean) for one in run.heldout
+        }
     points = {}
-    for step, time_s, value in zip(run.series["step"], run.series["time_s"], run.series[metric], strict=True):
+    series = (run.series.get(name, []) for name in ("step", "tokens_trained", "time_s", metric))
+    for step, tokens, time_s, value in zip_longest(*series):
         if step is not None and time_s is not None and value is not None:
-            points[step] = (step if axis == "steps" else time_s / 60, value)
+            points[step] = (_place(axis, step, tokens or 0.0, time_s), value)
     return points
+
+
+def _place(axis: str, step: float, tokens: float, time_s: float) -> float:
+    return {"steps": step, "tokens": tokens / 1000, "time": time_s / 60}[axis]

@@ -51,21 +51,26 @@ class Arm(SettingsTable):
 
 
 class Budget(SettingsTable):
-    """What every run gets: the same number of steps, which means of trajectories, or the same time."""
+    """What every run gets: the same number of steps, which means of trajectories, of trained tokens, or the same
+    time."""
 
     steps: int | None = Field(default=None, ge=1)
     """Steps of each run."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Trained response tokens of each run; the step that reaches them is its last one."""
     minutes: float | None = Field(default=None, gt=0)
     """Minutes of training of each run."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
-        if (self.steps is None) == (self.minutes is None):
-            raise ValueError("the budget is either steps or minutes: set one of the two")
+        if [self.steps, self.tokens, self.minutes].count(None) != 2:
+            raise ValueError("the budget is either steps, tokens or minutes: set one of the three")
         return self
 
     def __str__(self) -> str:
-        return f"{self.steps} steps" if self.steps is not None else f"{self.minutes:g} minutes of training"
+        if self.steps is not None:
+            return f"{self.steps} steps"
+        return f"{self.tokens:,} trained tokens" if self.tokens is not None else f"{self.minutes:g} minutes of training"
 
 
 class Judgement(SettingsTable):
@@ -85,7 +90,7 @@ class Study(SettingsTable):
     """A whole study."""
 
     study: str = Field(pattern=_NAME)
-    """Kind of the study, such as `staleness`."""
+    """Kind of the study: `staleness` or `arms`."""
     question: str
     """The question that it is to answer."""
     written: str
@@ -144,16 +149,18 @@ class Study(SettingsTable):
 
     def overrides_of(self, run: StudyRun) -> list[str]:
         """The settings of a run on top of the study's `recipe.toml`, apart from its folder."""
-        limit = (
-            [f"learner.steps={self.budget.steps}", "run.max_minutes=none"]
-            if self.budget.steps is not None
-            else [f"run.max_minutes={self.budget.minutes}", f"learner.steps={NO_LIMIT}"]
-        )
-        return [*self.arm(run.arm).overrides, f"run.seed={run.seed}", *limit]
+        budget = self.budget
+        limits = {
+            "learner.steps": budget.steps or NO_LIMIT,
+            "run.max_tokens": budget.tokens or "none",
+            "run.max_minutes": budget.minutes or "none",
+        }
+        of_budget = [f"{key}={value}" for key, value in limits.items()]
+        return [*self.arm(run.arm).overrides, f"run.seed={run.seed}", *of_budget]
 
 
 NO_LIMIT = 10**6
-"""Steps of a run that ends by its time."""
+"""Steps of a run that ends by its time or its tokens."""
 
 
 def interleaved(arms: tuple[str, ...], seeds: tuple[int, ...]) -> tuple[str, ...]:
@@ -177,7 +184,8 @@ def read_study(path: Path) -> Study:
         data = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise StudyError(
-            f"{path.parent} holds no study: it has no {path.name}. Begin one: azr study staleness RECIPE"
+            f"{path.parent} holds no study: it has no {path.name}. Begin one: azr study staleness RECIPE, or "
+            "azr study arms RECIPE ARMS"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} cannot be read: {error}") from None

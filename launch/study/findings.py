@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from launch.study.definition import Arm, Study
@@ -21,6 +21,8 @@ class ArmFindings:
     failed: int
     sample: Sample
     """Judged accuracies, one a run that has one."""
+    judged: tuple[Measured, ...]
+    """The measurements that they are of."""
     version: int | None
     """The version whose measurement is judged; None: the last one of each run."""
     difference: Difference | None = None
@@ -71,7 +73,7 @@ def _findings(study: Study, arm: Arm, results: Mapping[str, RunResult]) -> ArmFi
         judged = [run.heldout[-1] for run in runs if run.heldout and run.heldout[-1].version]
     else:
         judged = [measured for run in runs for measured in run.heldout if measured.version == version]
-    return ArmFindings(arm, tuple(runs), failed, _sample(judged), version)
+    return ArmFindings(arm, tuple(runs), failed, sample_of(judged), tuple(judged), version)
 
 
 def _compared(study: Study, one: ArmFindings, found: Mapping[str, ArmFindings]) -> ArmFindings:
@@ -83,7 +85,7 @@ def _compared(study: Study, one: ArmFindings, found: Mapping[str, ArmFindings]) 
         verdict = between.verdict(study.judgement.margin)
     else:
         verdict = Verdict.TOO_FEW if one.sample.values and reference.values else Verdict.NOT_MEASURED
-    return ArmFindings(one.arm, one.runs, one.failed, one.sample, one.version, between, verdict)
+    return replace(one, difference=between, verdict=verdict)
 
 
 def _complete(study: Study, arm: Arm, results: Mapping[str, RunResult]) -> list[RunResult]:
@@ -98,8 +100,12 @@ def _common_version(runs: Sequence[RunResult]) -> int | None:
     return max(set.intersection(*measured), default=None) if measured else None
 
 
-def _sample(judged: Sequence[Measured]) -> Sample:
-    """Accuracies with the variance that measuring alone gives them: that of the samples, or with one sample a task that
-    of a binomial, which is larger."""
-    noise = [measurement_variance(list(one.solved.values())) if one.noise is None else one.noise for one in judged]
-    return Sample(tuple(one.mean for one in judged), fmean(noise) if noise else 0.0)
+def sample_of(judged: Sequence[Measured], kind: str | None = None) -> Sample:
+    """Accuracies of one kind, or in the mean over kinds, with the variance that measuring alone gives them: that of the
+    samples, or of one kind, or with one sample a task, that of a binomial, which is larger."""
+    if kind is None:
+        noise = [measurement_variance(list(one.solved.values())) if one.noise is None else one.noise for one in judged]
+        return Sample(tuple(one.mean for one in judged), fmean(noise) if noise else 0.0)
+    counts = [one.solved[kind] for one in judged if kind in one.solved]
+    noise = [measurement_variance([count]) for count in counts]
+    return Sample(tuple(solved / of for solved, of in counts), fmean(noise) if noise else 0.0)

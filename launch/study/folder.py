@@ -89,7 +89,8 @@ class StudyFolder:
 
 def another(study: Study) -> str:
     """The sentence that says how to start another study."""
-    return f"Start another study: azr study {study.study} {shlex.quote(study.recipe)} --out FOLDER ..."
+    arms = " ARMS" if study.study == "arms" else ""
+    return f"Start another study: azr study {study.study} {shlex.quote(study.recipe)}{arms} --out FOLDER ..."
 
 
 def digest(path: Path) -> str:

@@ -58,7 +58,7 @@ def check(study: Study) -> None:
     if study.budget.minutes is not None:
         raise StudyError(
             f"a budget of time ({study.budget}) does not work as SLURM jobs: a job that is queued again gets its "
-            "minutes anew, and a preempted arm would train longer. Use --steps"
+            "minutes anew, and a preempted arm would train longer. Use --steps or --tokens"
         )
 
 

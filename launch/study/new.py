@@ -33,6 +33,7 @@ from launch.whole_file import write_text
 OWN = {
     "run.seed": "--seeds",
     "learner.steps": "--steps",
+    "run.max_tokens": "--tokens",
     "run.max_minutes": "--minutes",
     "run.name": "--out",
     "run.dir": "--out",
@@ -41,7 +42,9 @@ OWN = {
 QUARTERS = 4
 """Where the recipe does not measure, there is a measurement after each quarter of the steps."""
 EVERY = 10
-"""Versions between measurements where the recipe has none and the budget is a time."""
+"""Versions between measurements where the recipe has none and the budget is no number of steps."""
+MEASURED = "selfplay.heldout_"
+"""Beginning of the settings of measurements, which all arms have in common."""
 ACCURACY = 0.2
 """Accuracy for which the width of the interval is estimated before anything is measured."""
 
@@ -56,7 +59,7 @@ class Request:
     overrides: tuple[str, ...]
     arms: tuple[Arm, ...]
     varied: Mapping[str, str]
-    """The settings that arms differ in, with the option for each."""
+    """The settings that all arms set, with the option for each."""
     seeds: tuple[int, ...]
     budget: Budget | None
     """None: the recipe's steps."""
@@ -120,9 +123,25 @@ def _define(request: Request) -> tuple[Study, str]:
         )
     except ValidationError as error:
         raise StudyError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
-    for run in study.runs():  # what an arm asks for is refused now, not after hours
-        load(request.recipe, [*request.overrides, *study.overrides_of(run)])
+    _check_arms(request, study)
     return study, text
+
+
+def _check_arms(request: Request, study: Study) -> None:
+    """Refuse now, not after hours, what an arm asks for and cannot have. Raises StudyError, ConfigError."""
+    for arm in study.arms:
+        for key in (parse_override(text)[0] for text in arm.overrides):
+            if option := OWN.get(key):
+                raise StudyError(f"the arm {arm.name} sets {key}, which is the same in all arms: use {option}")
+            if key.startswith(MEASURED):
+                raise StudyError(f"the arm {arm.name} sets {key}, but all arms are measured alike: give it for all")
+    settings: dict[tuple[int, str], str] = {}
+    for run in study.runs():
+        resolved = to_run_toml(load(request.recipe, [*request.overrides, *study.overrides_of(run)]))
+        if (other := settings.setdefault((run.seed, resolved), run.arm)) != run.arm:
+            raise StudyError(
+                f"the arms {other} and {run.arm} have the same settings on {request.recipe}: leave one of them out"
+            )
 
 
 def _heldout_every(config: Config, budget: Budget, named: bool) -> int:

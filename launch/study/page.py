@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from launch.run.console import counted
-from launch.study.curves import FILES, draw
+from launch.study.curves import draw, files_of
 from launch.study.definition import Study
 from launch.study.findings import ArmFindings, judge, needed
 from launch.study.folder import StudyFolder
 from launch.study.interval import Verdict
+from launch.study.learning import ABOUT_DIVERSITY, ABOUT_KINDS, ABOUT_TOKENS, by_kind, diversity, per_token
 from launch.study.result import RunResult
+from launch.study.table import number, points, share, table
 from launch.whole_file import write_text
 
 FEW_SEEDS = 3
@@ -35,18 +36,20 @@ def page(study: Study, results: Mapping[str, RunResult], found: Sequence[ArmFind
         _state(study, results),
         "## Verdict",
         *[f"- {text}" for one in found if (text := verdict_of(study, one, found))],
-        _table(("arm", "runs", "before", "held-out accuracy", "of each run", "difference", "interval", "verdict"),
+        table(("arm", "runs", "before", "held-out accuracy", "of each run", "difference", "interval", "verdict"),
                [_verdict_row(study, one) for one in found]),
         _judged(study, found, began),
+        *_section("## By kind", by_kind(found, study.judgement.alpha), ABOUT_KINDS),
+        *_section("## Learning for each token", per_token(found), ABOUT_TOKENS),
+        *_section("## Diversity at the end", diversity(found), ABOUT_DIVERSITY),
         "## Cost",
-        _table(("arm", "mean age", "max age", "steps", "seconds", "speed", "trained", "generated", "dropped",
+        table(("arm", "mean age", "max age", "steps", "seconds", "speed", "trained", "generated", "dropped",
                 "learner waits"), [_cost_row(one, found) for one in found]),
         "Means over the complete runs: tokens trained, generated and dropped a run; speed is trained tokens a second, "
         "and in parentheses the difference to the reference arm. Seconds are those of training, without starting up.",
         "## Curves",
         "Thin lines are runs, thick ones their mean. Bars are the 95% intervals of single measurements.",
-        f"![against steps]({FILES['steps']})",
-        f"![against time]({FILES['time']})",
+        *[f"![against {axis}]({name})" for axis, name in files_of(study).items()],
         "## Runs",
         _runs(study, results),
         _setting(study, results),
@@ -64,7 +67,7 @@ def verdict_of(study: Study, one: ArmFindings, found: Sequence[ArmFindings]) -> 
     if one.difference is None:
         needs = f" ({seeds}); an interval needs 2 of each" if one.verdict is Verdict.TOO_FEW else ""
         return f"{name}: {one.verdict.value}{needs}."
-    interval = f"interval {_points(one.difference.low)} to {_points(one.difference.high)} points"
+    interval = f"interval {points(one.difference.low)} to {points(one.difference.high)} points"
     match one.verdict:
         case Verdict.NON_INFERIOR:
             return f"{name}: non-inferior to `{reference.arm.name}`: loses less than {margin} ({interval}; {seeds})."
@@ -73,6 +76,10 @@ def verdict_of(study: Study, one: ArmFindings, found: Sequence[ArmFindings]) -> 
     enough = needed(study, one, reference)
     told = f"; with the spread that was seen, about {enough} seeds would tell of equal arms" if enough else ""
     return f"{name}: cannot tell: {interval}, margin {margin} ({seeds}{told})."
+
+
+def _section(heading: str, text: str, about: str) -> list[str]:
+    return [heading, text, about] if text else []
 
 
 def _state(study: Study, results: Mapping[str, RunResult]) -> str:
@@ -92,11 +99,11 @@ def _verdict_row(study: Study, one: ArmFindings) -> list[str]:
     return [
         f"`{one.arm.name}`",
         f"{len(one.runs)}" + (f" ({one.failed} failed)" if one.failed else ""),
-        _share(one.before),
-        _share(one.sample.mean if values else None),
+        share(one.before),
+        share(one.sample.mean if values else None),
         ", ".join(f"{100 * value:.1f}" for value in values) or "-",
-        _points(between.mean) if between else "-",
-        f"{_points(between.low)} to {_points(between.high)} ({confidence})" if between else "-",
+        points(between.mean) if between else "-",
+        f"{points(between.low)} to {points(between.high)} ({confidence})" if between else "-",
         one.verdict.value if one.verdict else "reference",
     ]
 
@@ -144,15 +151,15 @@ def _cost_row(one: ArmFindings, found: Sequence[ArmFindings]) -> list[str]:
     speed, base = _speed(one), _speed(reference) if reference else None
     return [
         f"`{one.arm.name}`",
-        _number(one.mean("age_mean"), ".2f"),
-        _number(one.age_max, ".0f"),
-        _number(one.mean("steps"), ".0f"),
-        _number(one.mean("seconds"), ",.0f"),
+        number(one.mean("age_mean"), ".2f"),
+        number(one.age_max, ".0f"),
+        number(one.mean("steps"), ".0f"),
+        number(one.mean("seconds"), ",.0f"),
         "-" if speed is None else f"{speed:,.0f}" + (f" ({speed / base - 1:+.0%})" if base else ""),
-        _number(one.mean("tokens_trained"), ",.0f"),
-        _number(one.mean("tokens_generated"), ",.0f"),
-        _number(one.dropped, ",.0f"),
-        _share(one.mean("wait_for_batch_share")),
+        number(one.mean("tokens_trained"), ",.0f"),
+        number(one.mean("tokens_generated"), ",.0f"),
+        number(one.dropped, ",.0f"),
+        share(one.mean("wait_for_batch_share")),
     ]
 
 
@@ -170,10 +177,10 @@ def _runs(study: Study, results: Mapping[str, RunResult]) -> str:
             continue
         course = " ".join(f"{100 * measured.mean:.1f}" for measured in result.heldout)
         state = result.status if result.status == "complete" else f"failed, exit code {result.exit_code}"
-        seconds, age = f"{result.seconds:.0f}", _number(result.age_mean, ".2f")
+        seconds, age = f"{result.seconds:.0f}", number(result.age_mean, ".2f")
         rows.append([f"`{run.name}`", state, str(result.steps), seconds, age, str(result.attempts), course or "-"])
     headings = ("run, in the order made", "state", "steps", "seconds", "mean age", "starts", "held-out accuracy, %")
-    return _table(headings, rows)
+    return table(headings, rows)
 
 
 def _setting(study: Study, results: Mapping[str, RunResult]) -> str:
@@ -188,26 +195,9 @@ def _setting(study: Study, results: Mapping[str, RunResult]) -> str:
     return " ".join(lines).replace(" ;", ";")
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _joined(parts: Sequence[str]) -> str:
     """Paragraphs apart from each other, list items together."""
     text = ""
     for before, part in zip(("", *parts), parts, strict=False):
         text += ("\n" if before.startswith("- ") and part.startswith("- ") else "\n\n") + part
     return text.strip() + "\n"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}%"
-
-
-def _number(value: Any, form: str) -> str:
-    return "-" if value is None else format(value, form)

@@ -86,29 +86,35 @@ class Progress:
         assert self._run is not None
         runs = len(self._study.order)
         head = f"{self._run.name} ({self._number} of {runs})"
-        rows = folder.read_metrics()[-5:]
+        all_rows = folder.read_metrics()
+        rows = all_rows[-5:]
         if not rows:
             return f"{head}: starts, {time.monotonic() - self._began:.0f} s"
         step, step_s = rows[-1]["step"], fmean(row.get("step_s") or 0.0 for row in rows)
         budget = self._study.budget
         if budget.steps is not None:
             done, left_s = f"step {step} of {budget.steps}", (budget.steps - step) * step_s
+        elif budget.tokens is not None:
+            trained = sum(row.get("tokens_trained") or 0.0 for row in all_rows)
+            done = f"step {step}, {trained:,.0f} of {budget.tokens:,} tokens"
+            left_s = (budget.tokens - trained) * (rows[-1]["time_s"] / trained if trained else 0.0)
         else:
             assert budget.minutes is not None
             minutes = rows[-1]["time_s"] / 60
             done, left_s = f"step {step}, minute {minutes:.1f} of {budget.minutes:g}", 60 * (budget.minutes - minutes)
-        whole = max(0.0, left_s) + sum(self._expected_s(run, step_s) for run in self._left)
+        whole_s = rows[-1]["time_s"] + max(0.0, left_s)
+        whole = max(0.0, left_s) + sum(self._expected_s(run, whole_s) for run in self._left)
         return f"{head}: {done}; all runs are done in about {_clock(whole)}"
 
-    def _expected_s(self, run: StudyRun, step_s: float) -> float:
-        """Seconds of a run that is to be made: as long as others of its arm, or others at all, or by the present
-        step."""
+    def _expected_s(self, run: StudyRun, of_present: float) -> float:
+        """Seconds of a run that is to be made: as long as others of its arm, or others at all, or the present one,
+        which takes `of_present`."""
         start_s = fmean(self._overheads) if self._overheads else START_S
         if self._study.budget.minutes is not None:
             return start_s + 60 * self._study.budget.minutes
         complete = [result for result in self._results.values() if result.status == "complete"]
         seconds = [result.seconds for result in complete if result.arm == run.arm] or [r.seconds for r in complete]
-        return start_s + (fmean(seconds) if seconds else step_s * (self._study.budget.steps or 0))
+        return start_s + (fmean(seconds) if seconds else of_present)
 
 
 def _clock(seconds: float) -> str:

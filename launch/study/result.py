@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from actors.heldout.measurement import Measurement, read_measurement
+from actors.kinds.registry import names
 from executor.settings_table import SettingsTable
 from launch.bench.report import describe_machine
 from launch.json_lines import to_json
@@ -39,6 +42,11 @@ SERIES = (
 )
 """Metrics whose course is kept. Beside them each point has step, time and tokens so far."""
 
+DIVERSITY = ("ignores_input", "duplicates", "distinct_programs", "copies")
+"""Shares of proposals and answers, by kind of task, of which the end is kept (docs/metrics.md); and the entropy."""
+LAST_STEPS = 5
+"""Steps that these are a mean of."""
+
 
 class Measured(SettingsTable):
     """One measurement on the held-out tasks."""
@@ -48,6 +56,8 @@ class Measured(SettingsTable):
     """Training time at which the run had this version."""
     tokens_trained: float
     """Tokens trained until then."""
+    tokens_generated: float | None = None
+    """Tokens generated until then."""
     mean: float
     """Share of solutions that are correct, mean over the kinds."""
     low: float
@@ -59,6 +69,8 @@ class Measured(SettingsTable):
     """Solutions a task."""
     noise: float | None = None
     """Variance of the mean that sampling the solutions of these tasks gives; None with one sample a task."""
+    programs: dict[str, dict[str, tuple[int, int]]] = {}
+    """Kind -> digest of a program -> (correct solutions, solutions). Of a run's last measurement alone."""
 
 
 class RunResult(SettingsTable):
@@ -91,6 +103,8 @@ class RunResult(SettingsTable):
     age_max: float | None = None
     wait_for_batch_share: float | None = None
     """The learner's share of time without a batch."""
+    diversity: dict[str, float] = {}
+    """`DIVERSITY` and `entropy` -> mean over the last `LAST_STEPS` steps, and over the kinds that have it."""
     series: dict[str, list[float | None]] = {}
     heldout: tuple[Measured, ...] = ()
 
@@ -154,26 +168,41 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "age_mean": _mean_age(rows),
         "age_max": max((row["age_max"] for row in rows if row.get("age_max") is not None), default=None),
         "wait_for_batch_share": _rounded(waited / last["time_s"]) if last["time_s"] else None,
+        "diversity": _diversity(rows[-LAST_STEPS:]),
         "series": series,
     }
+
+
+def _diversity(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    named = {name: [f"{name}/{kind}" for kind in names()] for name in DIVERSITY} | {"entropy": ["entropy"]}
+    known = {
+        name: [row[metric] for row in rows for metric in metrics if row.get(metric) is not None]
+        for name, metrics in named.items()
+    }
+    return {name: float(f"{fmean(values):.5g}") for name, values in known.items() if values}
 
 
 def _measured(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> list[Measured]:
     """The measurements of the run, the oldest version first. Raises MeasurementError."""
     tokens = list(accumulate(row.get("tokens_trained") or 0.0 for row in rows))
-    reached = {row["version"]: (row["time_s"], total) for row, total in zip(rows, tokens, strict=True)}
-    found = []
+    reached = {
+        row["version"]: (row["time_s"], total, row.get("tokens_generated"))
+        for row, total in zip(rows, tokens, strict=True)
+    }
+    found, last = [], None
     for version, path in files(folder).items():
         measurement = read_measurement(path)
         estimate = measurement.rate()
         if estimate is None or (version and version not in reached):
             continue
-        time_s, trained = reached.get(version, (0.0, 0.0))
+        time_s, trained, generated = reached.get(version, (0.0, 0.0, None))
+        last = measurement
         found.append(
             Measured(
                 version=version,
                 time_s=round(time_s, 2),
                 tokens_trained=trained,
+                tokens_generated=generated,
                 mean=estimate.value,
                 low=estimate.low,
                 high=estimate.high,
@@ -182,7 +211,18 @@ def _measured(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> list[Meas
                 noise=_noise(measurement),
             )
         )
+    if last is not None:  # of the others they would make the file large
+        found[-1] = found[-1].model_copy(update={"programs": _by_program(last)})
     return found
+
+
+def _by_program(measurement: Measurement) -> dict[str, dict[str, tuple[int, int]]]:
+    counts: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+    for one in measurement.results.values():
+        digest = hashlib.sha256(one.program.encode()).hexdigest()[:10]
+        correct, solutions = counts[one.kind].get(digest, (0, 0))
+        counts[one.kind][digest] = (correct + sum(one.correct), solutions + len(one.correct))
+    return dict(counts)
 
 
 def _solved(measurement: Measurement, kind: str) -> tuple[int, int]:

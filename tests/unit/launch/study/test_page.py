@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.study.curves import FILES
+from launch.study.curves import files_of
 from launch.study.definition import Budget, Study
 from launch.study.findings import judge
 from launch.study.interval import Verdict
@@ -107,7 +107,9 @@ def test_the_page_is_made_from_the_small_files_alone(tmp_path: Path, capsys: pyt
     text = folder.page.read_text()
     assert "margin" in text.lower()
     assert "| `K2` | 1.00 | 2 | 8 | 81 |" in text, "age, steps and seconds"
-    first = {name: (tmp_path / name).read_bytes() for name in FILES.values()}
+    first = {name: (tmp_path / name).read_bytes() for name in files_of(study).values()}
     assert all(b"held-out accuracy" in drawn and b"K2 (3 runs)" in drawn for drawn in first.values())
     assert cli.main(["study", "report", str(tmp_path)]) == 0
-    assert {name: (tmp_path / name).read_bytes() for name in FILES.values()} == first, "equal results, equal files"
+    assert {name: (tmp_path / name).read_bytes() for name in files_of(study).values()} == first, (
+        "equal results, equal files"
+    )

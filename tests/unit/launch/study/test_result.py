@@ -33,6 +33,8 @@ def measurement(version: int, share: float) -> Measurement:
 def test_a_result_has_series_totals_and_measurements(tmp_path: Path) -> None:
     rows = [row(1), row(2), row(3), row(4)]
     rows[1]["age_mean"], rows[1]["batch_size"] = 3.0, 8
+    rows[0] |= {"copies/deduction": 0.2, "entropy": 1.5}
+    rows[3] |= {"copies/deduction": 0.3, "copies/abduction": 0.7, "entropy": 1.0}
     # The learner died after step 2, and its ledger of tokens began anew.
     for place, dropped in enumerate((5.0, 7.0, 2.0, 3.0)):
         rows[place]["token_ledger/dropped_stale"] = dropped
@@ -55,6 +57,10 @@ def test_a_result_has_series_totals_and_measurements(tmp_path: Path) -> None:
     assert first.low < first.mean < first.high
     # By hand: one task of four is half right, 0.25 / (2 - 1) / (2 kinds x 2 tasks)^2.
     assert (first.samples, first.noise) == (2, pytest.approx(0.25 / 16))
+    assert (first.programs, last.tokens_generated) == ({}, 480.0)
+    assert sorted(last.programs["deduction"].values()) == [(1, 2), (2, 2)]
+    # The mean over the last five steps and the kinds that have it.
+    assert result.diversity == {"copies": pytest.approx(0.4), "entropy": pytest.approx(1.25)}
     assert result.series["tokens_trained"] == [100.0, 200.0, 300.0, 400.0]
     write_result(result, tmp_path / "results" / "K2-s1.json")
     assert read_result(tmp_path / "results" / "K2-s1.json") == result

@@ -144,6 +144,17 @@ def test_a_run_goes_on_with_the_same_command_and_the_time_that_is_left(tmp_path:
     assert command(folder, study, run)[-1] == "run.max_minutes=6.000"
 
 
+def test_a_run_of_equal_tokens_goes_on_with_the_same_limit(tmp_path: Path) -> None:
+    """`azr train` counts what earlier starts have trained."""
+    study = make_study(budget=Budget(tokens=5000))
+    folder = write(study, tmp_path)
+    run = study.runs_in_order()[1]
+    words = command(folder, study, run)
+    assert {"run.max_tokens=5000", "run.max_minutes=none"} < set(words)
+    write_run(folder.run(run), [row(1)], why=None)
+    assert command(folder, study, run) == words
+
+
 def test_a_failed_run_is_reported_with_the_words_of_azr(tmp_path: Path) -> None:
     """A recipe that cannot run: `azr train` itself says why."""
     study = make_study((0,), arms=("K0", "K2"))

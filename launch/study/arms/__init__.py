@@ -1,0 +1,1 @@
+"""Files of arms that ship, for `azr study arms`."""

@@ -1,0 +1,88 @@
+"""Arms of a study as a file: a table of settings for each, as a recipe has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from launch.study.definition import Arm, StudyError
+
+SHIPPED = Path(__file__).parent / "arms"
+"""The folder of the files that ship."""
+_FORM = "it has a table [arms.NAME] for each arm, with settings as in a recipe, such as selfplay.references = 0"
+
+
+def find_arms(name: str) -> Path:
+    """The file of this path, or of this name among those that ship. Raises StudyError."""
+    is_path = "/" in name or name.endswith(".toml")
+    path = Path(name) if is_path else SHIPPED / f"{name}.toml"
+    if os.path.isfile(path):
+        return path
+    ship = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.toml")))
+    raise StudyError(f"there is no file of arms {name}: give the path of a .toml file, or one that ships: {ship}")
+
+
+def read_arms(path: Path, baseline: str | None = None) -> tuple[Arm, ...]:
+    """The arms of a file, in its order. `baseline`: the one that the others are compared with; None: the first.
+
+    Raises StudyError.
+    """
+    try:
+        data = tomllib.loads(path.read_bytes().decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: {error.strerror}") from None
+    tables = data.pop("arms", None)
+    if data or not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise StudyError(f"{path} is no file of arms: {_FORM}")
+    if len(tables) < 2:
+        raise StudyError(f"{path} has fewer than two arms, so there is nothing to compare: {_FORM}")
+    reference = next(iter(tables)) if baseline is None else baseline
+    if reference not in tables:
+        raise StudyError(f"--baseline {reference}: {path} has the arms {', '.join(tables)}")
+    return tuple(_arm(path, name, table, None if name == reference else reference) for name, table in tables.items())
+
+
+def question(recipe: str, arms: Sequence[Arm]) -> str:
+    """The question, in words."""
+    baseline = next(arm.name for arm in arms if arm.reference is None)
+    others = ", ".join(arm.name for arm in arms if arm.reference is not None)
+    return f"What does {recipe} learn with {others}, beside {baseline}?"
+
+
+def _arm(path: Path, name: str, table: dict[str, Any], reference: str | None) -> Arm:
+    overrides = tuple(f"{key}={_text(path, key, value)}" for key, value in _settings(table))
+    try:
+        return Arm(name=name, overrides=overrides, reference=reference)
+    except ValidationError:
+        raise StudyError(
+            f"{path}: an arm cannot be called {name!r}: take letters, digits, dots, hyphens and underscores"
+        ) from None
+
+
+def _settings(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of nested tables, by dotted key; an empty table has none, as in a recipe."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _settings(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _text(path: Path, key: str, value: Any) -> str:
+    """A value as on the command line, which is TOML. Raises StudyError."""
+    try:
+        # Of what JSON writes, TOML takes all but one character.
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
+        if tomllib.loads(f"v = {text}")["v"] == value:
+            return text
+    except (TypeError, ValueError):
+        pass
+    raise StudyError(f"{path}: {key} = {value!r} is no value of a setting")

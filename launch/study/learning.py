@@ -1,0 +1,148 @@
+"""What the arms of a study learned, by kind of task and for each token, and how diverse their runs were at the end."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import fmean
+
+from actors.heldout.intervals import Estimate, Solved
+from actors.heldout.intervals import difference as over_tasks
+from actors.kinds.registry import names
+from launch.study.findings import ArmFindings, sample_of
+from launch.study.interval import Difference, difference
+from launch.study.result import DIVERSITY, LAST_STEPS, Measured
+from launch.study.table import number, points, share, table
+
+
+def by_kind(found: Sequence[ArmFindings], alpha: float) -> str:
+    """The table of accuracies by kind of task, and in the mean; empty without a measurement."""
+    kinds = [kind for kind in names() if any(kind in measured.solved for one in found for measured in one.judged)]
+    if not kinds:
+        return ""
+    rows = []
+    for kind in (None, *kinds):
+        for one in found:
+            reference = next((other for other in found if other.arm.name == one.arm.reference), None)
+            sample = sample_of(one.judged, kind)
+            beside = sample_of(reference.judged if reference else (), kind)
+            mean = sample.mean - beside.mean
+            rows.append(
+                [
+                    kind or "mean",
+                    f"`{one.arm.name}`",
+                    share(sample.mean if sample.values else None),
+                    "-" if math.isnan(mean) else points(mean),
+                    _interval(difference(sample, beside, alpha)),
+                    _interval(over_programs(one.judged, reference.judged if reference else (), kind)),
+                ]
+            )
+    confidence = f"{100 * (1 - 2 * alpha):g}%"
+    return table(
+        ("kind", "arm", "held-out accuracy", "difference", f"over seeds ({confidence})", "over programs (95%)"), rows
+    )
+
+
+ABOUT_KINDS = (
+    "Differences to the reference arm, in points. The interval over seeds is that of the verdict: it says what other "
+    "seeds might give on these tasks. The interval over programs takes these runs as they are, pairs the arms by task, "
+    "with the mean over an arm's runs, and says what other programs might give. A difference that holds for both is "
+    "beyond 0 in both."
+)
+
+
+def over_programs(
+    judged: Sequence[Measured], reference: Sequence[Measured], kind: str | None = None
+) -> Estimate | None:
+    """The difference to the reference, of one kind or in the mean over kinds, with its 95% interval over programs
+    (`actors/heldout/intervals.py`): of the means over each arm's runs, paired by task. None where a run's
+    counts by program were not kept."""
+    ours, theirs = _shares(judged), _shares(reference)
+    paired = [
+        Solved(program, of_kind, ours[of_kind, program][0] - theirs[of_kind, program][0])
+        for of_kind, program in ours.keys() & theirs.keys()
+        if kind in (None, of_kind)
+        for _ in range(ours[of_kind, program][1])
+    ]
+    return over_tasks(paired) if paired else None
+
+
+def _shares(judged: Sequence[Measured]) -> dict[tuple[str, str], tuple[float, int]]:
+    """(kind, program) -> (mean share over the runs, tasks), of the programs that all of the runs have."""
+    found: dict[tuple[str, str], list[tuple[float, int]]] = defaultdict(list)
+    for one in judged:
+        for kind, programs in one.programs.items():
+            for program, (correct, solutions) in programs.items():
+                found[kind, program].append((correct / solutions, solutions // one.samples))
+    return {
+        key: (fmean(value for value, _ in of_runs), min(tasks for _, tasks in of_runs))
+        for key, of_runs in found.items()
+        if len(of_runs) == len(judged)
+    }
+
+
+def per_token(found: Sequence[ArmFindings]) -> str:
+    """The table of what was learned for each token; empty without a measurement before and after."""
+    rows = []
+    for one in found:
+        if one.before is None or not one.judged:
+            continue
+        gain = one.sample.mean - one.before
+        trained = fmean(measured.tokens_trained for measured in one.judged)
+        generated = [tokens for measured in one.judged if (tokens := measured.tokens_generated) is not None]
+        rows.append(
+            [
+                f"`{one.arm.name}`",
+                points(gain),
+                number(trained, ",.0f"),
+                _per_million(gain, trained),
+                number(fmean(generated) if generated else None, ",.0f"),
+                _per_million(gain, fmean(generated) if generated else 0.0),
+            ]
+        )
+    headings = ("arm", "gain, points", "trained tokens", "gain per million", "generated tokens", "gain per million")
+    return table(headings, rows) if rows else ""
+
+
+ABOUT_TOKENS = (
+    "Gain: held-out accuracy at the judged version minus that before training, the mean over runs. Tokens are those "
+    "until then; generated ones include what was dropped, or thrown away as an estimate."
+)
+
+
+def diversity(found: Sequence[ArmFindings]) -> str:
+    """The table of diversity at the end; empty where no result has it."""
+    if not any(run.diversity for one in found for run in one.runs):
+        return ""
+    rows = [
+        [
+            f"`{one.arm.name}`",
+            *(share(_end(one, name)) for name in DIVERSITY),
+            number(_end(one, "entropy"), ".2f"),
+        ]
+        for one in found
+    ]
+    headings = ("arm", "ignore their input", "known tasks", "distinct programs", "copies", "entropy, nats")
+    return table(headings, rows)
+
+
+ABOUT_DIVERSITY = (
+    f"Means over the last {LAST_STEPS} steps, the kinds of tasks that an arm trains, and the complete runs: proposals "
+    "that ignore their input, and that the buffer had; different programs of a batch; answers that repeat their input; "
+    "entropy of the policy (`ignores_input`, `duplicates`, `distinct_programs`, `copies`, `entropy`). Proposals are "
+    "known where they are trained, so an arm that trains the solver alone has none."
+)
+
+
+def _end(one: ArmFindings, name: str) -> float | None:
+    known = [run.diversity[name] for run in one.runs if name in run.diversity]
+    return fmean(known) if known else None
+
+
+def _per_million(gain: float, tokens: float) -> str:
+    return points(gain * 1e6 / tokens) if tokens else "-"
+
+
+def _interval(found: Difference | Estimate | None) -> str:
+    return f"{points(found.low)} to {points(found.high)}" if found else "-"
