@@ -23,10 +23,10 @@ from launch.config import Config, SftConfig, override
 
 ROOT = Path(cli.__file__).parents[1]
 INTERNAL = {
-    "ActorKilled", "BatchTimeout", "BudgetError", "CallFailed", "CodecError", "DeadError", "Ended", "EngineAborted",
-    "EngineDead", "JailError", "LearnerLost", "LiteralError", "ProcessEnded", "ProcessRestarting", "PromptTooLong",
-    "ReceiversEnded", "Refused", "RolloutBroken", "StepGivenUp", "UnserialisableError", "WeightSyncError",
-    "WeightSyncTimeout", "WeightUpdateFailed", "WireError",
+    "ActorKilled", "BatchTimeout", "BudgetError", "CallFailed", "CodecError", "DeadError", "DeltaError", "Ended",
+    "EngineAborted", "EngineDead", "JailError", "LearnerLost", "LiteralError", "ProcessEnded",
+    "ProcessRestarting", "PromptTooLong", "ReceiversEnded", "Refused", "RolloutBroken", "StepGivenUp",
+    "UnserialisableError", "WeightSyncError", "WeightSyncTimeout", "WeightUpdateFailed", "WireError",
 }  # fmt: skip
 """Exceptions that this project catches itself: they become an outcome, or end a process that is started again, with
 their text in its log."""
