@@ -27,6 +27,7 @@ INTERNAL = {
     "EngineAborted", "EngineDead", "JailError", "LearnerLost", "LiteralError", "ProcessEnded",
     "ProcessRestarting", "PromptTooLong", "ReceiversEnded", "Refused", "RolloutBroken", "StepGivenUp",
     "UnserialisableError", "WeightSyncError", "WeightSyncTimeout", "WeightUpdateFailed", "WireError",
+    "WorkerFailed",
 }  # fmt: skip
 """Exceptions that this project catches itself: they become an outcome, or end a process that is started again, with
 their text in its log."""
