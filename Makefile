@@ -15,7 +15,7 @@ $(READY): requirements-cpu.lock pyproject.toml launch/setup_cpu.sh
 	@PYTHON="$(PYTHON)" launch/setup_cpu.sh
 
 train: $(READY)  ## the default run: self-play with a 135M model on this machine's CPU
-	$(BIN)/azr train launch/recipes/smollm2-cpu.toml
+	$(BIN)/azr train launch/recipes/smollm2-cpu-learn.toml
 
 # Lint and tests at once; --keep-going: both report, whichever fails. The + before a recipe of tests shows their progress
 # as it comes.
