@@ -123,7 +123,7 @@ def measure(arguments: argparse.Namespace) -> Report:
     if suite != "recorded":
         from launch.bench import learner_gpu
 
-        return learner_gpu.run(suite == "tiny", arguments.runs, arguments.seconds)
+        return learner_gpu.run(suite == "tiny", arguments.runs, arguments.seconds, arguments.json)
     return run(
         Options(
             arguments.runs, arguments.threads, arguments.model, arguments.token_budget, sequences=arguments.sequences

@@ -128,8 +128,11 @@ class Clock:
         return self.allowed_s - (time.monotonic() - self.started)
 
 
-def run(tiny: bool, runs: int, seconds: float) -> Report:
-    """Measure for at most about `seconds`, each step `runs` times. Raises OSError where no model can be written."""
+def run(tiny: bool, runs: int, seconds: float, file: Path | None = None) -> Report:
+    """Measure for at most about `seconds`, each step `runs` times. Raises OSError where no model can be written.
+
+    The report is written to `file` after each part, too: what was measured is kept where this process is stopped.
+    """
     shapes, rows, clock = (TINY, TINY_ROWS, Clock(seconds)) if tiny else (SHAPES, ROWS, Clock(seconds))
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     report = Report(
@@ -145,6 +148,7 @@ def run(tiny: bool, runs: int, seconds: float) -> Report:
         report.notes["peak"] = f"{name} has no entry in PEAKS; measured: {peak / 1e12:.3g} 10^12 operations a second"
     else:
         report.notes["peak"] = f"{name}: {peak / 1e12:.0f} 10^12 operations a second (dense bfloat16, data sheet)"
+    goals = {} if tiny or peak_flops(name) is None else GOALS
     found: list[Found] = []
     late = []
     jobs = JOBS[:3] if tiny else JOBS
@@ -159,6 +163,8 @@ def run(tiny: bool, runs: int, seconds: float) -> Report:
                     if clock.left_s <= 0:
                         late.append(f"{job.side}: {part}")
                         continue
+                    report.notes["unfinished"] = f"stopped while it measured {job.side}: {part}, or a later one"
+                    _save(report, found, peak, goals, file)
                     if not model_dir.exists():
                         shapes[job.shape].write(model_dir, device())
                         _release()
@@ -166,17 +172,31 @@ def run(tiny: bool, runs: int, seconds: float) -> Report:
                     found += side.measure(part, runs)
             except Exception as error:  # the next job may do
                 report.notes[f"{job.side}, {job.shape}"] = _short_error(error)
+            _save(report, found, peak, goals, file)
             side = None
             _release()
+    report.notes.pop("unfinished", None)
     if late:
         report.notes["left out"] = f"no time was left for {'; '.join(late)}"
+    _sum_up(report, found, peak, goals)
+    return report
+
+
+def _save(report: Report, found: list[Found], peak: float, goals: dict[str, Goal], file: Path | None) -> None:
+    """Write what there is by now to `file`, unless that is something like a pipe, which takes one report."""
+    if file and (file.is_file() or not file.exists()):
+        _sum_up(report, found, peak, goals)
+        report.write(file)
+
+
+def _sum_up(report: Report, found: list[Found], peak: float, goals: dict[str, Goal]) -> None:
+    """Let the report have the figures, goals and failures of what was found, and no earlier ones."""
+    report.tables, report.ratios, report.failures = [], {}, []
     _figures(report, found, peak)
-    if not tiny and peak_flops(name):
-        report.goals |= {key: goal for key, goal in GOALS.items() if key in report.ratios}
+    report.goals = {key: goal for key, goal in goals.items() if key in report.ratios}
     missing = [key for key in GOALS if key not in report.ratios]
     if missing:
         report.failures.append(f"not measured: {', '.join(missing)}; the notes say why")
-    return report
 
 
 def measured_peak(size: int) -> float:

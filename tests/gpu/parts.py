@@ -63,7 +63,7 @@ PARTS = (
     Part(
         "weights",
         "the broadcast over NCCL; a rank killed or stopped in the middle",
-        100,
+        140,  # six tests may wait for a deadline of 8 s
         pytest_on("tests/gpu/test_weights.py"),
     ),
     Part(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,11 @@ def result_of(part: Part, code: int | None, seconds: float, limit_s: float, find
     result = Result(part.name, "passed", seconds, limit_s)
     text = findings.read_text() if findings.is_file() else ""
     if part.bench:
-        result.report = json.loads(text) if code == 0 and text else None
+        # It is written as the benchmark goes on: of one that failed or was stopped there are the figures until then.
+        with suppress(json.JSONDecodeError):
+            result.report = json.loads(text)
         result.figures = {name: each["median"] for name, each in (result.report or {}).get("ratios", {}).items()}
-        done = result.report is not None
+        done = code == 0 and result.report is not None
     else:
         result.tests = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
         result.figures = {name: value for test in result.tests for name, value in test["figures"].items()}

@@ -16,7 +16,7 @@ import pytest
 from tests.gpu import wheels
 from tests.gpu.command import KEYS, chosen_parts
 from tests.gpu.parts import PARTS, ROOT, Part, pytest_on
-from tests.gpu.result import table
+from tests.gpu.result import result_of, table
 from tests.gpu.suite import AT_ONCE, Suite
 from tests.unit.gpu import bare
 from tests.waiting import wait_until
@@ -79,6 +79,18 @@ def test_a_part_that_fails_or_hangs_stops_no_other(tmp_path: Path) -> None:
     shown = table(suite.results)
     for text in ("assert (1 + 1) == 3", "there is one GPU", "no memory", "goal missed: mfu_1_5b is 0.5"):
         assert text in shown
+
+
+@pytest.mark.parametrize(("code", "status"), [(0, "passed"), (1, "failed"), (None, "timed out")])
+def test_what_a_benchmark_wrote_is_kept_however_it_ended(tmp_path: Path, code: int | None, status: str) -> None:
+    part, file = Part("bench", "", 60, python(""), bench=True), tmp_path / "findings"
+    report = {"ratios": {"mfu_1_5b": {"median": 0.5}}, "notes": {"unfinished": "a part"}}
+    file.write_text(json.dumps(report))
+    found = result_of(part, code, 60.0, 60.0, file, "the log")
+    assert (found.status, found.report, found.figures) == (status, report, {"mfu_1_5b": 0.5})
+    file.write_text(json.dumps(report)[:-9])  # as it was being written
+    found = result_of(part, code, 60.0, 60.0, file, "the log")
+    assert (found.report, found.figures, found.log_excerpt) == (None, {}, "the log")
 
 
 def test_hanging_parts_take_less_than_six_minutes() -> None:

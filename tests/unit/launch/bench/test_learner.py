@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,6 +181,34 @@ torch.set_num_threads(1)
 from launch.cli import main
 sys.exit(main(sys.argv[1:]))
 """
+
+
+def test_the_gpu_suite_writes_what_it_has_before_each_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process that is stopped in a later part has lost no earlier one, and a side that breaks stops no other."""
+    file, seen = tmp_path / "learner.json", list[dict[str, Any]]()
+
+    class Measured:
+        def __init__(self, side: str) -> None:
+            self.side = side
+
+        def measure(self, part: learner_gpu.Part, runs: int) -> list[learner_gpu.Found]:
+            seen.append(json.loads(file.read_text()))
+            if self.side == "transformers":
+                raise RuntimeError("no memory")
+            return [learner_gpu.Found(part, self.side, 100, 200, [1.0] * runs, 1 << 30, flops=10**9)]
+
+    monkeypatch.setattr(learner_gpu, "Azr", lambda folder: Measured("azr"))
+    monkeypatch.setattr(learner_gpu, "Peer", lambda folder, most: Measured("transformers"))
+    monkeypatch.setattr(learner_shapes.Shape, "write", lambda self, folder, device: folder.mkdir())
+    monkeypatch.setattr(learner_gpu, "measured_peak", lambda size: 1e12)
+    report = learner_gpu.run(True, 2, 100.0, file)
+    assert [list(one["ratios"]) for one in seen] == [[], *[["mfu_1_5b"]] * 3, ["mfu_1_5b", "mfu_7b_slice"]]
+    assert [len(one["tables"][0]["rows"]) for one in seen] == [0, 1, 2, 2, 3]
+    assert all("unfinished" in one["notes"] and one["failures"] for one in seen)
+    assert "unfinished" not in report.notes and report.notes["transformers, 1.5b"] == "RuntimeError: no memory"
+    assert len(report.tables) == 1 and report.ratios["mfu_1_5b"].values == (1e-3, 1e-3)
+    (missing,) = report.failures
+    assert missing.startswith("not measured: rows_over_transformers, ")
 
 
 @pytest.mark.slow
