@@ -15,12 +15,14 @@ from typing import Any
 from actors.environment import Environment
 from actors.heldout.tasks import is_held_out
 from executor.input_samples import sample_inputs
-from executor.tasks import Proposal, Rejection, Task
+from executor.tasks import Proposal, Rejection, RejectionReason, Task
 
 _HEAD = re.compile(r"def f\(([^()\[\]]*)\):")
 _MAX_PARAMETERS = 3
 _EXAMPLES: tuple[Any, ...] = (7, "stone cat", [3, 1, 2], ["red", "tree", "ab"])
 """Values of the types that are tried; an input has others of these types and about this size."""
+_HOPELESS = frozenset({RejectionReason.TIMEOUT, RejectionReason.UNSAFE})
+"""Rejections after which no other input is tried: each would cost the time limit again, or be refused again."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Completer:
         """The task of `kind` that the first function f in the reply `text` makes with an input of the executor's.
 
         The input is a function of the program and of `seed`. None for a program that runs with none of those tried,
-        gives the same value whatever it gets, or makes a held-out task. Raises InfrastructureError.
+        gives the same value whatever it gets, runs beyond the time limit or the policy, or makes a held-out task.
+        Raises InfrastructureError.
         """
         program = first_function(text)
         if program is None or (count := _parameters(program)) is None:
@@ -57,7 +60,11 @@ class Completer:
             for shape in shapes[: 2 if count > 1 and example != 7 else 1]:
                 for given in sample_inputs(shape, 1, draw):
                     found = await self._environment.validate(Proposal(kind, program, (given,)))
-                    if isinstance(found, Rejection) or found.ignores_input or is_held_out(found, facts.normal):
+                    if isinstance(found, Rejection):
+                        if found.reason in _HOPELESS:
+                            return None
+                        continue
+                    if found.ignores_input or is_held_out(found, facts.normal):
                         continue
                     return Completed(found, facts.normal)
         return None
@@ -66,7 +73,7 @@ class Completer:
 def first_function(text: str) -> str | None:
     """The first function f in a reply: from its head to the line before the next one that is not indented; None
     without one."""
-    lines = text.split("\n")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     start = next((number for number, line in enumerate(lines) if line.startswith("def f(")), None)
     if start is None:
         return None

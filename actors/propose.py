@@ -17,7 +17,7 @@ from actors.constructs import draw_constructs, uses
 from actors.engine.generation import Completion
 from actors.environment import Environment
 from actors.heldout.tasks import is_held_out
-from actors.kinds.registry import kind_of, names
+from actors.kinds.registry import forms_of, kind_of, names
 from actors.labeller import Labeller
 from actors.parsing import FormatError, answer_of
 from actors.prompt_builder import Prompt, PromptTooLong
@@ -192,7 +192,8 @@ class ModelProposer(Proposer):
         if found is None:
             return None
         try:
-            self._sampler.prompts.solve(found.task)
+            for form in forms_of(found.task):
+                self._sampler.prompts.solve(form)
         except PromptTooLong:
             return None
         self._sampler.counts["tasks_completed"] += 1
