@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from launch.cluster.placement import engine_memory, learner_memory
+from launch.cluster.placement import engine_memory, kept_memory, learner_memory
 from launch.config import Config
 from launch.recipe import ConfigError
 from learner.model.architecture import Architecture
@@ -84,9 +84,11 @@ def _files(model_dir: Path) -> list[str]:
 def _parallel(config: Config, model: Architecture) -> list[str]:
     learner, workers = config.learner.parallel, config.engine.tensor_parallel
     heads = model.num_query_groups
+    columns = {model.ffn_hidden_size} if not model.experts or not all(model.experts.layers) else set()
+    columns |= {model.experts.hidden_size} if model.experts else set()
     sizes = (
         ("engine.tensor_parallel", workers, "attention heads", model.num_heads),
-        ("engine.tensor_parallel", workers, "feed-forward columns", model.ffn_hidden_size),
+        *(("engine.tensor_parallel", workers, "feed-forward columns", count) for count in sorted(columns)),
         ("learner.parallel.tensor", learner.tensor, "attention heads", model.num_heads),
         ("learner.parallel.tensor", learner.tensor, "key/value heads", model.num_query_groups),
         ("learner.parallel.tensor x context", learner.tensor * learner.context, "attention heads", model.num_heads),
@@ -134,14 +136,17 @@ def _cache(config: Config, model: Architecture) -> list[str]:
 
 def _memory(config: Config, model: Architecture) -> list[str]:
     count = num_parameters(model)
-    learner = config.learner.parallel.world_size * learner_memory(config, count)
+    copy = kept_memory(config, count)
+    learner = config.learner.parallel.world_size * learner_memory(config, count) + copy
     engines = config.actors.num_actors * engine_memory(config, count, on_gpu=False)
     total = total_memory()
     if learner + engines <= total:
         return []
+    kept = ", with copies for learner.weights_delta" if copy else ""
+    off = "set learner.weights_delta to off, " if copy else ""
     return [
         f"this machine has {total / _GIB:.1f} GiB of memory, and the run needs more: the learner at least "
         f"{learner / _GIB:.1f} GiB, the engines {engines / _GIB:.1f} GiB ({config.actors.num_actors} with "
-        f"engine.kv_cache_gib = {config.engine.kv_cache_gib:g} each). Lower engine.kv_cache_gib, actors.num_actors or "
-        "learner.parallel, or take a smaller model"
+        f"engine.kv_cache_gib = {config.engine.kv_cache_gib:g} each{kept}). Lower engine.kv_cache_gib, "
+        f"actors.num_actors or learner.parallel, {off}or take a smaller model"
     ]

@@ -252,9 +252,10 @@ class LearnerSettings(SettingsTable):
     weights_delta: Literal["off", "auto"] = "off"
     """Send to the engines only the weights that have changed: `off` or `auto`.
     `auto` sends the changed elements of a bucket where they are fewer bytes than the bucket, and compares a digest of
-    the whole at the other end. It needs memory for one more copy of the weights on rank 0's device and on that of each
-    engine worker (lower `engine.gpu_memory_utilization`), and time to compare. It pays where learning rates are small
-    and the network is slow; docs/performance.md has figures. Serial mode sends nothing, and leaves it out."""
+    the whole at the other end. It needs memory for one more copy of all weights on rank 0's device and on that of each
+    engine worker, also where `engine.tensor_parallel` splits the model (lower `engine.gpu_memory_utilization`), and
+    time to compare. It pays where learning rates are small and the network is slow; docs/performance.md has figures.
+    Serial mode sends nothing, and leaves it out."""
     batch_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds that the learner waits for a batch before the run stops and names the missing cells and actors.
     It is also the deadline of exchanges between learner ranks. The slowest batch must fit."""

@@ -113,10 +113,10 @@ def place(
     """
     on_gpus = _on_gpus(nodes)
     free = _free(nodes, taken)
-    learner = Needs(
-        num_gpus=int(on_gpus),
-        memory_bytes=learner_memory(config, num_parameters) if num_parameters else 0,
-    )
+    memory = learner_memory(config, num_parameters) if num_parameters else 0
+    if num_parameters and on_gpus:  # rank 0 has a GPU for itself; in main memory one rank in many has the copy
+        memory += kept_memory(config, num_parameters)
+    learner = Needs(num_gpus=int(on_gpus), memory_bytes=memory)
     assignments = _place_ranks(config.learner.parallel, learner, free)
     assignments.append(Assignment(Part.BUFFER, 0, assignments[0].node, Needs(num_cpus=0)))
     memory = engine_memory(config, num_parameters, on_gpus) if num_parameters else 0
@@ -189,10 +189,19 @@ def learner_memory(config: Config, num_parameters: int) -> int:
 
 def engine_memory(config: Config, num_parameters: int, on_gpu: bool) -> int:
     """Bytes of one engine's weights on each of its GPUs; on a CPU the weights and caches of all its workers."""
-    weights = num_parameters * _bytes_of(config.engine.dtype)
+    weights, kept = num_parameters * _bytes_of(config.engine.dtype), kept_memory(config, num_parameters)
+    workers = config.engine.tensor_parallel
     if on_gpu:
-        return weights // config.engine.tensor_parallel
-    return weights + int(config.engine.kv_cache_gib * _GIB)
+        return weights // workers + kept
+    return weights + kept * workers + int(config.engine.kv_cache_gib * _GIB)
+
+
+def kept_memory(config: Config, num_parameters: int) -> int:
+    """Bytes that `learner.weights_delta` takes of the device of the learner's rank 0, and of that of each engine
+    worker: the weights in the learner's dtype, all of them also where tensor parallelism splits the model."""
+    if config.learner.weights_delta == "off" or config.run.mode == "serial":
+        return 0
+    return num_parameters * _bytes_of(config.model.dtype)
 
 
 def actor_cpus(config: Config) -> int:

@@ -65,6 +65,31 @@ def test_workers_share_the_key_value_heads_or_repeat_them(model: Path) -> None:
         check_model(recipe("engine.tensor_parallel=3"), model, on_gpus=False)
 
 
+def test_workers_share_the_columns_of_the_layers_that_a_model_has(model: Path) -> None:
+    """Where all layers have experts, the plain intermediate size is that of none."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 100, "intermediate_size": 1001}
+    mixed = SMOLLM2 | experts | {"model_type": "qwen3_moe", "num_attention_heads": 8, "num_key_value_heads": 8}
+    (model / "config.json").write_text(json.dumps(mixed))
+    check_model(recipe("engine.tensor_parallel=4"), model, on_gpus=True)
+    with pytest.raises(ConfigError, match="= 8 does not divide the model's 100 feed-forward columns"):
+        check_model(recipe("engine.tensor_parallel=8"), model, on_gpus=True)
+    (model / "config.json").write_text(json.dumps(mixed | {"mlp_only_layers": [0]}))
+    with pytest.raises(ConfigError, match="= 4 does not divide the model's 1001 feed-forward columns"):
+        check_model(recipe("engine.tensor_parallel=4"), model, on_gpus=True)
+
+
+def test_sparse_updates_need_memory_for_copies(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = num_parameters(Architecture.read(model))
+    settings = ("actors.num_actors=1", "model.dtype=float32", "engine.dtype=float32", "engine.kv_cache_gib=1")
+    monkeypatch.setattr(model_check, "total_memory", lambda: (16 + 4) * count + 2**30)
+    check_model(recipe(*settings), model, on_gpus=False)
+    monkeypatch.setattr(model_check, "total_memory", lambda: (16 + 4 + 4 + 4) * count + 2**30)
+    check_model(recipe(*settings, "learner.weights_delta=auto"), model, on_gpus=False)
+    monkeypatch.setattr(model_check, "total_memory", lambda: (16 + 4 + 4 + 4) * count + 2**30 - 1)
+    with pytest.raises(ConfigError, match="the run needs more: .* learner.weights_delta"):
+        check_model(recipe(*settings, "learner.weights_delta=auto"), model, on_gpus=False)
+
+
 def test_the_cache_must_hold_one_sequence_to_the_byte(model: Path) -> None:
     needed = 640 * cache_bytes_per_token(recipe(), Architecture.read(model))  # 20 blocks of 32 tokens
     for spare, fits in ((0, True), (-1, False)):

@@ -19,6 +19,7 @@ from launch.cluster.placement import (
     PlacementError,
     engine_memory,
     job_nodes,
+    kept_memory,
     learner_memory,
     place,
     place_actor,
@@ -243,6 +244,22 @@ def test_memory_by_hand() -> None:
     assert learner_memory(full, 1000) == 1000 * (4 + 4 + 8), "in float32 the weight is its own master"
     assert engine_memory(config(engine_gpus=2), 1000, on_gpu=True) == 1000
     assert engine_memory(config(), 1000, on_gpu=False) == 2000 + GIB
+
+
+def test_sparse_updates_keep_whole_weights_at_rank_0_and_at_each_worker() -> None:
+    plain = config(engine_gpus=2)
+    sparse = plain.model_copy(update={"learner": LearnerSettings(weights_delta="auto")})
+    assert kept_memory(plain, 1000) == 0
+    assert kept_memory(sparse.model_copy(update={"model": ModelSettings(dtype="float32")}), 1000) == 4000
+    assert kept_memory(sparse.model_copy(update={"run": RunSettings(mode="serial")}), 1000) == 0, "nothing is sent"
+    assert engine_memory(sparse, 1000, on_gpu=True) == 1000 + 2000
+    assert engine_memory(sparse, 1000, on_gpu=False) == 2000 + 2 * 2000 + GIB
+    size = 10**9
+    room = learner_memory(sparse, size) + 2 * size - 1
+    with pytest.raises(PlacementError, match="learner0 does not fit"):
+        place(sparse, [Node("a", num_cpus=8, num_gpus=8, gpu_memory_bytes=room)], num_parameters=size)
+    assert place(sparse, [Node("a", num_cpus=8, num_gpus=8, gpu_memory_bytes=room + 1)], num_parameters=size)
+    assert place(plain, [Node("a", num_cpus=8, num_gpus=8, gpu_memory_bytes=room)], num_parameters=size)
 
 
 shapes = st.tuples(st.integers(1, 12), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.integers(1, 3))
