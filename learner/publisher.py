@@ -30,7 +30,7 @@ from learner.weights.transfer import WeightSender
 _LOG = logging.getLogger(__name__)
 
 MAX_REPEATS = 2
-"""Times that a version is sent again after a broadcast that broke although every actor lives."""
+"""Times that a version is sent again after a broadcast that broke, or was refused, although every actor lives."""
 
 
 class Publisher(Protocol):
@@ -141,16 +141,18 @@ class GroupPublisher:
 
     def _count_out(self, members: list[Member], error: WeightSyncError) -> None:
         """Lose the actors whose ranks were missing and those whose own engine failed. If there are none, the version is
-        sent again, `MAX_REPEATS` times; after that, all are lost."""
+        sent again, `MAX_REPEATS` times; after that, those are lost that refuse it, or else all."""
         assert self._stream is not None
         missing = {(rank - 1) // self._workers for rank in error.missing if rank > 0}
+        refused = {(rank - 1) // self._workers for rank in error.refused}
         failed = self._stream.load_failures()
         culprits = [m for i, m in enumerate(members) if i in missing or m.holder.actor_id in failed]
         if not culprits:
             self._repeats += 1
-            _LOG.warning("%s; every actor lives, so the version is sent again (%d)", error, self._repeats)
             if self._repeats <= MAX_REPEATS:
+                _LOG.warning("%s; every actor lives, so the version is sent again (%d)", error, self._repeats)
                 return
+            culprits = [member for index, member in enumerate(members) if index in refused]
         reasons = self._stream.interrupted() | failed
         for member in culprits or members:
             self._stream.lose(member, reasons.get(member.holder.actor_id, str(error)))

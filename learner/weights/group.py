@@ -66,9 +66,19 @@ class GroupSpec:
 
 
 class WeightSyncError(RuntimeError):
-    """A broadcast failed, and its group is closed. `missing`: ranks that had not arrived, or that died."""
+    """A broadcast failed, and its group is closed. `missing`: ranks that had not arrived, or that died. `refused`:
+    ranks that refused what arrived."""
 
-    def __init__(self, what: str, *, group_id: int, phase: str, rank: int, missing: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        group_id: int,
+        phase: str,
+        rank: int,
+        missing: Sequence[int] = (),
+        refused: Sequence[int] = (),
+    ) -> None:
         named = f" (missing: ranks {list(missing)})" if missing and "ranks" not in what else ""
         super().__init__(f"weight sync, group {group_id}, phase {phase}, rank {rank}: {what}{named}")
         self.what = what
@@ -76,10 +86,11 @@ class WeightSyncError(RuntimeError):
         self.phase = phase
         self.rank = rank
         self.missing = list(missing)
+        self.refused = list(refused)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle it with its fields: processes that receive for others hand it on."""
-        fields = {name: getattr(self, name) for name in ("group_id", "phase", "rank", "missing")}
+        fields = {name: getattr(self, name) for name in ("group_id", "phase", "rank", "missing", "refused")}
         return partial(type(self), **fields), (self.what,)
 
 
@@ -141,7 +152,8 @@ class Group:
         if self.rank == 0:
             refused = {rank: word for rank, word in enumerate(self._hear("done"), 1) if word != _HERE}
             if refused:
-                raise self._error(f"ranks {list(refused)} refuse the update: {refused[min(refused)]}", "done")
+                what = f"ranks {list(refused)} refuse the update: {refused[min(refused)]}"
+                raise self._error(what, "done", refused=list(refused))
             for rank in self._receivers():
                 self._store.delete_key(self._key("ready", rank))
                 self._store.delete_key(self._key("done", rank))
@@ -243,8 +255,11 @@ class Group:
         what = f"waited {self.spec.timeout_s:.1f} s for ranks {missing} of {self.spec.world_size}"
         return WeightSyncTimeout(what, group_id=self.spec.group_id, phase=phase, rank=self.rank, missing=missing)
 
-    def _error(self, what: str, phase: str, missing: Sequence[int] = ()) -> WeightSyncError:
-        return WeightSyncError(what, group_id=self.spec.group_id, phase=phase, rank=self.rank, missing=missing)
+    def _error(
+        self, what: str, phase: str, missing: Sequence[int] = (), refused: Sequence[int] = ()
+    ) -> WeightSyncError:
+        group_id = self.spec.group_id
+        return WeightSyncError(what, group_id=group_id, phase=phase, rank=self.rank, missing=missing, refused=refused)
 
 
 class Broadcast:

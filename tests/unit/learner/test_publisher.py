@@ -17,6 +17,7 @@ from learner.ranks import Ranks
 from learner.staleness import Gate
 from learner.stream.client import StreamClient
 from learner.stream.server import StreamServer
+from learner.weights.delta import DeltaDecoder, Header
 from learner.weights.group import GroupSpec, WeightSyncError
 from learner.weights.manifest import manifest_from_json
 from learner.weights.transfer import Delta, WeightReceiver, WeightSender
@@ -41,6 +42,15 @@ class Policy:
         yield "head", torch.full((3,), float(self.version))
 
 
+class DamagedMemory(DeltaDecoder):
+    """The end of a receiver whose memory changes a bit of whatever it holds."""
+
+    def take(self, index: int, header: Header, payload: torch.Tensor | None) -> torch.Tensor:
+        if payload is not None:
+            payload.view(torch.uint8)[3] ^= 1
+        return super().take(index, header, payload)
+
+
 @dataclass
 class Actor:
     """An engine without a model: joins groups, receives weights, and says so."""
@@ -54,6 +64,8 @@ class Actor:
     """The version in whose broadcast its last worker ends, after the first tensors, and it with it."""
     damaged_at: int = -1
     """The version before which a bit of the weights that it keeps is flipped, once."""
+    always_damaged: bool = False
+    """Whether its last worker has damaged memory."""
     workers: int = 1
     """Ranks that it takes in the group, each of which receives everything."""
     said: list[str] = field(default_factory=list)
@@ -63,6 +75,8 @@ class Actor:
     async def live(self, endpoint: str) -> None:
         client = StreamClient(endpoint, self.actor_id, 0, capacity=4, learner_silent_s=1.0, learner_timeout_s=8.0)
         receivers = [WeightReceiver() for _ in range(self.workers)]
+        if self.always_damaged:
+            receivers[-1] = WeightReceiver(decoder=DamagedMemory())
         manifest: list[Any] = []
         group = 0
         try:
@@ -257,6 +271,17 @@ def test_sparse_updates_reach_every_actor_and_what_is_damaged_is_sent_again_whol
     assert sent == [(36, 0), (0, 36), (36, 0), (0, 36)], "an update that was refused does not count"
     assert damaged.said.count("join") == 2, "the whole update went through a group of its own"
     assert not lost(here)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_actor_that_refuses_whole_updates_is_lost_alone(world: Callable[..., World], workers: int) -> None:
+    here = world(delta="auto", workers=workers)
+    sound, damaged = Actor("sound", workers=workers), Actor("damaged", workers=workers, always_damaged=True)
+    here.add(damaged, sound)
+    here.publish(1)
+    assert set(lost(here)) == {"damaged"}
+    assert "the digest of bucket 0 is not the sender's" in lost(here)["damaged"]
+    assert_runs(sound, 1)
 
 
 def test_an_actor_that_is_to_leave_stays_until_the_weights_are_out(world: Callable[..., World]) -> None:
