@@ -29,6 +29,7 @@ CARRIED = {
     "msgpack": ("msgpack",),
     "tomli_w": ("tomli_w",),
     "psutil": ("psutil",),
+    "rich": ("rich", "markdown-it-py", "mdurl", "Pygments"),
     "hypothesis": ("hypothesis", "sortedcontainers"),
 }
 """Modules that the parts import, and the packages that bring each. They are installed where the module is missing."""
