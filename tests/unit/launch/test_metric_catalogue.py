@@ -75,7 +75,7 @@ def test_every_metric_of_a_batch_is_listed_also_of_a_kind_that_a_plug_in_brings(
 
 def test_everything_that_an_actor_reports_is_listed(tmp_path: Path) -> None:
     engine: Any = VllmEngine(tmp_path, EngineSettings(), in_process=True)
-    names = ("prompts_too_long", "references_left_out", "tasks_too_long", "tasks_held_out")
+    names = ("prompts_too_long", "references_left_out", "tasks_too_long", "tasks_held_out", "tasks_completed")
     sampler = SimpleNamespace(counts=dict.fromkeys(names, 0))
     counts = Player.counts(SimpleNamespace(_sampler=sampler))  # type: ignore[arg-type]
     Reports().report(_holder(), RolloutStats().numbers() | engine.stats() | counts)

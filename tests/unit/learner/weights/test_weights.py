@@ -246,7 +246,7 @@ def test_only_the_process_that_dies_in_the_middle_is_blamed_and_the_others_go_on
             with pytest.raises(WeightSyncError, match=r"ranks \[1\]") as caught:
                 sending.result()
             assert caught.value.missing == [1]
-            assert time.monotonic() - struck < sender.timeout_s + 1.0  # for a busy machine
+            assert time.monotonic() - struck < 2 * sender.timeout_s  # where the machine is busy, too
             with pytest.raises(WeightSyncError):
                 survivor.result()
         finally:
