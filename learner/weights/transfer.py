@@ -52,11 +52,6 @@ class SentBytes:
         self.sparse_bytes += weights_bytes if is_sparse else 0
 
 
-def _wait(broadcasts: list[Broadcast]) -> None:
-    for broadcast in broadcasts:
-        broadcast.wait()
-
-
 class WeightSender:
     """The learner's end, on its rank 0. Call `open`, hand out the spec, `connect`, then `send` for each update."""
 
@@ -131,20 +126,24 @@ class WeightSender:
             buckets = plan_buckets(manifest, self.bucket_bytes)
             if self._encoder is not None:
                 self._encoder.begin(layout_of(buckets), bases)
-            sending: deque[list[Broadcast]] = deque()
+            sending: deque[Broadcast] = deque()
             for index, bucket in enumerate(buckets):
                 flat = flatten(bucket, tensors, self.device)
                 if bucket is buckets[-1]:
                     for name, _ in tensors:  # before anybody takes the update for whole
                         raise ValueError(f"{name}: not in the manifest")
-                messages = self._messages(index, flat, sent)
+                header, payload = self._messages(index, flat, sent)
                 watch.lap("prepare_s")
                 if len(sending) == BUCKETS_IN_FLIGHT:
-                    _wait(sending.popleft())
-                sending.append([self._group.broadcast(message) for message in messages])
+                    sending.popleft().wait()
+                if header is not None:
+                    # First: without it no receiver takes the payload, and a group cannot be closed while one is sent.
+                    self._group.broadcast(header).wait()
+                if payload is not None:
+                    sending.append(self._group.broadcast(payload))
                 watch.lap("transfer_s")
-            for broadcasts in sending:
-                _wait(broadcasts)
+            for broadcast in sending:
+                broadcast.wait()
             self._group.end_update()
             if self._encoder is not None:
                 self._encoder.commit()
@@ -170,15 +169,17 @@ class WeightSender:
         self._drop_group()
         self._server = None
 
-    def _messages(self, index: int, flat: torch.Tensor, sent: SentBytes) -> list[torch.Tensor]:
-        """What is broadcast for a bucket, entered in `sent`."""
-        messages, is_sparse = [flat], False
-        if self._encoder is not None:
-            header, payload = self._encoder.encode(index, flat)
-            is_sparse = not header.is_whole
-            messages = [header.to_tensor(self.device), *([] if payload is None else [payload])]
-        sent.add(flat.nbytes, sum(message.nbytes for message in messages), is_sparse)
-        return messages
+    def _messages(
+        self, index: int, flat: torch.Tensor, sent: SentBytes
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What is broadcast for a bucket, entered in `sent`: with deltas a header, and a payload if one follows."""
+        if self._encoder is None:
+            sent.add(flat.nbytes, flat.nbytes, is_sparse=False)
+            return None, flat
+        header, payload = self._encoder.encode(index, flat)
+        words = header.to_tensor(self.device)
+        sent.add(flat.nbytes, words.nbytes + (0 if payload is None else payload.nbytes), not header.is_whole)
+        return words, payload
 
     def _drop_group(self) -> None:
         if self._group is not None:
@@ -257,7 +258,7 @@ class WeightReceiver:
         rest is received and left, so that the sender gets to the end and hears of it there."""
         decoder = self._decoder
         refusal: DeltaError | None = None
-        coming: deque[tuple[Header, torch.Tensor | None, list[Broadcast]]] = deque()
+        coming: deque[tuple[Header, torch.Tensor | None, Broadcast | None]] = deque()
         words = [torch.empty(HEADER_WORDS, dtype=torch.int64, device=self.device) for _ in buckets]
         try:
             with self._waiting():
@@ -271,10 +272,11 @@ class WeightReceiver:
                         announced.wait()
                         header = Header.from_tensor(words[following])
                         payload = decoder.room(following, header, self.device)
-                        coming.append((header, payload, [] if payload is None else [group.broadcast(payload)]))
+                        coming.append((header, payload, None if payload is None else group.broadcast(payload)))
                         announced = group.broadcast(words[following + 1]) if following + 1 < len(buckets) else None
-                    header, payload, broadcasts = coming.popleft()
-                    _wait(broadcasts)
+                    header, payload, broadcast = coming.popleft()
+                    if broadcast is not None:
+                        broadcast.wait()
                 if refusal is None:
                     try:
                         content = decoder.take(index, header, payload)
