@@ -2,8 +2,10 @@
 
 The model takes optimizer steps as in training, on recorded self-play tokens: minus the mean of advantage x
 log-probability, with an advantage of +1 or -1 drawn for each sequence, AdamW on float32 masters of bfloat16 weights.
-After `WARM_STEPS` steps Adam's moments are those of a run. Then, for each learning rate, the weights are set back, take
-two steps, and the elements whose bits the second has changed are counted.
+`WARM_STEPS` steps fill Adam's moments. Then, for each learning rate, the weights are set back, take one step, and the
+elements whose bits it has changed are counted. Set back, each master is drawn from the numbers that round to its
+weight, as masters lie after many steps; at the start of a run they are the weights themselves, and a small step changes
+hardly any.
 
 These two versions then go to receivers, in turns: whole, and as what has changed. Once over loopback, and once over a
 loopback that a token bucket limits (`network.py`).
@@ -35,7 +37,7 @@ from learner.weights.transfer import Delta
 LEARNING_RATES = (1e-7, 1e-6, 4e-6, 1e-5, 4e-5)
 COMPARED = 1e-6
 """The learning rate of the ratios."""
-WARM_STEPS = 10
+WARM_STEPS = 8
 SEQUENCES = 24
 """Sequences of a step."""
 MICRO_BATCH_TOKENS = 4096
@@ -72,8 +74,10 @@ class Steps:
         self._draw = torch.Generator().manual_seed(0)
 
     def reset(self) -> None:
-        """Set the weights back to those of the folder; Adam's moments stay."""
+        """Set the weights back to those of the folder, with masters that round to them; Adam's moments stay."""
         self.policy.load_hf(self._model_dir)
+        for parameter in self.policy.gpt.parameters():
+            spread_master(parameter.detach(), getattr(parameter, "main_param", parameter), self._draw)
 
     def step(self, lr: float) -> None:
         """Take one step on the next sequences."""
@@ -97,6 +101,18 @@ class Steps:
         return [(name, tensor.detach().cpu().clone()) for name, tensor in self.policy.export()]
 
 
+@torch.no_grad()
+def spread_master(weight: torch.Tensor, master: torch.Tensor, draw: torch.Generator) -> None:
+    """Set a float32 master to random numbers, evenly from those that round to its bfloat16 weight."""
+    mantissa, exponent = torch.frexp(weight.float())
+    # Between two powers of two numbers are 2^-8 of the upper one apart; below a power of two half of that.
+    spacing = torch.ldexp(torch.full_like(master, 2.0**-8), exponent.to(master.device))
+    spacing[mantissa.abs() == 0.5] /= 2
+    spacing[mantissa == 0] = 0
+    noise = torch.rand(master.shape, generator=draw).to(master.device) - 0.5
+    master.copy_(weight.float() + noise * spacing)
+
+
 def changed_share(before: Named, after: Named) -> float:
     """Return the share of the elements whose bits differ."""
     pairs = zip(before, after, strict=True)
@@ -118,13 +134,12 @@ def run(model_dir: Path, model: str, runs: int, num_receivers: int) -> Report:
             step("warming up the optimizer")
             steps.step(COMPARED)
         step("whole updates")
-        weights = steps.weights()
-        whole = {link: _updates(receivers, weights, weights, runs, "off") for link in links()}
+        steps.reset()
+        before = steps.weights()
+        whole = {link: _updates(receivers, before, before, runs, "off") for link in links()}
         for lr in LEARNING_RATES:
-            step(f"two optimizer steps at {lr:g}")
+            step(f"an optimizer step at {lr:g}")
             steps.reset()
-            steps.step(lr)
-            before = steps.weights()
             steps.step(lr)
             after = steps.weights()
             step(f"what has changed at {lr:g}")

@@ -86,6 +86,19 @@ def test_a_model_of_another_shape_has_the_tensors_of_that_shape(folder: Path) ->
     assert found["model.layers.2.self_attn.q_proj.weight"].shape == (64, 64)
 
 
+def test_masters_are_spread_over_the_numbers_that_round_to_their_weight() -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(10_000, generator=draw).bfloat16()
+    weight[:300] = torch.ldexp(torch.ones(300), torch.randint(-9, 3, (300,), generator=draw)).bfloat16()
+    weight[300:310] = 0
+    weight[310:600] *= -1
+    master = torch.zeros(10_000)
+    weights_delta.spread_master(weight, master, draw)
+    assert torch.equal(master.bfloat16(), weight)
+    off = (master - weight.float()).abs() / weight.float().abs().clamp_min(1e-9)
+    assert 0.5**11 < off.mean() < 0.5**9 and off.max() <= 0.5**8
+
+
 @pytest.mark.slow
 def test_what_changes_in_a_step_is_counted_and_sent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights_delta, "COMPARED", 1e-9)
