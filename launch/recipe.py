@@ -103,6 +103,15 @@ def assign(data: dict[str, Any], key: str, value: Any) -> None:
     data[leaf] = value
 
 
+def settings_in(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of nested tables, by dotted key; an empty table has none."""
+    for name, value in data.items():
+        if isinstance(value, dict):
+            yield from settings_in(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def _leaves(data: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in data.items():
         yield f"{prefix}{name}"

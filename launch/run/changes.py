@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from launch.config import Config, SftConfig
+from launch.recipe import settings_in
 from launch.run.gate import make_gate
 from learner.checkpoint import unloadable
 
@@ -39,7 +39,7 @@ class Changes:
 
 def changes(former: Config | SftConfig, present: Config | SftConfig, checkpoint: Path | None) -> Changes:
     """Compare two configurations. `checkpoint`: the one that the run goes on from."""
-    before, after = (dict(_leaves(one.model_dump(mode="json"))) for one in (former, present))
+    before, after = (dict(settings_in(one.model_dump(mode="json"))) for one in (former, present))
     found = Changes(
         {
             key: (before.get(key), after.get(key))
@@ -69,14 +69,6 @@ def _effects(config: Config, checkpoint: Path, changed: set[str]) -> dict[str, s
             f"at once: {num_stale} queued trajectories are too old for it and are dropped, as `stale` in the ledger"
         )
     return effects
-
-
-def _leaves(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in data.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _shown(value: Any) -> str:

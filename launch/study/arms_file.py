@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from launch.recipe import settings_in
 from launch.study.definition import Arm, StudyError
 
 SHIPPED = Path(__file__).parent / "arms"
@@ -58,22 +59,13 @@ def question(recipe: str, arms: Sequence[Arm]) -> str:
 
 
 def _arm(path: Path, name: str, table: dict[str, Any], reference: str | None) -> Arm:
-    overrides = tuple(f"{key}={_text(path, key, value)}" for key, value in _settings(table))
+    overrides = tuple(f"{key}={_text(path, key, value)}" for key, value in settings_in(table))
     try:
         return Arm(name=name, overrides=overrides, reference=reference)
     except ValidationError:
         raise StudyError(
             f"{path}: an arm cannot be called {name!r}: take letters, digits, dots, hyphens and underscores"
         ) from None
-
-
-def _settings(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings of nested tables, by dotted key; an empty table has none, as in a recipe."""
-    for name, value in table.items():
-        if isinstance(value, dict):
-            yield from _settings(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _text(path: Path, key: str, value: Any) -> str:

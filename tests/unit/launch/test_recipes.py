@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launch.config import Config, load
-from launch.recipe import RECIPES, ConfigError
+from launch.recipe import RECIPES, ConfigError, settings_in
 from learner.settings import BatchSettings
 from learner.trajectory import Cell, Role
 
@@ -51,15 +50,7 @@ COLLAPSE: dict[str, dict[str, Any]] = {
 
 def settings_of(config: Config) -> dict[str, Any]:
     """Every setting by dotted key, but for the run's name."""
-
-    def flat(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-        for name, value in data.items():
-            if isinstance(value, dict):
-                yield from flat(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", value
-
-    settings = dict(flat(config.model_dump(mode="json")))
+    settings = dict(settings_in(config.model_dump(mode="json")))
     del settings["run.name"]
     return settings
 
