@@ -116,6 +116,9 @@ class LossSettings(SettingsTable):
     importance_cap: float = Field(default=2.0, ge=1)
     """Maximum importance weight of `decoupled` and `tis`; larger ones are truncated to it.
     Lower: less variance, more bias. `truncated_weights` is the share of tokens at the cap."""
+    policy: float = Field(default=1.0, ge=0)
+    """Weight of the policy loss, with its entropy bonus; 0 trains on labels alone (`supervised`).
+    0 is a control: it shows what rewards add to labels. Episodes are generated and rewarded all the same."""
     supervised: float = Field(default=0.0, ge=0)
     """Weight of the mean negative log-likelihood of `learner.batch.labelled` right replies a step; 0: none.
     They are replies to tasks that the run's own proposers wrote and the executor labelled (`selfplay.label_pairs`).
@@ -136,6 +139,12 @@ class LossSettings(SettingsTable):
     fixed_length: int | None = Field(default=None, gt=0)
     """Length in tokens that `aggregation = "fixed"` divides by; required there, unused elsewhere.
     The longest allowed response is a usual choice. A smaller one acts like a larger learning rate."""
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        if not self.policy and not self.supervised:
+            raise ValueError("policy = 0 and supervised = 0 leave nothing to learn from: set one of them above 0")
+        return self
 
     @model_validator(mode="after")
     def _fixed_needs_a_length(self) -> Self:

@@ -306,7 +306,7 @@ class Trainer:
             more = torch.stack([result.loss.detach(), gap, supervised.detach()]).double()
             sums.add_(torch.cat([result.sums, more]))
             torch.maximum(max_ratio, result.max_ratio, out=max_ratio)
-            return result.loss + self.settings.loss.supervised * supervised
+            return self.settings.loss.policy * result.loss + self.settings.loss.supervised * supervised
 
         self.policy.forward_backward(part.micros, token_loss)
 

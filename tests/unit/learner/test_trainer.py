@@ -120,9 +120,9 @@ def test_the_step_is_that_of_the_formulas(
     assert any(clipped) or any(truncated) or correction == "none"
 
 
-@pytest.mark.parametrize("correction", ["clip", "none"])
+@pytest.mark.parametrize(("correction", "share"), [("clip", 1.0), ("none", 1.0), ("clip", 0.4), ("clip", 0.0)])
 def test_the_supervised_loss_is_added_to_the_policy_loss(
-    folder: Path, batch: list[Trajectory], correction: str
+    folder: Path, batch: list[Trajectory], correction: str, share: float
 ) -> None:
     """The gradient is that of both losses, by autograd over transformers; the policy's own numbers are as without."""
     import transformers as tf
@@ -147,9 +147,9 @@ def test_the_supervised_loss_is_added_to_the_policy_loss(
             tokens = -torch.minimum(ratio * a, ratio.clamp(0.9, 1.15) * a)
             tokens = tokens.clamp(max=-1.3 * a) if a < 0 else tokens
         policy = policy + tokens.sum() / num_tokens
-    (policy + 0.7 * nll).backward()
+    (share * policy + 0.7 * nll).backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
-    one = trainer(folder, settings(supervised=0.7, correction=correction))
+    one = trainer(folder, settings(supervised=0.7, policy=share, correction=correction))
     one.supervision = lambda step: examples if step == VERSION else []
     numbers = one.train(batch)
     expected = {"supervised_loss": nll.item(), "loss": policy.item(), "grad_norm": norm.item()}
