@@ -4,7 +4,7 @@ BIN := .venv/bin
 PACKAGES := executor actors learner launch
 READY := .venv/.azr-setup
 
-.PHONY: help setup train test test-slurm test-gpu check lint fmt docs lock clean clean-venv
+.PHONY: help setup train test test-slurm test-gpu check lint fmt docs results lock clean clean-venv
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ lint: $(READY)
 fmt: $(READY)  ## format, and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+results: $(READY)  ## write the pages and charts of docs/results from the small files of their studies
+	@for study in docs/results/*/study.toml; do $(BIN)/azr study report "$$(dirname "$$study")"; done
 
 docs: $(READY)  ## write the pages that come from the code: docs/configuration.md, configuration-sft.md and metrics.md
 	$(BIN)/azr config docs --format markdown > docs/configuration.md

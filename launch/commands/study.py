@@ -65,8 +65,9 @@ examples:
   azr study arms smollm2-cpu ablations --dry-run              write the study file, look at it, change it; then
   azr study resume runs/study-arms-ablations-smollm2-cpu      ... make its runs
 
-ARMS is a TOML file, or the name of one that ships (ablations, reference). It has a table for each arm, of settings as
-in a recipe, on top of RECIPE; the first arm is the one that the others are compared with, unless --baseline names one:
+ARMS is a TOML file, or the name of one that ships (ablations, controls, reference). It has a table for each arm, of
+settings as in a recipe, on top of RECIPE; the first arm is the one that the others are compared with, unless --baseline
+names one:
 
   [arms.plain]
 
@@ -143,7 +144,9 @@ def _add_arms(kinds: Any) -> None:
         _ARMS,
     )
     command.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
-    command.add_argument("arms", metavar="ARMS", help="a TOML file of arms, or one that ships: ablations, reference")
+    command.add_argument(
+        "arms", metavar="ARMS", help="a TOML file of arms, or one that ships: ablations, controls, reference"
+    )
     add_overrides(command, "settings on top of the recipe, in all arms; an arm's own come last")
     command.add_argument(
         "--baseline", metavar="NAME", help="arm that the others are compared with (default: the first)"

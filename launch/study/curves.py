@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from launch.run.console import counted
 from launch.study.definition import Arm, Study
 from launch.study.result import RunResult
 
@@ -24,7 +25,7 @@ _ROWS = {
     "age_mean": "mean age, versions",
     "entropy": "entropy, nats",
 }
-_STYLE: Any = {"svg.hashsalt": "azr", "svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+STYLE: Any = {"svg.hashsalt": "azr", "svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
 """The salt makes equal results equal files; text stays text."""
 
 
@@ -46,7 +47,7 @@ def draw(study: Study, results: Mapping[str, RunResult], folder: Path) -> list[P
             by_arm[run.arm].append(result)
     written = []
     for axis, name in files_of(study).items():
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(STYLE):
             figure = _figure(study, by_arm, axis)
             path = folder / name
             figure.savefig(path, format="svg", metadata={"Date": None})
@@ -85,7 +86,9 @@ def _draw_arm(axes: Axes, runs: Sequence[RunResult], metric: str, axis: str, lab
     xs = [fmean(points[key][0] for points in curves) for key in common]
     ys = [fmean(points[key][1] for points in curves) for key in common]
     marker = "o" if metric == "heldout" else None
-    axes.plot(xs, ys, color=colour, linewidth=1.8, marker=marker, markersize=4, label=f"{label} ({len(runs)} runs)")
+    axes.plot(
+        xs, ys, color=colour, linewidth=1.8, marker=marker, markersize=4, label=f"{label} ({counted(len(runs), 'run')})"
+    )
 
 
 def _draw_intervals(axes: Axes, run: RunResult, axis: str, colour: Colour) -> None:

@@ -40,10 +40,14 @@ class ArmFindings:
         return fmean(sum(run.tokens_dropped.values()) for run in self.runs) if self.runs else None
 
     @property
+    def untrained(self) -> tuple[Measured, ...]:
+        """The measurements before training, one a run that has one."""
+        return tuple(run.heldout[0] for run in self.runs if run.heldout and run.heldout[0].version == 0)
+
+    @property
     def before(self) -> float | None:
         """Accuracy before training, the mean over runs."""
-        known = [run.heldout[0].mean for run in self.runs if run.heldout and run.heldout[0].version == 0]
-        return fmean(known) if known else None
+        return fmean(one.mean for one in self.untrained) if self.untrained else None
 
     @property
     def age_max(self) -> float | None:

@@ -44,6 +44,35 @@ def by_kind(found: Sequence[ArmFindings], alpha: float) -> str:
     )
 
 
+def gains(found: Sequence[ArmFindings], alpha: float) -> str:
+    """The table of gains over the untrained model, by kind of task and in the mean; empty where not both are
+    measured."""
+    known = [one for one in found if one.untrained and one.judged]
+    kinds = [kind for kind in names() if any(kind in measured.solved for one in known for measured in one.judged)]
+    rows = []
+    for kind in (None, *kinds) if known else ():
+        for one in known:
+            before, after = sample_of(one.untrained, kind), sample_of(one.judged, kind)
+            rows.append(
+                [
+                    kind or "mean",
+                    f"`{one.arm.name}`",
+                    share(before.mean if before.values else None),
+                    share(after.mean if after.values else None),
+                    "-" if math.isnan(after.mean - before.mean) else points(after.mean - before.mean),
+                    _interval(difference(after, before, alpha)),
+                    _interval(over_programs(one.judged, one.untrained, kind)),
+                ]
+            )
+    confidence = f"{100 * (1 - 2 * alpha):g}%"
+    headings = ("kind", "arm", "before", "after", "gain", f"over seeds ({confidence})", "over programs (95%)")
+    return table(headings, rows) if rows else ""
+
+
+ABOUT_GAINS = (
+    "Held-out accuracy at the judged version, and that of the untrained model, which every run measures anew. The gain "
+    "is in points; the intervals are those of the next table."
+)
 ABOUT_KINDS = (
     "Differences to the reference arm, in points. The interval over seeds is that of the verdict: it says what other "
     "seeds might give on these tasks. The interval over programs takes these runs as they are, pairs the arms by task, "

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from launch.run.console import counted
+from launch.study.accuracy_chart import CHART, draw_accuracy, has_chart
 from launch.study.curves import draw, files_of
 from launch.study.definition import Study
 from launch.study.findings import ArmFindings, judge, needed
 from launch.study.folder import StudyFolder
 from launch.study.interval import Verdict
-from launch.study.learning import ABOUT_DIVERSITY, ABOUT_KINDS, ABOUT_TOKENS, by_kind, diversity, per_token
+from launch.study.learning import (
+    ABOUT_DIVERSITY,
+    ABOUT_GAINS,
+    ABOUT_KINDS,
+    ABOUT_TOKENS,
+    by_kind,
+    diversity,
+    gains,
+    per_token,
+)
 from launch.study.result import RunResult
 from launch.study.table import number, points, share, table
 from launch.whole_file import write_text
@@ -23,6 +33,7 @@ def write_page(folder: StudyFolder, study: Study, results: Mapping[str, RunResul
     """Write the page and its curves into the study's folder; returns the verdicts in words, a line an arm."""
     found = judge(study, results)
     draw(study, results, folder.path)
+    draw_accuracy(found, folder.path)
     began = folder.read_began()
     write_text(folder.page, page(study, results, found, began["time"] if began else None))
     return [sentence for one in found if (sentence := verdict_of(study, one, found))]
@@ -39,6 +50,8 @@ def page(study: Study, results: Mapping[str, RunResult], found: Sequence[ArmFind
         table(("arm", "runs", "before", "held-out accuracy", "of each run", "difference", "interval", "verdict"),
                [_verdict_row(study, one) for one in found]),
         _judged(study, found, began),
+        *_section("## Since the untrained model", gains(found, study.judgement.alpha), ABOUT_GAINS),
+        *([f"![held-out accuracy by kind]({CHART})"] if has_chart(found) else []),
         *_section("## By kind", by_kind(found, study.judgement.alpha), ABOUT_KINDS),
         *_section("## Learning for each token", per_token(found), ABOUT_TOKENS),
         *_section("## Diversity at the end", diversity(found), ABOUT_DIVERSITY),

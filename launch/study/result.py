@@ -70,7 +70,7 @@ class Measured(SettingsTable):
     noise: float | None = None
     """Variance of the mean that sampling the solutions of these tasks gives; None with one sample a task."""
     programs: dict[str, dict[str, tuple[int, int]]] = {}
-    """Kind -> digest of a program -> (correct solutions, solutions). Of a run's last measurement alone."""
+    """Kind -> digest of a program -> (correct solutions, solutions). Of a run's first and last measurement alone."""
 
 
 class RunResult(SettingsTable):
@@ -189,14 +189,15 @@ def _measured(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> list[Meas
         row["version"]: (row["time_s"], total, row.get("tokens_generated"))
         for row, total in zip(rows, tokens, strict=True)
     }
-    found, last = [], None
+    found: list[Measured] = []
+    complete: list[Measurement] = []
     for version, path in files(folder).items():
         measurement = read_measurement(path)
         estimate = measurement.rate()
         if estimate is None or (version and version not in reached):
             continue
         time_s, trained, generated = reached.get(version, (0.0, 0.0, None))
-        last = measurement
+        complete.append(measurement)
         found.append(
             Measured(
                 version=version,
@@ -211,8 +212,8 @@ def _measured(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> list[Meas
                 noise=_noise(measurement),
             )
         )
-    if last is not None:  # of the others they would make the file large
-        found[-1] = found[-1].model_copy(update={"programs": _by_program(last)})
+    for place in {0, len(found) - 1} if found else ():  # of all of them they would make the file large
+        found[place] = found[place].model_copy(update={"programs": _by_program(complete[place])})
     return found
 
 

@@ -1,0 +1,59 @@
+"""The chart of a study: held-out accuracy by kind of task, before training and of each arm, as an SVG file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from actors.kinds.registry import names
+from launch.study.curves import STYLE
+from launch.study.findings import ArmFindings, sample_of
+
+CHART = "accuracy.svg"
+UNTRAINED = (0.72, 0.72, 0.72, 1.0)
+"""Colour of the untrained model's bars."""
+WIDTH = 0.8
+"""Width that the bars of a kind have together."""
+
+
+def has_chart(found: Sequence[ArmFindings]) -> bool:
+    """Whether an arm has a measurement after training."""
+    return any(one.judged for one in found)
+
+
+def draw_accuracy(found: Sequence[ArmFindings], folder: Path) -> Path | None:
+    """Draw the chart into `folder`; returns the file, or None without a measurement after training. A group of bars for
+    the mean and for each kind: first the untrained model, over all runs, then the arms. Bars are means over runs, dots
+    are runs."""
+    if not has_chart(found):
+        return None
+    measured = [one for one in found if one.judged]
+    kinds = [kind for kind in names() if any(kind in judged.solved for one in measured for judged in one.judged)]
+    bars = [("untrained", UNTRAINED, tuple(first for one in found for first in one.untrained))]
+    for place, one in enumerate(measured):
+        colour = matplotlib.colormaps["viridis"](0.9 * place / max(1, len(measured) - 1))
+        bars.append((one.arm.name, colour, one.judged))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.5 + 0.4 * (1 + len(kinds)) * len(bars), 3.2), layout="constrained")
+        axes = figure.subplots()
+        step = WIDTH / len(bars)
+        for place, (label, colour, measurements) in enumerate(bars):
+            for group, kind in enumerate((None, *kinds)):
+                values = [100 * value for value in sample_of(measurements, kind).values]
+                if not values:
+                    continue
+                at = group + (place + 0.5) * step - WIDTH / 2
+                axes.bar(at, fmean(values), 0.92 * step, color=colour, label=label if group == 0 else None)
+                axes.plot([at] * len(values), values, ".", color="black", markersize=3)
+        axes.set_xticks(range(1 + len(kinds)), ["mean", *kinds])
+        axes.grid(axis="x", visible=False)
+        axes.set_axisbelow(True)
+        axes.set_ylabel("held-out accuracy, %")
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=8)
+        figure.savefig(folder / CHART, format="svg", metadata={"Date": None})
+    return folder / CHART
