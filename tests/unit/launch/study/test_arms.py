@@ -54,7 +54,7 @@ def test_the_ablations_that_ship_are_those_of_the_recipes() -> None:
 @pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.toml")))
 def test_arms_that_ship_make_a_study_of_equal_tokens(tmp_path: Path, name: str) -> None:
     out = ["--out", str(tmp_path / "study"), "--dry-run"]
-    assert cli.main(["study", "arms", "smollm2-cpu", name, "--seeds", "0,1", "--tokens", "5000", *out]) == 0
+    assert cli.main(["study", "arms", "smollm2-cpu-learn", name, "--seeds", "0,1", "--tokens", "5000", *out]) == 0
     study = StudyFolder(tmp_path / "study").read()
     assert [arm.reference for arm in study.arms] == [None] + [study.arms[0].name] * (len(study.arms) - 1)
     assert len(study.order) == 2 * len(study.arms)
@@ -114,7 +114,7 @@ def test_arms_that_do_not_fit_are_refused_and_nothing_is_written(
 
 def test_a_name_that_is_no_file_is_refused_with_those_that_ship() -> None:
     for name in ("ablation", "ablations.toml", "./ablations"):
-        with pytest.raises(StudyError, match="one that ships: ablations, reference"):
+        with pytest.raises(StudyError, match="one that ships: ablations, controls, reference"):
             find_arms(name)
 
 
