@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -114,10 +115,10 @@ class Group:
         self.bucket_s = spec.timeout_s - self._grace_s if rank == 0 else spec.timeout_s
         """Seconds that a bucket may take."""
         self._update = 0
+        self._linked = False
 
     def assemble(self) -> None:
         """Wait for every rank, then build the process group. Raises `WeightSyncTimeout`, `WeightSyncError`."""
-        deadline = time.monotonic() + self.spec.timeout_s
         if self.rank == 0:
             missing = self._await([self._key("joined", rank) for rank in self._receivers()], self.spec.timeout_s)
             # The verdict lets receivers that are waiting give up with the learner, and say why.
@@ -131,11 +132,33 @@ class Group:
             missing = json.loads(self._store.get("verdict"))
             if missing:
                 raise self._timeout("connect", missing)
-        remaining = timedelta(seconds=max(deadline - time.monotonic(), 1.0))
+        deadline = timedelta(seconds=self.spec.timeout_s)
         try:
-            self._process_group = _process_group(self.spec, self.rank, self._store, remaining)
+            self._process_group = _process_group(self.spec, self.rank, self._store, deadline)
+            if self.spec.backend == "gloo":
+                self._link()
         except RuntimeError as error:
+            self.close()
+            if isinstance(error, WeightSyncError):
+                raise
             raise self._error(f"the process group could not be built: {error}", "connect") from error
+        self._linked = True
+
+    def _link(self) -> None:
+        """Connect the ranks that broadcasts of this group run between, by one of no content.
+
+        gloo would do it in the first bucket, where a rank that dies or gives up before it has connected is no broken
+        connection to the ranks that wait for it: they go on waiting for five deadlines, and so does closing the group.
+        Raises WeightSyncError, which names nobody: who is missing shows when the next group is built.
+        """
+        try:
+            self.broadcast(torch.zeros(1, dtype=torch.uint8)).wait()
+        except WeightSyncError as error:
+            raise self._error(f"the ranks could not connect: {error.what}", "connect") from error
+        if self.rank != 0:
+            self._announce("linked")
+        elif self._await([self._key("linked", rank) for rank in self._receivers()], self.spec.timeout_s):
+            raise self._error("the ranks could not connect: some did not say that they have", "connect")
 
     def begin_update(self, base_id: int = 0) -> list[int]:
         """Wait until every rank is ready for the same update. With `spec.delta`, a receiver tells the id of its base,
@@ -205,13 +228,20 @@ class Group:
         return self._error(error.what, error.phase, silent)
 
     def close(self) -> None:
-        """Abort running broadcasts and leave the group."""
+        """Abort running broadcasts and leave the group. gloo cannot abort: the end of its group waits for broadcasts
+        that still run, up to their deadline. That wait is a thread's own, but for the sender's: when its connections
+        are closed, receivers see that the update has failed."""
         group, self._process_group = self._process_group, None
         if group is not None:
             group.abort()  # does nothing in gloo, whose connections end with the last that refers to them
-        for broadcast in self._travelling:
-            broadcast.forget()
+        last = [group, *(broadcast.forget() for broadcast in self._travelling)]
+        del group
+        lingers = self.spec.backend == "gloo" and bool(self._travelling)
         self._travelling.clear()
+        if lingers and (self.rank != 0 or not self._linked):
+            threading.Thread(target=last.clear, name=f"end of weight group {self.spec.group_id}", daemon=True).start()
+        else:
+            last.clear()
 
     def _receivers(self) -> range:
         return range(1, self.spec.world_size)
@@ -286,9 +316,10 @@ class Broadcast:
             raise self._group.broken(error, time.monotonic() - started) from error
         self._group.arrived(self)
 
-    def forget(self) -> None:
-        """Drop the reference to the work, which refers to its group."""
-        self._work = None
+    def forget(self) -> Any:
+        """Give the work away, which refers to its group."""
+        work, self._work = self._work, None
+        return work
 
 
 def _process_group(spec: GroupSpec, rank: int, store: dist.Store, timeout: timedelta) -> Any:

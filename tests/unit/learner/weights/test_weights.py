@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ import psutil
 import pytest
 import torch
 
-from learner.weights.group import GroupSpec, WeightSyncError, WeightSyncTimeout
+from learner.weights.group import Group, GroupSpec, WeightSyncError, WeightSyncTimeout
 from learner.weights.local import LocalChannel
 from learner.weights.manifest import (
     Manifest,
@@ -27,7 +28,7 @@ from learner.weights.manifest import (
     manifest_to_json,
     plan_buckets,
 )
-from learner.weights.transfer import BUCKETS_IN_FLIGHT, WeightReceiver, WeightSender
+from learner.weights.transfer import BUCKETS_IN_FLIGHT, Delta, WeightReceiver, WeightSender
 
 Named = list[tuple[str, torch.Tensor]]
 
@@ -140,20 +141,18 @@ def test_membership_changes_with_the_group(threads: ThreadPoolExecutor) -> None:
 
 
 def test_a_missing_receiver_is_named_to_everybody(threads: ThreadPoolExecutor) -> None:
-    sender = WeightSender(timeout_s=0.5)
+    sender = WeightSender(timeout_s=2)
     spec = sender.open(4)
     present = [threads.submit(receive, spec, rank, []) for rank in (1, 3)]
-    started = time.monotonic()
     with pytest.raises(
-        WeightSyncTimeout, match=r"group 1, phase connect, rank 0: waited 0.5 s for ranks \[2\]"
+        WeightSyncTimeout, match=r"group 1, phase connect, rank 0: waited 2.0 s for ranks \[2\]"
     ) as caught:
         sender.connect()
     assert caught.value.missing == [2]
     for future in present:
         with pytest.raises(WeightSyncTimeout) as told:
             future.result()
-        assert told.value.missing == [2]
-    assert time.monotonic() - started < 10, "the others waited for a deadline of their own"
+        assert told.value.missing == [2], "the sender told them"
     with pytest.raises(WeightSyncError, match="no group"):
         sender.send(tensors(), manifest_of(tensors()))
     sender.close()
@@ -161,7 +160,7 @@ def test_a_missing_receiver_is_named_to_everybody(threads: ThreadPoolExecutor) -
 
 def test_a_receiver_that_never_starts_an_update_is_named(threads: ThreadPoolExecutor) -> None:
     named = tensors()
-    sender = WeightSender(timeout_s=0.5)
+    sender = WeightSender(timeout_s=2)
     spec = sender.open(3)
     received = threads.submit(receive, spec, 1, [manifest_of(named)])
     idle = WeightReceiver()
@@ -200,6 +199,86 @@ def test_a_receiver_that_dies_in_the_middle_breaks_the_update_and_the_next_group
     sender.connect()
     sender.send(named, manifest)
     assert checksum(received[0].result()[0]) == checksum(named)
+    sender.close()
+
+
+@pytest.mark.parametrize(("delta", "taken"), [("off", 2), ("auto", 1)])
+def test_receivers_leave_an_update_that_hangs_at_once(threads: ThreadPoolExecutor, delta: Delta, taken: int) -> None:
+    """In the middle of an update nothing comes from the sender any more. Receivers that have taken some buckets, and
+    have begun to receive one that does not come, need not wait for its deadline to leave."""
+    named = [(f"t{i}", torch.randn(1 << 10)) for i in range(16)]
+    manifest = manifest_of(named)
+    receivers = [WeightReceiver() for _ in range(3)]
+    sender = WeightSender(timeout_s=60, bucket_bytes=8 << 10, delta=delta)
+    spec = sender.open(4)
+    joining = [threads.submit(receiver.connect, spec, rank) for rank, receiver in enumerate(receivers, 1)]
+    sender.connect()
+    for future in joining:
+        future.result()
+    loading = [threads.submit(lambda it=receiver: list(it.receive(manifest))) for receiver in receivers]
+    sender.send(named, manifest)
+    for future in loading:
+        future.result()
+
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def export() -> Iterator[tuple[str, torch.Tensor]]:
+        for index, (name, tensor) in enumerate(named):
+            if index == 2:
+                hangs.set()
+                goes_on.wait()
+                raise RuntimeError("the test is over")
+            tensor[0] += 1.0
+            yield name, tensor
+
+    arriving = [receiver.receive(manifest) for receiver in receivers]
+    first = [threads.submit(lambda it=it: [next(it) for _ in range(taken)]) for it in arriving]
+    sending = threads.submit(sender.send, export(), manifest)
+    try:
+        for future in first:
+            assert torch.equal(future.result()[0][1], named[0][1])
+        assert hangs.wait(60)
+        left = time.monotonic()
+        for it in arriving:
+            it.close()
+        assert time.monotonic() - left < 30
+    finally:
+        goes_on.set()
+    with pytest.raises(RuntimeError, match="the test is over"):
+        sending.result()
+    sender.close()
+
+
+def test_a_receiver_that_dies_while_the_group_is_built_holds_nobody_up(
+    threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has joined, and then connects to nobody. gloo alone would make the others wait for five deadlines."""
+    link = Group._link
+
+    def dies(group: Group) -> None:
+        if group.rank == 2:
+            raise RuntimeError("it died")
+        link(group)
+
+    monkeypatch.setattr(Group, "_link", dies)
+    sender = WeightSender(timeout_s=4)
+    named = tensors()
+    manifest = manifest_of(named)
+    started = time.monotonic()
+    received = start(threads, sender.open(4), [manifest])
+    with pytest.raises(WeightSyncError, match="phase connect") as caught:
+        sender.connect()
+    assert caught.value.missing == []
+    for future in received:
+        with pytest.raises(WeightSyncError):
+            future.result()
+    assert time.monotonic() - started < 4.5 * sender.timeout_s
+    monkeypatch.undo()
+    received = start(threads, sender.open(4), [manifest])
+    sender.connect()
+    sender.send(named, manifest)
+    for future in received:
+        assert checksum(future.result()[0]) == checksum(named)
     sender.close()
 
 
@@ -246,7 +325,8 @@ def test_only_the_process_that_dies_in_the_middle_is_blamed_and_the_others_go_on
             with pytest.raises(WeightSyncError, match=r"ranks \[1\]") as caught:
                 sending.result()
             assert caught.value.missing == [1]
-            assert time.monotonic() - struck < 2 * sender.timeout_s  # where the machine is busy, too
+            # Not the deadlines of all buckets, one after the other. The machine may be busy with other work.
+            assert time.monotonic() - struck < 8 * sender.timeout_s
             with pytest.raises(WeightSyncError):
                 survivor.result()
         finally:
