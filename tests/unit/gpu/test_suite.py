@@ -123,7 +123,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
     return found, variables | {"PYTHONPATH": str(packages)}
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_dry_run_passes_on_a_bare_machine(machine: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     """All parts, in an environment without Ray, vLLM and all else that such a machine lacks."""
@@ -144,7 +144,7 @@ def test_a_dry_run_passes_on_a_bare_machine(machine: tuple[Path, dict[str, str]]
     assert set(KEYS) <= set(found)
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_without_a_gpu_nothing_is_run(machine: tuple[Path, dict[str, str]]) -> None:
     interpreter, variables = machine
     command = [interpreter, ROOT / "tests" / "gpu" / "run"]
