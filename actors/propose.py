@@ -178,17 +178,17 @@ class ModelProposer(Proposer):
         completion = await self._sampler.generate(brief.prompt, self._settings.max_propose_tokens, name)
         started = time.monotonic()
         draft = await self._judge(brief, completion)
-        if draft.task is None and draft.outcome != ProposalOutcome.HELD_OUT.value:
-            completed = await self._complete(brief, completion)
-            draft = replace(draft, completed=completed, execute_s=time.monotonic() - started)
-        return draft
+        if self._completer is None or draft.task is not None or draft.outcome == ProposalOutcome.HELD_OUT.value:
+            return draft
+        completed = await self._complete(self._completer, brief, completion)
+        return replace(draft, completed=completed, execute_s=time.monotonic() - started)
 
-    async def _complete(self, brief: Brief, completion: Completion) -> Completed | None:
+    async def _complete(self, completer: Completer, brief: Brief, completion: Completion) -> Completed | None:
         """The task of a proposal that is no valid one, with an input of the executor's, labelled as others are."""
         text = answer_of(brief.prompt.reply_start + completion.text, self._settings.prompt_format)
-        if self._completer is None or text is None or brief.earlier or not kind_of(brief.kind).writes_program:
+        if text is None or brief.earlier or not kind_of(brief.kind).writes_program:
             return None
-        found = await self._completer.complete(brief.kind, text, self._sampler.salt(0, "input"))
+        found = await completer.complete(brief.kind, text, self._sampler.salt(0, "input"))
         if found is None:
             return None
         try:
