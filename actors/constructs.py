@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from itertools import islice
 
 _FUNCTIONS = (
     "abs", "all", "any", "bool", "divmod", "enumerate", "float", "int", "len", "list", "map", "max", "min", "range",
@@ -34,9 +35,9 @@ def uses(program: str, construct: str) -> bool:
     return re.search(rf"\b{construct}\b", body) is not None if construct.isalpha() else construct in body
 
 
-def used(program: str) -> list[str]:
-    """The constructs that `program` uses, in the order of `CONSTRUCTS`."""
-    return [construct for construct in CONSTRUCTS if uses(program, construct)]
+def used(program: str, count: int | None = None) -> list[str]:
+    """The constructs that `program` uses, in the order of `CONSTRUCTS`; the first `count` of them, or all for None."""
+    return list(islice((construct for construct in CONSTRUCTS if uses(program, construct)), count))
 
 
 def draw_constructs(count: int, seed: int) -> tuple[str, ...]:
@@ -46,7 +47,7 @@ def draw_constructs(count: int, seed: int) -> tuple[str, ...]:
 
 def asked_for(program: str, count: int, draw: random.Random) -> tuple[str, ...]:
     """Up to `count` constructs that `program` uses: those that a prompt may have asked for."""
-    found = used(program)
+    found = used(program) if count else []
     return tuple(draw.sample(found, min(count, len(found))))
 
 

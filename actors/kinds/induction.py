@@ -121,8 +121,8 @@ class Induction(TaskKind):
     def from_pairs(self, program: str, pairs: Sequence[tuple[str, str]], message: str, num_inputs: int) -> list[Task]:
         """See `TaskKind`: one task of the first pairs. Without a message, one that names a construct of it; none
         where it has none of those either."""
-        found = used(program)
-        message = message or (f"f uses {named(found[-1:])}." if found else "")
+        if not message and (found := used(program)):
+            message = f"f uses {named(found[-1:])}."
         if not message or len(pairs) < num_inputs:
             return []
         inputs, outputs = zip(*pairs[:num_inputs], strict=True)

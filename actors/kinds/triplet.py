@@ -33,7 +33,7 @@ class TripletKind(TaskKind):
         examples = []
         count = len(request.constructs)
         for number, task in enumerate(request.references, start=1):
-            examples.append([frame(_title(number, used(task.program)[:count])), *triplet(task)])
+            examples.append([frame(_title(number, used(task.program, count))), *triplet(task)])
         definitions = request.definitions
         if request.prompt_format == "r1":
             earlier = [frame(_COMPOSITE_R1), block_piece("python", definitions)] if definitions else []

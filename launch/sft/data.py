@@ -53,9 +53,11 @@ def examples(
         kind = kind_of(task.kind)
         builder = PromptBuilder(_Characters(), prompt_format, 1 << 30, len(task.inputs))
         if "solve" in roles:
-            others = [other for other in tasks if other.kind == task.kind and other.program != task.program]
-            solved = draw.sample(others, len(others)) if num_examples else []
-            prompt = builder.solve(task, [other for other in solved if not is_copy(other)][:num_examples])
+            shown: list[Task] = []
+            if num_examples:
+                others = [other for other in tasks if other.kind == task.kind and other.program != task.program]
+                shown = [other for other in draw.sample(others, len(others)) if not is_copy(other)][:num_examples]
+            prompt = builder.solve(task, shown)
             yield _example(prompt, _SOLVER_THOUGHT, kind.answer_reply(task), prompt_format)
         if "propose" in roles:
             if kind.writes_program:

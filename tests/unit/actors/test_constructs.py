@@ -49,6 +49,7 @@ def test_examples_say_what_they_use_only_where_the_new_function_is_asked_for_som
 ) -> None:
     title = f"Example 1: f uses {named(used(REFERENCE.program)[:1])}\n"
     assert title in asked(prompt_format, "zip")
+    assert used(REFERENCE.program, 1) == used(REFERENCE.program)[:1]
     assert "f uses" not in asked(prompt_format)
 
 
