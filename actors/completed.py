@@ -15,11 +15,13 @@ from typing import Any
 from actors.environment import Environment
 from actors.heldout.tasks import is_held_out
 from executor.input_samples import sample_inputs
+from executor.newlines import plain_newlines
 from executor.tasks import Proposal, Rejection, RejectionReason, Task
 
 _HEAD = re.compile(r"def f\(([^()\[\]]*)\):")
 _MAX_PARAMETERS = 3
-_EXAMPLES: tuple[Any, ...] = (7, "stone cat", [3, 1, 2], ["red", "tree", "ab"])
+_NUMBER = 7
+_EXAMPLES: tuple[Any, ...] = (_NUMBER, "stone cat", [3, 1, 2], ["red", "tree", "ab"])
 """Values of the types that are tried; an input has others of these types and about this size."""
 _HOPELESS = frozenset({RejectionReason.TIMEOUT, RejectionReason.UNSAFE})
 """Rejections after which no other input is tried: each would cost the time limit again, or be refused again."""
@@ -56,9 +58,8 @@ class Completer:
         draw = random.Random(f"{seed}/{facts.normal}")
         for example in draw.sample(_EXAMPLES, len(_EXAMPLES)):
             # Further parameters are often a number: how many, which one.
-            shapes = [(example,) * count, (example, *(7,) * (count - 1))]
-            for shape in shapes[: 2 if count > 1 and example != 7 else 1]:
-                for given in sample_inputs(shape, 1, draw):
+            for further in (example, _NUMBER) if count > 1 and example != _NUMBER else (example,):
+                for given in sample_inputs((example, *(further,) * (count - 1)), 1, draw):
                     found = await self._environment.validate(Proposal(kind, program, (given,)))
                     if isinstance(found, Rejection):
                         if found.reason in _HOPELESS:
@@ -73,7 +74,7 @@ class Completer:
 def first_function(text: str) -> str | None:
     """The first function f in a reply: from its head to the line before the next one that is not indented; None
     without one."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = plain_newlines(text).split("\n")
     start = next((number for number, line in enumerate(lines) if line.startswith("def f(")), None)
     if start is None:
         return None

@@ -17,6 +17,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from executor.newlines import plain_newlines
+
 _ALIASES = {"py": "python", "py3": "python", "python3": "python", "inputs": "input", "outputs": "output"}
 _PYTHON = frozenset({"python", "input", "output"})
 _OURS = _PYTHON | {"message"}
@@ -98,7 +100,7 @@ class _End(NamedTuple):
 
 def blocks(text: str) -> list[Block]:
     """The fenced blocks of `text`, in order."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = plain_newlines(text)
     found: list[Block] = []
     position = 0
     while line := _FENCES.search(text, position):

@@ -15,6 +15,8 @@ from collections import Counter
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
+from executor.newlines import plain_newlines
+
 MAX_SHAPE = 2_000
 """Most characters of `Facts.shape`: computing a distance between shapes takes quadratic time."""
 FACTS_BYTES = 1 << 20
@@ -84,7 +86,7 @@ def strip(program: str, comments: bool, docstrings: bool) -> str:
     Where cutting them out of the text would change the program, the text is written anew from the tree, which removes
     the comments in any case. Raises as `inspect`.
     """
-    text = program.replace("\r\n", "\n").replace("\r", "\n")
+    text = plain_newlines(program)
     tree = ast.parse(text)
     cuts = _docstring_cuts(text, tree) if docstrings else []
     if docstrings:

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import NoReturn
 
+from executor.newlines import plain_newlines
 from executor.values import (
     MAX_BYTES,
     MAX_DEPTH,
@@ -114,7 +115,7 @@ class _Reader:
             raise BudgetError(f"text longer than {max_bytes} bytes")
         if "\0" in text or (not text.isascii() and _SURROGATE.search(text)):
             raise LiteralError("a character that no text of a program has")
-        self.text = text.replace("\r\n", "\n").replace("\r", "\n")
+        self.text = plain_newlines(text)
         self.at = 0
         self.nodes = 0
         self.containers = Containers()
