@@ -1,4 +1,4 @@
-"""What holds for every test: few threads, hypothesis without deadlines, the longest files first."""
+"""What holds for every test: few threads, hypothesis without deadlines, the longest files first; shared fixtures."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 import tests.examples  # noqa: F401  (registers the profiles)
 from executor.signals import SIGNALS
+
+if TYPE_CHECKING:
+    from actors.buffer.task_buffer import TaskBuffer
+    from actors.environment import Environment
 
 settings.load_profile("fast")
 
@@ -29,6 +34,25 @@ def signals_as_before() -> Iterator[None]:
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[Environment]:
+    """The environment of self-play with its rules as they are, on a sandbox that the tests of a file share."""
+    from tests.unit.actors.scripted import judging
+
+    with judging() as environment:
+        yield environment
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[TaskBuffer]:
+    """A buffer with the zero triplet."""
+    from tests.unit.actors.scripted import new_store
+
+    store = new_store(tmp_path)
+    yield store
+    store.close()
 
 
 LONGEST = ("integration", "slurm", "model", "weights", "commands", "executor", "stream")

@@ -8,7 +8,6 @@ outcome and origin, the slots that go back, and what the buffer knows afterwards
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from executor.tasks import RejectionReason, Task
 from learner.settings import BatchSettings
 from learner.staleness import Grant
 from learner.trajectory import Role
-from tests.unit.actors.scripted import Answer, Played, deduction, fenced, give, judging, new_store, play, r1, reply
+from tests.unit.actors.scripted import Answer, Played, deduction, fenced, give, judging, play, r1, reply
 
 KINDS = BatchSettings().kinds
 
@@ -32,19 +31,6 @@ SETTINGS = SelfPlaySettings(
     prompt_format="completion", references=1, solutions=4, induction_inputs=2, max_prompt_tokens=4000
 )
 ZERO = "'Hello World'"
-
-
-@pytest.fixture(scope="module")
-def environment() -> Iterator[Environment]:
-    with judging() as environment:
-        yield environment
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[TaskBuffer]:
-    store = new_store(tmp_path)
-    yield store
-    store.close()
 
 
 def settings(**changes: Any) -> SelfPlaySettings:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,26 +24,13 @@ from learner.settings import BatchSettings
 from learner.staleness import Grant
 from learner.trajectory import Role
 from tests.unit.actors.reading import parse_proposal, parse_solution
-from tests.unit.actors.scripted import Bytes, deduction, fenced, give, judging, new_store, play, reply
+from tests.unit.actors.scripted import Bytes, deduction, fenced, give, judging, play, reply
 
 KINDS = BatchSettings().kinds
 
 SETTINGS = SelfPlaySettings(
     prompt_format="completion", references=1, solutions=2, induction_inputs=2, max_prompt_tokens=2000
 )
-
-
-@pytest.fixture(scope="module")
-def environment() -> Iterator[Environment]:
-    with judging() as environment:
-        yield environment
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[TaskBuffer]:
-    store = new_store(tmp_path)
-    yield store
-    store.close()
 
 
 def test_trap_3_no_file_of_an_actor_reads_model_text_as_code() -> None:

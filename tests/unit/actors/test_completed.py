@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,7 @@ from actors.environment import Environment
 from actors.heldout.tasks import is_held_out
 from actors.settings import SelfPlaySettings
 from learner.staleness import Grant
-from tests.unit.actors.scripted import judging, new_store, play
-
-
-@pytest.fixture(scope="module")
-def environment() -> Iterator[Environment]:
-    with judging() as environment:
-        yield environment
+from tests.unit.actors.scripted import new_store, play
 
 
 def complete(environment: Environment, text: str, seed: str = "1") -> Completed | None:
@@ -104,6 +97,7 @@ def test_an_episode_stores_and_labels_the_task_and_pays_its_proposer_nothing_mor
     played = play(environment, store, Grant(1, "deduction", 0, (0,), (1, 2)), answer, settings)
     assert played.proposal.outcome == "no_input"
     assert played.proposal.reward == -1.0
+    assert (played.proposal.timings["execute_s"] > 0) == completes, "a reply that cannot be read runs nothing"
     found = [task for _, task in store.references(("deduction", "abduction"), 9, "s") if task.program == program]
     assert sorted(task.kind for task in found) == (["abduction", "deduction"] if completes else [])
     assert [one.program for one in store.labelled(9, "s")] == [program] * completes

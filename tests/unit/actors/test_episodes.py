@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,8 @@ from executor.settings import ExecutorSettings
 from executor.tasks import Task, Verdict
 from learner.staleness import Grant
 from learner.trajectory import Role, Trajectory, VersionSpan, check
-from tests.unit.actors.scripted import Answer, Script, give, judging
+from tests.unit.actors.scripted import Answer, Script, give
 from tests.unit.actors.scripted import play as play_episode
-
-
-@pytest.fixture(scope="module")
-def environment() -> Iterator[Environment]:
-    with judging() as environment:
-        yield environment
-
 
 SETTINGS = SelfPlaySettings(
     prompt_format="completion",
@@ -56,13 +49,6 @@ def play(
 
 def rewards(out: list[Trajectory], role: Role) -> list[float]:
     return [t.reward for t in sorted(out, key=lambda t: t.slot) if t.cell.role is role]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[TaskBuffer]:
-    store = TaskBuffer(tmp_path / "tasks.sqlite")
-    yield store
-    store.close()
 
 
 DOUBLE = "x):\n    return x * 2\n```\n```input\n21\n```\n"

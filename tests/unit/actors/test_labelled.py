@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,7 @@ from executor.tasks import Task
 from executor.values import canonical
 from learner.staleness import Grant
 from learner.trajectory import Role
-from tests.unit.actors.scripted import judging, new_store, play, reply
-
-
-@pytest.fixture(scope="module")
-def environment() -> Iterator[Environment]:
-    with judging() as environment:
-        yield environment
+from tests.unit.actors.scripted import new_store, play, reply
 
 
 def label(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from actors.labelled_examples import PER_PROGRAM, LabelledExamples
 from actors.settings import SelfPlaySettings
 from executor.tasks import Task
 from tests.unit.actors.reading import parse_proposal
-from tests.unit.actors.scripted import Bytes, judging, new_store
+from tests.unit.actors.scripted import Bytes, new_store
 
 SETTINGS = SelfPlaySettings(
     prompt_format="completion", references=2, induction_inputs=2, max_prompt_tokens=2000, max_solve_tokens=60,
@@ -35,19 +34,11 @@ PROGRAMS = [
 STARTS = {"```output\n": "deduction", "```input\n": "abduction", "```python\ndef f(": "induction"}
 
 
-@pytest.fixture(scope="module")
-def environment() -> Iterator[Environment]:
-    with judging() as environment:
-        yield environment
-
-
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[TaskBuffer]:
-    store = new_store(tmp_path)
+def store(store: TaskBuffer) -> TaskBuffer:
     for program in PROGRAMS:
         store.label(program)
-    yield store
-    store.close()
+    return store
 
 
 def source(store: TaskBuffer, kinds: tuple[str, ...] = KINDS, count: int = 16, **given: int) -> LabelledExamples:

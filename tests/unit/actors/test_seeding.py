@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,10 @@ from actors.rollout import Rollout
 from actors.sampler import Identity
 from actors.seeding import ROUND, SeedingFailed, seed_buffer
 from actors.settings import SelfPlaySettings
-from tests.unit.actors.scripted import Answer, Script, judging, new_store, reply
+from tests.unit.actors.scripted import Answer, Script, new_store, reply
 
 SETTINGS = SelfPlaySettings(prompt_format="completion", references=2, max_prompt_tokens=4000)
 WHO = Identity("", "rollout0", 0)
-
-
-@pytest.fixture(scope="module")
-def environment() -> Iterator[Environment]:
-    with judging() as environment:
-        yield environment
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[TaskBuffer]:
-    store = new_store(tmp_path)
-    yield store
-    store.close()
 
 
 def run(

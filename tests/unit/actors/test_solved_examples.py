@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +14,7 @@ from actors.solved_examples import SolvedExamples, is_copy
 from executor.tasks import Task
 from learner.staleness import Grant
 from learner.trajectory import Role
-from tests.unit.actors.scripted import Bytes, deduction, judging, new_store, play, reply
+from tests.unit.actors.scripted import Bytes, deduction, play, reply
 
 ASKED = {
     "deduction": deduction("def f(x):\n    return x * 7", "3", "21"),
@@ -26,15 +24,8 @@ ASKED = {
 """The task asked, by kind; the buffer has the same program under another name."""
 
 
-@pytest.fixture(scope="module")
-def environment() -> Iterator[Environment]:
-    with judging() as environment:
-        yield environment
-
-
 @pytest.fixture
-def store(environment: Environment, tmp_path: Path) -> Iterator[TaskBuffer]:
-    store = new_store(tmp_path)
+def store(environment: Environment, store: TaskBuffer) -> TaskBuffer:
     for factor in range(2, 9):
         for name in ("y", "z"):
             program = f"def f({name}):\n    return {name} * {factor}"
@@ -48,8 +39,7 @@ def store(environment: Environment, tmp_path: Path) -> Iterator[TaskBuffer]:
                 Task("induction", program, (*pair[0], "9"), (*pair[1], str(9 * factor)), f"times {factor}"),
             ):
                 store.add(NewTask(task, facts.normal, 0, "e"))
-    yield store
-    store.close()
+    return store
 
 
 def draw(store: TaskBuffer, environment: Environment, task: Task, count: int, seed: str = "1") -> list[Task]:

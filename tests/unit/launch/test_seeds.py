@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from actors.buffer.task_buffer import LocalBuffer, TaskBuffer
 from actors.environment import Environment
 from actors.roles import model_roles
 from actors.settings import SelfPlaySettings
 from launch.seeds import IDENTITY, Proposed, collect
-from tests.unit.actors.scripted import Script, judging, new_store, reply
+from tests.unit.actors.scripted import Script, new_store, reply
 
 SETTINGS = SelfPlaySettings(prompt_format="completion", references=1, induction_inputs=2, max_prompt_tokens=4000)
-
-
-@pytest.fixture(scope="module")
-def environment() -> Iterator[Environment]:
-    with judging() as environment:
-        yield environment
 
 
 def proposed(environment: Environment, store: TaskBuffer, seconds: float, num_programs: int = 10**9) -> Proposed:

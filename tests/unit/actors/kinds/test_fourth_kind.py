@@ -41,7 +41,7 @@ from learner.staleness import Gate, Grant
 from learner.stream.wire import grant_from_message, grant_to_message
 from learner.trajectory import Cell, Role, Trajectory, decode, encode
 from tests.unit.actors.kinds.differ import Differ
-from tests.unit.actors.scripted import Answer, fenced, give, judging, new_store, play, r1
+from tests.unit.actors.scripted import Answer, fenced, give, new_store, play, r1
 
 ROOT = Path(__file__).parents[4]
 ONE, OTHER = "def f(x):\n    return x * x", "def f(x):\n    return x * 2"
@@ -54,12 +54,6 @@ PROPOSE, SOLVE = Cell("differ", Role.PROPOSE), Cell("differ", Role.SOLVE)
 def differ() -> Iterator[None]:
     with registered(Differ()):
         yield
-
-
-@pytest.fixture(scope="module")
-def environment() -> Iterator[Environment]:
-    with judging() as environment:
-        yield environment
 
 
 def script(proposal: str, answers: list[str]) -> Answer:
