@@ -28,6 +28,7 @@ from learner.weights.group import WeightSyncError
 from learner.weights.local import LocalChannel
 from learner.weights.manifest import checksum, manifest_of
 from learner.weights.transfer import WeightSender
+from tests.integration.weight_updates import Weights, broadcast, connect
 
 MODEL = prepare("smollm2-135m-instruct")
 SETTINGS = EngineSettings(
@@ -38,8 +39,6 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.asyncio(loop_scope="module"),
 ]
-
-Weights = dict[str, torch.Tensor]
 
 
 def model_weights(dtype: torch.dtype) -> Weights:
@@ -95,15 +94,6 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def broadcast(engine: AsyncEngine, sender: WeightSender, weights: Weights, version: int) -> dict[str, float]:
-    manifest = manifest_of(weights.items())
-    sending = asyncio.create_task(asyncio.to_thread(sender.send, weights.items(), manifest))
-    try:
-        return await engine.update_weights(manifest, version)
-    finally:
-        await asyncio.wait([sending])
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncEngine]:
     """Its folder has another file of weights, which is not to be read."""
@@ -123,11 +113,6 @@ async def sender(engine: AsyncEngine) -> AsyncIterator[WeightSender]:
     await connect(engine, sender)
     yield sender
     sender.close()
-
-
-async def connect(engine: AsyncEngine, sender: WeightSender) -> None:
-    spec = sender.open(2)
-    await asyncio.gather(engine.join(spec, 1), asyncio.to_thread(sender.connect))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])

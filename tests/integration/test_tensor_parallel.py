@@ -30,10 +30,9 @@ from learner.model.process_groups import init_parallel
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 from learner.weights.manifest import checksum, manifest_of
 from learner.weights.transfer import WeightSender
+from tests.integration.weight_updates import Weights, broadcast, connect
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
-
-Weights = dict[str, torch.Tensor]
 
 VOCAB = 49159
 """A multiple of nothing: the last worker's rows of the embedding are padded."""
@@ -88,18 +87,6 @@ async def sender(engine: AsyncEngine) -> AsyncIterator[WeightSender]:
     await connect(engine, sender)
     yield sender
     sender.close()
-
-
-async def connect(engine: AsyncEngine, sender: WeightSender) -> None:
-    spec = sender.open(1 + engine.num_workers)
-    await asyncio.gather(engine.join(spec, 1), asyncio.to_thread(sender.connect))
-
-
-async def publish(engine: AsyncEngine, sender: WeightSender, weights: Weights, version: int) -> None:
-    manifest = manifest_of(weights.items())
-    sending = asyncio.create_task(asyncio.to_thread(sender.send, weights.items(), manifest))
-    await engine.update_weights(manifest, version)
-    await sending
 
 
 async def until(condition: Callable[[], bool], engine: AsyncEngine) -> None:
@@ -170,7 +157,7 @@ async def test_the_learners_weights_reach_both_workers_under_running_requests(
         for length in lengths
     ]
     await until(lambda: engine.stats()["tokens_generated"] >= before + 8, engine)
-    await publish(engine, sender, weights, version=1)
+    await broadcast(engine, sender, weights, version=1)
     versions: list[int] = []
     for finished in asyncio.as_completed(running):
         completion = await finished
@@ -212,7 +199,7 @@ async def test_an_update_that_breaks_in_every_worker_leaves_the_next_one_whole(
     with pytest.raises(WeightUpdateFailed, match="no group"):
         await engine.update_weights(manifest, 2)
     await connect(engine, sender)
-    await publish(engine, sender, weights, version=2)
+    await broadcast(engine, sender, weights, version=2)
     await assert_holds(engine, weights, tmp_path / "whole")
     assert [span.version for span in (await engine.generate(PROMPT, Sampling(max_tokens=4), "on")).versions] == [2]
 
