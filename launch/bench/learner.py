@@ -95,7 +95,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--suite", choices=("recorded", "gpu", "tiny"), help="default: gpu where torch sees a GPU, else recorded"
     )
-    add_seconds(parser, 240.0, "gpu and tiny: what is not begun after so many seconds is left out")
+    add_seconds(parser, 240.0, "gpu and tiny: seconds after which no further part is begun")
     parser.add_argument("--threads", type=positive(int), default=0, help="of each side (default: all cores)")
     add_model(parser)
     parser.add_argument(

@@ -57,7 +57,7 @@ def between(least: int, most: int, refusal: str) -> Any:
 
 
 def add_seconds(parser: argparse.ArgumentParser, default: float, about: str) -> None:
-    """Add `--seconds`; `about`: what takes so long, for the help."""
+    """Add `--seconds`; `about`: what the seconds bound, for the help."""
     parser.add_argument(
         "--seconds", type=positive(float), default=default, metavar="S", help=f"{about} (default %(default)s)"
     )

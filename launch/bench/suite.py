@@ -27,13 +27,13 @@ SHORT: dict[str, list[str]] = {
     "e2e": [*HALF_BATCHES, "--runs", "1", "--steps", "2", "--staleness", "0,1"],
     "peer": ["--runs", "1", "--prompts", "2", "--tokens", "16"],
 }
-"""Options by benchmark. Together they take less than ten minutes on two cores."""
+"""Options by benchmark. Together they take about ten minutes on two cores."""
 TIMEOUT_S = 600.0
 """Seconds that one benchmark may take."""
 
 DESCRIPTION = """\
 Runs every benchmark with short settings, one after another, and writes NAME.json and NAME.txt (what it printed) for
-each into a folder: under ten minutes on two cores. `peer` is left out until TRL is installed (azr bench peer
+each into a folder: about ten minutes on two cores. `peer` is left out until TRL is installed (azr bench peer
 --install). `azr bench compare` compares two such folders. Run it on a machine that does nothing else; for figures to
 quote, run a benchmark by itself, with its own settings.
 """

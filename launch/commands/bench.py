@@ -29,7 +29,7 @@ SUBJECTS = {
 `add_options(parser)` and `measure(arguments)`, which returns the report; it is imported when it is asked for."""
 
 COMMANDS = {
-    "all": ("every benchmark below with short settings, under ten minutes, one JSON each in a folder", "suite"),
+    "all": ("every benchmark below with short settings, about ten minutes, one JSON each in a folder", "suite"),
     "compare": ("two measurements: what became slower beyond noise", "compare"),
 }
 """Commands about benchmarks: a line about each, and the module of `launch.bench` that has `add_options` and `run`."""
