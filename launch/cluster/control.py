@@ -24,6 +24,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from executor.user_error import UserError
+from launch.json_file import read_json
 from launch.json_lines import to_json
 from launch.run.folder import RunFolder
 from launch.whole_file import write_text
@@ -119,11 +120,7 @@ class ControlServer:
         self._socket.close()
         self._authenticator.stop()
         self._context.term()
-        try:
-            mine = json.loads(self._path.read_text()) == asdict(self._endpoint)
-        except (OSError, ValueError):
-            mine = False
-        if mine:
+        if read_json(self._path) == asdict(self._endpoint):
             self._path.unlink(missing_ok=True)
 
     def _serve(self) -> None:

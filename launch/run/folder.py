@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from executor.user_error import UserError
+from launch.json_file import read_json
 from launch.json_lines import to_json
 from launch.logs import log_to_stderr
 from learner.disk import matches
@@ -45,11 +46,7 @@ class AttemptFolder:
 
     def began(self) -> dict[str, Any]:
         """`attempt`, `time` (UTC), `host`, `pid` and `command` of the attempt; empty where they cannot be read."""
-        try:
-            record = json.loads(self.record.read_text())
-        except (OSError, ValueError):
-            return {}
-        return record if isinstance(record, dict) else {}
+        return read_json(self.record)
 
     def new_aside(self) -> Path:
         """Make the next of `aside.1/`, `aside.2/` ..., for records that are moved out of the way."""

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from executor.user_error import UserError
+from launch.json_file import read_json, write_json
 from launch.recipe import read_recipe
 from launch.run.interrupts import NOTHING_TO_SAVE
 from launch.slurm.client import JobState, SlurmError, is_queued, job_state, lost_nodes
 from launch.slurm.decision import Decision, Ending, Starts, count, decide
-from launch.slurm.folder import JobAttempt, JobFolder, read_json, write_json
+from launch.slurm.folder import JobAttempt, JobFolder
 from launch.slurm.job_log import JobLog
 from launch.slurm_settings import SlurmSettings
 from launch.whole_file import write_text

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 from launch.config import Config, SftConfig, load
+from launch.json_file import read_json, write_json
 from launch.run.interrupts import NOTHING_TO_SAVE
 from launch.run.scratch import is_used, remove, scratch_of
 from launch.slurm.client import clean_environment
 from launch.slurm.driver_process import DriverProcess, driver_command
 from launch.slurm.facts import own_facts, own_versions
-from launch.slurm.folder import read_json, write_json
 from launch.slurm.job_log import JobLog
 from launch.slurm.limits import job_ends_at, kill_wait_s
 from launch.slurm.meeting import Host, own_addresses

@@ -7,9 +7,9 @@ import contextlib
 import logging
 from typing import Any
 
+from launch.json_file import read_json
 from launch.run.interrupts import NOTHING_TO_SAVE
 from launch.slurm.facts import Facts, own_facts, own_versions
-from launch.slurm.folder import read_json
 from launch.slurm.meeting import MeetingError, Peer, join, own_addresses
 from launch.slurm.node_agent import LOOK_S, Agent
 from launch.slurm.result import FAILED, Ended

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launch.slurm.folder import write_json
+from launch.json_file import write_json
 
 FAILED = 1
 

@@ -15,6 +15,7 @@ from typing import Any
 from executor.user_error import UserError
 from launch.cluster.placement import place_job
 from launch.config import Config, SftConfig, build, load, root_of, to_toml
+from launch.json_file import read_json, write_json
 from launch.recipe import find_recipe, read_recipe
 from launch.run.aside import last_step
 from launch.run.configuration import load_run, to_run_toml
@@ -22,7 +23,7 @@ from launch.run.durations import read_durations
 from launch.run.folder import RunFolder, RunFolderError
 from launch.run.owner import refusal
 from launch.slurm import client
-from launch.slurm.folder import JobFolder, read_json, write_json
+from launch.slurm.folder import JobFolder
 from launch.slurm.script import script, warning_s
 from launch.whole_file import write_text
 

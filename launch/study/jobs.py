@@ -10,8 +10,9 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from launch.json_file import read_json
 from launch.slurm import client
-from launch.slurm.folder import JobFolder, read_json
+from launch.slurm.folder import JobFolder
 from launch.slurm.submit import load_former, load_new, submit
 from launch.study.definition import Study, StudyError, StudyRun
 from launch.study.folder import StudyFolder

@@ -26,10 +26,10 @@ from typing import Any
 import filelock
 
 from executor.user_error import UserError
+from launch.json_file import read_json
 from launch.run.folder import RunFolder
 from launch.run.interrupts import NOTHING_TO_SAVE, SAVED
 from launch.run.owner import refusal
-from launch.slurm.folder import read_json
 from launch.study.definition import Study, StudyError, StudyRun
 from launch.study.folder import StudyFolder
 from launch.study.progress import Progress

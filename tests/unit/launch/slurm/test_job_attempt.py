@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.json_file import read_json, write_json
 from launch.slurm.attempt import AttemptError, begin, end, requeue_id
-from launch.slurm.folder import JobFolder, read_json, write_json
+from launch.slurm.folder import JobFolder
 
 ENVIRONMENT = {"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n[1-2]"}
 

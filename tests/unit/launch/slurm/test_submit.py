@@ -9,8 +9,9 @@ import pytest
 
 from launch import cli
 from launch.config import load, to_toml
+from launch.json_file import write_json
 from launch.slurm.client import clean_environment
-from launch.slurm.folder import JobFolder, write_json
+from launch.slurm.folder import JobFolder
 
 
 @pytest.fixture(autouse=True)
