@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from abc import ABC, abstractmethod
@@ -9,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from weakref import WeakValueDictionary
 
 from actors.buffer.task_buffer import Buffer
 from actors.completed import Completed, Completer
@@ -171,6 +173,8 @@ class ModelProposer(Proposer):
         super().__init__(sampler, buffer)
         self._environment = environment
         self._labeller = Labeller(environment, pairs) if (pairs := self._settings.label_pairs) else None
+        self._labelling: WeakValueDictionary[tuple[str, bool], asyncio.Lock] = WeakValueDictionary()
+        """By normalised program, and whether its task has a message: held while it is being labelled."""
         self._completer = Completer(environment) if self._settings.complete_inputs else None
 
     async def draft(self, brief: Brief, name: str) -> Draft:
@@ -235,12 +239,19 @@ class ModelProposer(Proposer):
         )
 
     async def _label(self, task: Task, normal: str) -> None:
-        """Label the program of a valid task for the supervised loss, once in the whole run."""
+        """Label the program of a valid task for the supervised loss, unless that was done in this run.
+
+        A kill or a failure meanwhile leaves it to do for the next task with this program. Two actors that propose the
+        same program at once both label it.
+        """
         assert self._labeller is not None
-        if await self._buffer.claim_label(normal, bool(task.message)):
-            labelled = await self._labeller.label(task, normal, self._sampler.salt(0, "label"))
-            if labelled is not None:
-                await self._buffer.label(labelled)
+        name = normal, bool(task.message)
+        async with self._labelling.setdefault(name, asyncio.Lock()):
+            if await self._buffer.needs_label(*name):
+                labelled = await self._labeller.label(task, normal, self._sampler.salt(0, "label"))
+                if labelled is not None:
+                    await self._buffer.label(labelled)
+                await self._buffer.label_tried(*name)
 
     def _read(self, brief: Brief, completion: Completion) -> Proposal | FormatError:
         text = answer_of(brief.prompt.reply_start + completion.text, self._settings.prompt_format)

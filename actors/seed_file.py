@@ -148,8 +148,8 @@ def load_seeds(
         raise SeedError(f"selfplay.seed_tasks = {file}: none of its {len(lines)} lines is a task{first}")
     if label_pairs:
         for program in asyncio.run(label_tasks(found, settings, label_pairs)):
-            store.claim_label(program.normal, bool(program.message))
             store.label(program)
+            store.label_tried(program.normal, bool(program.message))
     return report
 
 

@@ -8,15 +8,24 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from actors.heldout.intervals import Estimate
 from actors.heldout.measure import Heldout
-from actors.heldout.measurement import Measurement, MeasurementError, gain, read_measurement
+from actors.heldout.measurement import (
+    Measurement,
+    MeasurementError,
+    asked_with,
+    changed,
+    gain,
+    read_measurement,
+)
+from actors.heldout.tasks import load_tasks
 from actors.seed_file import sandboxes
 from launch.config import Config, load, root_of
 from launch.lone_engine import private_folder
@@ -78,7 +87,7 @@ def _newest_checkpoint(run: Path) -> Path | None:
 
 
 def check_comparable(targets: Sequence[Target]) -> None:
-    """Raises MeasurementError where `gain` would refuse to compare the temperatures of the targets' measurements, which
+    """Raises MeasurementError where `gain` would refuse to compare the settings of the targets' measurements, which
     take minutes to make."""
     temperatures = [one.measurement.temperature for one in targets if one.measurement is not None]
     temperatures += [one.config.selfplay.heldout_temperature for one in targets if one.config is not None]
@@ -87,6 +96,20 @@ def check_comparable(targets: Sequence[Target]) -> None:
             f"the targets would be compared at different temperatures, {temperatures[0]:g} and {temperatures[1]:g}: "
             "give --temperature, and measure anew what is a file"
         )
+    for name, (first, second) in changed(*map(_asked, (targets[0], targets[-1]))).items():
+        raise MeasurementError(
+            f"the targets would be compared with selfplay.{name} = {first} and {second}: give a model its run's "
+            "settings (--recipe RUN/config.toml), or both the same value (--set), and measure anew what is a file"
+        )
+
+
+def _asked(target: Target) -> Mapping[str, Any]:
+    """`Measurement.asked` of a target, before it is measured."""
+    if target.measurement is not None:
+        return target.measurement.asked
+    assert target.config is not None
+    settings = target.config.selfplay
+    return asked_with(settings, len(load_tasks(settings.heldout_tasks)))
 
 
 def measure(targets: Sequence[Target], say: Say) -> list[Measurement]:

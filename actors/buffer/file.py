@@ -73,7 +73,7 @@ CREATE TABLE IF NOT EXISTS labelled (  -- programs with pairs of input and outpu
 ) STRICT
 """,
     """
-CREATE TABLE IF NOT EXISTS label_claims ( -- programs that were given to an actor to label, whatever came of it
+CREATE TABLE IF NOT EXISTS labels_tried ( -- programs whose labelling has ended: they are in `labelled` or left out
     program_digest BLOB NOT NULL,
     with_message INTEGER NOT NULL,     -- 1: of a task with a message
     PRIMARY KEY (program_digest, with_message)

@@ -79,14 +79,18 @@ class RemoteBuffer:
         """See `Buffer`."""
         await self._ask_together("rewarded", task_id, reward)
 
-    async def claim_label(self, normal: str, with_message: bool) -> bool:
-        """See `Buffer`. A claim whose answer was lost is nobody's: the program stays without labels."""
-        claimed: bool = await self._ask_together("claim_label", normal, with_message)
-        return claimed
+    async def needs_label(self, normal: str, with_message: bool) -> bool:
+        """See `Buffer`."""
+        needed: bool = await self._ask_together("needs_label", normal, with_message)
+        return needed
 
     async def label(self, program: LabelledProgram) -> None:
         """See `Buffer`."""
         await self._ask_together("label", program)
+
+    async def label_tried(self, normal: str, with_message: bool) -> None:
+        """See `Buffer`."""
+        await self._ask_together("label_tried", normal, with_message)
 
     async def ask(self, request: str, *arguments: Any, **named: Any) -> Any:
         """Make any request of the actor."""

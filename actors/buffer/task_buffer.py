@@ -83,12 +83,15 @@ class Buffer(Protocol):
     async def rewarded(self, task_id: int, reward: float) -> None:
         """Record the reward of a task's proposer, once the task's solutions are judged."""
 
-    async def claim_label(self, normal: str, with_message: bool) -> bool:
-        """Whether the caller is to label this program: True once for each normal form, and once more for the first task
-        of it with a message."""
+    async def needs_label(self, normal: str, with_message: bool) -> bool:
+        """Whether a program is to be labelled: True until `label_tried` is called for its normal form, and for a task
+        of it with a message until it is called for one with a message."""
 
     async def label(self, program: LabelledProgram) -> None:
         """Store a labelled program; of one whose normal form is known, only a message that was missing."""
+
+    async def label_tried(self, normal: str, with_message: bool) -> None:
+        """Record that the labelling of a program has ended: it is stored, or was left out."""
 
 
 class TaskBuffer:
@@ -187,10 +190,10 @@ class TaskBuffer:
         if not self._database.execute("UPDATE tasks SET reward = ? WHERE id = ?", (reward, task_id)).rowcount:
             raise KeyError(f"there is no task {task_id}")
 
-    def claim_label(self, normal: str, with_message: bool) -> bool:
+    def needs_label(self, normal: str, with_message: bool) -> bool:
         """See `Buffer`."""
-        values = program_digest(normal), with_message
-        return bool(self._database.execute("INSERT OR IGNORE INTO label_claims VALUES (?, ?)", values).rowcount)
+        tried = "SELECT 1 FROM labels_tried WHERE program_digest = ? AND with_message = ?"
+        return self._database.execute(tried, (program_digest(normal), with_message)).fetchone() is None
 
     def label(self, program: LabelledProgram) -> None:
         """See `Buffer`."""
@@ -200,6 +203,11 @@ class TaskBuffer:
             "ON CONFLICT DO UPDATE SET message = excluded.message WHERE message = ''",
             (program_digest(program.normal), program.program, program.normal, pairs, program.message),
         )
+
+    def label_tried(self, normal: str, with_message: bool) -> None:
+        """See `Buffer`."""
+        values = program_digest(normal), with_message
+        self._database.execute("INSERT OR IGNORE INTO labels_tried VALUES (?, ?)", values)
 
     def labelled(self, count: int, seed: str) -> list[LabelledProgram]:
         """Up to `count` distinct labelled programs, drawn uniformly. A function of the seed and of what is there."""
@@ -359,13 +367,17 @@ class LocalBuffer:
         """See `Buffer`."""
         self._store.rewarded(task_id, reward)
 
-    async def claim_label(self, normal: str, with_message: bool) -> bool:
+    async def needs_label(self, normal: str, with_message: bool) -> bool:
         """See `Buffer`."""
-        return self._store.claim_label(normal, with_message)
+        return self._store.needs_label(normal, with_message)
 
     async def label(self, program: LabelledProgram) -> None:
         """See `Buffer`."""
         self._store.label(program)
+
+    async def label_tried(self, normal: str, with_message: bool) -> None:
+        """See `Buffer`."""
+        self._store.label_tried(normal, with_message)
 
 
 def learnability(attempts: int, solved: int) -> float:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from actors.heldout.intervals import Estimate, Solved, difference, rate
 from actors.kinds.registry import names
+from actors.settings import SelfPlaySettings
 from executor.user_error import UserError
 
 
@@ -58,6 +59,9 @@ class Measurement:
     """Tasks that do not fit a prompt; they are in no rate."""
     results: Mapping[str, TaskResult]
     """By the name of the task."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that shape the prompts and bound the replies, by name (`asked_with`). Files of older versions have
+    none."""
 
     def rate(self, kind: str | None = None, difficulty: int | None = None) -> Estimate | None:
         """The share solved: of one kind or difficulty, or the mean over kinds; None where there is no such task."""
@@ -126,7 +130,7 @@ class Measurement:
         for name, one in data["results"].items():
             lists = {field: tuple(one[field]) for field in ("correct", "answers", "copied")}
             results[name] = TaskResult(**one | lists)
-        plain = {field.name: data[field.name] for field in fields(cls)}
+        plain = {one.name: data[one.name] for one in fields(cls) if one.name in data or one.name != "asked"}
         return cls(**plain | {"skipped": tuple(data["skipped"]), "results": results})
 
 
@@ -142,11 +146,25 @@ def read_measurement(path: Path) -> Measurement:
         ) from None
 
 
+def asked_with(settings: SelfPlaySettings, num_tasks: int) -> dict[str, Any]:
+    """The settings that shape the prompts of the held-out tasks and bound the replies. Examples come from the first
+    `num_tasks` tasks, as many as fit."""
+    found = {name: getattr(settings, name) for name in ("prompt_format", "max_solve_tokens", "examples")}
+    if settings.examples:
+        found |= {"max_prompt_tokens": settings.max_prompt_tokens, "heldout_tasks": num_tasks}
+    return found
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The values of `asked_with` that differ, of those that both measurements have, by name."""
+    return {name: (before[name], after[name]) for name in before if name in after and before[name] != after[name]}
+
+
 def gain(before: Measurement, after: Measurement, kind: str | None = None) -> Estimate | None:
     """The difference of the shares solved, `after` - `before`, on the tasks that both have: paired by task.
 
     `kind`: of one kind; None: the mean over kinds. None where they have no such task in common. Raises MeasurementError
-    where the tasks are of different sets, or were solved at different temperatures.
+    where the tasks are of different sets, or were asked or solved with different settings.
     """
     if before.set != after.set:
         raise MeasurementError(
@@ -157,6 +175,8 @@ def gain(before: Measurement, after: Measurement, kind: str | None = None) -> Es
             f"measurements at temperature {before.temperature:g} and {after.temperature:g} cannot be compared "
             "(selfplay.heldout_temperature)"
         )
+    for name, (early, late) in changed(before.asked, after.asked).items():
+        raise MeasurementError(f"measurements with selfplay.{name} = {early} and {late} cannot be compared")
     both = [(before.results[name], one) for name, one in after.results.items() if name in before.results]
     paired = [
         Solved(late.program, late.kind, late.share - early.share) for early, late in both if kind in (None, late.kind)

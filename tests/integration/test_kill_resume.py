@@ -162,7 +162,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def rows(path: Path) -> dict[str, list[tuple[Any, ...]]]:
     found = {}
     with closing(sqlite3.connect(path)) as database:
-        for table in ("tasks", "task_references", "history", "meta", "labelled", "label_claims"):
+        for table in ("tasks", "task_references", "history", "meta", "labelled", "labels_tried"):
             columns = [name for _, name, *_ in database.execute(f"PRAGMA table_info({table})") if name != "created"]
             found[table] = database.execute(f"SELECT {', '.join(columns)} FROM {table} ORDER BY 1, 2").fetchall()
     return found

@@ -7,14 +7,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from actors.engine.generation import Completion, Sampling
 from actors.environment import Environment
 from actors.heldout.measure import Heldout, examples_for
-from actors.heldout.measurement import Measurement
+from actors.heldout.measurement import Measurement, MeasurementError, gain
 from actors.heldout.tasks import HeldoutTask, digest, is_held_out, load_tasks
 from actors.kinds.induction import hidden, num_shown
 from actors.kinds.registry import kind_of
@@ -233,6 +233,54 @@ def test_samples_are_drawn_by_the_same_seeds_in_every_version(
     assert len({request for _, _, request in first}) == 3 * len(TINY), "vLLM refuses a request id that is in use"
     assert len({sampling.seed for _, sampling, _ in first}) == 3 * len(TINY)
     assert [sampling for _, sampling, _ in first] == [sampling for _, sampling, _ in later]
+
+
+def another(name: str, value: Any) -> Any:
+    """Another value of a setting."""
+    choices = get_args(SelfPlaySettings.model_fields[name].annotation)
+    match value:
+        case bool():
+            return not value
+        case int():
+            return 2 * value + 3
+        case float():
+            return value / 2 + 0.25
+        case str():
+            return next(choice for choice in choices if choice != value)
+    return value
+
+
+def test_measurements_that_asked_otherwise_are_not_compared(
+    environment: Environment, loop: asyncio.AbstractEventLoop
+) -> None:
+    """Each setting is changed, and what the engine is asked is looked at."""
+    base = play(examples=2, heldout_tasks=9, max_prompt_tokens=600)
+
+    def measure(settings: SelfPlaySettings) -> tuple[dict[str, tuple[str, Sampling]], Measurement]:
+        engine = Scripted({})
+        found = loop.run_until_complete(Heldout(engine, environment, settings, 8).run(0))  # type: ignore[arg-type]
+        asked = {
+            request.rpartition(".")[0]: (text, replace(sampling, seed=None)) for text, sampling, request in engine.asked
+        }
+        return asked, found
+
+    def is_refused(before: Measurement, after: Measurement) -> bool:
+        try:
+            gain(before, after)
+        except MeasurementError:
+            return True
+        return False
+
+    asked, measured = measure(base)
+    refused = set()
+    for name, value in base:
+        changed = SelfPlaySettings.model_validate(base.model_dump() | {name: another(name, value)})
+        now_asked, now_measured = measure(changed)
+        same = all(asked[task] == now_asked[task] for task in asked.keys() & now_asked.keys())
+        assert same != is_refused(measured, now_measured), name
+        refused |= set() if same else {name}
+    expected = {"prompt_format", "max_prompt_tokens", "max_solve_tokens", "examples", "heldout_tasks"}
+    assert refused == expected | {"heldout_temperature"}
 
 
 def test_greedy_solutions_are_one_a_task_and_need_no_seed(

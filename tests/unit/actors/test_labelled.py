@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.buffer.task_buffer import TaskBuffer
 from actors.environment import Environment
 from actors.heldout.tasks import load_tasks
 from actors.kinds.registry import kind_of
@@ -107,6 +108,39 @@ def test_an_episode_labels_a_new_program_once_and_is_otherwise_as_without(
         assert all(len(program.pairs) == 3 for program in labelled)
         store.close()
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("ended_in", ["needs_label", "label", "label_tried"])
+def test_labelling_that_is_cut_short_is_done_for_the_next_task_of_the_program(
+    environment: Environment, store: TaskBuffer, monkeypatch: pytest.MonkeyPatch, ended_in: str
+) -> None:
+    """Two proposals with the program share one labelling, and nothing of it is done again once it has ended."""
+    grant = Grant(1, "deduction", 0, (0, 1), (2, 3))
+    settings = SelfPlaySettings(prompt_format="completion", solutions=1, max_prompt_tokens=4000, label_pairs=3)
+    program = "def f(x):\n    return x * 3 + 2"
+
+    class Killed(Exception):
+        pass
+
+    def kill(*arguments: object) -> bool:
+        raise Killed
+
+    def answer(prompt: str, turn: int) -> str:
+        return reply(program, "2") if prompt.endswith("def f(") else "8"
+
+    def episode() -> None:
+        play(environment, store, grant, answer, settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, ended_in, kill)
+        with pytest.raises(Killed):
+            episode()
+    assert all(task.program != program for _, task in store.references(("deduction",), 9, "s"))
+    episode()
+    assert [one.program for one in store.labelled(9, "s")] == [program]
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "label", kill)
+        episode()
 
 
 def test_pairs_are_tasks_of_every_kind(environment: Environment) -> None:

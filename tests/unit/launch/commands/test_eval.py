@@ -71,6 +71,28 @@ def test_different_temperatures_are_refused_before_anything_is_measured(tmp_path
     check_comparable(targets[1:] * 2)
 
 
+@pytest.mark.parametrize("setting", ["examples=4", "prompt_format=r1", "max_solve_tokens=18"])
+def test_different_prompts_or_limits_are_refused_before_anything_is_measured(tmp_path: Path, setting: str) -> None:
+    run = run_with(tmp_path, "step_00000004")
+    targets = [target_of(str(run), "smollm2-cpu", changes) for changes in ([], [f"selfplay.{setting}"])]
+    with pytest.raises(MeasurementError, match=rf"selfplay\.{setting.partition('=')[0]} = .*--recipe RUN/config.toml"):
+        check_comparable(targets)
+    check_comparable([targets[1], target_of(str(tmp_path), str(run / "config.toml"), [f"selfplay.{setting}"])])
+
+
+def test_a_number_of_tasks_matters_to_the_prompts_only_where_they_show_other_tasks(tmp_path: Path) -> None:
+    for examples in (0, 1):
+        shown = f"selfplay.examples={examples}"
+        few, all_of_them = (
+            target_of(str(tmp_path), "smollm2-cpu", [shown, f"selfplay.heldout_tasks={number}"]) for number in (9, 0)
+        )
+        if examples:
+            with pytest.raises(MeasurementError, match=r"heldout_tasks = 9 and 711"):
+                check_comparable([few, all_of_them])
+        else:
+            check_comparable([few, all_of_them])
+
+
 def run_with(folder: Path, *checkpoints: str) -> Path:
     config = load("smollm2-cpu", [f"run.dir={folder}", "run.name=run", "selfplay.max_solve_tokens=17"])
     run = RunFolder(config.folder)
