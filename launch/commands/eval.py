@@ -12,7 +12,7 @@ from launch.arguments import new_command
 _EXAMPLES = """\
 A target is a model (a name or a folder), a run's folder, one of its checkpoints, or a file that --json wrote or that a
 run keeps in heldout/. A run's settings are its own; a model has those of --recipe. The difference of two targets is
-paired by task, so both have to be measured on the same tasks.
+paired by task, so both have to be measured on the same tasks, with the same prompts and limits of replies.
 
 examples:
   azr eval smollm2-135m-instruct                     all 711 tasks, 4 samples each

@@ -236,7 +236,10 @@ def test_samples_are_drawn_by_the_same_seeds_in_every_version(
 
 
 def another(name: str, value: Any) -> Any:
-    """Another value of a setting."""
+    """Another value of a setting; of these three, one that changes prompts."""
+    chosen = {"examples": 1, "max_prompt_tokens": 600, "heldout_tasks": 21}
+    if name in chosen:
+        return chosen[name]
     choices = get_args(SelfPlaySettings.model_fields[name].annotation)
     match value:
         case bool():
@@ -254,7 +257,7 @@ def test_measurements_that_asked_otherwise_are_not_compared(
     environment: Environment, loop: asyncio.AbstractEventLoop
 ) -> None:
     """Each setting is changed, and what the engine is asked is looked at."""
-    base = play(examples=2, heldout_tasks=9, max_prompt_tokens=600)
+    base = play(examples=2, heldout_tasks=9, max_prompt_tokens=400)
 
     def measure(settings: SelfPlaySettings) -> tuple[dict[str, tuple[str, Sampling]], Measurement]:
         engine = Scripted({})
