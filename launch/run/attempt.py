@@ -23,6 +23,7 @@ from launch.run.aside import last_step, set_aside_all
 from launch.run.changes import Changes, changes
 from launch.run.configuration import load_run, to_run_toml, with_absolute_paths
 from launch.run.folder import AttemptFolder, RunFolder, RunFolderError, append_event
+from launch.run.measurements import lacks_last
 from learner.checkpoint import Checkpoints
 from learner.disk import matches, sync
 
@@ -145,6 +146,8 @@ def begin(config: Config | SftConfig, folder: RunFolder, origin: Origin) -> list
     elif origin.checkpoint is not None:
         lines.append(f"going on from {origin.checkpoint}, after step {origin.step}")
         details["checkpoint"] = origin.checkpoint.name
+        if isinstance(config, Config) and origin.step >= config.learner.steps:
+            lines.append("all steps are taken: only the last version is still to be measured on the held-out tasks")
     if not origin.start_over and origin.recorded > origin.step:
         one = origin.recorded == origin.step + 1
         again = f"step {origin.recorded} is" if one else f"steps {origin.step + 1} to {origin.recorded} are"
@@ -168,14 +171,19 @@ def adopt(folder: RunFolder) -> None:
 
 
 def finished(config: Config | SftConfig, folder: RunFolder, origin: Origin, num_steps: int) -> str | None:
-    """The sentence for a run that has all its steps; None where some are left."""
-    if origin.step < num_steps:
+    """The sentence for a run that has all its steps; None where some are left, or its last version's measurement on the
+    held-out tasks, without which nothing is said about learning."""
+    if origin.step < num_steps or _lacks_measurement(config, folder, origin):
         return None
     more = "learner.steps=N" if isinstance(config, Config) else "sft.epochs=N"
     return (
         f"{origin.step} of {num_steps} steps are taken: there is nothing left to do, and nothing was changed. To go "
         f"on: {command(config)} --resume {shlex.quote(str(folder.path))} {more}"
     )
+
+
+def _lacks_measurement(config: Config | SftConfig, folder: RunFolder, origin: Origin) -> bool:
+    return isinstance(config, Config) and lacks_last(config, folder, origin.step)
 
 
 def command(config: Config | SftConfig) -> str:

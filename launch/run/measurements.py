@@ -89,10 +89,15 @@ def _measures(config: Config) -> bool:
     return settings.heldout_every > 0 and settings.heldout_wait_s > 0 and config.run.mode != "rehearse"
 
 
+def lacks_last(config: Config, folder: RunFolder, version: int) -> bool:
+    """Whether the run measures its last version, `version`, and has not done so."""
+    return _measures(config) and newest(folder) < version
+
+
 def last_is_due(config: Config, folder: RunFolder, progress: Progress, version: int) -> bool:
     """Whether the run, which is saved, is to measure its last version before it ends. A run that a signal, or the end
-    of its time on the machine, stops has no time for that."""
-    return _measures(config) and progress.stop != INTERRUPTED and newest(folder) < version
+    of its time on the machine, stops has no time for that: a resume makes up for it."""
+    return progress.stop != INTERRUPTED and lacks_last(config, folder, version)
 
 
 def await_last(

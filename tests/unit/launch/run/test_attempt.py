@@ -52,6 +52,12 @@ def checkpoint(folder: RunFolder, step: int, complete: bool = True) -> None:
         seal(path, step)
 
 
+def measured(folder: RunFolder, version: int) -> None:
+    """A measurement on held-out tasks, as far as a start looks at it."""
+    folder.heldout.mkdir(exist_ok=True)
+    (folder.heldout / f"version_{version:08d}.json").write_text("{}")
+
+
 class Run:
     """A run without a learner: real folder, attempts and recorder, and an account of everything that was recorded."""
 
@@ -269,7 +275,12 @@ def test_a_resume_that_fails_leaves_the_settings_of_the_run_as_they_were(run: Ru
 def test_a_run_that_has_its_steps_says_so(run: Run, steps: int, ended: bool) -> None:
     checkpoint(run.folder, 4)
     present = config(run.folder)
-    said = finished(present, run.folder, former_run(present, run.folder), steps)
+    origin = former_run(present, run.folder)
+    assert finished(present, run.folder, origin, steps) is None, "its last version is still to be measured"
+    lines = begin(config(run.folder, f"learner.steps={steps}"), run.folder, origin)
+    assert any("only the last version" in line for line in lines) == ended
+    measured(run.folder, 4)
+    said = finished(present, run.folder, origin, steps)
     assert (said is not None) == ended
     if said:
         assert f"4 of {steps} steps are taken" in said and "learner.steps=N" in said
@@ -291,6 +302,7 @@ def test_a_command_that_has_nothing_to_do_or_is_refused_changes_nothing(
         assert words in capsys.readouterr().err
         assert files(run.folder) == before
     checkpoint(run.folder, 4)
+    measured(run.folder, 4)
     before = files(run.folder)
     assert main(["train", "--resume", path, "learner.steps=4"]) == 0
     assert "4 of 4 steps are taken" in capsys.readouterr().out
