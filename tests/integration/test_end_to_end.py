@@ -221,9 +221,9 @@ def test_a_run_that_is_not_there_is_no_crash(tmp_path: Path) -> None:
         assert "nobody answers for the run" in answer.stderr and "Traceback" not in answer.stderr
 
 
-def test_a_run_seeds_itself_and_measures_held_out_tasks(tmp_path: Path) -> None:
-    """It starts from triplets that the model itself proposed before; `test_parity.py` has more of `max_staleness =
-    0`."""
+def test_a_run_seeds_itself_and_is_measured_on_held_out_tasks(tmp_path: Path) -> None:
+    """It starts from triplets that the model itself proposed before, and is measured by itself, by a resume, and by
+    `azr eval`. `test_parity.py` has more of `max_staleness = 0`."""
     config = load(
         "smollm2-cpu",
         [
@@ -250,3 +250,20 @@ def test_a_run_seeds_itself_and_measures_held_out_tasks(tmp_path: Path) -> None:
     assert row["token_ledger/unaccounted"] == 0 and row["token_ledger/without_slot"] >= first.tokens
     (batch,) = read_batches(folder)
     assert batch and row["age_max"] == 0
+
+    files(folder)[1].unlink()  # as if it had been stopped while it was measured
+    resumed = azr("train", "--resume", str(folder.path))
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "only the last version is still to be measured" in resumed.stdout
+    again = read_measurement(files(folder)[1])
+    assert (again.version, again.digest) == (1, last.digest)
+    assert [row["step"] for row in folder.read_metrics()] == [1]
+
+    written = tmp_path / "eval.json"
+    base, few = str(files(folder)[0]), ["--tasks", "12", "--samples", "1"]
+    compared = azr("eval", base, str(folder.path), *few, "--json", str(written))
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    assert "difference, paired by task" in compared.stdout
+    _, measured = json.loads(written.read_text())["targets"]
+    assert (measured["version"], measured["samples"], measured["digest"]) == (1, 1, first.digest)
+    assert measured["tokens"] > 0 and set(measured["results"]) == set(first.results)
