@@ -40,6 +40,8 @@ def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str
         terminal.print(f"stopped: {stopped}", markup=False)
     if rows and not rehearsed:
         terminal.print(headline(both_ends(folder)), markup=False)
+        if line := diversity(rows):
+            terminal.print(line, markup=False)
         terminal.print(learning_table(rows))
         for warning in warnings(rows):
             terminal.print(warning, markup=False)
@@ -155,6 +157,12 @@ _LIMITS = (
     ("distinct_answers", "solve", 0.0, 0.1, "of the last {count} {kind} answers are different ones"),
     ("copies", "solve", 0.3, 1.0, "of the last {count} {kind} answers repeat their input"),
 )
+_SHARES = (
+    ("ignores_input", "propose", "proposals ignore their input"),
+    ("duplicates", "propose", "proposals were known"),
+    ("copies", "solve", "answers repeat their input"),
+)
+"""Metric, role and words of the shares in the line on diversity."""
 _ENTROPY_LEFT = 1 / 3
 """Share of the first steps' entropy below which the summary warns."""
 
@@ -171,6 +179,24 @@ def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(entropy) > 5 and _average(entropy[-3:]) < _ENTROPY_LEFT * _average(entropy[:3]):
         found.append(f"the policy's entropy fell from {_average(entropy[:3]):.2f} to {_average(entropy[-3:]):.2f} nats")
     return [f"collapse?     {one}. What holds against it: docs/selfplay.md" for one in found]
+
+
+def diversity(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The line on how diverse the run ended: of each share the kind where it is largest, and the entropy of the first
+    and the last three steps; empty where too little is known."""
+    said = []
+    for metric, role, words in _SHARES:
+        recent = {kind: _recent(rows, f"{metric}/{kind}", kind, role)[0] for kind in names()}
+        known = {kind: share for kind, share in recent.items() if share is not None}
+        if known:
+            worst = max(known, key=lambda kind: known[kind])
+            said.append(f"{known[worst]:.0%} of {worst} {words}")
+    entropy = _known(rows, "entropy")
+    if not said or not entropy:
+        return ""
+    change = f"entropy {_average(entropy[:3]):.2f} nats at the start, {_average(entropy[-3:]):.2f} at the end"
+    verdict = "warnings below" if warnings(rows) else "no kind collapsed"
+    return f"diversity     {verdict}; at most {', '.join(said)}; {change}"
 
 
 def _recent(rows: Sequence[Mapping[str, Any]], metric: str, kind: str, role: str) -> tuple[float | None, int]:

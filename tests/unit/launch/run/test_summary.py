@@ -12,7 +12,7 @@ import pytest
 from actors.heldout.measurement import Measurement, TaskResult
 from launch.models import ModelError, prepare
 from launch.run.folder import RunFolder
-from launch.run.summary import headline, learning_table, sparkline, summarise, warnings
+from launch.run.summary import diversity, headline, learning_table, sparkline, summarise, warnings
 from learner.ledger import CellCounts
 from learner.trajectory import Cell, Role
 
@@ -136,6 +136,19 @@ def test_proposals_that_are_all_refused_for_a_collapse_have_its_warning(metric: 
     row = proposed(**{f"{metric}__deduction": 1.0, f"outcome__deduction__propose__{outcome}": 1.0})
     (found,) = warnings([row | {"valid_rate/deduction": 0.0}] * 4)
     assert words in found
+
+
+def test_the_line_on_diversity_names_the_worst_kind() -> None:
+    row = proposed(ignores_input__deduction=0.1, duplicates__deduction=0.0, copies__deduction=0.2) | {"entropy": 0.9}
+    row |= {f"{metric}/abduction": row[f"{metric}/deduction"] for metric in ("ignores_input", "duplicates")}
+    row |= {"copies/abduction": 0.25}
+    assert diversity([row] * 4) == (
+        "diversity     no kind collapsed; at most 10% of deduction proposals ignore their input, 0% of deduction "
+        "proposals were known, 25% of abduction answers repeat their input; entropy 0.90 nats at the start, 0.90 at "
+        "the end"
+    )
+    assert "warnings below; at most 60% of abduction" in diversity([row | {"ignores_input/abduction": 0.6}] * 4)
+    assert diversity([{"entropy": 0.9}]) == ""
 
 
 def test_a_warning_rests_on_enough_proposals() -> None:
