@@ -133,7 +133,8 @@ def _main(parts: Sequence[Part], folder: Path, dry: bool, file: Path | None) -> 
         print(f"tests/gpu/run: {error}", file=sys.stderr)
         return WRONG_USE
     if not facts["gpus"] and not dry:
-        print("tests/gpu/run: torch sees no GPU here; --dry runs the same code on the CPU", file=sys.stderr)
+        torch = f"torch {facts['torch']} of {sys.executable}"
+        print(f"tests/gpu/run: {torch} sees no GPU; --dry runs the same code on the CPU", file=sys.stderr)
         return WRONG_USE
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     if installed:

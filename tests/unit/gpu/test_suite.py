@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from tests.gpu import wheels
 from tests.gpu.command import KEYS, chosen_parts
@@ -152,4 +153,5 @@ def test_without_a_gpu_nothing_is_run(machine: tuple[Path, dict[str, str]]) -> N
         command, env=variables | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "tests/gpu/run: torch sees no GPU here; --dry runs the same code on the CPU\n"
+    of = f"torch {torch.__version__} of {interpreter}"
+    assert done.stderr == f"tests/gpu/run: {of} sees no GPU; --dry runs the same code on the CPU\n"
