@@ -52,6 +52,7 @@ OVERRIDES = [
     f"learner.max_staleness={MAX_STALENESS}",
     "learner.steps=100000",
     "learner.checkpoint_every=0",
+    "learner.keep_checkpoints=1",
     "selfplay.max_propose_tokens=64",
     "actors.num_actors=1",
     "stream.curve=on",
@@ -95,8 +96,8 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    run = Run(tmp_path_factory.mktemp("end_to_end"))
+def run(runs_folder: Path) -> Iterator[Run]:
+    run = Run(runs_folder)
     yield run
     if run.process.poll() is None:
         os.kill(run.process.pid, signal.SIGKILL)

@@ -52,11 +52,11 @@ TIMES = ("_s", "_s/mean", "_s/max", "wait_for_batch_share")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def runs(runs_folder: Path) -> list[Path]:
     """The serial run, then the asynchronous one."""
     folders = []
     for mode in ("serial", "async"):
-        folder = tmp_path_factory.mktemp(mode)
+        folder = runs_folder / mode
         done = azr("train", "smollm2-cpu", *OVERRIDES, f"run.mode={mode}", f"run.dir={folder}")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "ledger: conserved" in done.stdout
