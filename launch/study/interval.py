@@ -15,6 +15,7 @@ and Noninferiority, 2nd ed. 2010, chapters 1 and 2.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -97,10 +98,13 @@ def difference(arm: Sample, reference: Sample, alpha: float) -> Difference | Non
 def seeds_needed(spread: float, margin: float, alpha: float) -> int | None:
     """The number of seeds with which two equal arms would be told non-inferior on average: the smallest n with
     t(1 - alpha, 2n - 2) sqrt(2 spread / n) < margin. None above `MOST_SEEDS`. `spread`: variance of a run's value."""
-    for n in range(2, MOST_SEEDS + 1):
-        if t_quantile(1 - alpha, 2 * n - 2) * math.sqrt(2 * spread / n) < margin:
-            return n
-    return None
+
+    def enough(n: int) -> bool:
+        return t_quantile(1 - alpha, 2 * n - 2) * math.sqrt(2 * spread / n) < margin
+
+    numbers = range(2, MOST_SEEDS + 1)
+    place = bisect_left(numbers, True, key=enough)  # with more seeds the interval only shrinks
+    return numbers[place] if place < len(numbers) else None
 
 
 def measurement_variance(counts: Sequence[tuple[int, int]]) -> float:

@@ -52,7 +52,6 @@ def test_a_program_that_runs_gets_an_input_and_the_executor_s_output(environment
         "def f(x):\n    return x.nothing",
         "def f(x):\n    return x +",
         "def f(x):\n    import random\n    return random.random() + x",
-        "def f(x):\n    while True:\n        x += 1",
     ],
 )
 def test_what_runs_with_no_input_or_needs_none_is_left_out(environment: Environment, text: str) -> None:

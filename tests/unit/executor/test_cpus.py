@@ -53,6 +53,7 @@ def test_slurms_share_of_a_task_counts(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert groups(tmp_path, "", {}) == cpus
 
 
+@pytest.mark.slow
 def test_a_learner_takes_no_more_threads_than_it_has_cpus() -> None:
     program = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"

@@ -68,7 +68,7 @@ def test_random_programs_are_refused(judge: Judge, program: str, given: str) -> 
         ("from functools import lru_cache\n@lru_cache\ndef f(n): return n if n < 2 else f(n - 1) + f(n - 2)", "30"),
         ("def f(d): return {k: v for k, v in sorted(d.items())}, str(d)", "{'b': 1, 'a': 2}"),
         ("def f(x): return repr(x) if x != 7 else 'x' * 10 ** 9", "'a'"),
-        ("def f(x):\n while x != 'a': pass\n return str(x)", "'a'"),
+        pytest.param("def f(x):\n while x != 'a': pass\n return str(x)", "'a'", marks=pytest.mark.slow),
     ],
 )
 def test_sound_programs_that_may_vary_are_accepted(judge: Judge, program: str, given: str) -> None:

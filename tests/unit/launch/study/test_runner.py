@@ -155,6 +155,7 @@ def test_a_run_of_equal_tokens_goes_on_with_the_same_limit(tmp_path: Path) -> No
     assert command(folder, study, run) == words
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_reported_with_the_words_of_azr(tmp_path: Path) -> None:
     """A recipe that cannot run: `azr train` itself says why."""
     study = make_study((0,), arms=("K0", "K2"))
