@@ -114,6 +114,7 @@ def marin(staleness):
     return dataclasses.replace(asked, batch=batch, selfplay=SelfPlaySettings(solutions=4)), made
 
 
+@pytest.mark.slow
 def test_most_of_the_gain_comes_by_staleness_2_as_others_have_measured():
     found = [simulate(*marin(bound), counted=4) for bound in (0, 1, 2, 3, 4, 8)]
     seconds = [100 * one.step_s for one in found]

@@ -67,6 +67,7 @@ def test_a_calibration_of_a_cpu_is_not_scaled(file, capsys):
     assert "is of a CPU" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_at_scale_some_part_of_the_control_plane_becomes_the_limit(capsys):
     quotas = [f"learner.batch.{role}={{deduction=16,abduction=16,induction=16}}" for role in ("propose", "solve")]
     assert main(["tune", "qwen2.5-7b-8gpu", *quotas, "--calibration", "h100-7b", "--scale", "64..65536"]) == 0

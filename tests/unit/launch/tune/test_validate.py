@@ -72,6 +72,7 @@ FEWER = (0, 1)
 """Seeds, fewer than the findings have; the mean of two is within 2 standard deviations of that of all."""
 
 
+@pytest.mark.slow
 def test_recorded_trials_are_predicted_as_well_as_they_were():
     then = {trial["name"]: trial for trial in FINDINGS["trials"]}
     found = validate(FOLDER, seeds=FEWER, most=MOST).trials
