@@ -160,7 +160,7 @@ def test_a_missing_receiver_is_named_to_everybody(threads: ThreadPoolExecutor) -
 
 def test_a_receiver_that_never_starts_an_update_is_named(threads: ThreadPoolExecutor) -> None:
     named = tensors()
-    sender = WeightSender(timeout_s=2)
+    sender = WeightSender(timeout_s=4)
     spec = sender.open(3)
     received = threads.submit(receive, spec, 1, [manifest_of(named)])
     idle = WeightReceiver()
@@ -188,7 +188,7 @@ def test_a_receiver_that_dies_in_the_middle_breaks_the_update_and_the_next_group
         next(receiver.receive(manifest))
         receiver.close()
 
-    sender = WeightSender(timeout_s=5, bucket_bytes=4 << 20)
+    sender = WeightSender(timeout_s=10, bucket_bytes=4 << 20)
     dying = threads.submit(die, sender.open(2))
     sender.connect()
     with pytest.raises(WeightSyncError) as caught:
@@ -305,7 +305,7 @@ def test_only_the_process_that_dies_in_the_middle_is_blamed_and_the_others_go_on
 ) -> None:
     named = [(f"t{i}", torch.randn(1 << 20)) for i in range(32)]  # more than sockets hold
     manifest = manifest_of(named)
-    sender = WeightSender(timeout_s=5, bucket_bytes=4 << 20)
+    sender = WeightSender(timeout_s=10, bucket_bytes=4 << 20)
     spec = sender.open(3)
     command = json.dumps({"spec": spec.to_json(), "manifest": manifest_to_json(manifest)})
     with subprocess.Popen(
@@ -326,7 +326,7 @@ def test_only_the_process_that_dies_in_the_middle_is_blamed_and_the_others_go_on
                 sending.result()
             assert caught.value.missing == [1]
             # Not the deadlines of all buckets, one after the other. The machine may be busy with other work.
-            assert time.monotonic() - struck < 8 * sender.timeout_s
+            assert time.monotonic() - struck < 6 * sender.timeout_s
             with pytest.raises(WeightSyncError):
                 survivor.result()
         finally:
@@ -339,7 +339,7 @@ def test_only_the_process_that_dies_in_the_middle_is_blamed_and_the_others_go_on
 
 
 def test_a_sender_that_goes_away_is_named(threads: ThreadPoolExecutor) -> None:
-    sender = WeightSender(timeout_s=5)
+    sender = WeightSender(timeout_s=20)
     received = threads.submit(receive, sender.open(2), 1, [manifest_of(tensors())])
     sender.connect()
     sender.close()
@@ -381,7 +381,7 @@ def test_an_export_that_is_not_its_manifest_is_refused(
     threads: ThreadPoolExecutor, spoil: Callable[[Named], Named]
 ) -> None:
     named = tensors()
-    sender = WeightSender(timeout_s=5, bucket_bytes=64)
+    sender = WeightSender(timeout_s=20, bucket_bytes=64)
     received = start(threads, sender.open(2), [manifest_of(named)])
     sender.connect()
     with pytest.raises(ValueError, match="manifest"):
