@@ -20,9 +20,9 @@ from actors.heldout.measure import Heldout
 from actors.heldout.measurement import (
     Measurement,
     MeasurementError,
-    asked_with,
-    changed,
+    differing_settings,
     gain,
+    prompt_settings,
     read_measurement,
 )
 from actors.heldout.tasks import load_tasks
@@ -96,20 +96,20 @@ def check_comparable(targets: Sequence[Target]) -> None:
             f"the targets would be compared at different temperatures, {temperatures[0]:g} and {temperatures[1]:g}: "
             "give --temperature, and measure anew what is a file"
         )
-    for name, (first, second) in changed(*map(_asked, (targets[0], targets[-1]))).items():
+    for name, (first, second) in differing_settings(*map(_prompt_settings, (targets[0], targets[-1]))).items():
         raise MeasurementError(
             f"the targets would be compared with selfplay.{name} = {first} and {second}: give a model its run's "
             "settings (--recipe RUN/config.toml), or both the same value (--set), and measure anew what is a file"
         )
 
 
-def _asked(target: Target) -> Mapping[str, Any]:
-    """`Measurement.asked` of a target, before it is measured."""
+def _prompt_settings(target: Target) -> Mapping[str, Any]:
+    """`Measurement.prompt_settings` of a target, before it is measured."""
     if target.measurement is not None:
-        return target.measurement.asked
+        return target.measurement.prompt_settings
     assert target.config is not None
     settings = target.config.selfplay
-    return asked_with(settings, len(load_tasks(settings.heldout_tasks)))
+    return prompt_settings(settings, len(load_tasks(settings.heldout_tasks)))
 
 
 def measure(targets: Sequence[Target], say: Say) -> list[Measurement]:

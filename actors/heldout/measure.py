@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from actors.engine.generation import Completion, Engine, Sampling
 from actors.environment import Environment
-from actors.heldout.measurement import Measurement, TaskResult, asked_with
+from actors.heldout.measurement import Measurement, TaskResult, prompt_settings
 from actors.heldout.tasks import SET, HeldoutTask, digest, load_tasks
 from actors.kinds.registry import kind_of
 from actors.parsing import FormatError, answer_of
@@ -179,7 +179,7 @@ class Heldout:
             tokens=tokens,
             skipped=tuple(skipped),
             results={name: results[name] for name in order},
-            asked=asked_with(settings, len(tasks)),
+            prompt_settings=prompt_settings(settings, len(tasks)),
         )
 
     async def _solve(self, asked: _Asked, version: int) -> tuple[list[Completion], TaskResult]:

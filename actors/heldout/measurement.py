@@ -59,9 +59,8 @@ class Measurement:
     """Tasks that do not fit a prompt; they are in no rate."""
     results: Mapping[str, TaskResult]
     """By the name of the task."""
-    asked: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that shape the prompts and bound the replies, by name (`asked_with`). Files of older versions have
-    none."""
+    prompt_settings: Mapping[str, Any] = field(default_factory=dict)
+    """See `prompt_settings`. Empty in files that were made before these were recorded."""
 
     def rate(self, kind: str | None = None, difficulty: int | None = None) -> Estimate | None:
         """The share solved: of one kind or difficulty, or the mean over kinds; None where there is no such task."""
@@ -130,7 +129,8 @@ class Measurement:
         for name, one in data["results"].items():
             lists = {field: tuple(one[field]) for field in ("correct", "answers", "copied")}
             results[name] = TaskResult(**one | lists)
-        plain = {one.name: data[one.name] for one in fields(cls) if one.name in data or one.name != "asked"}
+        known: dict[str, Any] = {"prompt_settings": {}, **data}
+        plain = {one.name: known[one.name] for one in fields(cls)}
         return cls(**plain | {"skipped": tuple(data["skipped"]), "results": results})
 
 
@@ -146,37 +146,51 @@ def read_measurement(path: Path) -> Measurement:
         ) from None
 
 
-def asked_with(settings: SelfPlaySettings, num_tasks: int) -> dict[str, Any]:
-    """The settings that shape the prompts of the held-out tasks and bound the replies. Examples come from the first
-    `num_tasks` tasks, as many as fit."""
+def prompt_settings(settings: SelfPlaySettings, num_tasks: int) -> dict[str, Any]:
+    """The settings that shape the prompts of the held-out tasks and bound the replies, by name. Examples come from the
+    first `num_tasks` tasks, as many as fit."""
     found = {name: getattr(settings, name) for name in ("prompt_format", "max_solve_tokens", "examples")}
     if settings.examples:
         found |= {"max_prompt_tokens": settings.max_prompt_tokens, "heldout_tasks": num_tasks}
     return found
 
 
-def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The values of `asked_with` that differ, of those that both measurements have, by name."""
+def differing_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The values of `prompt_settings` that differ, of those that both measurements have, by name."""
     return {name: (before[name], after[name]) for name in before if name in after and before[name] != after[name]}
+
+
+def not_recorded(before: Measurement, after: Measurement) -> str:
+    """The sentence for measurements whose prompts cannot be compared, since a file does not record their settings;
+    empty where both do."""
+    lacking = [name for name, one in (("first", before), ("second", after)) if not one.prompt_settings]
+    if not lacking:
+        return ""
+    which = "both measurements were" if len(lacking) == 2 else f"the {lacking[0]} measurement was"
+    return f"{which} made before prompt settings were recorded: equal prompts are assumed, not checked"
 
 
 def gain(before: Measurement, after: Measurement, kind: str | None = None) -> Estimate | None:
     """The difference of the shares solved, `after` - `before`, on the tasks that both have: paired by task.
 
     `kind`: of one kind; None: the mean over kinds. None where they have no such task in common. Raises MeasurementError
-    where the tasks are of different sets, or were asked or solved with different settings.
+    where the tasks are of different sets, or their prompts, limits of replies or temperatures differ.
     """
     if before.set != after.set:
         raise MeasurementError(
-            f"measurements on set {before.set} and set {after.set} of the held-out tasks cannot be compared"
+            f"measurements on set {before.set} and set {after.set} of the held-out tasks cannot be compared (measure "
+            "both with one version of azr: azr eval)"
         )
     if before.temperature != after.temperature:
         raise MeasurementError(
             f"measurements at temperature {before.temperature:g} and {after.temperature:g} cannot be compared "
-            "(selfplay.heldout_temperature)"
+            f"(measure one anew: azr eval TARGET --temperature {after.temperature:g})"
         )
-    for name, (early, late) in changed(before.asked, after.asked).items():
-        raise MeasurementError(f"measurements with selfplay.{name} = {early} and {late} cannot be compared")
+    for name, (early, late) in differing_settings(before.prompt_settings, after.prompt_settings).items():
+        raise MeasurementError(
+            f"measurements with selfplay.{name} = {early} and {late} cannot be compared (measure one anew: azr eval "
+            f"TARGET --set selfplay.{name}={late})"
+        )
     both = [(before.results[name], one) for name, one in after.results.items() if name in before.results]
     paired = [
         Solved(late.program, late.kind, late.share - early.share) for early, late in both if kind in (None, late.kind)

@@ -50,6 +50,7 @@ def register(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from actors.heldout.measurement import not_recorded
     from executor.user_error import UserError
     from launch.evaluation import check_comparable, footer, measure, table_of, target_of
     from launch.json_lines import to_json
@@ -71,6 +72,8 @@ def _run(arguments: argparse.Namespace) -> int:
         write_text(arguments.json, to_json(data[0] if len(data) == 1 else {"targets": data}) + "\n")
     terminal = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     terminal.print(table_of(found))
+    if len(measurements) == 2 and (lacking := not_recorded(*measurements)):
+        terminal.print(lacking, markup=False)
     for name, measurement in found:
         terminal.print(f"{name}: {footer(measurement)}", markup=False)
     return 0

@@ -8,9 +8,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
+from actors.heldout.measurement import differing_settings, prompt_settings
 from actors.heldout.tasks import load_tasks
 from launch.config import Config, load
 from launch.recipe import parse_override
@@ -44,7 +46,8 @@ QUARTERS = 4
 EVERY = 10
 """Versions between measurements where the recipe has none and the budget is no number of steps."""
 MEASURED = "selfplay.heldout_"
-"""Beginning of the settings of measurements, which all arms have in common."""
+"""Beginning of the settings of measurements, which all arms have in common. Others shape the prompts of held-out tasks
+(`prompt_settings`), and must not differ either."""
 ACCURACY = 0.2
 """Accuracy for which the width of the interval is estimated before anything is measured."""
 
@@ -136,8 +139,18 @@ def _check_arms(request: Request, study: Study) -> None:
             if key.startswith(MEASURED):
                 raise StudyError(f"the arm {arm.name} sets {key}, but all arms are measured alike: give it for all")
     settings: dict[tuple[int, str], str] = {}
+    prompts: dict[str, Mapping[str, Any]] = {}
     for run in study.runs():
-        resolved = to_run_toml(load(request.recipe, [*request.overrides, *study.overrides_of(run)]))
+        config = load(request.recipe, [*request.overrides, *study.overrides_of(run)])
+        prompts[run.arm] = prompt_settings(config.selfplay, config.selfplay.heldout_tasks)
+        first = next(iter(prompts))
+        for name, (one, other) in differing_settings(prompts[first], prompts[run.arm]).items():
+            raise StudyError(
+                f"the arms {first} and {run.arm} would ask held-out tasks with selfplay.{name} = {one} and {other}, so "
+                f"their accuracies could not be compared: give all arms one value (selfplay.{name}=VALUE on the "
+                "command line), and set it in none"
+            )
+        resolved = to_run_toml(config)
         if (other := settings.setdefault((run.seed, resolved), run.arm)) != run.arm:
             raise StudyError(
                 f"the arms {other} and {run.arm} have the same settings on {request.recipe}: leave one of them out"

@@ -41,6 +41,7 @@ def test_two_measurements_are_compared_task_by_task(tmp_path: Path, capsys: pyte
     assert "12.5%" in mean and "25.0%" in mean and "+12.5 points" in mean
     assert any("copy the input" in line and "25.0%" in line for line in lines)
     assert any("240 tasks x 1 sample" in line for line in lines)
+    assert any("made before prompt settings were recorded" in line for line in lines)
     written = json.loads((tmp_path / "both.json").read_text())["targets"]
     assert [one["metrics"]["heldout/mean"] for one in written] == [0.125, 0.25]
 

@@ -30,7 +30,7 @@ from learner.stream.reports import Reports
 
 MEASURED = Measurement(
     set=2, digest="d", version=0, newest=0, samples=2, temperature=1.0, seconds=1.5, tokens=9, skipped=("long",),
-    asked={"examples": 0},
+    prompt_settings={"examples": 0},
     results={
         "a": TaskResult("deduction", 1, "p", (True, False), ("1", None), (False, False)),
         "b": TaskResult("abduction", 2, "q", (False, False), ("2", "3")),
@@ -72,10 +72,10 @@ def test_a_file_that_is_no_measurement_is_named(tmp_path: Path) -> None:
 
 
 def test_measurements_with_different_settings_are_not_compared() -> None:
-    for changes in ({"set": 3}, {"temperature": 0.5}, {"asked": {"examples": 2}}):
+    for changes in ({"set": 3}, {"temperature": 0.5}, {"prompt_settings": {"examples": 2}}):
         with pytest.raises(MeasurementError, match=r"cannot be compared"):
             gain(MEASURED, replace(MEASURED, **changes))
-    assert gain(MEASURED, replace(MEASURED, asked={})) is not None, "a file of an older version"
+    assert gain(MEASURED, replace(MEASURED, prompt_settings={})) is not None, "a file of an older version"
 
 
 def test_a_resumed_run_sets_measurements_of_undone_versions_aside(tmp_path: Path) -> None:

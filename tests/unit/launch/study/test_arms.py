@@ -99,6 +99,11 @@ def test_another_arm_can_be_the_baseline(tmp_path: Path) -> None:
         (TWO + "run.seed = 3", [], "the arm bare sets run.seed, which is the same in all arms: use --seeds"),
         (TWO + "run.max_tokens = 3", [], "use --tokens"),
         (TWO + "selfplay.heldout_tasks = 3", [], "all arms are measured alike"),
+        *(
+            (TWO + f"selfplay.{name} = {value}", [], f"would ask held-out tasks with selfplay.{name} = ")
+            for name, value in (("examples", 3), ("prompt_format", '"r1"'), ("max_solve_tokens", 7))
+        ),
+        (TWO + "selfplay.max_prompt_tokens = 400", ["selfplay.examples=2"], "selfplay.max_prompt_tokens = "),
         (TWO + "selfplay.refs = 3", [], "unknown setting"),
         (TWO + "run.log_level = 2026-11-27", [], "no value of a setting"),
         ('[arms."a b"]\n[arms.c]', [], "an arm cannot be called 'a b'"),
