@@ -120,7 +120,7 @@ def _drive(
     step = split_label(version)[0]
     append_event(folder, "run_ended", why=why or COMPLETE, step=step)
     code = summarise(folder, ledger, why, rehearsed=config.run.mode == "rehearse") or int(not equal)
-    return exit_code(folder, code, stopped_early=stopping and step < config.learner.steps)
+    return exit_code(config, folder, code, stopping, step)
 
 
 def report_weights(

@@ -143,7 +143,7 @@ class Console(View[RunStatus]):
                     table.add_row(
                         "",
                         f"ignore their input {_percent(last.get(f'ignores_input/{kind}'))}",
-                        f"known already {_percent(last.get(f'duplicates/{kind}'))}",
+                        f"known tasks {_percent(last.get(f'duplicates/{kind}'))}",
                     )
         if "heldout/mean" in live:
             kinds = " ".join(f"{kind[:3]} {_percent(live.get(f'heldout/{kind}'))}" for kind in names())

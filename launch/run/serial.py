@@ -344,4 +344,4 @@ def _run(config: Config, folder: RunFolder, resume: bool, view: Console, interru
         loop.close()
     append_event(folder, "run_ended", why=progress.stop or COMPLETE, step=trainer.version)
     code = summarise(folder, gate.ledger(), stopped=progress.stop)
-    return exit_code(folder, code, stopped_early=interrupts.stopping and trainer.version < config.learner.steps)
+    return exit_code(config, folder, code, interrupts.stopping, trainer.version)

@@ -12,13 +12,14 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from actors.heldout.intervals import Estimate
-from actors.heldout.measurement import Measurement, MeasurementError, gain
+from actors.heldout.measurement import Measurement, MeasurementError, gain, not_recorded
 from actors.kinds.registry import names
 from executor.tasks import RejectionReason
+from launch.config import Config
 from launch.run.console import counted
 from launch.run.folder import RunFolder
 from launch.run.interrupts import NOTHING_TO_SAVE, SAVED
-from launch.run.measurements import both_ends
+from launch.run.measurements import both_ends, lacks_last
 from launch.standard_streams import lasting
 from learner.ledger import CellCounts, conserved, verdict
 from learner.trajectory import Cell
@@ -40,10 +41,11 @@ def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str
         terminal.print(f"stopped: {stopped}", markup=False)
     if rows and not rehearsed:
         terminal.print(headline(both_ends(folder)), markup=False)
-        if line := diversity(rows):
+        warned = warnings(rows)
+        if line := diversity_line(rows, bool(warned)):
             terminal.print(line, markup=False)
         terminal.print(learning_table(rows))
-        for warning in warnings(rows):
+        for warning in warned:
             terminal.print(warning, markup=False)
     if rows:
         terminal.print(_speed(rows, rehearsed), markup=False)
@@ -60,10 +62,14 @@ def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str
     return 0 if conserved(ledger) and (rows or newest) else 1
 
 
-def exit_code(folder: RunFolder, code: int, stopped_early: bool) -> int:
-    """The exit code of a run. `code`: what `summarise` says, or another failure; `stopped_early`: a signal or the time
-    asked it to stop, and steps are left."""
-    if not stopped_early:
+def exit_code(config: Config, folder: RunFolder, code: int, stopping: bool, step: int) -> int:
+    """The exit code of a run that ended at `step`. `code`: what `summarise` says, or another failure; `stopping`: a
+    signal or the time asked it to stop.
+
+    Such a run was stopped early if steps are left, or the measurement of its last version, which a resume makes. A
+    measurement that fails by itself leaves nothing to do: it might fail each time.
+    """
+    if not stopping or (step >= config.learner.steps and not lacks_last(config, folder, step)):
         return code
     if not any(folder.checkpoints.glob("step_*")):
         return NOTHING_TO_SAVE
@@ -96,7 +102,7 @@ _LINES = (
     ("solved, own tasks", "solve_rate_fresh", 3),
     ("solved, held-out", "heldout", 1),
     ("ignore their input", "ignores_input", 3),
-    ("known already", "duplicates", 3),
+    ("known tasks", "duplicates", 3),
     ("distinct programs", "distinct_programs", 3),
     ("distinct answers", "distinct_answers", 3),
     ("copy the input", "copies", 3),
@@ -124,13 +130,14 @@ def headline(ends: tuple[Measurement, Measurement] | None) -> str:
     if total is None:
         return "held-out      the first and the last measurement have no task in common, so nothing is said"
     kinds = ", ".join(f"{kind} {points(change)}" for kind, change in changes.items() if change is not None)
+    unchecked = f"\n              {lacking}" if (lacking := not_recorded(first, last)) else ""
     before, after = first.rate(), last.rate()
     assert before is not None and after is not None  # there is a task
     return (
         f"held-out      {said(before)} correct at version {first.version}, {said(after)} at version {last.version}: "
         f"{points(total)}, {_VERDICT[(total.low > 0) - (total.high < 0)]}\n"
         f"              {kinds}; {counted(len(last.results), 'task')} x {counted(last.samples, 'sample')}, 95% "
-        "intervals, paired by task"
+        f"intervals, paired by task{unchecked}"
     )
 
 
@@ -152,14 +159,14 @@ LEAST = 16
 _LIMITS = (
     # metric, cell, warn from, warn up to, words
     ("ignores_input", "propose", 0.5, 1.0, "of the last {count} {kind} proposals ignore their input"),
-    ("duplicates", "propose", 0.5, 1.0, "of the last {count} {kind} proposals are in the buffer already"),
+    ("duplicates", "propose", 0.5, 1.0, "of the last {count} {kind} proposals are known tasks"),
     ("distinct_programs", "propose", 0.0, 0.5, "of the last {count} {kind} proposals are different programs"),
     ("distinct_answers", "solve", 0.0, 0.1, "of the last {count} {kind} answers are different ones"),
     ("copies", "solve", 0.3, 1.0, "of the last {count} {kind} answers repeat their input"),
 )
 _SHARES = (
     ("ignores_input", "propose", "proposals ignore their input"),
-    ("duplicates", "propose", "proposals were known"),
+    ("duplicates", "propose", "proposals are known tasks"),
     ("copies", "solve", "answers repeat their input"),
 )
 """Metric, role and words of the shares in the line on diversity."""
@@ -181,22 +188,23 @@ def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"collapse?     {one}. What holds against it: docs/selfplay.md" for one in found]
 
 
-def diversity(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The line on how diverse the run ended: of each share the kind where it is largest, and the entropy of the first
-    and the last three steps; empty where too little is known."""
+def diversity_line(rows: Sequence[Mapping[str, Any]], warned: bool) -> str:
+    """The line on how diverse the run ended: of each share over the last steps the kind where it is largest, and the
+    entropy of the first and the last three steps; empty where too little is known. `warned`: whether `warnings` follow.
+    """
     said = []
     for metric, role, words in _SHARES:
         recent = {kind: _recent(rows, f"{metric}/{kind}", kind, role)[0] for kind in names()}
         known = {kind: share for kind, share in recent.items() if share is not None}
         if known:
             worst = max(known, key=lambda kind: known[kind])
-            said.append(f"{known[worst]:.0%} of {worst} {words}")
+            said.append(f"{worst}, {known[worst]:.0%} of {words}")
     entropy = _known(rows, "entropy")
     if not said or not entropy:
         return ""
     change = f"entropy {_average(entropy[:3]):.2f} nats at the start, {_average(entropy[-3:]):.2f} at the end"
-    verdict = "warnings below" if warnings(rows) else "no kind collapsed"
-    return f"diversity     {verdict}; at most {', '.join(said)}; {change}"
+    verdict = "warnings below" if warned else "no warning"
+    return f"diversity     {verdict}; worst kinds: {'; '.join(said)}; {change}"
 
 
 def _recent(rows: Sequence[Mapping[str, Any]], metric: str, kind: str, role: str) -> tuple[float | None, int]:

@@ -61,7 +61,7 @@ def test_what_tells_learning_from_collapse_stands_beside_the_solve_rate() -> Non
     status = replace(STATUS, last=NUMBERS | facts, live={**STATUS.live, **heldout})
     terminal.print(Console(load("smollm2-cpu"))._render(status))
     shown = terminal.export_text()
-    for words in ("ignore their input  75%", "known already  40%", "held-out", "solved  12%", "ded  25%", "version 5"):
+    for words in ("ignore their input  75%", "known tasks  40%", "held-out", "solved  12%", "ded  25%", "version 5"):
         assert words in shown, words
     line = step_line(NUMBERS | facts | heldout, 16)
     assert "ignore input:  50%" in line

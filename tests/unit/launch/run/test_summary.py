@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from actors.heldout.measurement import Measurement, TaskResult
+from launch.config import load
 from launch.models import ModelError, prepare
 from launch.run.folder import RunFolder
-from launch.run.summary import diversity, headline, learning_table, sparkline, summarise, warnings
+from launch.run.interrupts import SAVED
+from launch.run.measurements import keep_in
+from launch.run.summary import diversity_line, exit_code, headline, learning_table, sparkline, summarise, warnings
 from learner.ledger import CellCounts
 from learner.trajectory import Cell, Role
 
@@ -54,6 +57,22 @@ def test_a_rehearsal_says_nothing_about_learning(tmp_path: Path, capsys: pytest.
     assert "speed " in printed and "ages " in printed
 
 
+def test_a_signal_before_the_last_measurement_ends_a_run_early(tmp_path: Path) -> None:
+    """Only then: a measurement that fails by itself would have a scheduler start the run again and again."""
+    folder = finished(tmp_path)
+    (folder.checkpoints / "step_00000003").mkdir(parents=True)
+    keep_in(folder)(measurement(0, (1, 2, 3)))
+    measures, rehearsal, longer = (
+        load("smollm2-cpu", [f"learner.steps={steps}", "selfplay.heldout_every=5", f"run.mode={mode}"])
+        for steps, mode in ((3, "async"), (3, "rehearse"), (4, "async"))
+    )
+    assert [exit_code(measures, folder, 0, stopping, 3) for stopping in (True, False)] == [SAVED, 0]
+    assert exit_code(measures, folder, 1, True, 3) == 1, "a failure stays one"
+    assert exit_code(rehearsal, folder, 0, True, 3) == 0, "a rehearsal measures nothing"
+    keep_in(folder)(measurement(3, (1, 2, 3)))
+    assert [exit_code(config, folder, 0, True, 3) for config in (measures, longer)] == [0, SAVED]
+
+
 def test_a_violated_ledger_fails_and_names_the_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert summarise(finished(tmp_path), {CELL: CellCounts(granted=6, trained=3)}) == 1
     assert "ledger: VIOLATED in deduction/propose" in capsys.readouterr().out
@@ -82,9 +101,9 @@ def test_a_run_that_collapsed_does_not_look_like_one_that_learned(
     assert "25%" in lines["solved, held-out, deduction"] and "20%" in lines["solved, held-out, deduction"]
     assert "▃·▂" in lines["solved, held-out, mean"], "steps without a measurement are no zeros"
     assert "20%" in lines["ignore their input, deduction"] and "100%" in lines["ignore their input, deduction"]
-    assert "0%" in lines["known already, deduction"] and "20%" in lines["known already, deduction"]
+    assert "0%" in lines["known tasks, deduction"] and "20%" in lines["known tasks, deduction"]
     assert "67% of the last 60 deduction proposals ignore their input" in printed
-    assert "are in the buffer already" not in printed
+    assert "proposals are known tasks" not in printed
 
 
 @pytest.mark.parametrize("steps", range(1, 9))
@@ -129,7 +148,7 @@ def test_each_kind_of_collapse_has_its_warning(metric: str, share: float, words:
     ("metric", "outcome", "words"),
     [
         ("ignores_input", "ignores_input", "100% of the last 72 deduction proposals ignore their input"),
-        ("duplicates", "duplicate", "100% of the last 72 deduction proposals are in the buffer already"),
+        ("duplicates", "duplicate", "100% of the last 72 deduction proposals are known tasks"),
     ],
 )
 def test_proposals_that_are_all_refused_for_a_collapse_have_its_warning(metric: str, outcome: str, words: str) -> None:
@@ -142,13 +161,14 @@ def test_the_line_on_diversity_names_the_worst_kind() -> None:
     row = proposed(ignores_input__deduction=0.1, duplicates__deduction=0.0, copies__deduction=0.2) | {"entropy": 0.9}
     row |= {f"{metric}/abduction": row[f"{metric}/deduction"] for metric in ("ignores_input", "duplicates")}
     row |= {"copies/abduction": 0.25}
-    assert diversity([row] * 4) == (
-        "diversity     no kind collapsed; at most 10% of deduction proposals ignore their input, 0% of deduction "
-        "proposals were known, 25% of abduction answers repeat their input; entropy 0.90 nats at the start, 0.90 at "
-        "the end"
+    assert diversity_line([row] * 4, warned=False) == (
+        "diversity     no warning; worst kinds: deduction, 10% of proposals ignore their input; deduction, 0% of "
+        "proposals are known tasks; abduction, 25% of answers repeat their input; entropy 0.90 nats at the start, "
+        "0.90 at the end"
     )
-    assert "warnings below; at most 60% of abduction" in diversity([row | {"ignores_input/abduction": 0.6}] * 4)
-    assert diversity([{"entropy": 0.9}]) == ""
+    worse = [row | {"ignores_input/abduction": 0.6}] * 4
+    assert "warnings below; worst kinds: abduction, 60% of" in diversity_line(worse, warned=True)
+    assert diversity_line([{"entropy": 0.9}], warned=False) == ""
 
 
 def test_a_warning_rests_on_enough_proposals() -> None:
@@ -187,6 +207,13 @@ def test_the_headline_claims_only_what_is_beyond_its_interval() -> None:
     assert "no change beyond its interval" in headline((first, measurement(16, (7, 8, 10))))
     assert "FALLEN beyond its interval" in headline((measurement(0, (20, 20, 20)), measurement(9, (5, 5, 5))))
     assert "nothing is said about learning" in headline(None)
+
+
+def test_the_headline_says_where_prompts_could_not_be_compared() -> None:
+    old, new = measurement(0, (6, 8, 10)), replace(measurement(9, (7, 8, 10)), prompt_settings={"examples": 0})
+    for first, last, words in ((old, new, "the first measurement was"), (new, old, "the second"), (old, old, "both")):
+        assert "prompt settings were recorded" in headline((first, last)) and words in headline((first, last))
+    assert "recorded" not in headline((new, new))
 
 
 @pytest.mark.parametrize(("changed", "why"), [({"set": 3}, "set 2 and set 3"), ({"temperature": 0.0}, "1 and 0")])
