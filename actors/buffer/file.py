@@ -80,6 +80,12 @@ CREATE TABLE IF NOT EXISTS labels_tried ( -- programs whose labelling has ended:
 ) STRICT, WITHOUT ROWID
 """,
 )
+# For files with labels from before `labels_tried`: what is labelled is not labelled again.
+_WITHOUT_CLAIMS = (
+    "INSERT OR IGNORE INTO labels_tried SELECT program_digest, 0 FROM labelled",
+    "INSERT OR IGNORE INTO labels_tried SELECT program_digest, 1 FROM labelled WHERE message <> ''",
+    "DROP TABLE IF EXISTS label_claims",
+)
 
 
 class TaskBufferError(UserError):
@@ -113,8 +119,11 @@ def open_database(path: Path, journal: JournalChoice = "auto") -> tuple[sqlite3.
         database.execute("PRAGMA cache_size=-65536")  # KiB
         if not tables:
             database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        for table in _LABELLED:
-            database.execute(table)
+        former = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not {"labelled", "labels_tried"} <= former or "label_claims" in former:
+            with Transaction(database):
+                for statement in (*_LABELLED, *_WITHOUT_CLAIMS):
+                    database.execute(statement)
     except BaseException:
         database.close()
         raise

@@ -453,6 +453,31 @@ def test_a_file_of_form_2_goes_on_as_it_was(path: Path) -> None:
     assert lines[0] == {"kind": "deduction", "program": program, "inputs": ["2"], "outputs": ["4"]}
 
 
+@pytest.mark.parametrize("opened_since", [False, True])
+def test_what_a_file_with_label_claims_has_labelled_is_not_labelled_again(path: Path, opened_since: bool) -> None:
+    """A file as azr wrote it while it claimed programs; a later azr may have made `labels_tried`, and left it empty."""
+    store = TaskBuffer(path)
+    for normal, message in (("plain", ""), ("told", "doubles")):
+        store.label(LabelledProgram(normal, normal, (("1", "2"), ("2", "4")), message))
+    store.close()
+    with sqlite3.connect(path) as database:
+        database.execute(
+            "CREATE TABLE label_claims (program_digest BLOB NOT NULL, with_message INTEGER NOT NULL, "
+            "PRIMARY KEY (program_digest, with_message)) STRICT, WITHOUT ROWID"
+        )
+        database.execute("INSERT INTO label_claims SELECT program_digest, 0 FROM labelled")
+        if not opened_since:
+            database.execute("DROP TABLE labels_tried")
+    for _ in range(2):
+        store = TaskBuffer(path)
+        needed = {(normal, told) for normal in ("plain", "told", "new") for told in (False, True)
+                  if store.needs_label(normal, told)}  # fmt: skip
+        assert needed == {("plain", True), ("new", False), ("new", True)}
+        store.close()
+    with sqlite3.connect(path) as database:
+        assert not database.execute("SELECT * FROM sqlite_master WHERE name = 'label_claims'").fetchall()
+
+
 def test_a_file_of_something_else_is_refused_in_words(path: Path) -> None:
     path.write_text("no database at all" * 100)
     with pytest.raises(TaskBufferError, match="no task buffer"):
