@@ -30,6 +30,15 @@ from learner.trajectory import Cell, Role, Trajectory
 
 Emit = Callable[[Trajectory], Awaitable[None]]
 GiveBack = Callable[[Sequence[int]], Awaitable[None]]
+COUNTED = (
+    "prompts_too_long",
+    "references_left_out",
+    "tasks_too_long",
+    "tasks_held_out",
+    "tasks_completed",
+    "labels_failed",
+)
+"""Counters of the sampler that are metrics."""
 
 
 class Player:
@@ -46,10 +55,8 @@ class Player:
         """Returns the number of programs that the environment has executed so far."""
 
     def counts(self) -> dict[str, float]:
-        """Counters since the start: `prompts_too_long`, `references_left_out`, `tasks_too_long`, `tasks_held_out`,
-        `tasks_completed`."""
-        names = ("prompts_too_long", "references_left_out", "tasks_too_long", "tasks_held_out", "tasks_completed")
-        return {name: float(self._sampler.counts[name]) for name in names}
+        """The counters `COUNTED` since the start."""
+        return {name: float(self._sampler.counts[name]) for name in COUNTED}
 
     async def play(self, grant: Grant, emit: Emit, give_back: GiveBack) -> None:
         """Play one episode. Every slot of the grant ends in `emit` or `give_back`, unless this raises."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
@@ -26,7 +27,10 @@ from actors.prompt_builder import Prompt, PromptTooLong
 from actors.rewards import COMPLEXITY_SCALE, HALSTEAD_SCALE, distance, saturating
 from actors.sampler import Sampler
 from executor.inspection import Facts
+from executor.outcomes import InfrastructureError
 from executor.tasks import Proposal, Rejection, RejectionReason, Task
+
+_LOG = logging.getLogger(__name__)
 
 REDRAWS = 16
 """Draws from the buffer before it counts as having nothing that fits a prompt."""
@@ -241,14 +245,20 @@ class ModelProposer(Proposer):
     async def _label(self, task: Task, normal: str) -> None:
         """Label the program of a valid task for the supervised loss, unless that was done in this run.
 
-        A kill or a failure meanwhile leaves it to do for the next task with this program. Two actors that propose the
-        same program at once both label it.
+        A kill meanwhile leaves it to do for the next task with this program. A failure of the sandbox leaves the
+        program out: another look at it might fail as well, and would end the episode. Two actors that propose the same
+        program at once both label it.
         """
         assert self._labeller is not None
         name = normal, bool(task.message)
         async with self._labelling.setdefault(name, asyncio.Lock()):
             if await self._buffer.needs_label(*name):
-                labelled = await self._labeller.label(task, normal, self._sampler.salt(0, "label"))
+                try:
+                    labelled = await self._labeller.label(task, normal, self._sampler.salt(0, "label"))
+                except InfrastructureError as error:
+                    self._sampler.counts["labels_failed"] += 1
+                    _LOG.warning("a program is left out of the labels: %s", error)
+                    labelled = None
                 if labelled is not None:
                     await self._buffer.label(labelled)
                 await self._buffer.label_tried(*name)

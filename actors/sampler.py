@@ -45,7 +45,7 @@ class Sampler:
         )
         self.counts: Counter[str] = Counter()
         """Counts of texts that did not fit: `prompts_too_long` (drawn again), `references_left_out`, `tasks_too_long`
-        (refused); and of proposals that are held-out tasks, `tasks_held_out`."""
+        (refused); and others, which `episodes.COUNTED` lists."""
         self._engine = engine
         self._seed = seed
 

@@ -60,6 +60,7 @@ ACTORS = Section(
             "tasks whose program a proposer wrote, and whose input the executor found (`selfplay.complete_inputs`)",
             "tasks",
         ),
+        _count("labels_failed", "programs that are not labelled because the sandbox failed", "programs", "0"),
         _count(
             "wait_for_policy_actor_s",
             "time in which an actor had nothing granted to play",

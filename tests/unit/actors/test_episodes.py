@@ -322,6 +322,7 @@ def test_a_task_too_long_for_a_solver_is_refused_by_name(environment: Environmen
         "tasks_too_long": 1,
         "tasks_held_out": 0,
         "tasks_completed": 0,
+        "labels_failed": 0,
     }
 
 

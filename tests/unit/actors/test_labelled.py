@@ -15,6 +15,7 @@ from actors.labelled import LabelledProgram
 from actors.labeller import Labeller
 from actors.settings import SelfPlaySettings
 from executor.literals import parse_args
+from executor.outcomes import InfrastructureError
 from executor.tasks import Task
 from executor.values import canonical
 from learner.staleness import Grant
@@ -136,11 +137,42 @@ def test_labelling_that_is_cut_short_is_done_for_the_next_task_of_the_program(
         with pytest.raises(Killed):
             episode()
     assert all(task.program != program for _, task in store.references(("deduction",), 9, "s"))
-    episode()
+    stored: list[LabelledProgram] = []
+    store_label = store.label
+
+    def count(found: LabelledProgram) -> None:
+        stored.append(found)
+        store_label(found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "label", count)
+        episode()
+    assert len(stored) == 1, "of two proposals"
     assert [one.program for one in store.labelled(9, "s")] == [program]
     with monkeypatch.context() as patch:
         patch.setattr(store, "label", kill)
         episode()
+
+
+def test_a_program_whose_labelling_fails_is_left_out_and_no_episode_fails(
+    environment: Environment, store: TaskBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = Grant(1, "deduction", 0, (0, 1), (2, 3))
+    settings = SelfPlaySettings(prompt_format="completion", solutions=1, max_prompt_tokens=4000, label_pairs=3)
+    failed = 0
+
+    async def fail(*arguments: object) -> list[object]:
+        nonlocal failed
+        failed += 1
+        raise InfrastructureError("the sandbox failed twice on one request")
+
+    def answer(prompt: str, turn: int) -> str:
+        return reply("def f(x):\n    return x * 3 + 2", "2") if prompt.endswith("def f(") else "8"
+
+    monkeypatch.setattr(environment, "evaluate", fail)
+    counted = [play(environment, store, grant, answer, settings).player.counts()["labels_failed"] for _ in range(2)]
+    assert (counted, failed) == ([1, 0], 1), "of both proposals, and of those that come later"
+    assert store.labelled(9, "s") == []
 
 
 def test_pairs_are_tasks_of_every_kind(environment: Environment) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from actors.engine.base import VllmEngine
-from actors.episodes import Player
+from actors.episodes import COUNTED, Player
 from actors.metrics import describe_batch
 from actors.rollout import RolloutStats
 from actors.settings import EngineSettings
@@ -75,8 +75,7 @@ def test_every_metric_of_a_batch_is_listed_also_of_a_kind_that_a_plug_in_brings(
 
 def test_everything_that_an_actor_reports_is_listed(tmp_path: Path) -> None:
     engine: Any = VllmEngine(tmp_path, EngineSettings(), in_process=True)
-    names = ("prompts_too_long", "references_left_out", "tasks_too_long", "tasks_held_out", "tasks_completed")
-    sampler = SimpleNamespace(counts=dict.fromkeys(names, 0))
+    sampler = SimpleNamespace(counts=dict.fromkeys(COUNTED, 0))
     counts = Player.counts(SimpleNamespace(_sampler=sampler))  # type: ignore[arg-type]
     Reports().report(_holder(), RolloutStats().numbers() | engine.stats() | counts)
 
