@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from actors.kinds.registry import names
-from launch.study.curves import STYLE
+from launch.study.curves import STYLE, colours_of
 from launch.study.findings import ArmFindings, sample_of
 
 CHART = "accuracy.svg"
@@ -21,8 +21,8 @@ WIDTH = 0.8
 
 
 def has_chart(found: Sequence[ArmFindings]) -> bool:
-    """Whether an arm has a measurement after training."""
-    return any(one.judged for one in found)
+    """Whether an arm has a measurement after training, as the table by kind needs one."""
+    return any(judged.solved for one in found for judged in one.judged)
 
 
 def draw_accuracy(found: Sequence[ArmFindings], folder: Path) -> Path | None:
@@ -34,9 +34,8 @@ def draw_accuracy(found: Sequence[ArmFindings], folder: Path) -> Path | None:
     measured = [one for one in found if one.judged]
     kinds = [kind for kind in names() if any(kind in judged.solved for one in measured for judged in one.judged)]
     bars = [("untrained", UNTRAINED, tuple(first for one in found for first in one.untrained))]
-    for place, one in enumerate(measured):
-        colour = matplotlib.colormaps["viridis"](0.9 * place / max(1, len(measured) - 1))
-        bars.append((one.arm.name, colour, one.judged))
+    colours = colours_of([one.arm for one in found])
+    bars += [(one.arm.name, colours[one.arm.name], one.judged) for one in measured]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.5 + 0.4 * (1 + len(kinds)) * len(bars), 3.2), layout="constrained")
         axes = figure.subplots()

@@ -55,18 +55,24 @@ def draw(study: Study, results: Mapping[str, RunResult], folder: Path) -> list[P
     return written
 
 
+def colours_of(arms: Sequence[Arm]) -> dict[str, Colour]:
+    """Arm -> its colour in all figures of the study that has these arms."""
+    scale = matplotlib.colormaps["viridis"]
+    return {arm.name: scale(0.9 * place / max(1, len(arms) - 1)) for place, arm in enumerate(arms)}
+
+
 def _figure(study: Study, by_arm: Mapping[str, Sequence[RunResult]], axis: str) -> Figure:
     groups: dict[str, list[Arm]] = defaultdict(list)
     for arm in study.arms:
         groups[arm.reference or arm.name].append(arm)
+    colours = colours_of(study.arms)
     rows = ("heldout", "reward_mean", "age_mean" if study.study == "staleness" else "entropy")
     figure = Figure(figsize=(1.5 + 4.5 * len(groups), 7.5), layout="constrained")
     axes = figure.subplots(len(rows), len(groups), squeeze=False, sharex=True, sharey="row")
     for column, (reference, arms) in enumerate(groups.items()):
-        for place, arm in enumerate(arms):
-            colour = matplotlib.colormaps["viridis"](0.9 * place / max(1, len(arms) - 1))
+        for arm in arms:
             for row, metric in enumerate(rows):
-                _draw_arm(axes[row][column], by_arm.get(arm.name, ()), metric, axis, arm.name, colour)
+                _draw_arm(axes[row][column], by_arm.get(arm.name, ()), metric, axis, arm.name, colours[arm.name])
         axes[0][column].set_title(f"reference: {reference}")
         axes[0][column].legend(fontsize=7)
         axes[-1][column].set_xlabel(_LABELS[axis])

@@ -71,7 +71,7 @@ def gains(found: Sequence[ArmFindings], alpha: float) -> str:
 
 ABOUT_GAINS = (
     "Held-out accuracy at the judged version, and that of the untrained model, which every run measures anew. The gain "
-    "is in points; the intervals are those of the next table."
+    "is in points; its intervals are computed as in the next table, before against after."
 )
 ABOUT_KINDS = (
     "Differences to the reference arm, in points. The interval over seeds is that of the verdict: it says what other "
@@ -158,9 +158,9 @@ def diversity(found: Sequence[ArmFindings]) -> str:
 
 ABOUT_DIVERSITY = (
     f"Means over the last {LAST_STEPS} steps, the kinds of tasks that an arm trains, and the complete runs: proposals "
-    "that ignore their input, and that the buffer had; different programs of a batch; answers that repeat their input; "
-    "entropy of the policy (`ignores_input`, `duplicates`, `distinct_programs`, `copies`, `entropy`). Proposals are "
-    "known where they are trained, so an arm that trains the solver alone has none."
+    "that ignore their input; proposals that are known tasks; different programs of a batch; answers that repeat their "
+    "input; entropy of the policy (`ignores_input`, `duplicates`, `distinct_programs`, `copies`, `entropy`). Proposals "
+    "are counted where they are trained, so an arm that trains the solver alone has none."
 )
 
 

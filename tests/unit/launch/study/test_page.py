@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_hex
 
 from launch import cli
 from launch.study.accuracy_chart import CHART
-from launch.study.curves import files_of
+from launch.study.curves import colours_of, files_of
 from launch.study.definition import Budget, Study
 from launch.study.findings import judge
 from launch.study.interval import Verdict
@@ -95,6 +96,16 @@ def test_failed_and_missing_runs_are_named_and_in_no_figure(tmp_path: Path) -> N
     assert "90.0%" not in text
 
 
+def test_an_arm_has_one_colour_in_the_chart_and_in_the_curves(tmp_path: Path) -> None:
+    """Also where another arm has no measurement, and so no bar."""
+    study = make_study(arms=("K0", "K1", "K2"))
+    results = results_of(study, K0=0.5, K1=0.4)
+    write_page(write(study, tmp_path), study, results)
+    colour = to_hex(colours_of(study.arms)["K1"])
+    chart, curves = ((tmp_path / name).read_text() for name in (CHART, *list(files_of(study).values())[:1]))
+    assert f"fill: {colour}" in chart and f"stroke: {colour}" in curves
+
+
 def test_the_page_is_made_from_the_small_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = make_study()
     folder = write(study, tmp_path)
@@ -110,7 +121,8 @@ def test_the_page_is_made_from_the_small_files_alone(tmp_path: Path, capsys: pyt
     assert "| `K2` | 1.00 | 2 | 8 | 81 |" in text, "age, steps and seconds"
     # By hand: 10% before, 51%, 52% and 53% after; variances 1e-5 (of measuring) and 1e-4, df = 2.396, t = 2.616.
     assert "| mean | `K2` | 10.0% | 52.0% | +42.0 | +40.4 to +43.6 | - |" in text
-    assert f"![held-out accuracy by kind]({CHART})" in text
+    heading, chart = text.index("## By kind"), text.index(f"![held-out accuracy by kind]({CHART})")
+    assert heading < chart and "##" not in text[heading + 2 : chart]
     names = [*files_of(study).values(), CHART]
     first = {name: (tmp_path / name).read_bytes() for name in names}
     assert all(b"held-out accuracy" in drawn and b"K2" in drawn for drawn in first.values())
