@@ -105,8 +105,8 @@ def begun(
 ) -> Iterator[tuple[RunFolder, Origin | None]]:
     """Own the run's folder until the block ends, and begin an attempt in it.
 
-    Yields the folder and the attempt's origin; None for a run that has all its steps. Also checks the workload, which
-    prepares the model, and opens the log of this process. Raises RunFolderError, CheckpointError, ModelError,
+    Yields the folder and the attempt's origin; None for a run that has nothing left to do. Also checks the workload,
+    which prepares the model, and opens the log of this process. Raises RunFolderError, CheckpointError, ModelError,
     SeedError.
     """
     from actors.seed_file import read_seeds

@@ -147,7 +147,10 @@ def begin(config: Config | SftConfig, folder: RunFolder, origin: Origin) -> list
         lines.append(f"going on from {origin.checkpoint}, after step {origin.step}")
         details["checkpoint"] = origin.checkpoint.name
         if isinstance(config, Config) and origin.step >= config.learner.steps:
-            lines.append("all steps are taken: only the last version is still to be measured on the held-out tasks")
+            lines.append(
+                "all steps are taken: only the last version is still to be measured on the held-out tasks "
+                "(selfplay.heldout_every=0 leaves that out)"
+            )
     if not origin.start_over and origin.recorded > origin.step:
         one = origin.recorded == origin.step + 1
         again = f"step {origin.recorded} is" if one else f"steps {origin.step + 1} to {origin.recorded} are"
