@@ -76,7 +76,7 @@ def test_inputs_do_not_hear_of_each_other(name: str, judge: Judge) -> None:
 
 @pytest.fixture(scope="module")
 def servers(settings: ExecutorSettings) -> Iterator[SerialPool]:
-    pool = SerialPool(settings.model_copy(update={"workers": 4}))
+    pool = SerialPool(settings.model_copy(update={"workers": 8}))
     asyncio.run(pool.start())
     yield pool
     asyncio.run(pool.close())
@@ -100,7 +100,8 @@ def servers(settings: ExecutorSettings) -> Iterator[SerialPool]:
     ],
 )
 def test_addresses_differ_between_sandboxes(expression: str, servers: SerialPool) -> None:
-    """In their last digits too, which the kernel's randomisation leaves alone. (By chance 1 in 256 is equal.)"""
+    """In their last digits too, which the kernel's randomisation leaves alone. Eight sandboxes: four would all
+    have the same ones in one case of 256, by chance."""
     program = f"def f(x): return {expression}"
-    runs = [asyncio.run(servers.execute(program, ["1"], worker)) for worker in range(4)]
+    runs = [asyncio.run(servers.execute(program, ["1"], worker)) for worker in range(8)]
     assert len({outcomes[0].value for outcomes in runs}) > 1

@@ -151,11 +151,16 @@ def test_control_messages_that_are_lost_are_sent_again_in_order(server: StreamSe
 
 
 def restarted(
-    server: StreamServer, life: int = 1, state: dict[str, Any] | None = None, on_event: OnEvent = ignore_event
+    server: StreamServer,
+    life: int = 1,
+    state: dict[str, Any] | None = None,
+    on_event: OnEvent = ignore_event,
+    dead_after_s: float = 60.0,
 ) -> StreamServer:
-    """Another life of the learner on the same port, from a checkpoint."""
+    """Another life of the learner on the same port, from a checkpoint. `dead_after_s`: long, since on a busy machine an
+    actor may be silent for seconds."""
     gate = Gate(BATCH, 1, solutions=1, life=life)
-    again = StreamServer(gate, "run", bind=server.endpoint, open_now=False, dead_after_s=1.0)
+    again = StreamServer(gate, "run", bind=server.endpoint, open_now=False, dead_after_s=dead_after_s)
     if state is not None:
         gate.load_state_dict(state, keep_in_flight=True)
     again.open(on_event)
@@ -276,7 +281,10 @@ def test_an_actor_that_does_not_come_back_after_a_restart_is_lost(server: Stream
     server.close()
     events: list[dict[str, Any]] = []
     again = restarted(
-        server, state=states[0], on_event=lambda name, **details: events.append({"name": name, **details})
+        server,
+        state=states[0],
+        on_event=lambda name, **details: events.append({"name": name, **details}),
+        dead_after_s=1.0,
     )
     try:
         assert again.gate.in_flight() == 8
