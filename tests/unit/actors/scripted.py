@@ -58,9 +58,9 @@ class Script:
 
 
 @contextlib.contextmanager
-def judging(settings: SelfPlaySettings | None = None) -> Iterator[Environment]:
+def judging(settings: SelfPlaySettings | None = None, timeout_s: float = 2) -> Iterator[Environment]:
     """A judge with the rules of these settings on a pool of its own."""
-    executor = ExecutorSettings(timeout_s=2)
+    executor = ExecutorSettings(timeout_s=timeout_s)
     pool = SerialPool(executor)
     asyncio.run(pool.start())
     try:
