@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from actors.buffer.file import TaskBufferError, Transaction, copy_database, open_database, program_digest, row_of
+from actors.buffer.file import TaskBufferError, Transaction, copy_database, open_database, row_of
+from actors.buffer.labels import Labels
 from actors.buffer.ordered_ids import OrderedIds
 from actors.buffer.settings import BufferSettings
 from actors.kinds.registry import kind_of, kinds, names
@@ -94,7 +95,7 @@ class Buffer(Protocol):
         """Record that the labelling of a program has ended: it is stored, or was left out."""
 
 
-class TaskBuffer:
+class TaskBuffer(Labels):
     """The store itself, in the process that owns the file. Not for use by several threads, but for `snapshot`, `sizes`
     and `metrics`."""
 
@@ -103,7 +104,8 @@ class TaskBuffer:
         form, JournalError."""
         self._path = path
         self._settings = settings or BufferSettings()
-        self._database, new = open_database(path, self._settings.journal)
+        database, new = open_database(path, self._settings.journal)
+        super().__init__(database)
         try:
             self._apply_settings()
             self._active = {kind: self._active_ids(kind) for kind in self._kinds()}
@@ -189,36 +191,6 @@ class TaskBuffer:
         """See `Buffer`. Raises KeyError for a task that is not there."""
         if not self._database.execute("UPDATE tasks SET reward = ? WHERE id = ?", (reward, task_id)).rowcount:
             raise KeyError(f"there is no task {task_id}")
-
-    def needs_label(self, normal: str, with_message: bool) -> bool:
-        """See `Buffer`."""
-        tried = "SELECT 1 FROM labels_tried WHERE program_digest = ? AND with_message = ?"
-        return self._database.execute(tried, (program_digest(normal), with_message)).fetchone() is None
-
-    def label(self, program: LabelledProgram) -> None:
-        """See `Buffer`."""
-        pairs = json.dumps(program.pairs, allow_nan=False)
-        self._database.execute(
-            "INSERT INTO labelled (program_digest, program, normal, pairs, message) VALUES (?, ?, ?, ?, ?) "
-            "ON CONFLICT DO UPDATE SET message = excluded.message WHERE message = ''",
-            (program_digest(program.normal), program.program, program.normal, pairs, program.message),
-        )
-
-    def label_tried(self, normal: str, with_message: bool) -> None:
-        """See `Buffer`."""
-        values = program_digest(normal), with_message
-        self._database.execute("INSERT OR IGNORE INTO labels_tried VALUES (?, ?)", values)
-
-    def labelled(self, count: int, seed: str) -> list[LabelledProgram]:
-        """Up to `count` distinct labelled programs, drawn uniformly. A function of the seed and of what is there."""
-        (known,) = self._database.execute("SELECT ifnull(max(id), 0) FROM labelled").fetchone()
-        found = []
-        for one in random.Random(seed).sample(range(1, known + 1), min(count, known)):
-            program, normal, pairs, message = self._database.execute(
-                "SELECT program, normal, pairs, message FROM labelled WHERE id = ?", (one,)
-            ).fetchone()
-            found.append(LabelledProgram(program, normal, tuple((i, o) for i, o in json.loads(pairs)), message))
-        return found
 
     def sizes(self) -> dict[str, int]:
         """Active tasks by kind. Any thread may call it, and `metrics`."""
