@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from vllm.distributed.parallel_state import get_tp_group
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
     LinearBase,
@@ -23,6 +24,7 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
+from actors.fused_experts import expert_shards
 from actors.shard import Shard
 
 # Rows of the identity that are pushed through a layer at once, to read its weight back.
@@ -64,6 +66,8 @@ def shards(model: torch.nn.Module) -> Iterator[Shard]:
         elif isinstance(module, VocabParallelEmbedding):
             weight = module.get_parameter("weight").detach().clone()
             yield Shard(f"{prefix}.weight", weight, dim=0, size=module.org_vocab_size)
+        elif isinstance(module, RoutedExperts):
+            yield from expert_shards(prefix, module)
         else:
             for name, parameter in module.named_parameters(recurse=False):
                 yield Shard(f"{prefix}.{name}", parameter.detach().clone())

@@ -9,6 +9,9 @@ its NCCL engine does it, because workers repack weights after loading (on a CPU 
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +33,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from actors.folder_loader import LOAD_FORMAT, FolderLoader
+from actors.fused_experts import repack_after_reload
 from actors.running_weights import own_weights, whole_weights
 from actors.vllm_log import silence_reload
 from actors.worker_memory import remove_names
@@ -49,6 +53,9 @@ _LOG = logging.getLogger(__name__)
 BACKEND = "azr"
 WORKER_EXTENSION = "actors.weight_engine.WorkerExtension"
 
+_PROCESSES = ("EngineCore", "VllmWorker")
+"""How the names begin that vLLM gives the processes of an engine: the core, and with tensor parallelism its workers."""
+
 # Warnings of vLLM about what is in order here, as (logger, text). Layers without weights of their own (rotary
 # embeddings, a tied head) get none; `receive_weights` checks by itself that nothing is missing. The scheduler is
 # vLLM's, extended.
@@ -60,6 +67,13 @@ _FALSE_ALARMS = (
 
 def register() -> None:
     """Make the engine and the loader of folders known to vLLM. Idempotent: plugins are loaded more than once."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and multiprocessing.current_process().name.startswith(_PROCESSES):
+        # They receive no signal that asks to stop, and would outlive a parent that was killed: a core for good, a
+        # worker that waits for weights until its deadline.
+        end_with_parent()
+        if not parent.is_alive():  # it has ended before
+            os.kill(os.getpid(), signal.SIGKILL)
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, __name__, AzrWeightTransferEngine.__name__)
         register_model_loader(LOAD_FORMAT)(FolderLoader)
@@ -100,8 +114,8 @@ class AzrWeightTransferEngine(WeightTransferEngine[AzrInitInfo, AzrUpdateInfo]):
         silence_reload(bool(getattr(vllm_config.model_config.hf_config, "tie_word_embeddings", False)))
         if device.type == "cpu":
             keep_memory()
+            repack_after_reload(model)
         if self.parallel_config.world_size > 1:
-            end_with_parent()  # the engine core; left alone, a worker that waits for weights would outlive it
             remove_names()
         self.timings: dict[str, float] = {}
         self.dirty = False

@@ -1,6 +1,6 @@
 """A real engine of two workers with a tiny model: the learner's weights in both, versions, and the death of one worker.
 
-The tests share the engine, in order; the last one ends it.
+The tests but the last share the engine, in order; the last of them ends it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -226,4 +228,38 @@ async def test_a_killed_worker_is_a_lost_engine(engine: AsyncEngine, sender: Wei
             await asyncio.wait_for(waiting, 60)
     await engine.close()
     _, alive = psutil.wait_procs(processes, timeout=60)
+    assert alive == []
+
+
+STARTS = """
+import asyncio, sys
+import psutil
+from actors.engine.async_engine import AsyncEngine
+from actors.settings import EngineSettings
+
+async def main():
+    settings = EngineSettings(dtype="float32", max_model_len=512, kv_cache_gib=0.125, threads=1, tensor_parallel=2)
+    engine = AsyncEngine(sys.argv[1], settings)
+    await engine.start()
+    named = [process for process in psutil.Process().children(recursive=True) if "VLLM" in "".join(process.cmdline())]
+    print("started", *(process.pid for process in named), flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_an_engine_ends_with_the_process_that_started_it(model: Path) -> None:
+    """SIGTERM ends that process; those of the engine never receive it, and have no parent left to end them."""
+    with subprocess.Popen([sys.executable, "-c", STARTS, str(model)], stdout=subprocess.PIPE, text=True) as starter:
+        try:
+            assert starter.stdout
+            started = next(line for line in starter.stdout if line.startswith("started"))
+            processes = [psutil.Process(int(pid)) for pid in started.split()[1:]]
+            assert len(processes) == 3, "the core and two workers"
+        finally:
+            starter.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    for process in alive:
+        process.kill()
     assert alive == []
