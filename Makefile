@@ -59,8 +59,8 @@ fmt: $(READY)  ## format, and fix what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-results: $(READY)  ## write the pages and charts of docs/results from the small files of their studies
-	@for study in docs/results/*/study.toml; do $(BIN)/azr study report "$$(dirname "$$study")"; done
+results: $(READY)  ## write the pages and charts of docs/studies from their small files
+	@set -e; for study in docs/studies/*/study.toml; do $(BIN)/azr study report "$$(dirname "$$study")"; done
 
 docs: $(READY)  ## write the pages that come from the code: docs/configuration.md, configuration-sft.md and metrics.md
 	$(BIN)/azr config docs --format markdown > docs/configuration.md
