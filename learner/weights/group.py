@@ -147,8 +147,8 @@ class Group:
     def _link(self) -> None:
         """Connect the ranks that broadcasts of this group run between, by one of no content.
 
-        gloo would do it in the first bucket, where a rank that dies or gives up before it has connected is no broken
-        connection to the ranks that wait for it: they go on waiting for five deadlines, and so does closing the group.
+        gloo would do it in the first bucket. There, other ranks do not notice one that dies or gives up before it has
+        connected: they wait for five deadlines, and so does closing the group.
         Raises WeightSyncError, which names nobody: who is missing shows when the next group is built.
         """
         try:
@@ -229,19 +229,22 @@ class Group:
 
     def close(self) -> None:
         """Abort running broadcasts and leave the group. gloo cannot abort: the end of its group waits for broadcasts
-        that still run, up to their deadline. That wait is a thread's own, but for the sender's: when its connections
-        are closed, receivers see that the update has failed."""
+        that still run, up to their deadline. A receiver leaves that wait to a thread. The sender waits, once the group
+        is linked: only when its connections are closed do receivers see that the update has failed. Before that, they
+        have a deadline of their own."""
         group, self._process_group = self._process_group, None
         if group is not None:
             group.abort()  # does nothing in gloo, whose connections end with the last that refers to them
-        last = [group, *(broadcast.forget() for broadcast in self._travelling)]
+        references = [group, *(broadcast.forget() for broadcast in self._travelling)]
         del group
         lingers = self.spec.backend == "gloo" and bool(self._travelling)
         self._travelling.clear()
         if lingers and (self.rank != 0 or not self._linked):
-            threading.Thread(target=last.clear, name=f"end of weight group {self.spec.group_id}", daemon=True).start()
+            threading.Thread(
+                target=references.clear, name=f"end of weight group {self.spec.group_id}", daemon=True
+            ).start()
         else:
-            last.clear()
+            references.clear()
 
     def _receivers(self) -> range:
         return range(1, self.spec.world_size)
