@@ -47,7 +47,7 @@ def draw_accuracy(found: Sequence[ArmFindings], folder: Path) -> Path | None:
                     continue
                 at = group + (place + 0.5) * step - WIDTH / 2
                 axes.bar(at, fmean(values), 0.92 * step, color=colour, label=label if group == 0 else None)
-                axes.plot([at] * len(values), values, ".", color="black", markersize=3)
+                axes.plot([at] * len(values), values, "o", color="black", markeredgecolor="white", markersize=5)
         axes.set_xticks(range(1 + len(kinds)), ["mean", *kinds])
         axes.grid(axis="x", visible=False)
         axes.set_axisbelow(True)
