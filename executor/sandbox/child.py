@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any
 
@@ -46,6 +47,8 @@ class Child:
 
     def __init__(self, gate: bool) -> None:
         self._gate = gate
+        self.first: Sequence[Callable[[], object]] = ()
+        """What each child makes before it runs a program: the fork server's `shuffle_memory` says why."""
         self._builtins = facades.program_builtins() if gate else vars(importlib.import_module("builtins"))
 
     def answer(self, frame: bytes, output: int) -> None:
@@ -61,8 +64,9 @@ class Child:
         if request["operation"] == "inspect":
             _state(output, nonce, _inspect(program, *inputs[0], output_bytes=output_bytes))
             return
-        kept: list[Any] = []  # nothing is destroyed before the end, so that no `__del__` runs between two inputs
         prepared = self._compile(program)
+        kept: list[Any] = [make() for make in self.first]
+        # Nothing is destroyed before the end, so that no `__del__` runs between two inputs.
         first = ""
         for args in inputs:
             kind, text = found = (

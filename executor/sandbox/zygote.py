@@ -36,6 +36,10 @@ PATIENCE_S = 0.002
 """Seconds that a child runs before it may move to another CPU."""
 
 WARM_UP_RUNS = 64
+OWN = 21
+"""The large sizes up to 512 bytes, which CPython's own allocator serves."""
+FIRST = 4
+"""Bound of the number of objects of a small size that each child makes before it runs a program."""
 SMALL, LARGE = 128, 12
 """Number of objects of each small and of each large size that `shuffle_memory` makes. More would lie on more pages, and
 each child copies the pages that it writes to."""
@@ -154,13 +158,15 @@ class Zygote:
             self._wait_for(child, 60)
 
 
-def shuffle_memory() -> list[object]:
+def shuffle_memory() -> tuple[list[object], list[Callable[[], object]]]:
     """Make the addresses of new objects differ between fork servers, in their last digits too.
 
     The kernel randomises whole pages only. Without this, the hash of an object, or a `repr` with an address in it,
     would end in the same digits in all runs of a program. Makes objects of many sizes, keeps a random number of each
     size, and frees the others in random order: CPython reuses their memory in the reverse of that order. Then fills a
-    random number of the gaps of each size. Returns the objects to keep alive.
+    random number of the gaps of each size. Returns the objects to keep alive, and what each child is to make before it
+    runs a program: a random number of objects of each small size. An older object that is freed meanwhile leaves a gap
+    that comes before all others, at the same address in each server.
     """
     chance = random.SystemRandom()
     # CPython keeps lists of free objects of some of these types.
@@ -183,7 +189,8 @@ def shuffle_memory() -> list[object]:
     freed.clear()
     # Gaps that were there before may come first: each server goes on at another one.
     kept += [make() for make in small + large for _ in range(chance.randrange(LARGE))]
-    return kept
+    first = [make for make in [*small, *large[:OWN]] for _ in range(chance.randrange(FIRST))]
+    return kept, first
 
 
 def main(config: dict[str, Any], wanted: Collection[Layer], missing: namespaces.Missing) -> NoReturn:
@@ -221,7 +228,7 @@ def main(config: dict[str, Any], wanted: Collection[Layer], missing: namespaces.
         facades.seal()
     # Collected objects would be written to, and every page that is written to after a fork is copied.
     gc.collect()
-    zygote.kept = shuffle_memory()
+    zygote.kept, zygote.child.first = shuffle_memory()
     gc.freeze()
     frames.write_all(REPLIES, frames.pack(json.dumps({"missing": missing}).encode("ascii")))
     zygote.serve()
