@@ -167,8 +167,8 @@ class Rollout:
         await self._course.base(self._settings)
         self.stats.idle_since = self.stats.ready_since = time.monotonic()
         self._time.restart()
+        # The engine gets the label of this version with its weights; until then its own says that they are the base's.
         version = await self._client.connect(connect_timeout_s, self._heartbeat)
-        await self._engine.set_version(version)
         self._course.goes_on_from(split_label(version)[0])
         identity = Identity(self._client.run_id, self._client.actor_id, self._client.incarnation)
         player = self._player = Player(self._roles, self._buffer, identity, seed=self._seed)

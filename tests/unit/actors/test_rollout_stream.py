@@ -83,11 +83,11 @@ async def no_seeding(*args: Any) -> int:
     return 0
 
 
-async def publish(server: StreamServer) -> None:
+async def publish(server: StreamServer, version: int = 0) -> None:
     await until(lambda: bool(server.members()))
     members = server.members()
-    server.send(members[0], {"type": "weights", "version": 0})
-    assert await asyncio.to_thread(server.wait_until_loaded, members, 0, DEADLINE_S) == []
+    server.send(members[0], {"type": "weights", "version": version})
+    assert await asyncio.to_thread(server.wait_until_loaded, members, version, DEADLINE_S) == []
     server.mark_loaded()
 
 
@@ -130,6 +130,41 @@ def test_what_the_learner_cancels_is_not_played_on(monkeypatch: pytest.MonkeyPat
     sums = totals(server.gate.ledger())
     assert (sums["dropped"], sums["queued"], server.gate.late) == (8, 8, 0)
     assert conserved(server.gate.ledger())
+
+
+def test_an_engine_gets_the_label_of_a_version_with_its_weights_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else `azr verify` would compare the base model's weights with those of the version that runs elsewhere."""
+    monkeypatch.setattr(actors.rollout, "Player", Player)
+    monkeypatch.setattr(actors.rollout, "seed_buffer", no_seeding)
+    server = StreamServer(Gate(BATCH, 0, solutions=1, version=7), "run")
+
+    class Labelled(Engine):
+        label = 0
+
+        async def set_version(self, version: int) -> None:
+            self.label = version
+
+        async def update_weights(self, manifest: Any, version: int) -> dict[str, float]:
+            labels.append(self.label)
+            self.label = version
+            return {"load_s": 0.0}
+
+    labels: list[int] = []
+
+    async def main() -> None:
+        Player.go, Player.begun = asyncio.Event(), []
+        client = StreamClient(server.endpoint, "a", 0, capacity=100)
+        engine = Labelled()
+        rollout = Rollout(engine, None, None, client, SimpleNamespace())  # type: ignore[arg-type]
+        async with played(rollout, client, server):
+            await publish(server, 7)
+            labels.append(engine.label)
+
+    try:
+        asyncio.run(main())
+    finally:
+        server.close()
+    assert labels == [0, 7]
 
 
 def test_an_actor_whose_engine_dies_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
