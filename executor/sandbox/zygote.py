@@ -36,10 +36,8 @@ PATIENCE_S = 0.002
 """Seconds that a child runs before it may move to another CPU."""
 
 WARM_UP_RUNS = 64
-OWN = 21
-"""The large sizes up to 512 bytes, which CPython's own allocator serves."""
 FIRST = 4
-"""Bound of the number of objects of a small size that each child makes before it runs a program."""
+"""Bound of the number of objects of a size that each child makes before it runs a program."""
 SMALL, LARGE = 128, 12
 """Number of objects of each small and of each large size that `shuffle_memory` makes. More would lie on more pages, and
 each child copies the pages that it writes to."""
@@ -165,8 +163,9 @@ def shuffle_memory() -> tuple[list[object], list[Callable[[], object]]]:
     would end in the same digits in all runs of a program. Makes objects of many sizes, keeps a random number of each
     size, and frees the others in random order: CPython reuses their memory in the reverse of that order. Then fills a
     random number of the gaps of each size. Returns the objects to keep alive, and what each child is to make before it
-    runs a program: a random number of objects of each small size. An older object that is freed meanwhile leaves a gap
-    that comes before all others, at the same address in each server.
+    runs a program: a random number of objects of each size up to 512 bytes, which CPython's own allocator serves. An
+    older object that is freed meanwhile leaves a gap that comes before all others, at the same address in each server.
+    These objects are such that the garbage collector does not count: it would tell servers apart.
     """
     chance = random.SystemRandom()
     # CPython keeps lists of free objects of some of these types.
@@ -189,7 +188,8 @@ def shuffle_memory() -> tuple[list[object], list[Callable[[], object]]]:
     freed.clear()
     # Gaps that were there before may come first: each server goes on at another one.
     kept += [make() for make in small + large for _ in range(chance.randrange(LARGE))]
-    first = [make for make in [*small, *large[:OWN]] for _ in range(chance.randrange(FIRST))]
+    uncounted: list[Callable[[], object]] = [functools.partial(bytes, size) for size in range(15, 480, 16)]
+    first = [make for make in uncounted for _ in range(chance.randrange(FIRST))]
     return kept, first
 
 
