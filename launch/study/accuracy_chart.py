@@ -9,9 +9,8 @@ from statistics import fmean
 import matplotlib
 from matplotlib.figure import Figure
 
-from actors.kinds.registry import names
 from launch.study.curves import STYLE, colours_of
-from launch.study.findings import ArmFindings, sample_of
+from launch.study.findings import ArmFindings, judged_kinds, sample_of
 
 CHART = "accuracy.svg"
 UNTRAINED = (0.72, 0.72, 0.72, 1.0)
@@ -32,7 +31,7 @@ def draw_accuracy(found: Sequence[ArmFindings], folder: Path) -> Path | None:
     if not has_chart(found):
         return None
     measured = [one for one in found if one.judged]
-    kinds = [kind for kind in names() if any(kind in judged.solved for one in measured for judged in one.judged)]
+    kinds = judged_kinds(measured)
     bars = [("untrained", UNTRAINED, tuple(first for one in found for first in one.untrained))]
     colours = colours_of([one.arm for one in found])
     bars += [(one.arm.name, colours[one.arm.name], one.judged) for one in measured]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from actors.kinds.registry import names
 from launch.study.definition import Arm, Study
 from launch.study.interval import Difference, Sample, Verdict, difference, measurement_variance, seeds_needed
 from launch.study.result import Measured, RunResult
@@ -102,6 +103,11 @@ def _common_version(runs: Sequence[RunResult]) -> int | None:
     the last one up, and accuracies of different versions are not compared."""
     measured = [{one.version for one in run.heldout if one.version} for run in runs]
     return max(set.intersection(*measured), default=None) if measured else None
+
+
+def judged_kinds(found: Sequence[ArmFindings]) -> list[str]:
+    """The kinds of task that a judged measurement of these arms has."""
+    return [kind for kind in names() if any(kind in measured.solved for one in found for measured in one.judged)]
 
 
 def sample_of(judged: Sequence[Measured], kind: str | None = None) -> Sample:

@@ -9,8 +9,7 @@ from statistics import fmean
 
 from actors.heldout.intervals import Estimate, Solved
 from actors.heldout.intervals import difference as over_tasks
-from actors.kinds.registry import names
-from launch.study.findings import ArmFindings, sample_of
+from launch.study.findings import ArmFindings, judged_kinds, sample_of
 from launch.study.interval import Difference, difference
 from launch.study.result import DIVERSITY, LAST_STEPS, Measured
 from launch.study.table import number, points, share, table
@@ -18,55 +17,61 @@ from launch.study.table import number, points, share, table
 
 def by_kind(found: Sequence[ArmFindings], alpha: float) -> str:
     """The table of accuracies by kind of task, and in the mean; empty without a measurement."""
-    kinds = [kind for kind in names() if any(kind in measured.solved for one in found for measured in one.judged)]
+    kinds = judged_kinds(found)
     if not kinds:
         return ""
     rows = []
     for kind in (None, *kinds):
         for one in found:
             reference = next((other for other in found if other.arm.name == one.arm.reference), None)
-            sample = sample_of(one.judged, kind)
-            beside = sample_of(reference.judged if reference else (), kind)
-            mean = sample.mean - beside.mean
+            beside = reference.judged if reference else ()
             rows.append(
-                [
-                    kind or "mean",
-                    f"`{one.arm.name}`",
-                    share(sample.mean if sample.values else None),
-                    "-" if math.isnan(mean) else points(mean),
-                    _interval(difference(sample, beside, alpha)),
-                    _interval(over_programs(one.judged, reference.judged if reference else (), kind)),
-                ]
+                [*_named(kind, one), _accuracy(one.judged, kind), *_difference(one.judged, beside, kind, alpha)]
             )
-    confidence = f"{100 * (1 - 2 * alpha):g}%"
-    return table(
-        ("kind", "arm", "held-out accuracy", "difference", f"over seeds ({confidence})", "over programs (95%)"), rows
-    )
+    return table(("kind", "arm", "held-out accuracy", "difference", *_intervals(alpha)), rows)
 
 
 def gains(found: Sequence[ArmFindings], alpha: float) -> str:
     """The table of gains over the untrained model, by kind of task and in the mean; empty where not both are
     measured."""
     known = [one for one in found if one.untrained and one.judged]
-    kinds = [kind for kind in names() if any(kind in measured.solved for one in known for measured in one.judged)]
-    rows = []
-    for kind in (None, *kinds) if known else ():
-        for one in known:
-            before, after = sample_of(one.untrained, kind), sample_of(one.judged, kind)
-            rows.append(
-                [
-                    kind or "mean",
-                    f"`{one.arm.name}`",
-                    share(before.mean if before.values else None),
-                    share(after.mean if after.values else None),
-                    "-" if math.isnan(after.mean - before.mean) else points(after.mean - before.mean),
-                    _interval(difference(after, before, alpha)),
-                    _interval(over_programs(one.judged, one.untrained, kind)),
-                ]
-            )
-    confidence = f"{100 * (1 - 2 * alpha):g}%"
-    headings = ("kind", "arm", "before", "after", "gain", f"over seeds ({confidence})", "over programs (95%)")
-    return table(headings, rows) if rows else ""
+    rows = [
+        [
+            *_named(kind, one),
+            _accuracy(one.untrained, kind),
+            _accuracy(one.judged, kind),
+            *_difference(one.judged, one.untrained, kind, alpha),
+        ]
+        for kind in (None, *judged_kinds(known))
+        for one in known
+    ]
+    return table(("kind", "arm", "before", "after", "gain", *_intervals(alpha)), rows) if rows else ""
+
+
+def _named(kind: str | None, one: ArmFindings) -> tuple[str, str]:
+    return kind or "mean", f"`{one.arm.name}`"
+
+
+def _accuracy(measured: Sequence[Measured], kind: str | None) -> str:
+    sample = sample_of(measured, kind)
+    return share(sample.mean if sample.values else None)
+
+
+def _difference(
+    ours: Sequence[Measured], theirs: Sequence[Measured], kind: str | None, alpha: float
+) -> tuple[str, str, str]:
+    """The difference of two sides' means over runs, with its intervals over seeds and over programs."""
+    sample, beside = sample_of(ours, kind), sample_of(theirs, kind)
+    mean = sample.mean - beside.mean
+    return (
+        "-" if math.isnan(mean) else points(mean),
+        _interval(difference(sample, beside, alpha)),
+        _interval(over_programs(ours, theirs, kind)),
+    )
+
+
+def _intervals(alpha: float) -> tuple[str, str]:
+    return f"over seeds ({100 * (1 - 2 * alpha):g}%)", "over programs (95%)"
 
 
 ABOUT_GAINS = (
