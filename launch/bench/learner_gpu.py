@@ -81,13 +81,13 @@ JOBS = (
     Job("azr", "7b_slice", (LONG_8K, LONG)),
     Job("transformers", "7b_slice", (SELF_PLAY_8K,)),
 )
-"""What does not fit in the time is left out, from the end. Each figure with a goal comes first, at the smaller number
-of rows; later whether the larger one is faster. `tiny` takes the first three jobs, which have all goals."""
+"""What does not fit in the time is left out, from the end. The first three jobs give every figure with a goal, at the
+smaller number of rows; later parts try the larger one. `tiny` takes these three. transformers has the smaller number
+alone: it holds the logits of all tokens of a padded micro-batch at once."""
 HEADLINE = "self-play"
 """The mix of the ratios, with the faster number of rows."""
 ROWS, TINY_ROWS = (8192, 32768), (128, 256)
-"""The smaller and the larger number of rows of a micro-batch. The smaller one is also the most tokens, with padding, of
-one of transformers, which holds the logits of all tokens of padded ones at once."""
+"""The smaller and the larger number of rows of a micro-batch."""
 LONGEST = 8192
 """Tokens of a sequence at most, and at most half of the larger micro-batch."""
 BATCH = 1.9
@@ -168,7 +168,7 @@ def run(tiny: bool, runs: int, seconds: float, file: Path | None = None) -> Repo
                     if not model_dir.exists():
                         shapes[job.shape].write(model_dir, device())
                         _release()
-                    side = side or (Azr(model_dir) if job.side == "azr" else Peer(model_dir, rows[False]))
+                    side = side or (Azr(model_dir) if job.side == "azr" else Peer(model_dir))
                     found += side.measure(part, runs)
             except Exception as error:  # the next job may do
                 report.notes[f"{job.side}, {job.shape}"] = _short_error(error)
@@ -242,12 +242,12 @@ class Azr:
 
 
 class Peer:
-    """transformers, with `most` tokens, padding included, in a micro-batch, or fewer where these do not fit."""
+    """transformers, with as many tokens in a micro-batch, padding included, as the part has rows; fewer where these do
+    not fit."""
 
-    def __init__(self, model_dir: Path, most: int) -> None:
+    def __init__(self, model_dir: Path) -> None:
         self._shape = Architecture.read(model_dir)
         self._side = Transformers(model_dir)
-        self._most = most
 
     def measure(self, part: Part, runs: int) -> list[Found]:
         """Measure one part, padded and packed, half as often: it takes longer. Raises torch.OutOfMemoryError where
@@ -256,14 +256,14 @@ class Peer:
         return [self._measure(part, batch, packed, max(1, runs // 2)) for packed in (False, True)]
 
     def _measure(self, part: Part, batch: list[TokenSequence], packed: bool, runs: int) -> Found:
-        budget = min(part.rows, self._most)
+        budget = part.rows
         while True:
             try:
                 self._side.take(batch, budget, packed)
                 seconds, memory = _steps(self._side, runs)
                 break
             except torch.OutOfMemoryError:
-                if budget * 8 < self._most:
+                if budget * 8 < part.rows:
                     raise
             budget //= 2
             _release()

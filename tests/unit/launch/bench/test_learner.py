@@ -198,7 +198,7 @@ def test_the_gpu_suite_writes_what_it_has_before_each_part(monkeypatch: pytest.M
             return [learner_gpu.Found(part, self.side, 100, 200, [1.0] * runs, 1 << 30, flops=10**9)]
 
     monkeypatch.setattr(learner_gpu, "Azr", lambda folder: Measured("azr"))
-    monkeypatch.setattr(learner_gpu, "Peer", lambda folder, most: Measured("transformers"))
+    monkeypatch.setattr(learner_gpu, "Peer", lambda folder: Measured("transformers"))
     monkeypatch.setattr(learner_shapes.Shape, "write", lambda self, folder, device: folder.mkdir())
     monkeypatch.setattr(learner_gpu, "measured_peak", lambda size: 1e12)
     report = learner_gpu.run(True, 2, 100.0, file)
