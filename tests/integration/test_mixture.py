@@ -21,6 +21,7 @@ from launch.cluster.verify import differences
 from launch.models import prepare
 from learner.weights.local import LocalChannel
 from learner.weights.manifest import checksum, manifest_of
+from tests.integration.random_model import TOKENIZER, write_random_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -34,8 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen3-MoE of a plain layer and one of four experts, whose 48 features a CPU's kernel pads to 64."""
     import transformers as tf
 
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = tf.AutoTokenizer.from_pretrained(prepare("smollm2-135m-instruct"))
+    tokenizer = tf.AutoTokenizer.from_pretrained(prepare(TOKENIZER))
     config = tf.Qwen3MoeConfig(
         hidden_size=64,
         intermediate_size=96,
@@ -54,10 +54,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=0,
         eos_token_id=0,
     )
-    torch.manual_seed(1)
-    tf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_random_model(tmp_path_factory.mktemp("model"), config)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.models import prepare
 from tests.integration.azr_process import azr, check_logs
+from tests.integration.random_model import TOKENIZER, write_random_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -22,8 +24,6 @@ def test_two_steps_on_the_real_model(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert rows[-1]["validation_loss"] < rows[0]["validation_loss"]
-    from launch.models import prepare
-
     assert prepare(str(folder / "hf")) == folder / "hf"
     check_logs(folder / "logs", {"sft.0"})
 
@@ -32,14 +32,10 @@ def test_two_ranks_on_ray(tmp_path: Path) -> None:
     """Ray places the ranks; that two ranks compute what one does is a unit test's business."""
     import transformers as tf
 
-    from launch.models import prepare
-
-    source = prepare("smollm2-135m-instruct")
-    config = tf.AutoConfig.from_pretrained(source)
+    config = tf.AutoConfig.from_pretrained(prepare(TOKENIZER))
     config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.head_dim = 36, 48, 1, 4
     config.tie_word_embeddings = True
-    tf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
-    tf.AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "model")
+    write_random_model(tmp_path / "model", config)
     settings = [
         f"run.dir={tmp_path}",
         f"model.path={tmp_path / 'model'}",

@@ -25,13 +25,13 @@ from actors.engine.generation import Completion, EngineDead, Sampling, WeightUpd
 from actors.settings import EngineSettings
 from actors.worker_memory import MARK
 from launch.cluster.verify import differences
-from launch.models import prepare
 from learner.batching.packing import pack
 from learner.model.policy import PolicyModel
 from learner.model.process_groups import init_parallel
 from learner.settings import ModelSettings, OptimizerSettings, ParallelSettings
 from learner.weights.manifest import checksum, manifest_of
 from learner.weights.transfer import WeightSender
+from tests.integration.random_model import write_random_model
 from tests.integration.weight_updates import Weights, broadcast, connect
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -46,7 +46,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen2 of two layers: biases on queries, keys and values, two key/value heads, a tied output head."""
     import transformers as tf
 
-    folder = tmp_path_factory.mktemp("model")
     config = tf.Qwen2Config(
         hidden_size=128,
         intermediate_size=96,
@@ -60,10 +59,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=0,
         eos_token_id=0,
     )
-    torch.manual_seed(1)
-    tf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tf.AutoTokenizer.from_pretrained(prepare("smollm2-135m-instruct")).save_pretrained(folder)
-    return folder
+    return write_random_model(tmp_path_factory.mktemp("model"), config)
 
 
 @pytest.fixture(scope="module")

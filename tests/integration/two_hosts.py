@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from launch.cluster.environment import VARIABLES
+from launch.models import prepare
+from tests.integration.random_model import TOKENIZER, write_random_model
 from tests.slurm.hosts import ADDRESSES, ROOT, Hosts
 
 PORT = 6379
@@ -100,14 +102,9 @@ def write_small_model(folder: Path) -> Path:
     """Write a random model of one layer, with the tokenizer of SmolLM2; engines and learner can load it."""
     import transformers as tf
 
-    from launch.models import prepare
-
-    source = prepare("smollm2-135m-instruct")
-    config = tf.AutoConfig.from_pretrained(source)
+    config = tf.AutoConfig.from_pretrained(prepare(TOKENIZER))
     config.hidden_size = config.intermediate_size = 64
     config.num_hidden_layers, config.head_dim = 1, 32
     config.num_attention_heads, config.num_key_value_heads = 2, 1
     config.tie_word_embeddings = True
-    tf.AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(folder)
-    tf.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    return folder
+    return write_random_model(folder, config)
