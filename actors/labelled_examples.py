@@ -57,9 +57,11 @@ class LabelledExamples:
     def _example(
         self, program: LabelledProgram, others: Sequence[LabelledProgram], draw: random.Random
     ) -> Example | None:
-        """An example of a random kind and role, with a random pair."""
+        """An example of a random role and kind, with a random pair."""
+        proposes = draw.random() < PROPOSE_SHARE
         by_kind: dict[str, list[Task]] = {}
-        for task in program.tasks(self._settings.induction_inputs):
+        # Of induction, a proposer writes as many inputs as in play. A solver learns most from all pairs.
+        for task in program.tasks(self._settings.induction_inputs if proposes else len(program.pairs)):
             if task.kind in self._kinds:
                 by_kind.setdefault(task.kind, []).append(task)
         if not by_kind:
@@ -67,7 +69,7 @@ class LabelledExamples:
         task = draw.choice(by_kind[draw.choice(list(by_kind))])
         kind = kind_of(task.kind)
         try:
-            if draw.random() < PROPOSE_SHARE:
+            if proposes:
                 asked = asked_for(task.program, self._settings.constructs, draw) if kind.writes_program else ()
                 references = self._references(task, program, others, draw)
                 prompt = self._prompts.propose(task.kind, references, constructs=asked)

@@ -23,6 +23,7 @@ from learner.phase import Phase
 from learner.protocols import Learns, StepGivenUp
 from learner.publisher import Publisher
 from learner.ranks import Ranks
+from learner.resident_memory import MemoryReading
 from learner.schedule import CheckpointSchedule
 from learner.settings import LearnerSettings
 from learner.staleness import Gate
@@ -100,7 +101,7 @@ def learn(
 
     `clock`: seconds, for checkpoints by time.
     """
-    ranks, ledger = trainer.ranks, trainer.time
+    ranks, ledger, memory = trainer.ranks, trainer.time, MemoryReading()
     ledger.take()
     # Since the last recorded step: of a step also what was spent on publishing to newcomers before it.
     spent: dict[str, float] = defaultdict(float)
@@ -139,7 +140,7 @@ def learn(
             with ledger.during("other"):
                 stream.mark_published(trainer.version)
                 metrics |= {"step": trainer.version, "version": trainer.version} | _describe_spent(spent)
-                metrics |= _stream_metrics(stream)
+                metrics |= _stream_metrics(stream) | {"memory/learner_mib": memory.mib()}
             # What follows, of this step, is in the next one's row.
             metrics |= {f"learner_time/{part}_s": seconds for part, seconds in ledger.take().items()}
             hooks.on_phase(Phase.RECORDING, None)

@@ -119,10 +119,10 @@ class Induction(TaskKind):
         return ("", task.message.strip())
 
     def from_pairs(self, program: str, pairs: Sequence[tuple[str, str]], message: str, num_inputs: int) -> list[Task]:
-        """See `TaskKind`: one task of the first pairs. Without a message, one that names a construct of it; none
-        where it has none of those either."""
+        """See `TaskKind`: one task of the first pairs. Without a message, one that names the constructs of the
+        program; none where it has none of those either."""
         if not message and (found := used(program)):
-            message = f"f uses {named(found[-1:])}."
+            message = f"f uses {named(found)}."
         if not message or len(pairs) < num_inputs:
             return []
         inputs, outputs = zip(*pairs[:num_inputs], strict=True)

@@ -111,12 +111,11 @@ def labelled_examples(
     solved: dict[str, list[Task]] = {}
     proposed: dict[str, list[Task]] = {}
     for program in programs:
-        by_kind: dict[str, list[Task]] = {}
-        for task in program.tasks(num_inputs):
-            by_kind.setdefault(task.kind, []).append(task)
-        for kind, tasks in by_kind.items():
-            solved.setdefault(kind, []).extend(tasks)
-            proposed.setdefault(kind, []).append(tasks[0])
+        for task in program.tasks(len(program.pairs)):
+            solved.setdefault(task.kind, []).append(task)
+        first = {task.kind: task for task in reversed(program.tasks(num_inputs))}
+        for kind, task in first.items():
+            proposed.setdefault(kind, []).append(task)
     for role, tasks_of in (("solve", solved), ("propose", proposed)):
         for kind, tasks in tasks_of.items() if role in roles else ():
             drawn = hash_seed(seed, f"{role}/{kind}")

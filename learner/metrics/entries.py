@@ -136,6 +136,19 @@ LEARNER_TIME = Section(
     ),
 )
 
+MEMORY = Section(
+    "Memory",
+    "Memory of actors is under [rollout actors](#rollout-actors).",
+    (
+        _gauge(
+            "memory/learner_mib",
+            "MiB",
+            "resident memory of the process of rank 0, read every 30 s",
+            "flat after the first steps",
+        ),
+    ),
+)
+
 PUBLISHING = Section(
     "Publishing weights",
     "Seconds of the learner's rank 0 since the last step, publications to newcomers included. The engines' side is "
@@ -223,4 +236,4 @@ TOKEN_LEDGER = Section(
     ),
 )
 
-LEARNER_SECTIONS = (TRAINING, OFF_POLICY, AGES, TIME, LEARNER_TIME, PUBLISHING, STREAM, LEDGER, TOKEN_LEDGER)
+LEARNER_SECTIONS = (TRAINING, OFF_POLICY, AGES, TIME, LEARNER_TIME, MEMORY, PUBLISHING, STREAM, LEDGER, TOKEN_LEDGER)

@@ -92,6 +92,13 @@ ACTORS = Section(
             "waiting", "requests", "requests that the engines have not begun", "0, or the engine is the limit"
         ),
         _SPREAD.share("kv_usage", "key/value cache in use", "below 0.95"),
+        _SPREAD.gauge(
+            "memory/actor_mib",
+            "MiB",
+            "resident memory of an actor with its engine and sandboxes, read every 30 s; shared pages count for each "
+            "process",
+            "flat after the first minutes",
+        ),
         _SUMMED.gauge("capacity", "slots", "present limit on slots in flight (`actors.adapt`)"),
         _SUMMED.gauge("paused", "actors", "actors that are told to start no rollout", "0"),
         _SUMMED.gauge("stream/actors_unacknowledged", "messages", "messages sent and not acknowledged yet"),

@@ -176,10 +176,10 @@ def test_a_program_whose_labelling_fails_is_left_out_and_no_episode_fails(
 
 
 def test_pairs_are_tasks_of_every_kind(environment: Environment) -> None:
-    (found,) = label(environment, ("def f(x):\n    return x + x + 1", "3"))
+    (found,) = label(environment, ("def f(x):\n    return x * x + 1", "3"))
     (bare,) = label(environment, ("def f(x):\n    return [x, 5]", "3"))
     told = LabelledProgram(found.program, found.normal, found.pairs, "f doubles")
-    assert {task.message for task in found.tasks(2)} == {"", "f uses `+`."}, "induction needs a message"
+    assert {task.message for task in found.tasks(2)} == {"", "f uses `+` and `*`."}, "induction needs a message"
     assert {task.kind for task in bare.tasks(2)} == {"deduction", "abduction"}, "no construct to name either"
     for task in told.tasks(2):
         kind = kind_of(task.kind)

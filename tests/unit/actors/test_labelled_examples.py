@@ -26,7 +26,7 @@ PROGRAMS = [
     LabelledProgram(
         f"def f(x):\n    return x * {number} + 1",
         f"normal {number}",
-        tuple((str(x), str(x * number + 1)) for x in (2, 5, 9)),
+        tuple((str(x), str(x * number + 1)) for x in (2, 5, 9, 12)),
         f"times {number}" if number % 2 else "",
     )
     for number in range(2, 12)
@@ -71,7 +71,7 @@ def test_every_response_is_judged_right(environment: Environment, store: TaskBuf
                 asked = [(p, pair) for p in PROGRAMS for pair in p.pairs if _asked(kind, last, p, pair)]
                 assert asked, (kind, last)
                 program, (given, output) = asked[0]
-                pairs = program.pairs[:2] if kind == "induction" else ((given, output),)
+                pairs = program.pairs if kind == "induction" else ((given, output),)
                 inputs, outputs = zip(*pairs, strict=True)
                 reply = next(start for start, one in STARTS.items() if one == kind) + response
                 answer = kind_of(kind).read_answer(reply)
@@ -86,10 +86,9 @@ def _asked(kind: str, text: str, program: LabelledProgram, pair: tuple[str, str]
     """Whether `text`, the last part of a solver's prompt, asks about this pair of this program."""
     given, output = pair
     if kind == "induction":
-        message = program.message or "f uses `*`."
-        return (
-            f"```message\n{message}\n```" in text and f"```output\n{output}\n```" in text and pair == program.pairs[0]
-        )
+        message = program.message or "f uses `+` and `*`."
+        shown = all(f"```output\n{output}\n```" in text for _, output in program.pairs[:2])
+        return f"```message\n{message}\n```" in text and shown and pair == program.pairs[0]
     shown = f"```input\n{given}\n```" if kind == "deduction" else f"```output\n{output}\n```"
     return f"{program.program}\n```" in text and shown in text
 
