@@ -43,8 +43,8 @@ def read_arms(path: Path, baseline: str | None = None) -> tuple[Arm, ...]:
     tables = data.pop("arms", None)
     if data or not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise StudyError(f"{path} is no file of arms: {_FORM}")
-    if len(tables) < 2:
-        raise StudyError(f"{path} has fewer than two arms, so there is nothing to compare: {_FORM}")
+    if not tables:
+        raise StudyError(f"{path} has no arm: {_FORM}")
     reference = next(iter(tables)) if baseline is None else baseline
     if reference not in tables:
         raise StudyError(f"--baseline {reference}: {path} has the arms {', '.join(tables)}")
@@ -55,7 +55,7 @@ def question(recipe: str, arms: Sequence[Arm]) -> str:
     """The question, in words."""
     baseline = next(arm.name for arm in arms if arm.reference is None)
     others = ", ".join(arm.name for arm in arms if arm.reference is not None)
-    return f"What does {recipe} learn with {others}, beside {baseline}?"
+    return f"What does {recipe} learn with {others}, beside {baseline}?" if others else f"What does {recipe} learn?"
 
 
 def _arm(path: Path, name: str, table: dict[str, Any], reference: str | None) -> Arm:
