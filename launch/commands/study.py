@@ -60,14 +60,15 @@ examples:
   azr study arms smollm2-cpu ablations --tokens 200000        full method, deduction only, no induction, no references,
                                                               solver only: three seeds each, equal trained tokens
   azr study arms smollm2-cpu reference --tokens 200000        the reference implementation's rewards beside ours
+  azr study arms smollm2-cpu-learn alone --seeds 0,1,2 --minutes 12   one recipe beside the untrained model
   azr study arms smollm2-cpu my-arms.toml --minutes 12 --seeds 0,1,2,3,4 --baseline plain
   azr study arms smollm2-cpu ablations selfplay.heldout_samples=4   other settings, the same in all arms
   azr study arms smollm2-cpu ablations --dry-run              write the study file, look at it, change it; then
   azr study resume runs/study-arms-ablations-smollm2-cpu      ... make its runs
 
-ARMS is a TOML file, or the name of one that ships (ablations, controls, reference). It has a table for each arm, of
-settings as in a recipe, on top of RECIPE; the first arm is the one that the others are compared with, unless --baseline
-names one:
+ARMS is a TOML file, or the name of one that ships (ablations, alone, controls, reference). It has a table for each arm,
+of settings as in a recipe, on top of RECIPE; the first arm is the one that the others are compared with, unless
+--baseline names one:
 
   [arms.plain]
 
@@ -145,7 +146,7 @@ def _add_arms(kinds: Any) -> None:
     )
     command.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
     command.add_argument(
-        "arms", metavar="ARMS", help="a TOML file of arms, or one that ships: ablations, controls, reference"
+        "arms", metavar="ARMS", help="a TOML file of arms, or one that ships: ablations, alone, controls, reference"
     )
     add_overrides(command, "settings on top of the recipe, in all arms; an arm's own come last")
     command.add_argument(

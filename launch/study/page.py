@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from launch.run.console import counted
 from launch.study.accuracy_chart import CHART, draw_accuracy, has_chart
+from launch.study.course import ABOUT_COURSE, course
 from launch.study.curves import draw, files_of
 from launch.study.definition import Study
 from launch.study.findings import ArmFindings, judge, needed
 from launch.study.folder import StudyFolder
 from launch.study.interval import Verdict
+from launch.study.kinds_chart import CHART as KINDS_CHART
+from launch.study.kinds_chart import draw_kinds, has_course
 from launch.study.learning import (
     ABOUT_DIVERSITY,
     ABOUT_GAINS,
@@ -34,6 +37,7 @@ def write_page(folder: StudyFolder, study: Study, results: Mapping[str, RunResul
     found = judge(study, results)
     draw(study, results, folder.path)
     draw_accuracy(found, folder.path)
+    draw_kinds(found, folder.path)
     began = folder.read_began()
     write_text(folder.page, page(study, results, found, began["time"] if began else None))
     return [sentence for one in found if (sentence := verdict_of(study, one, found))]
@@ -45,7 +49,7 @@ def page(study: Study, results: Mapping[str, RunResult], found: Sequence[ArmFind
         f"# Study: {study.study}, `{study.recipe}`",
         study.question,
         _state(study, results),
-        "## Verdict",
+        "## Verdict" if len(study.arms) > 1 else "## Held-out accuracy",
         *[f"- {text}" for one in found if (text := verdict_of(study, one, found))],
         table(("arm", "runs", "before", "held-out accuracy", "of each run", "difference", "interval", "verdict"),
                [_verdict_row(study, one) for one in found]),
@@ -53,8 +57,10 @@ def page(study: Study, results: Mapping[str, RunResult], found: Sequence[ArmFind
         *_section("## Since the untrained model", gains(found, study.judgement.alpha), ABOUT_GAINS),
         *_section("## By kind", by_kind(found, study.judgement.alpha), ABOUT_KINDS),
         *([f"![held-out accuracy by kind]({CHART})"] if has_chart(found) else []),
+        *([f"![held-out accuracy over time]({KINDS_CHART})"] if has_course(found) else []),
         *_section("## Learning for each token", per_token(found), ABOUT_TOKENS),
         *_section("## Diversity at the end", diversity(found), ABOUT_DIVERSITY),
+        *_section("## From quarter to quarter", course(found), ABOUT_COURSE),
         "## Cost",
         table(("arm", "mean age", "max age", "steps", "seconds", "speed", "trained", "generated", "dropped",
                 "learner waits"), [_cost_row(one, found) for one in found]),
@@ -135,15 +141,18 @@ def _judged(study: Study, found: Sequence[ArmFindings], began: str | None) -> st
     text = (
         f"Judged by `{judgement.metric}` {at}. Measured in each run: the first version, the last, and every "
         f"{judgement.heldout_every} versions between them{f', on {asked}' if asked else ''}. "
-        f"Margin: {100 * judgement.margin:g} points, written down "
-        f"{study.written}{f', before the first run ({began})' if began else ''}. The interval is that of Welch for the "
-        "difference of two means over runs with independent seeds (unpaired), two-sided with confidence "
-        f"{100 * (1 - 2 * judgement.alpha):g}%, so each end is a one-sided test at {100 * judgement.alpha:g}%. "
-        "Non-inferior: the whole interval is above minus the margin; inferior: the whole interval is below it; "
-        "otherwise: cannot tell. Where runs happen to agree better than their measurements can, the variance "
-        "of the measurements replaces theirs. No correction is made for the number of arms. The tasks are the same in "
-        "all runs: what is found holds for tasks like these."
     )
+    if len(study.arms) > 1:
+        text += (
+            f"Margin: {100 * judgement.margin:g} points, written down "
+            f"{study.written}{f', before the first run ({began})' if began else ''}. The interval is that of Welch for "
+            "the difference of two means over runs with independent seeds (unpaired), two-sided with confidence "
+            f"{100 * (1 - 2 * judgement.alpha):g}%, so each end is a one-sided test at {100 * judgement.alpha:g}%. "
+            "Non-inferior: the whole interval is above minus the margin; inferior: the whole interval is below it; "
+            "otherwise: cannot tell. Where runs happen to agree better than their measurements can, the variance "
+            "of the measurements replaces theirs. No correction is made for the number of arms. "
+        )
+    text += "The tasks are the same in all runs: what is found holds for tasks like these."
     short = [run.run.name for one in found for run in one.runs if not run.measured_last]
     if short and measured:  # a rehearsal measures nothing
         text += (
@@ -154,7 +163,7 @@ def _judged(study: Study, found: Sequence[ArmFindings], began: str | None) -> st
     if fewest < FEW_SEEDS:
         text += (
             f"\n\n**Few seeds.** One arm has {counted(fewest, 'judged run')}. With fewer than {FEW_SEEDS} a variance "
-            "is hardly known, the interval is wide, and a verdict other than `cannot tell` deserves a second study."
+            "is hardly known, and an interval over seeds is wide or missing: other seeds may give another answer."
         )
     return text
 

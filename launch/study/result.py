@@ -39,11 +39,14 @@ SERIES = (
     "step_s",
     "wait_for_batch_share",
     "wait_for_policy_share",
+    "memory/learner_mib",
+    "memory/actor_mib/max",
 )
-"""Metrics whose course is kept. Beside them each point has step, time and tokens so far."""
+"""Metrics whose course is kept. Beside them each point has step, time and tokens so far, the shares of `DIVERSITY`, and
+`tasks`: those that the buffer took so far."""
 
 DIVERSITY = ("ignores_input", "duplicates", "distinct_programs", "copies")
-"""Shares of proposals and answers, by kind of task, of which the end is kept (docs/metrics.md); and the entropy."""
+"""Shares of proposals and answers, by kind of task, of which the course and the end are kept (docs/metrics.md)."""
 LAST_STEPS = 5
 """Steps that these are a mean of."""
 
@@ -154,6 +157,8 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "tokens_generated": [generated[place] for place in kept],
     }
     series |= {name: [_rounded(rows[place].get(name)) for place in kept] for name in SERIES}
+    series |= {name: [_rounded(_over_kinds(rows[place], name)) for place in kept] for name in DIVERSITY}
+    series |= {"tasks": [_tasks(rows[place]) for place in kept]}
     return {
         "steps": int(last["step"]),
         "seconds": round(last["time_s"], 2),
@@ -169,7 +174,7 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "age_max": max((row["age_max"] for row in rows if row.get("age_max") is not None), default=None),
         "wait_for_batch_share": _rounded(waited / last["time_s"]) if last["time_s"] else None,
         "diversity": _diversity(rows[-LAST_STEPS:]),
-        "series": series,
+        "series": {name: values for name, values in series.items() if any(value is not None for value in values)},
     }
 
 
@@ -180,6 +185,18 @@ def _diversity(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         for name, metrics in named.items()
     }
     return {name: float(f"{fmean(values):.5g}") for name, values in known.items() if values}
+
+
+def _over_kinds(row: Mapping[str, Any], name: str) -> float | None:
+    """The mean over kinds of a metric of a step; None where no kind has it."""
+    known = [value for kind in names() if (value := row.get(f"{name}/{kind}")) is not None]
+    return fmean(known) if known else None
+
+
+def _tasks(row: Mapping[str, Any]) -> float | None:
+    """Tasks that the buffer has taken since the run began; None where it does not say."""
+    known = [value for kind in names() if (value := row.get(f"buffer/{kind}")) is not None]
+    return sum(known) + (row.get("buffer/evicted") or 0.0) if known else None
 
 
 def _measured(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> list[Measured]:

@@ -92,7 +92,7 @@ def test_another_arm_can_be_the_baseline(tmp_path: Path) -> None:
         ("[arms.plain", [], "not valid TOML"),
         ("[arm.plain]\n[arm.bare]", [], "has a table [arms.NAME] for each arm"),
         ("[arms]\nplain = 3\n[arms.bare]", [], "has a table [arms.NAME] for each arm"),
-        ("[arms.plain]", [], "fewer than two arms"),
+        ("[arms]", [], "has no arm: it has a table [arms.NAME] for each arm"),
         (TWO, ["--baseline", "full"], "--baseline full: "),
         (TWO, ["--tokens", "0"], "above 0"),
         (TWO, ["selfplay.references=0"], "the arms plain and bare have the same settings"),
@@ -119,8 +119,23 @@ def test_arms_that_do_not_fit_are_refused_and_nothing_is_written(
 
 def test_a_name_that_is_no_file_is_refused_with_those_that_ship() -> None:
     for name in ("ablation", "ablations.toml", "./ablations"):
-        with pytest.raises(StudyError, match="one that ships: ablations, controls, reference"):
+        with pytest.raises(StudyError, match="one that ships: ablations, alone, controls, reference"):
             find_arms(name)
+
+
+def test_a_study_of_one_arm_has_gains_and_no_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tmp_path, "[arms.plain]", "--seeds", "0,1", "--steps", "8") == 0
+    assert "there will be no verdict" in capsys.readouterr().out
+    study = StudyFolder(tmp_path / "study").read()
+    assert study.question == "What does smollm2-cpu-small learn?"
+    results = {run.name: make_result(run, {0: 0.25, 4: 0.375, 8: 0.5}) for run in study.runs()}
+    assert write_page(StudyFolder(tmp_path / "study"), study, results) == []
+    text = StudyFolder(tmp_path / "study").page.read_text()
+    assert "## Verdict" not in text
+    assert "Margin" not in text
+    assert "| mean | `plain` | 25.0% | 50.0% | +25.0 |" in text
+    assert "(kinds.svg)" in text
+    assert "induction" in (tmp_path / "study" / "kinds.svg").read_text()
 
 
 def measured(correct: dict[str, int], tasks: int = 1) -> Measured:
