@@ -1,4 +1,4 @@
-"""How the runs of a study went from quarter to quarter of their time: new tasks, diversity, step time and memory."""
+"""How the runs of a study went from quarter to quarter of their steps: new tasks, diversity, step time and memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from launch.study.result import RunResult
 from launch.study.table import number, share, table
 
 PARTS = 4
-"""Parts of equal time that a run is told in."""
+"""Parts that a run is told in, of equally many steps."""
 _SHARES = ("ignores_input", "duplicates", "distinct_programs", "copies")
 
 ABOUT_COURSE = (
-    "Means over the steps of each quarter of the training time, and over the complete runs: tasks that the buffer did "
-    "not have, for each step; proposals that ignore their input; proposals that are known tasks; different programs of "
+    "Means over each quarter of the steps, and over the complete runs: tasks that the buffer did not have, for each "
+    "step; proposals that ignore their input; proposals that are known tasks; different programs of "
     "a batch; answers that repeat their input; entropy of the policy; time from step to step; resident memory of the "
     "learner, and of the largest actor with its engine and sandboxes (`buffer/...`, `ignores_input`, `duplicates`, "
     "`distinct_programs`, `copies`, `entropy`, `memory/...`)."
@@ -43,19 +43,19 @@ def course(found: Sequence[ArmFindings]) -> str:
         if any(value is not None for run in one.runs for value in run.series.get("tasks", ()))
     ]
     headings = (
-        "arm", "of the time", "new tasks a step", "ignore their input", "known tasks", "distinct programs", "copies",
+        "arm", "of the steps", "new tasks a step", "ignore their input", "known tasks", "distinct programs", "copies",
         "entropy, nats", "seconds a step", "learner, MiB", "actor, MiB",
     )  # fmt: skip
     return table(headings, rows) if rows else ""
 
 
 def _places(run: RunResult, part: int) -> list[int]:
-    """The places in the series of the steps that ended in a part."""
-    times = run.series.get("time_s", [])
+    """The places in the series of the steps of a part."""
+    steps = run.series.get("step", [])
     return [
         place
-        for place, time_s in enumerate(times)
-        if time_s is not None and max(0, math.ceil(PARTS * time_s / run.seconds) - 1) == part
+        for place, step in enumerate(steps)
+        if step is not None and max(0, math.ceil(PARTS * step / run.steps) - 1) == part
     ]
 
 
