@@ -32,6 +32,8 @@ def uses(program: str, construct: str) -> bool:
     """Whether the text of `program`, below its first line, contains `construct`, as a word where it is one. Nothing is
     parsed, so a word in a text or a comment counts, too."""
     body = program.partition("\n")[2]
+    if construct == "*":
+        return re.search(r"(?<!\*)\*(?!\*)", body) is not None
     return re.search(rf"\b{construct}\b", body) is not None if construct.isalpha() else construct in body
 
 
@@ -52,5 +54,6 @@ def asked_for(program: str, count: int, draw: random.Random) -> tuple[str, ...]:
 
 
 def named(constructs: Sequence[str]) -> str:
-    """`constructs` as part of a sentence, such as "`len` and `+`"."""
-    return " and ".join(f"`{construct}`" for construct in constructs)
+    """`constructs` as part of a sentence, such as "`len`, `for` and `+`"."""
+    marked = [f"`{construct}`" for construct in constructs]
+    return " and ".join([*([", ".join(marked[:-1])] if marked[1:] else []), *marked[-1:]])

@@ -1,7 +1,9 @@
 """Examples for the learner's supervised loss, out of labelled programs: prompts of self-play and their right responses.
 
 The prompts are built as an episode builds them, and the responses end as an engine would end them, so what is learned
-is what is sampled. Which examples a step gets is a function of the seed, the step and the labelled programs.
+is what is sampled. One thing differs: a solver of induction sees half of all pairs of a program, where a task of play
+has `selfplay.induction_inputs`. Which examples a step gets is a function of the seed, the step and the labelled
+programs.
 """
 
 from __future__ import annotations
@@ -60,7 +62,6 @@ class LabelledExamples:
         """An example of a random role and kind, with a random pair."""
         proposes = draw.random() < PROPOSE_SHARE
         by_kind: dict[str, list[Task]] = {}
-        # Of induction, a proposer writes as many inputs as in play. A solver learns most from all pairs.
         for task in program.tasks(self._settings.induction_inputs if proposes else len(program.pairs)):
             if task.kind in self._kinds:
                 by_kind.setdefault(task.kind, []).append(task)
@@ -106,7 +107,7 @@ class LabelledExamples:
         """Up to `count` tasks of `kinds`, each of another program than `program`."""
         pool = [other for other in others if other.normal != program.normal]
         found = [
-            [one for one in other.tasks(self._settings.induction_inputs) if one.kind in kinds]
+            [one for one in other.tasks(len(other.pairs)) if one.kind in kinds]
             for other in draw.sample(pool, len(pool))
         ]
         return [draw.choice(tasks) for tasks in found if tasks][:count]

@@ -147,7 +147,7 @@ class Rollout:
         self._patience = patience or Patience()
         self._tokens = tokens or TokenLedger()
         self._time = time_ledger or TimeLedger()
-        self._memory = MemoryReading()
+        self._memory = MemoryReading("memory/actor_mib")
         self._executed: int | None = None
         """Executions of the sandboxes at the last failure, if that was a sandbox's. Until there are more, the sandboxes
         count as broken, even while episodes succeed that need none (those of malformed proposals, which would then be
@@ -215,7 +215,7 @@ class Rollout:
             self._client.capacity = self._concurrency.observe(load)
         own = {
             "capacity": float(self._client.capacity),
-            "memory/actor_mib": self._memory.mib(),
+            **self._memory.numbers(),
             **{f"actor_time/{part}_actor_s": seconds for part, seconds in self._time.seconds().items()},
         }
         if self._player is not None:

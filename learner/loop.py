@@ -101,7 +101,8 @@ def learn(
 
     `clock`: seconds, for checkpoints by time.
     """
-    ranks, ledger, memory = trainer.ranks, trainer.time, MemoryReading()
+    ranks, ledger = trainer.ranks, trainer.time
+    memory = MemoryReading("memory/learner_mib")
     ledger.take()
     # Since the last recorded step: of a step also what was spent on publishing to newcomers before it.
     spent: dict[str, float] = defaultdict(float)
@@ -140,7 +141,7 @@ def learn(
             with ledger.during("other"):
                 stream.mark_published(trainer.version)
                 metrics |= {"step": trainer.version, "version": trainer.version} | _describe_spent(spent)
-                metrics |= _stream_metrics(stream) | {"memory/learner_mib": memory.mib()}
+                metrics |= _stream_metrics(stream) | memory.numbers()
             # What follows, of this step, is in the next one's row.
             metrics |= {f"learner_time/{part}_s": seconds for part, seconds in ledger.take().items()}
             hooks.on_phase(Phase.RECORDING, None)

@@ -52,7 +52,11 @@ def register(commands: Any) -> None:
         "they are (default)",
     )
     command.add_argument(
-        "--inputs", type=int, default=2, metavar="N", help="with --pairs: selfplay.induction_inputs (default: 2)"
+        "--inputs",
+        type=int,
+        default=2,
+        metavar="N",
+        help="with --pairs: inputs that a proposer of induction writes, selfplay.induction_inputs (default: 2)",
     )
     command.add_argument("--references", type=int, default=2, metavar="K", help="selfplay.references (default: 2)")
     command.add_argument("--examples", type=int, default=0, metavar="N", help="selfplay.examples (default: 0)")

@@ -106,14 +106,17 @@ def labelled_examples(
     num_examples: int = 0,
     num_constructs: int = 0,
 ) -> Iterator[dict[str, Any] | None]:
-    """As `examples`, of labelled programs: each pair is solved once in every kind that it gives a task of, and each
-    program is proposed once in every kind. `num_inputs`: as in `LabelledProgram.tasks`."""
+    """As `examples`, of labelled programs: each pair is solved once in every kind that it gives a task of, induction
+    with all pairs, and each program is proposed once in every kind. `num_inputs`: those that a proposer of induction
+    writes."""
     solved: dict[str, list[Task]] = {}
     proposed: dict[str, list[Task]] = {}
     for program in programs:
         for task in program.tasks(len(program.pairs)):
             solved.setdefault(task.kind, []).append(task)
-        first = {task.kind: task for task in reversed(program.tasks(num_inputs))}
+        first: dict[str, Task] = {}
+        for task in program.tasks(num_inputs):
+            first.setdefault(task.kind, task)
         for kind, task in first.items():
             proposed.setdefault(kind, []).append(task)
     for role, tasks_of in (("solve", solved), ("propose", proposed)):

@@ -143,7 +143,8 @@ MEMORY = Section(
         _gauge(
             "memory/learner_mib",
             "MiB",
-            "resident memory of the process of rank 0, read every 30 s",
+            "resident memory of rank 0's process and of what it has started, read every 30 s; in serial mode, of the "
+            "whole run. Shared pages count for each process",
             "flat after the first steps",
         ),
     ),

@@ -58,3 +58,17 @@ def test_a_label_s_prompt_asks_for_what_its_program_uses() -> None:
     assert set(asked_for(REFERENCE.program, 2, draw)) == {"sorted", "upper"}
     assert len(asked_for(REFERENCE.program, 1, draw)) == 1
     assert asked_for("def f(x):\n    return x", 2, draw) == ()
+
+
+def test_constructs_are_named_in_a_sentence() -> None:
+    assert [named(["len", "for", "%"][:count]) for count in range(4)] == [
+        "",
+        "`len`",
+        "`len` and `for`",
+        "`len`, `for` and `%`",
+    ]
+
+
+def test_a_power_is_no_product() -> None:
+    assert used("def f(x):\n    return x ** 2") == ["**"]
+    assert used("def f(x):\n    return x ** 2 * x") == ["*", "**"]

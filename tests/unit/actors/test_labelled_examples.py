@@ -64,6 +64,8 @@ def test_every_response_is_judged_right(environment: Environment, store: TaskBuf
                 assert proposal.program not in head, "its references are other programs"
             elif "message that says what" in prompt:
                 roles["propose"] += 1
+                if prompt.endswith("```message\n"):
+                    assert response.count("```input\n") == SETTINGS.induction_inputs
             else:
                 roles["solve"] += 1
                 kind = next(kind for start, kind in STARTS.items() if prompt.endswith(start))
@@ -88,7 +90,8 @@ def _asked(kind: str, text: str, program: LabelledProgram, pair: tuple[str, str]
     if kind == "induction":
         message = program.message or "f uses `+` and `*`."
         shown = all(f"```output\n{output}\n```" in text for _, output in program.pairs[:2])
-        return f"```message\n{message}\n```" in text and shown and pair == program.pairs[0]
+        hidden = not any(f"```output\n{output}\n```" in text for _, output in program.pairs[2:])
+        return f"```message\n{message}\n```" in text and shown and hidden and pair == program.pairs[0]
     shown = f"```input\n{given}\n```" if kind == "deduction" else f"```output\n{output}\n```"
     return f"{program.program}\n```" in text and shown in text
 

@@ -4,29 +4,61 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
+import pytest
+
+from learner import resident_memory
 from learner.resident_memory import MemoryReading, resident_mib
 
 _HELD_MIB = 200
 _HOLDS = f"held = b'x' * ({_HELD_MIB} * 2**20); print('held', flush=True); input()"
+_GRANDCHILD = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {_HOLDS!r}])"
 
 
-def test_memory_of_a_child_counts_while_it_lives() -> None:
-    before = resident_mib()
-    child = subprocess.Popen([sys.executable, "-c", _HOLDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+def measured() -> float:
+    found = resident_mib()
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("program", [_HOLDS, _GRANDCHILD], ids=["child", "grandchild"])
+def test_memory_of_what_it_started_counts_while_it_lives(program: str) -> None:
+    before = measured()
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        started.append(subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+
+    thread = threading.Thread(target=start)  # whichever thread starts it
+    thread.start()
+    thread.join()
+    (child,) = started
     assert child.stdout is not None
     assert child.stdout.readline() == b"held\n"
-    during = resident_mib()
+    during = measured()
     child.communicate(b"\n")
     assert during - before > 0.9 * _HELD_MIB
-    assert resident_mib() - before < 0.5 * _HELD_MIB
+    assert measured() - before < 0.5 * _HELD_MIB
+
+
+def test_without_proc_there_is_no_number_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> str:
+        raise PermissionError(self)
+
+    monkeypatch.setattr(resident_memory.Path, "read_text", refuse)
+    assert resident_mib() is None
+    assert MemoryReading("memory/actor_mib").numbers() == {}
 
 
 def test_a_reading_is_kept_until_it_is_due() -> None:
-    now, values = [0.0], iter([10.0, 20.0])
-    memory = MemoryReading(30.0, lambda: next(values), lambda: now[0])
-    assert memory.mib() == 10.0
+    now, values = [0.0], iter([10.0, None, 20.0])
+    memory = MemoryReading("memory/actor_mib", 30.0, lambda: next(values), lambda: now[0])
+    assert memory.numbers() == {"memory/actor_mib": 10.0}
     now[0] = 29.9
-    assert memory.mib() == 10.0
+    assert memory.numbers() == {"memory/actor_mib": 10.0}
     now[0] = 30.0
-    assert memory.mib() == 20.0
+    assert memory.numbers() == {}
+    now[0] = 60.0
+    assert memory.numbers() == {"memory/actor_mib": 20.0}

@@ -137,5 +137,8 @@ def test_with_pairs_every_program_is_labelled_once_with_other_inputs(
     # Five pairs in two kinds and one induction; each kind is proposed once.
     assert len(written) == 5 + 5 + 1 + 3
     answers = [example["response"] for example in solved]
+    shown = written[5 + 5]["prompt"]
+    assert sum(piece.startswith("```output") for piece in shown) == 1 + 5 // 2, "its own, and half of all pairs"
+    assert written[-1]["response"].count("```input\n") == 2, "a proposer writes --inputs"
     assert answers[:5] == [f"{7 * x - 1}\n```" for x in [int(answer.split()[0]) for answer in answers[5:10]]]
     assert "same" not in json.dumps(written)
