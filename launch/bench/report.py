@@ -21,7 +21,6 @@ null where a call is not one thing (many callers at once). `runs` is how many ru
 from __future__ import annotations
 
 import math
-import os
 import platform
 import statistics
 import sys
@@ -36,8 +35,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-from executor.cpus import allowed_cpus
 from launch.json_lines import to_json
+from launch.machine import describe_machine
 from launch.versions import version_of
 
 
@@ -155,28 +154,6 @@ class Samples:
             "executions": sum(run.units for run in self._runs),
             "detail": detail,
         }
-
-
-def describe_machine() -> dict[str, Any]:
-    """The processor, the cores that this process may use, memory, kernel, and how busy it is."""
-    processor = platform.processor() or platform.machine()
-    memory_gib = None
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
-                break
-        memory_gib = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    except (OSError, ValueError):
-        pass  # a description, not a measurement
-    return {
-        "processor": processor,
-        "architecture": platform.machine(),
-        "cores": allowed_cpus(),
-        "memory_gib": memory_gib,
-        "system": f"{platform.system()} {platform.release()}",
-        "load_at_start": round(os.getloadavg()[0], 2),
-    }
 
 
 def describe_versions(packages: Sequence[str] = ("azr",)) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.arguments import add_overrides, new_command, overrides_of
+from launch.study.arms import NAMES
 
 if TYPE_CHECKING:
     from launch.study.definition import Study
@@ -60,13 +61,13 @@ examples:
   azr study arms smollm2-cpu ablations --tokens 200000        full method, deduction only, no induction, no references,
                                                               solver only: three seeds each, equal trained tokens
   azr study arms smollm2-cpu reference --tokens 200000        the reference implementation's rewards beside ours
-  azr study arms smollm2-cpu-learn alone --seeds 0,1,2 --minutes 12   one recipe beside the untrained model
+  azr study arms smollm2-cpu-learn alone --minutes 12 selfplay.heldout_every=4   one recipe, beside the untrained model
   azr study arms smollm2-cpu my-arms.toml --minutes 12 --seeds 0,1,2,3,4 --baseline plain
   azr study arms smollm2-cpu ablations selfplay.heldout_samples=4   other settings, the same in all arms
   azr study arms smollm2-cpu ablations --dry-run              write the study file, look at it, change it; then
   azr study resume runs/study-arms-ablations-smollm2-cpu      ... make its runs
 
-ARMS is a TOML file, or the name of one that ships (ablations, alone, controls, reference). It has a table for each arm,
+ARMS is a TOML file, or the name of one that ships ({", ".join(NAMES)}). It has a table for each arm,
 of settings as in a recipe, on top of RECIPE; the first arm is the one that the others are compared with, unless
 --baseline names one:
 
@@ -145,9 +146,7 @@ def _add_arms(kinds: Any) -> None:
         _ARMS,
     )
     command.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
-    command.add_argument(
-        "arms", metavar="ARMS", help="a TOML file of arms, or one that ships: ablations, alone, controls, reference"
-    )
+    command.add_argument("arms", metavar="ARMS", help=f"a TOML file of arms, or one that ships: {', '.join(NAMES)}")
     add_overrides(command, "settings on top of the recipe, in all arms; an arm's own come last")
     command.add_argument(
         "--baseline", metavar="NAME", help="arm that the others are compared with (default: the first)"
@@ -338,8 +337,9 @@ def _write_page(folder: StudyFolder, study: Study) -> None:
 
 
 def _expect(folder: StudyFolder, study: Study) -> None:
+    from launch.run.console import counted
     from launch.study.new import expectation
 
-    judgement = study.judgement
-    print(f"{len(study.order)} runs of {study.budget}; margin {100 * judgement.margin:g} points")
+    margin = f"; margin {100 * study.judgement.margin:g} points" if len(study.arms) > 1 else ""
+    print(f"{counted(len(study.order), 'run')} of {study.budget}{margin}")
     print(expectation(folder, study))

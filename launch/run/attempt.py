@@ -19,11 +19,13 @@ from typing import Any
 
 from launch.config import Config, SftConfig
 from launch.json_lines import to_json
+from launch.machine import describe_machine, in_words
 from launch.run.aside import last_step, set_aside_all
 from launch.run.changes import Changes, changes
 from launch.run.configuration import load_run, to_run_toml, with_absolute_paths
 from launch.run.folder import AttemptFolder, RunFolder, RunFolderError, append_event
 from launch.run.measurements import lacks_last
+from launch.versions import version_of
 from learner.checkpoint import Checkpoints
 from learner.disk import matches, sync
 
@@ -127,6 +129,8 @@ def begin(config: Config | SftConfig, folder: RunFolder, origin: Origin) -> list
         "attempt": attempt.number,
         "time": now,
         "host": platform.node(),
+        "machine": in_words(describe_machine()),
+        "azr": version_of("azr"),
         "pid": os.getpid(),
         "command": sys.argv,
     }

@@ -45,7 +45,8 @@ class AttemptFolder:
         self.record = path / "attempt.json"
 
     def began(self) -> dict[str, Any]:
-        """`attempt`, `time` (UTC), `host`, `pid` and `command` of the attempt; empty where they cannot be read."""
+        """`attempt`, `time` (UTC), `host`, `machine` in words, version of `azr`, `pid` and `command` of the attempt;
+        empty where they cannot be read."""
         return read_json(self.record)
 
     def new_aside(self) -> Path:

@@ -12,21 +12,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from launch.recipe import settings_in
+from launch.study.arms import FOLDER, NAMES
 from launch.study.definition import Arm, StudyError
 
-SHIPPED = Path(__file__).parent / "arms"
-"""The folder of the files that ship."""
 _FORM = "it has a table [arms.NAME] for each arm, with settings as in a recipe, such as selfplay.references = 0"
 
 
 def find_arms(name: str) -> Path:
     """The file of this path, or of this name among those that ship. Raises StudyError."""
     is_path = "/" in name or name.endswith(".toml")
-    path = Path(name) if is_path else SHIPPED / f"{name}.toml"
+    path = Path(name) if is_path else FOLDER / f"{name}.toml"
     if os.path.isfile(path):
         return path
-    ship = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.toml")))
-    raise StudyError(f"there is no file of arms {name}: give the path of a .toml file, or one that ships: {ship}")
+    raise StudyError(
+        f"there is no file of arms {name}: give the path of a .toml file, or one that ships: {', '.join(NAMES)}"
+    )
 
 
 def read_arms(path: Path, baseline: str | None = None) -> tuple[Arm, ...]:

@@ -57,8 +57,13 @@ def draw(study: Study, results: Mapping[str, RunResult], folder: Path) -> list[P
 
 def colours_of(arms: Sequence[Arm]) -> dict[str, Colour]:
     """Arm -> its colour in all figures of the study that has these arms."""
+    return {arm.name: colour for arm, colour in zip(arms, colour_scale(len(arms)), strict=True)}
+
+
+def colour_scale(count: int) -> list[Colour]:
+    """`count` colours, from dark to light."""
     scale = matplotlib.colormaps["viridis"]
-    return {arm.name: scale(0.9 * place / max(1, len(arms) - 1)) for place, arm in enumerate(arms)}
+    return [scale(0.9 * place / max(1, count - 1)) for place in range(count)]
 
 
 def _figure(study: Study, by_arm: Mapping[str, Sequence[RunResult]], axis: str) -> Figure:
@@ -73,7 +78,8 @@ def _figure(study: Study, by_arm: Mapping[str, Sequence[RunResult]], axis: str) 
         for arm in arms:
             for row, metric in enumerate(rows):
                 _draw_arm(axes[row][column], by_arm.get(arm.name, ()), metric, axis, arm.name, colours[arm.name])
-        axes[0][column].set_title(f"reference: {reference}")
+        if len(study.arms) > 1:
+            axes[0][column].set_title(f"reference: {reference}")
         axes[0][column].legend(fontsize=7)
         axes[-1][column].set_xlabel(_LABELS[axis])
     for row, metric in enumerate(rows):

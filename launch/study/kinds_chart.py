@@ -1,46 +1,67 @@
-"""The chart of how held-out accuracy went, by kind of task, as an SVG file."""
+"""The chart of held-out accuracy over time, by kind of task, as an SVG file."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from launch.study.curves import STYLE
-from launch.study.findings import ArmFindings, judged_kinds
+from actors.kinds.registry import names
+from launch.study.curves import STYLE, colour_scale
+from launch.study.findings import ArmFindings, sample_of
 from launch.study.result import RunResult
 
 CHART = "kinds.svg"
 FEWEST = 3
-"""Measurements of a run from which there is a course to draw."""
+"""Measurements of a run from which there is more to draw than before and after."""
+
+Line = list[tuple[float, float]]
+"""(minutes of training, accuracy in percent)."""
 
 
 def has_course(found: Sequence[ArmFindings]) -> bool:
-    """Whether a run was measured often enough."""
+    """Whether a run was measured often enough for the chart."""
     return any(len(run.heldout) >= FEWEST for one in found for run in one.runs)
+
+
+def line_of(run: RunResult, kind: str | None) -> Line:
+    """The accuracies of a run, of one kind or in the mean over kinds."""
+    return [(one.time_s / 60, 100 * value) for one in run.heldout for value in sample_of([one], kind).values]
+
+
+def mean_line(runs: Sequence[RunResult], kind: str | None) -> Line:
+    """The mean of the runs' lines: their first measurements, their second ones, and so on, as far as all that were
+    measured at all have one, and then their last ones."""
+    lines = [line for run in runs if (line := line_of(run, kind))]
+    if not lines:
+        return []
+    before = zip(*(line[:-1] for line in lines), strict=False)
+    groups = [*before, tuple(line[-1] for line in lines)]
+    return [(fmean(x for x, _ in points), fmean(y for _, y in points)) for points in groups]
 
 
 def draw_kinds(found: Sequence[ArmFindings], folder: Path) -> Path | None:
     """Draw the chart into `folder`; returns the file, or None where no run was measured often enough. A panel for each
-    arm; a line for each kind and for the mean over kinds, against time. Thin lines are runs, thick ones their mean over
-    the versions that all runs have measured."""
+    arm; a line for each kind and for the mean over kinds. Thin lines are runs, thick ones their mean."""
     if not has_course(found):
         return None
-    measured = [one for one in found if one.runs]
-    kinds = judged_kinds(found)
+    arms = [one for one in found if one.runs]
+    kinds = [kind for kind in names() if any(line_of(run, kind) for one in arms for run in one.runs)]
+    colours = dict(zip(kinds, colour_scale(len(kinds)), strict=True))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.5 + 4.5 * len(measured), 3.2), layout="constrained")
-        panels = figure.subplots(1, len(measured), squeeze=False, sharey="row")[0]
-        colours = matplotlib.colormaps["viridis"]
-        for panel, one in zip(panels, measured, strict=True):
-            for place, kind in enumerate(kinds):
-                _draw(panel, one.runs, kind, colours(0.9 * place / max(1, len(kinds) - 1)))
-            _draw(panel, one.runs, None, "black")
+        figure = Figure(figsize=(1.5 + 4.5 * len(arms), 3.2), layout="constrained")
+        panels = figure.subplots(1, len(arms), squeeze=False, sharey="row")[0]
+        for panel, one in zip(panels, arms, strict=True):
+            for kind in (*kinds, None):
+                colour = colours[kind] if kind else "black"
+                for line in [line_of(run, kind) for run in one.runs] if len(one.runs) > 1 else ():
+                    panel.plot(*zip(*line, strict=True), color=colour, linewidth=0.6, alpha=0.5) if line else None
+                xs, ys = [x for x, _ in mean_line(one.runs, kind)], [y for _, y in mean_line(one.runs, kind)]
+                style = "-" if kind else "--"
+                panel.plot(xs, ys, style, color=colour, linewidth=1.8, marker="o", markersize=4, label=kind or "mean")
             panel.set_title(one.arm.name)
             panel.set_xlabel("minutes of training")
             panel.set_ylim(bottom=0)
@@ -48,23 +69,3 @@ def draw_kinds(found: Sequence[ArmFindings], folder: Path) -> Path | None:
         panels[0].legend(fontsize=8)
         figure.savefig(folder / CHART, format="svg", metadata={"Date": None})
     return folder / CHART
-
-
-def _draw(axes: Axes, runs: Sequence[RunResult], kind: str | None, colour: object) -> None:
-    """The lines of a kind, or for None of the mean over kinds."""
-    by_version: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    for run in runs:
-        points = []
-        for one in run.heldout:
-            if kind is not None and kind not in one.solved:
-                continue
-            value = one.mean if kind is None else one.solved[kind][0] / one.solved[kind][1]
-            points.append((one.time_s / 60, 100 * value))
-            by_version[one.version].append(points[-1])
-        if len(runs) > 1 and points:
-            axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.6, alpha=0.5)
-    common = [points for _, points in sorted(by_version.items()) if len(points) == len(runs)]
-    xs = [fmean(x for x, _ in points) for points in common]
-    ys = [fmean(y for _, y in points) for points in common]
-    style = "--" if kind is None else "-"
-    axes.plot(xs, ys, style, color=colour, linewidth=1.8, marker="o", markersize=4, label=kind or "mean")

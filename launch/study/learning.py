@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from actors.heldout.intervals import Estimate, Solved
 from actors.heldout.intervals import difference as over_tasks
 from launch.study.findings import ArmFindings, judged_kinds, sample_of
 from launch.study.interval import Difference, difference
-from launch.study.result import DIVERSITY, LAST_STEPS, Measured
+from launch.study.quarters import DIVERSITY, MEMORY, PARTS
+from launch.study.result import LAST_STEPS, Measured
 from launch.study.table import number, points, share, table
 
 
@@ -147,18 +148,12 @@ ABOUT_TOKENS = (
 
 def diversity(found: Sequence[ArmFindings]) -> str:
     """The table of diversity at the end; empty where no result has it."""
-    if not any(run.diversity for one in found for run in one.runs):
-        return ""
     rows = [
-        [
-            f"`{one.arm.name}`",
-            *(share(_end(one, name)) for name in DIVERSITY),
-            number(_end(one, "entropy"), ".2f"),
-        ]
+        [f"`{one.arm.name}`", *_diversity_cells([run.diversity for run in one.runs])]
         for one in found
+        if any(run.diversity for run in one.runs)
     ]
-    headings = ("arm", "ignore their input", "known tasks", "distinct programs", "copies", "entropy, nats")
-    return table(headings, rows)
+    return table(("arm", *_DIVERSITY_HEADINGS), rows) if rows else ""
 
 
 ABOUT_DIVERSITY = (
@@ -169,8 +164,47 @@ ABOUT_DIVERSITY = (
 )
 
 
-def _end(one: ArmFindings, name: str) -> float | None:
-    known = [run.diversity[name] for run in one.runs if name in run.diversity]
+def by_quarter(found: Sequence[ArmFindings]) -> str:
+    """The table of the quarters of the steps; empty where no result has them."""
+    rows = []
+    for one in found:
+        for part in range(PARTS):
+            parts = [run.quarters[part] for run in one.runs if run.quarters]
+            if not parts:
+                continue
+            rows.append(
+                [
+                    f"`{one.arm.name}`",
+                    f"{part + 1} of {PARTS}",
+                    number(_mean_of(parts, "new_tasks"), ".1f"),
+                    *_diversity_cells(parts),
+                    number(_mean_of(parts, "step_s"), ".1f"),
+                    *(number(_mean_of(parts, name), ",.0f") for name in MEMORY),
+                ]
+            )
+    headings = (
+        "arm", "quarter", "new tasks a step", *_DIVERSITY_HEADINGS, "seconds a step", "learner, MiB", "actor, MiB",
+    )  # fmt: skip
+    return table(headings, rows) if rows else ""
+
+
+ABOUT_QUARTERS = (
+    "New tasks a step: tasks that the buffer took. Seconds a step: from step to step. Both are counted from the end of "
+    "the first step, which includes seeding. Diversity: as above, over the steps of the quarter. Memory: resident, of "
+    "the learner, and of the largest actor with its engine and sandboxes. Means over the complete runs."
+)
+
+_DIVERSITY_HEADINGS = ("ignore their input", "known tasks", "distinct programs", "copies", "entropy, nats")
+
+
+def _diversity_cells(parts: Sequence[Mapping[str, float]]) -> list[str]:
+    """The cells under `_DIVERSITY_HEADINGS`, as means over runs."""
+    shares = [share(_mean_of(parts, name)) for name in DIVERSITY]
+    return [*shares, number(_mean_of(parts, "entropy"), ".2f")]
+
+
+def _mean_of(parts: Sequence[Mapping[str, float]], name: str) -> float | None:
+    known = [part[name] for part in parts if name in part]
     return fmean(known) if known else None
 
 

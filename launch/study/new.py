@@ -75,7 +75,7 @@ def make(request: Request, folder: StudyFolder, say: Callable[[str], None]) -> S
 
     A folder with another study is refused once a run of it has begun; before that its file is written anew.
     """
-    study, recipe = _define(request)
+    study, recipe = _define(request, say)
     if folder.definition.exists():
         former = read_study(folder.definition)
         changed = differences(former, study)
@@ -98,7 +98,7 @@ def make(request: Request, folder: StudyFolder, say: Callable[[str], None]) -> S
     return study
 
 
-def _define(request: Request) -> tuple[Study, str]:
+def _define(request: Request, say: Callable[[str], None]) -> tuple[Study, str]:
     """The study, and the text of its recipe."""
     for text in request.overrides:
         key = parse_override(text)[0]
@@ -106,6 +106,13 @@ def _define(request: Request) -> tuple[Study, str]:
             raise StudyError(f"{key} is the study's to set: leave {text} out, and use {option}")
     base = load(request.recipe, request.overrides)
     budget = request.budget or Budget(steps=base.learner.steps)
+    limits = {"minutes": base.run.max_minutes, "tokens": base.run.max_tokens}
+    for name, limit in limits.items() if request.budget is None else ():
+        if limit is not None:
+            say(
+                f"each run takes {budget}, without the recipe's own run.max_{name} = {limit:g}, so that all train "
+                f"equally; to take that instead: --{name} {limit:g}"
+            )
     named = any(parse_override(text)[0] == "selfplay.heldout_every" for text in request.overrides)
     every = _heldout_every(base, budget, named)
     config = load(request.recipe, [*request.overrides, f"selfplay.heldout_every={every}"])

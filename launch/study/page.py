@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from launch.run.console import counted
 from launch.study.accuracy_chart import CHART, draw_accuracy, has_chart
-from launch.study.course import ABOUT_COURSE, course
 from launch.study.curves import draw, files_of
 from launch.study.definition import Study
 from launch.study.findings import ArmFindings, judge, needed
@@ -18,8 +17,10 @@ from launch.study.learning import (
     ABOUT_DIVERSITY,
     ABOUT_GAINS,
     ABOUT_KINDS,
+    ABOUT_QUARTERS,
     ABOUT_TOKENS,
     by_kind,
+    by_quarter,
     diversity,
     gains,
     per_token,
@@ -49,23 +50,21 @@ def page(study: Study, results: Mapping[str, RunResult], found: Sequence[ArmFind
         f"# Study: {study.study}, `{study.recipe}`",
         study.question,
         _state(study, results),
-        "## Verdict" if len(study.arms) > 1 else "## Held-out accuracy",
-        *[f"- {text}" for one in found if (text := verdict_of(study, one, found))],
-        table(("arm", "runs", "before", "held-out accuracy", "of each run", "difference", "interval", "verdict"),
-               [_verdict_row(study, one) for one in found]),
+        *_verdicts(study, found),
         _judged(study, found, began),
         *_section("## Since the untrained model", gains(found, study.judgement.alpha), ABOUT_GAINS),
-        *_section("## By kind", by_kind(found, study.judgement.alpha), ABOUT_KINDS),
+        *(_section("## By kind", by_kind(found, study.judgement.alpha), ABOUT_KINDS) if len(found) > 1 else []),
         *([f"![held-out accuracy by kind]({CHART})"] if has_chart(found) else []),
         *([f"![held-out accuracy over time]({KINDS_CHART})"] if has_course(found) else []),
         *_section("## Learning for each token", per_token(found), ABOUT_TOKENS),
         *_section("## Diversity at the end", diversity(found), ABOUT_DIVERSITY),
-        *_section("## From quarter to quarter", course(found), ABOUT_COURSE),
+        *_section("## From quarter to quarter", by_quarter(found), ABOUT_QUARTERS),
         "## Cost",
         table(("arm", "mean age", "max age", "steps", "seconds", "speed", "trained", "generated", "dropped",
                 "learner waits"), [_cost_row(one, found) for one in found]),
-        "Means over the complete runs: tokens trained, generated and dropped a run; speed is trained tokens a second, "
-        "and in parentheses the difference to the reference arm. Seconds are those of training, without starting up.",
+        "Means over the complete runs: tokens trained, generated and dropped a run; speed is trained tokens a second"
+        + (", and in parentheses the difference to the reference arm" if len(found) > 1 else "")
+        + ". Seconds are those of training, without starting up.",
         "## Curves",
         "Thin lines are runs, thick ones their mean. Bars are the 95% intervals of single measurements.",
         *[f"![against {axis}]({name})" for axis, name in files_of(study).items()],
@@ -95,6 +94,16 @@ def verdict_of(study: Study, one: ArmFindings, found: Sequence[ArmFindings]) -> 
     enough = needed(study, one, reference)
     told = f"; with the spread that was seen, about {enough} seeds would tell of equal arms" if enough else ""
     return f"{name}: cannot tell: {interval}, margin {margin} ({seeds}{told})."
+
+
+def _verdicts(study: Study, found: Sequence[ArmFindings]) -> list[str]:
+    """The verdicts and their table; of one arm, which nothing is compared with, the accuracies alone."""
+    headings = ("arm", "runs", "before", "held-out accuracy", "of each run", "difference", "interval", "verdict")
+    rows = [_verdict_row(study, one) for one in found]
+    if len(found) == 1:
+        return ["## Held-out accuracy", table(headings[:5], [row[:5] for row in rows])]
+    sentences = [f"- {text}" for one in found if (text := verdict_of(study, one, found))]
+    return ["## Verdict", *sentences, table(headings, rows)]
 
 
 def _section(heading: str, text: str, about: str) -> list[str]:
@@ -131,7 +140,8 @@ def _judged(study: Study, found: Sequence[ArmFindings], began: str | None) -> st
     judgement = study.judgement
     versions = sorted({one.version for one in found if one.version is not None})
     at = (
-        f"at version {', '.join(map(str, versions))}, the newest that all runs of a comparison have measured"
+        f"at version {', '.join(map(str, versions))}, the newest that all runs"
+        f"{' of a comparison' if len(found) > 1 else ''} have measured"
         if versions
         else "by the last measurement of each run"
     )
@@ -197,10 +207,10 @@ def _runs(study: Study, results: Mapping[str, RunResult]) -> str:
         if result is None:
             rows.append([f"`{run.name}`", "to be made", *["-"] * 5])
             continue
-        course = " ".join(f"{100 * measured.mean:.1f}" for measured in result.heldout)
+        accuracies = " ".join(f"{100 * measured.mean:.1f}" for measured in result.heldout)
         state = result.status if result.status == "complete" else f"failed, exit code {result.exit_code}"
         seconds, age = f"{result.seconds:.0f}", number(result.age_mean, ".2f")
-        rows.append([f"`{run.name}`", state, str(result.steps), seconds, age, str(result.attempts), course or "-"])
+        rows.append([f"`{run.name}`", state, str(result.steps), seconds, age, str(result.attempts), accuracies or "-"])
     headings = ("run, in the order made", "state", "steps", "seconds", "mean age", "starts", "held-out accuracy, %")
     return table(headings, rows)
 

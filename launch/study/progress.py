@@ -19,6 +19,8 @@ START_S = 45.0
 """Seconds from the start of `azr train` to its first step and from its last one to its end, before any was measured."""
 SAY_EVERY_S = 60.0
 """Seconds between two lines about a run where there is no terminal."""
+LOOK_EVERY_S = 5.0
+"""Seconds between two looks at a run's metrics on a terminal. They are read whole, on a machine that trains."""
 
 
 class Progress:
@@ -55,7 +57,7 @@ class Progress:
     def look(self, folder: RunFolder) -> None:
         """Show how far the present run is."""
         now = time.monotonic()
-        if self._status is None and now < self._said + SAY_EVERY_S:
+        if now < self._said + (SAY_EVERY_S if self._status is None else LOOK_EVERY_S):
             return
         self._said = now
         text = self._describe(folder)

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from actors.heldout.measurement import Measurement, read_measurement
-from actors.kinds.registry import names
 from executor.settings_table import SettingsTable
-from launch.bench.report import describe_machine
 from launch.json_lines import to_json
 from launch.run.folder import RunFolder
 from launch.run.interrupts import COMPLETE
 from launch.run.measurements import files
 from launch.study.definition import StudyError, StudyRun
 from launch.study.folder import now
-from launch.versions import version_of
+from launch.study.quarters import diversity_of, quarters
 from launch.whole_file import write_text
 
 MOST_POINTS = 200
@@ -39,16 +35,10 @@ SERIES = (
     "step_s",
     "wait_for_batch_share",
     "wait_for_policy_share",
-    "memory/learner_mib",
-    "memory/actor_mib/max",
 )
-"""Metrics whose course is kept. Beside them each point has step, time and tokens so far, the shares of `DIVERSITY`, and
-`tasks`: those that the buffer took so far."""
-
-DIVERSITY = ("ignores_input", "duplicates", "distinct_programs", "copies")
-"""Shares of proposals and answers, by kind of task, of which the course and the end are kept (docs/metrics.md)."""
+"""Metrics whose course is kept. Beside them each point has step, time and tokens so far."""
 LAST_STEPS = 5
-"""Steps that these are a mean of."""
+"""Steps of the end of a run, whose diversity is kept."""
 
 
 class Measured(SettingsTable):
@@ -107,7 +97,9 @@ class RunResult(SettingsTable):
     wait_for_batch_share: float | None = None
     """The learner's share of time without a batch."""
     diversity: dict[str, float] = {}
-    """`DIVERSITY` and `entropy` -> mean over the last `LAST_STEPS` steps, and over the kinds that have it."""
+    """Of the last `LAST_STEPS` steps (`quarters.diversity_of`)."""
+    quarters: tuple[dict[str, float], ...] = ()
+    """Of each quarter of the steps (`quarters.quarters`)."""
     series: dict[str, list[float | None]] = {}
     heldout: tuple[Measured, ...] = ()
 
@@ -126,7 +118,8 @@ def collect(folder: RunFolder, run: StudyRun, exit_code: int | None, error: str 
     """The result of a run that has ended, from its folder."""
     rows = folder.read_metrics()
     status: Literal["complete", "failed"] = "complete" if exit_code == 0 and rows else "failed"
-    attempt, machine = folder.newest_attempt(), describe_machine()
+    attempt = folder.newest_attempt()
+    began = attempt.began() if attempt else {}
     base: dict[str, Any] = {
         "arm": run.arm,
         "seed": run.seed,
@@ -135,8 +128,9 @@ def collect(folder: RunFolder, run: StudyRun, exit_code: int | None, error: str 
         "error": error if error or rows else "it has recorded no step",
         "written": now(),
         "attempts": attempt.number if attempt else 0,
-        "machine": f"{platform.node()}, {machine['cores']} cores, {machine['processor']}",
-        "azr": version_of("azr"),
+        # Of the run, which another machine may have made.
+        "machine": ", ".join(began[name] for name in ("host", "machine") if name in began) or "unknown",
+        "azr": began.get("azr", "unknown"),
     }
     return RunResult.model_validate(
         base | (_figures(rows) | {"heldout": tuple(_measured(folder, rows))} if rows else {})
@@ -157,8 +151,6 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "tokens_generated": [generated[place] for place in kept],
     }
     series |= {name: [_rounded(rows[place].get(name)) for place in kept] for name in SERIES}
-    series |= {name: [_rounded(_over_kinds(rows[place], name)) for place in kept] for name in DIVERSITY}
-    series |= {"tasks": [_tasks(rows[place]) for place in kept]}
     return {
         "steps": int(last["step"]),
         "seconds": round(last["time_s"], 2),
@@ -173,30 +165,10 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "age_mean": _mean_age(rows),
         "age_max": max((row["age_max"] for row in rows if row.get("age_max") is not None), default=None),
         "wait_for_batch_share": _rounded(waited / last["time_s"]) if last["time_s"] else None,
-        "diversity": _diversity(rows[-LAST_STEPS:]),
-        "series": {name: values for name, values in series.items() if any(value is not None for value in values)},
+        "diversity": diversity_of(rows[-LAST_STEPS:]),
+        "quarters": quarters(rows),
+        "series": series,
     }
-
-
-def _diversity(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    named = {name: [f"{name}/{kind}" for kind in names()] for name in DIVERSITY} | {"entropy": ["entropy"]}
-    known = {
-        name: [row[metric] for row in rows for metric in metrics if row.get(metric) is not None]
-        for name, metrics in named.items()
-    }
-    return {name: float(f"{fmean(values):.5g}") for name, values in known.items() if values}
-
-
-def _over_kinds(row: Mapping[str, Any], name: str) -> float | None:
-    """The mean over kinds of a metric of a step; None where no kind has it."""
-    known = [value for kind in names() if (value := row.get(f"{name}/{kind}")) is not None]
-    return fmean(known) if known else None
-
-
-def _tasks(row: Mapping[str, Any]) -> float | None:
-    """Tasks that the buffer has taken since the run began; None where it does not say."""
-    known = [value for kind in names() if (value := row.get(f"buffer/{kind}")) is not None]
-    return sum(known) + (row.get("buffer/evicted") or 0.0) if known else None
 
 
 def _measured(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> list[Measured]:

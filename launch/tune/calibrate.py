@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from executor.cpus import allowed_cpus
-from launch.bench.report import describe_machine
 from launch.least_squares import fit_line_robustly, mean_and_error
+from launch.machine import describe_machine
 from launch.model_check import BLOCK_TOKENS, cache_bytes_per_token, num_parameters
 from launch.models import prepare
 from launch.tune.calibration import (

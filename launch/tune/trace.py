@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from launch.bench.report import describe_machine
 from launch.config import Config, build
 from launch.json_lines import to_json
+from launch.machine import describe_machine
 from launch.tune.calibration import CalibrationError
 from launch.tune.records import RunRecord
 from launch.tune.scenario import buffered_by

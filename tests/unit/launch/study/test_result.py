@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,13 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "some.json").write_text('{"arm": "K0"')
     with pytest.raises(StudyError, match=r"some.json is no result of a run.*Remove it"):
         read_result(tmp_path / "some.json")
+
+
+def test_the_machine_is_the_one_that_made_the_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_run(folder, [row(1)])
+    assert collect(folder, RUN, 0).machine == "unknown"
+    record = {"host": "node7", "machine": "64 cores, a processor", "azr": "9.8", "pid": 1}
+    folder.new_attempt().record.write_text(json.dumps(record))
+    result = collect(folder, RUN, 0)
+    assert (result.machine, result.azr) == ("node7, 64 cores, a processor", "9.8")
