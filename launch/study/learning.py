@@ -76,8 +76,9 @@ def _intervals(alpha: float) -> tuple[str, str]:
 
 
 ABOUT_GAINS = (
-    "Held-out accuracy at the judged version, and that of the untrained model, which every run measures anew. The gain "
-    "is in points; its intervals are computed as in the next table, before against after."
+    "Held-out accuracy of the untrained model, and at the judged version. The gain is in points. The interval over "
+    "seeds is Welch's, before against after. The one over programs takes these runs as they are, pairs before and "
+    "after by task, with the mean over an arm's runs, and says what other programs might give."
 )
 ABOUT_KINDS = (
     "Differences to the reference arm, in points. The interval over seeds is that of the verdict: it says what other "

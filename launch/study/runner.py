@@ -34,6 +34,7 @@ from launch.study.definition import Study, StudyError, StudyRun
 from launch.study.folder import StudyFolder
 from launch.study.progress import Progress
 from launch.study.result import RunResult, collect, is_finished, read_result, write_result
+from launch.study.untrained import take_over
 
 POLL_S = 0.5
 FAILURES_IN_A_ROW = 2
@@ -125,6 +126,7 @@ def make_run(folder: StudyFolder, study: Study, run: StudyRun, progress: Progres
             return SAVED
     if is_finished(place):
         return 0
+    take_over(folder, study, run)
     folder.logs.mkdir(parents=True, exist_ok=True)
     with folder.log(run).open("ab") as log:
         # A process group of its own: Ctrl-C reaches this process alone, which passes it on once.
