@@ -45,23 +45,23 @@ def read_arms(path: Path, baseline: str | None = None) -> tuple[Arm, ...]:
         raise StudyError(f"{path} is no file of arms: {_FORM}")
     if not tables:
         raise StudyError(f"{path} has no arm: {_FORM}")
-    reference = next(iter(tables)) if baseline is None else baseline
-    if reference not in tables:
-        raise StudyError(f"--baseline {reference}: {path} has the arms {', '.join(tables)}")
-    return tuple(_arm(path, name, table, None if name == reference else reference) for name, table in tables.items())
+    named = next(iter(tables)) if baseline is None else baseline
+    if named not in tables:
+        raise StudyError(f"--baseline {named}: {path} has the arms {', '.join(tables)}")
+    return tuple(_arm(path, name, table, None if name == named else named) for name, table in tables.items())
 
 
 def question(recipe: str, arms: Sequence[Arm]) -> str:
     """The question, in words."""
-    baseline = next(arm.name for arm in arms if arm.reference is None)
-    others = ", ".join(arm.name for arm in arms if arm.reference is not None)
+    baseline = next(arm.name for arm in arms if arm.baseline is None)
+    others = ", ".join(arm.name for arm in arms if arm.baseline is not None)
     return f"What does {recipe} learn with {others}, beside {baseline}?" if others else f"What does {recipe} learn?"
 
 
-def _arm(path: Path, name: str, table: dict[str, Any], reference: str | None) -> Arm:
+def _arm(path: Path, name: str, table: dict[str, Any], baseline: str | None) -> Arm:
     overrides = tuple(f"{key}={_text(path, key, value)}" for key, value in settings_in(table))
     try:
-        return Arm(name=name, overrides=overrides, reference=reference)
+        return Arm(name=name, overrides=overrides, baseline=baseline)
     except ValidationError:
         raise StudyError(
             f"{path}: an arm cannot be called {name!r}: take letters, digits, dots, hyphens and underscores"

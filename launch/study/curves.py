@@ -37,7 +37,7 @@ def files_of(study: Study) -> dict[str, str]:
 
 
 def draw(study: Study, results: Mapping[str, RunResult], folder: Path) -> list[Path]:
-    """Draw the curves of complete runs into `folder`; returns the files. A column for each reference with the arms
+    """Draw the curves of complete runs into `folder`; returns the files. A column for each baseline with the arms
     that are compared with it, a row each for held-out accuracy, mean reward, and mean age or, but for a study of
     staleness, entropy. Thin lines are runs, with the 95% intervals of their measurements; thick ones their mean where
     all have a point."""
@@ -69,17 +69,17 @@ def colour_scale(count: int) -> list[Colour]:
 def _figure(study: Study, by_arm: Mapping[str, Sequence[RunResult]], axis: str) -> Figure:
     groups: dict[str, list[Arm]] = defaultdict(list)
     for arm in study.arms:
-        groups[arm.reference or arm.name].append(arm)
+        groups[arm.baseline or arm.name].append(arm)
     colours = colours_of(study.arms)
     rows = ("heldout", "reward_mean", "age_mean" if study.study == "staleness" else "entropy")
     figure = Figure(figsize=(1.5 + 4.5 * len(groups), 7.5), layout="constrained")
     axes = figure.subplots(len(rows), len(groups), squeeze=False, sharex=True, sharey="row")
-    for column, (reference, arms) in enumerate(groups.items()):
+    for column, (baseline, arms) in enumerate(groups.items()):
         for arm in arms:
             for row, metric in enumerate(rows):
                 _draw_arm(axes[row][column], by_arm.get(arm.name, ()), metric, axis, arm.name, colours[arm.name])
         if len(study.arms) > 1:
-            axes[0][column].set_title(f"reference: {reference}")
+            axes[0][column].set_title(f"baseline: {baseline}")
         axes[0][column].legend(fontsize=7)
         axes[-1][column].set_xlabel(_LABELS[axis])
     for row, metric in enumerate(rows):

@@ -46,8 +46,8 @@ class Arm(SettingsTable):
     """Name of the arm."""
     overrides: tuple[str, ...] = ()
     """Settings as on the command line, `KEY=VALUE`."""
-    reference: str | None = None
-    """Name of the arm that this one is compared with; unset: it is a reference itself."""
+    baseline: str | None = None
+    """Name of the arm that this one is compared with; unset: it is a baseline itself."""
 
 
 class Budget(SettingsTable):
@@ -74,7 +74,7 @@ class Budget(SettingsTable):
 
 
 class Judgement(SettingsTable):
-    """How an arm is judged against its reference. docs/staleness.md says how to read the verdict."""
+    """How an arm is judged against its baseline. docs/staleness.md says how to read the verdict."""
 
     metric: str = "heldout/mean"
     """The judged metric: the share of held-out tasks that is solved, mean over the kinds of tasks."""
@@ -116,12 +116,12 @@ class Study(SettingsTable):
             raise ValueError(f"arms have names of their own, and {', '.join(sorted(twice))} is there twice")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)} has a seed twice: its runs would share a folder")
-        references = {arm.name for arm in self.arms if arm.reference is None}
+        baselines = {arm.name for arm in self.arms if arm.baseline is None}
         for arm in self.arms:
-            if arm.reference is not None and arm.reference not in references:
+            if arm.baseline is not None and arm.baseline not in baselines:
                 raise ValueError(
-                    f"the arm {arm.name} has the reference {arm.reference}, which is no arm without a reference: "
-                    f"there are {', '.join(sorted(references)) or 'none'}"
+                    f"the arm {arm.name} has the baseline {arm.baseline}, which is no arm without one: "
+                    f"there are {', '.join(sorted(baselines)) or 'none'}"
                 )
         wanted = {run.name for run in self.runs()}
         if len(wanted) < len(self.arms) * len(self.seeds):

@@ -1,4 +1,4 @@
-"""What the results of a study say: each arm's figures, its difference to the reference, and the verdict."""
+"""What the results of a study say: each arm's figures, its difference to the baseline, and the verdict."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ArmFindings:
     """The version whose measurement is judged; None: the last one of each run."""
     difference: Difference | None = None
     verdict: Verdict | None = None
-    """None for a reference."""
+    """None for a baseline."""
 
     def mean(self, name: str) -> float | None:
         """The mean over runs of a field of `RunResult` that is a number; None without any."""
@@ -62,16 +62,16 @@ def judge(study: Study, results: Mapping[str, RunResult]) -> list[ArmFindings]:
     return [_compared(study, one, found) for one in found.values()]
 
 
-def needed(study: Study, one: ArmFindings, reference: ArmFindings) -> int | None:
+def needed(study: Study, one: ArmFindings, baseline: ArmFindings) -> int | None:
     """The seeds with which arms that differ by nothing would be told non-inferior, by the spread that was seen."""
-    spreads = [found.sample.spread for found in (one, reference) if len(found.sample.values) > 1]
+    spreads = [found.sample.spread for found in (one, baseline) if len(found.sample.values) > 1]
     return seeds_needed(fmean(spreads), study.judgement.margin, study.judgement.alpha) if spreads else None
 
 
 def _findings(study: Study, arm: Arm, results: Mapping[str, RunResult]) -> ArmFindings:
     runs = _complete(study, arm, results)
     failed = sum(1 for result in results.values() if result.arm == arm.name and result.status == "failed")
-    group = [other for other in study.arms if (other.reference or other.name) == (arm.reference or arm.name)]
+    group = [other for other in study.arms if (other.baseline or other.name) == (arm.baseline or arm.name)]
     version = _common_version([run for other in group for run in _complete(study, other, results)])
     if study.budget.steps is None:
         version = None
@@ -82,14 +82,14 @@ def _findings(study: Study, arm: Arm, results: Mapping[str, RunResult]) -> ArmFi
 
 
 def _compared(study: Study, one: ArmFindings, found: Mapping[str, ArmFindings]) -> ArmFindings:
-    if one.arm.reference is None:
+    if one.arm.baseline is None:
         return one
-    reference = found[one.arm.reference].sample
-    between = difference(one.sample, reference, study.judgement.alpha)
+    baseline = found[one.arm.baseline].sample
+    between = difference(one.sample, baseline, study.judgement.alpha)
     if between is not None:
         verdict = between.verdict(study.judgement.margin)
     else:
-        verdict = Verdict.TOO_FEW if one.sample.values and reference.values else Verdict.NOT_MEASURED
+        verdict = Verdict.TOO_FEW if one.sample.values and baseline.values else Verdict.NOT_MEASURED
     return replace(one, difference=between, verdict=verdict)
 
 

@@ -4,7 +4,7 @@ The unit is a run: each gives one accuracy, and runs of two arms are independent
 fixes the draws of a run, not the order in which requests arrive, so runs with one seed share little; pairing them would
 halve the degrees of freedom for nothing.) The interval is Welch's, for unequal variances:
 
-    d = mean(arm) - mean(reference)         se^2 = s_a^2 / n_a + s_r^2 / n_r
+    d = mean(arm) - mean(baseline)         se^2 = s_a^2 / n_a + s_r^2 / n_r
     d +- t(1 - alpha, df) se                df = se^4 / ((s_a^2 / n_a)^2 / (n_a - 1) + (s_r^2 / n_r)^2 / (n_r - 1))
 
 B. L. Welch, Biometrika 34 (1947) 28-35. Non-inferiority by an interval: G. Piaggio et al., Reporting of noninferiority
@@ -39,7 +39,7 @@ class Verdict(StrEnum):
     TOO_FEW = "cannot tell: too few seeds"
     """There is no interval: it needs two runs of each arm."""
     NOT_MEASURED = "cannot tell: not measured"
-    """No run of the arm, or of its reference, has a measurement."""
+    """No run of the arm, or of its baseline, has a measurement."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Difference:
-    """Arm minus reference, with its interval."""
+    """Arm minus baseline, with its interval."""
 
     mean: float
     low: float
@@ -80,13 +80,13 @@ class Difference:
         return Verdict.INFERIOR if self.high < -margin else Verdict.UNCLEAR
 
 
-def difference(arm: Sample, reference: Sample, alpha: float) -> Difference | None:
+def difference(arm: Sample, baseline: Sample, alpha: float) -> Difference | None:
     """The difference of two arms with its two-sided interval of confidence 1 - 2 alpha. None for fewer than two runs of
     either, which have no variance."""
-    if min(len(arm.values), len(reference.values)) < 2:
+    if min(len(arm.values), len(baseline.values)) < 2:
         return None
-    mean = arm.mean - reference.mean
-    parts = [(sample.spread / len(sample.values), len(sample.values) - 1) for sample in (arm, reference)]
+    mean = arm.mean - baseline.mean
+    parts = [(sample.spread / len(sample.values), len(sample.values) - 1) for sample in (arm, baseline)]
     total = sum(part for part, _ in parts)
     if total == 0:
         return Difference(mean, mean, mean, math.inf)

@@ -24,8 +24,8 @@ def by_kind(found: Sequence[ArmFindings], alpha: float) -> str:
     rows = []
     for kind in (None, *kinds):
         for one in found:
-            reference = next((other for other in found if other.arm.name == one.arm.reference), None)
-            beside = reference.judged if reference else ()
+            baseline = next((other for other in found if other.arm.name == one.arm.baseline), None)
+            beside = baseline.judged if baseline else ()
             rows.append(
                 [*_named(kind, one), _accuracy(one.judged, kind), *_difference(one.judged, beside, kind, alpha)]
             )
@@ -81,20 +81,18 @@ ABOUT_GAINS = (
     "after by task, with the mean over an arm's runs, and says what other programs might give."
 )
 ABOUT_KINDS = (
-    "Differences to the reference arm, in points. The interval over seeds is that of the verdict: it says what other "
+    "Differences to the baseline, in points. The interval over seeds is that of the verdict: it says what other "
     "seeds might give on these tasks. The interval over programs takes these runs as they are, pairs the arms by task, "
     "with the mean over an arm's runs, and says what other programs might give. A difference that holds for both is "
     "beyond 0 in both."
 )
 
 
-def over_programs(
-    judged: Sequence[Measured], reference: Sequence[Measured], kind: str | None = None
-) -> Estimate | None:
-    """The difference to the reference, of one kind or in the mean over kinds, with its 95% interval over programs
+def over_programs(judged: Sequence[Measured], baseline: Sequence[Measured], kind: str | None = None) -> Estimate | None:
+    """The difference to the baseline, of one kind or in the mean over kinds, with its 95% interval over programs
     (`actors/heldout/intervals.py`): of the means over each arm's runs, paired by task. None where a run's
     counts by program were not kept."""
-    ours, theirs = _shares(judged), _shares(reference)
+    ours, theirs = _shares(judged), _shares(baseline)
     paired = [
         Solved(program, of_kind, ours[of_kind, program][0] - theirs[of_kind, program][0])
         for of_kind, program in ours.keys() & theirs.keys()

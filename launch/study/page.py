@@ -63,7 +63,7 @@ def page(study: Study, results: Mapping[str, RunResult], found: Sequence[ArmFind
         table(("arm", "mean age", "max age", "steps", "seconds", "speed", "trained", "generated", "dropped",
                 "learner waits"), [_cost_row(one, found) for one in found]),
         "Means over the complete runs: tokens trained, generated and dropped a run; speed is trained tokens a second"
-        + (", and in parentheses the difference to the reference arm" if len(found) > 1 else "")
+        + (", and in parentheses the difference to the baseline" if len(found) > 1 else "")
         + ". Seconds are those of training, without starting up.",
         "## Curves",
         "Thin lines are runs, thick ones their mean. Bars are the 95% intervals of single measurements.",
@@ -76,22 +76,22 @@ def page(study: Study, results: Mapping[str, RunResult], found: Sequence[ArmFind
 
 
 def verdict_of(study: Study, one: ArmFindings, found: Sequence[ArmFindings]) -> str:
-    """The verdict about an arm in words; empty for a reference."""
+    """The verdict about an arm in words; empty for a baseline."""
     if one.verdict is None:
         return ""
     name, margin = f"`{one.arm.name}`", f"{100 * study.judgement.margin:g} points"
-    reference = next(other for other in found if other.arm.name == one.arm.reference)
-    seeds = f"{len(one.sample.values)} and {len(reference.sample.values)} runs"
+    baseline = next(other for other in found if other.arm.name == one.arm.baseline)
+    seeds = f"{len(one.sample.values)} and {len(baseline.sample.values)} runs"
     if one.difference is None:
         needs = f" ({seeds}); an interval needs 2 of each" if one.verdict is Verdict.TOO_FEW else ""
         return f"{name}: {one.verdict.value}{needs}."
     interval = f"interval {points(one.difference.low)} to {points(one.difference.high)} points"
     match one.verdict:
         case Verdict.NON_INFERIOR:
-            return f"{name}: non-inferior to `{reference.arm.name}`: loses less than {margin} ({interval}; {seeds})."
+            return f"{name}: non-inferior to `{baseline.arm.name}`: loses less than {margin} ({interval}; {seeds})."
         case Verdict.INFERIOR:
-            return f"{name}: inferior to `{reference.arm.name}`: loses more than {margin} ({interval}; {seeds})."
-    enough = needed(study, one, reference)
+            return f"{name}: inferior to `{baseline.arm.name}`: loses more than {margin} ({interval}; {seeds})."
+    enough = needed(study, one, baseline)
     told = f"; with the spread that was seen, about {enough} seeds would tell of equal arms" if enough else ""
     return f"{name}: cannot tell: {interval}, margin {margin} ({seeds}{told})."
 
@@ -132,7 +132,7 @@ def _verdict_row(study: Study, one: ArmFindings) -> list[str]:
         ", ".join(f"{100 * value:.1f}" for value in values) or "-",
         points(between.mean) if between else "-",
         f"{points(between.low)} to {points(between.high)} ({confidence})" if between else "-",
-        one.verdict.value if one.verdict else "reference",
+        one.verdict.value if one.verdict else "baseline",
     ]
 
 
@@ -179,8 +179,8 @@ def _judged(study: Study, found: Sequence[ArmFindings], began: str | None) -> st
 
 
 def _cost_row(one: ArmFindings, found: Sequence[ArmFindings]) -> list[str]:
-    reference = next((other for other in found if other.arm.name == one.arm.reference), None)
-    speed, base = _speed(one), _speed(reference) if reference else None
+    baseline = next((other for other in found if other.arm.name == one.arm.baseline), None)
+    speed, base = _speed(one), _speed(baseline) if baseline else None
     return [
         f"`{one.arm.name}`",
         number(one.mean("age_mean"), ".2f"),

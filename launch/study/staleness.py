@@ -18,7 +18,7 @@ CORRECTIONS: tuple[str, ...] = get_args(LossSettings.model_fields["correction"].
 
 
 def arms(bounds: Sequence[int], corrections: Sequence[str]) -> tuple[Arm, ...]:
-    """The arms; the reference of each is the one with the same correction and `max_staleness` 0. Raises StudyError."""
+    """The arms; the baseline of each is the one with the same correction and `max_staleness` 0. Raises StudyError."""
     if unknown := [name for name in corrections if name not in CORRECTIONS]:
         raise StudyError(f"--corrections {','.join(unknown)}: there are {', '.join(CORRECTIONS)}")
     if 0 not in bounds:
@@ -31,7 +31,7 @@ def arms(bounds: Sequence[int], corrections: Sequence[str]) -> tuple[Arm, ...]:
         Arm(
             name=f"{correction}-K{bound}",
             overrides=(f"learner.max_staleness={bound}", f"learner.loss.correction={correction}"),
-            reference=f"{correction}-K0" if bound else None,
+            baseline=f"{correction}-K0" if bound else None,
         )
         for correction in corrections
         for bound in sorted(bounds)

@@ -18,7 +18,7 @@ TASKS = 64
 
 
 def make_study(seeds: Sequence[int] = (0, 1, 2), arms: Sequence[str] = ("K0", "K2"), **changes: Any) -> Study:
-    """A study whose first arm is the reference of the others."""
+    """A study whose first arm is the baseline of the others."""
     data = {
         "study": "staleness",
         "question": "How old may data be?",
@@ -30,7 +30,7 @@ def make_study(seeds: Sequence[int] = (0, 1, 2), arms: Sequence[str] = ("K0", "K
         "budget": Budget(steps=8),
         "judgement": Judgement(heldout_every=4, margin=0.05),
         "arms": tuple(
-            Arm(name=name, overrides=(f"learner.max_staleness={name[1:]}",), reference=arms[0] if place else None)
+            Arm(name=name, overrides=(f"learner.max_staleness={name[1:]}",), baseline=arms[0] if place else None)
             for place, name in enumerate(arms)
         ),
     }

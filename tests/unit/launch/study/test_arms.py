@@ -41,7 +41,7 @@ def test_the_ablations_that_ship_are_those_of_the_recipes() -> None:
         return data
 
     for arm in read_arms(find_arms("ablations")):
-        recipe = "smollm2-cpu" if arm.reference is None else f"ablation-{arm.name}"
+        recipe = "smollm2-cpu" if arm.baseline is None else f"ablation-{arm.name}"
         assert settings(load("smollm2-cpu", arm.overrides)) == settings(load(recipe)), arm.name
     _, reference = read_arms(find_arms("reference"))
     recipes = [load(f"ablation-{name}") for name in ("compat-reference", "discard-estimates")]
@@ -57,7 +57,7 @@ def test_arms_that_ship_make_a_study_of_equal_tokens(tmp_path: Path, name: str) 
     out = ["--out", str(tmp_path / "study"), "--dry-run"]
     assert cli.main(["study", "arms", "smollm2-cpu-learn", name, "--seeds", "0,1", "--tokens", "5000", *out]) == 0
     study = StudyFolder(tmp_path / "study").read()
-    assert [arm.reference for arm in study.arms] == [None] + [study.arms[0].name] * (len(study.arms) - 1)
+    assert [arm.baseline for arm in study.arms] == [None] + [study.arms[0].name] * (len(study.arms) - 1)
     assert len(study.order) == 2 * len(study.arms)
     for run in study.runs():
         config = load(tmp_path / "study" / "recipe.toml", study.overrides_of(run))
@@ -80,7 +80,7 @@ def test_settings_of_a_file_reach_the_runs_as_they_are(tmp_path_factory: pytest.
 def test_another_arm_can_be_the_baseline(tmp_path: Path) -> None:
     assert command(tmp_path, TWO, "--baseline", "bare", "--steps", "8") == 0
     study = StudyFolder(tmp_path / "study").read()
-    assert [(arm.name, arm.reference, arm.overrides) for arm in study.arms] == [
+    assert [(arm.name, arm.baseline, arm.overrides) for arm in study.arms] == [
         ("plain", "bare", ()),
         ("bare", None, ("selfplay.references=0",)),
     ]
@@ -133,7 +133,7 @@ def test_a_study_of_one_arm_has_gains_and_no_verdict(tmp_path: Path, capsys: pyt
     assert write_page(StudyFolder(tmp_path / "study"), study, results) == []
     text = StudyFolder(tmp_path / "study").page.read_text()
     assert "## Verdict" not in text
-    for word in ("Margin", "difference", "verdict", "By kind", "reference"):
+    for word in ("Margin", "difference", "verdict", "By kind", "baseline"):
         assert word not in text, word
     assert "| mean | `plain` | 25.0% | 50.0% | +25.0 |" in text
     assert "(kinds.svg)" in text

@@ -39,7 +39,7 @@ def test_a_study_that_is_written_comes_back(tmp_path: Path) -> None:
         ({"judgement": {"heldout_every": 4, "margin": 3}}, "judgement.margin = 3 cannot be used"),
         ({"judgement": {"heldout_every": 4}}, "judgement.margin is missing"),
         ({"arms": [{"name": "K0"}, {"name": "K0"}]}, "K0 is there twice"),
-        ({"arms": [{"name": "K0"}, {"name": "K2", "reference": "K1"}]}, "reference K1"),
+        ({"arms": [{"name": "K0"}, {"name": "K2", "baseline": "K1"}]}, "baseline K1"),
         ({"arms": [{"name": "../K0"}]}, "arms.0.name"),
     ],
 )
@@ -108,7 +108,7 @@ def test_the_command_writes_the_study_before_anything_runs(tmp_path: Path, capsy
     options = ["--staleness", "0,2", "--seeds", "0,1", "--corrections", "clip,tis", "learner.optimizer.lr=1e-5"]
     assert command(tmp_path, *options) == 0
     study = StudyFolder(tmp_path / "study").read()
-    assert [(arm.name, arm.reference) for arm in study.arms] == [
+    assert [(arm.name, arm.baseline) for arm in study.arms] == [
         ("clip-K0", None),
         ("clip-K2", "clip-K0"),
         ("tis-K0", None),

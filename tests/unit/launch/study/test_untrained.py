@@ -48,7 +48,7 @@ def test_a_run_that_has_begun_is_left_as_it_is(folder: StudyFolder, study: Study
 
 
 def test_another_model_has_another_measurement(tmp_path: Path, folder: StudyFolder, study: Study) -> None:
-    arms = (study.arms[0], Arm(name="K2", overrides=('model.path="other"',), reference="K0"))
+    arms = (study.arms[0], Arm(name="K2", overrides=('model.path="other"',), baseline="K0"))
     assert take_over(folder, study.model_copy(update={"arms": arms}), SECOND) is None
 
 
