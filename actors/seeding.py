@@ -1,4 +1,4 @@
-"""The seeding phase: before the first batch, the base model proposes until the buffer holds enough triplets.
+"""The seeding phase: before the first batch, the initial model proposes until the buffer holds enough triplets.
 
 From the zero triplet on, each proposal sees what the buffer has by then, as in an episode. What is proposed are
 deduction tasks, which are plain triplets; a valid one enters for every kind that starts from triplets

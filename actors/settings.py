@@ -64,7 +64,7 @@ class SelfPlaySettings(SettingsTable):
     complete_inputs: bool = False
     """Let the executor find an input for a program that runs and was proposed with none, or with one that does not fit.
     The task enters the buffer; the proposer is paid as for any invalid proposal (docs/selfplay.md).
-    An untrained small model writes many more distinct programs that run than valid proposals."""
+    A small model writes, at first, many more distinct programs that run than valid proposals."""
     composite_functions: float = Field(default=0.0, ge=0, le=1)
     """Share of deduction and abduction prompts that offer earlier functions g_0, g_1, ... for the new f to call.
     0 is the paper's default."""
@@ -106,7 +106,7 @@ class SelfPlaySettings(SettingsTable):
     """File of tasks that a new buffer starts with (`azr seeds save` writes one).
     Each is validated again. Unset: the buffer starts with the zero triplet alone."""
     seed_tasks_target: int = Field(default=0, ge=0)
-    """Number of triplets that the base model proposes before the first batch; 0 starts at once.
+    """Number of triplets that the initial model proposes before the first batch; 0 starts at once.
     The paper's is 256 (4 x 64). They are not trained on; deduction and abduction start from them, induction from
     their programs. The time counts towards `actors.start_timeout_s`. A model that writes few valid tasks fails with
     SeedingFailed."""

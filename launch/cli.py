@@ -40,7 +40,7 @@ BROKEN_PIPE = 141
 
 _EXAMPLES = """\
 examples:
-  azr train smollm2-cpu                              the default run: a real 135M model on a laptop's CPU
+  azr train smollm2-cpu-learn                        what `make train` runs: a real 135M model learns, on two cores
   azr train smollm2-cpu learner.steps=200 run.name=long
   azr train --resume runs/smollm2-cpu learner.steps=40
   azr train smollm2-cpu run.mode=serial learner.max_staleness=0    one process, one thread, deterministic

@@ -54,7 +54,7 @@ class Course:
         return {"heldout_failures": float(self._failures), **self._measured}
 
     async def base(self, settings: SelfPlaySettings) -> None:
-        """Measure the base model before anything is trained, unless this run has a measurement. Given up after
+        """Measure the initial model before anything is trained, unless this run has a measurement. Given up after
         `selfplay.heldout_wait_s`, because the learner waits."""
         if self._heldout is None or self._heldout.measured >= 0 or not settings.heldout_wait_s:
             return
@@ -64,7 +64,7 @@ class Course:
                 await self._run(partial(self._heldout.maybe_run, 0, alone=True), 0)
         except TimeoutError:
             self._failures += 1
-            _LOG.warning("the base model is not measured: it takes longer than selfplay.heldout_wait_s = %g", wait_s)
+            _LOG.warning("the initial model is not measured: it takes longer than selfplay.heldout_wait_s = %g", wait_s)
 
     def goes_on_from(self, version: int) -> None:
         """The learner is at `version`: a resumed run takes later ones anew."""

@@ -67,7 +67,7 @@ place.
 
 examples:
   azr bench e2e                                      smollm2-cpu-small, 10 to 30 minutes
-  azr bench e2e smollm2-cpu --steps 6 --runs 3       the default run's batches
+  azr bench e2e smollm2-cpu --steps 6 --runs 3       the batches of the paper's method
   azr bench e2e my-recipe.toml actors.num_actors=4 --staleness 0,2,8
   azr bench e2e --json e2e.json --folder bench-run   the findings as JSON too, and the run folder
   azr bench e2e smollm2-cpu run.mode=rehearse        without a model: engines and learner only take time

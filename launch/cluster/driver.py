@@ -90,7 +90,7 @@ def _drive(
     requests = Requests(config, ray)
     console.say("starting the task buffer, the learner and the rollout actors (about a minute on a CPU)")
     if measures_base(config, folder):
-        console.say("before the first step, the base model is measured on the held-out tasks")
+        console.say("before the first step, the initial model is measured on the held-out tasks")
     stopping, killed_at = False, None
     try:
         supervisor.start(resume)

@@ -15,7 +15,8 @@ run keeps in heldout/. A run's settings are its own; a model has those of --reci
 paired by task, so both have to be measured on the same tasks, with the same prompts and limits of replies.
 
 examples:
-  azr eval smollm2-135m-instruct                     all 711 tasks, 4 samples each
+  azr eval smollm2-135m-instruct                     480 tasks, one sample each, as the recipe says
+  azr eval smollm2-135m-instruct --tasks 0 --samples 4      all 711 tasks, four samples each
   azr eval runs/smollm2-cpu --json after.json        the newest checkpoint, and a file to compare with
   azr eval smollm2-135m-instruct runs/smollm2-cpu    both, and the difference
   azr eval runs/smollm2-cpu/heldout/version_00000000.json runs/smollm2-cpu/heldout/version_00000016.json

@@ -56,8 +56,8 @@ def register(commands: Any) -> None:
         help="lines {name, program, input} in, one line {name, status, value, detail} out each, in order; - reads "
         "stdin",
     )
-    command.add_argument("--timeout", metavar="S", help="wall-clock seconds of one run (executor.timeout_s)")
-    command.add_argument("--memory", metavar="MB", help="MiB that one run may add (executor.memory_mb)")
+    command.add_argument("--timeout", metavar="S", help="CPU seconds of one run (executor.timeout_s)")
+    command.add_argument("--memory", metavar="MIB", help="MiB that one run may add (executor.memory_mb)")
     add_overrides(command, "settings of the executor, such as executor.workers=4")
     command.set_defaults(run=_run)
 

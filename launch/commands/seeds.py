@@ -16,7 +16,7 @@ The file's tasks start a run's buffer; each is validated anew when it is loaded.
 
 examples:
   azr seeds save runs/first seeds.jsonl
-  azr seeds save runs/first seeds.jsonl --max-version 0          only what the base model proposed
+  azr seeds save runs/first seeds.jsonl --max-version 0          only what the initial model proposed
   azr seeds save runs/first few.jsonl --kind deduction --kind abduction --limit 100
   azr seeds propose smollm2-cpu seeds.jsonl --minutes 2          what the recipe's model proposes, without training
   azr train smollm2-cpu run.name=second selfplay.seed_tasks=seeds.jsonl
@@ -50,7 +50,7 @@ def register(commands: Any) -> None:
         "--max-version",
         type=_whole(0),
         metavar="V",
-        help="only what policy V or an older one proposed; 0: the base model",
+        help="only what policy V or an older one proposed; 0: the initial model",
     )
     save.add_argument("--limit", type=_whole(1), metavar="N", help="the first N tasks of each kind")
     save.set_defaults(run=_save)

@@ -61,7 +61,7 @@ examples:
   azr study arms smollm2-cpu ablations --tokens 200000        full method, deduction only, no induction, no references,
                                                               solver only: three seeds each, equal trained tokens
   azr study arms smollm2-cpu reference --tokens 200000        the reference implementation's rewards beside ours
-  azr study arms smollm2-cpu-learn alone --minutes 12 selfplay.heldout_every=4   one recipe, beside the untrained model
+  azr study arms smollm2-cpu-learn alone --minutes 12 selfplay.heldout_every=4   one recipe, beside the initial model
   azr study arms smollm2-cpu my-arms.toml --minutes 12 --seeds 0,1,2,3,4 --baseline plain
   azr study arms smollm2-cpu ablations selfplay.heldout_samples=4   other settings, the same in all arms
   azr study arms smollm2-cpu ablations --dry-run              write the study file, look at it, change it; then

@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 _EXAMPLES = """\
 examples:
-  azr train smollm2-cpu                              the default run: a real 135M model on a laptop's CPU
+  azr train smollm2-cpu-learn                        what `make train` runs: a real 135M model learns, on two cores
   azr train smollm2-cpu learner.steps=200 run.name=long
   azr train --resume runs/smollm2-cpu learner.steps=40               go on from the last checkpoint, longer
   azr train smollm2-cpu --auto-resume                begin, or go on: the same command after every stop

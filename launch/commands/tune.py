@@ -13,9 +13,11 @@ from launch.arguments import new_command
 if TYPE_CHECKING:
     from launch.tune.calibration import Calibration
 
-_DESCRIPTION = """\
-Predict how fast a recipe trains and how old its data are, say which side is the limit, and recommend settings.
+_DESCRIPTION = (
+    "Predict how fast a recipe trains and how old its data are, say which side is the limit, and recommend settings."
+)
 
+_EXAMPLES = """\
 A simulator plays the run: the gate, turns, queue and concurrency controller are those of a real run; engines, learner
 and publications take the time that a calibration says. The calibration comes from runs that were really made, on the
 hardware and with the model that you mean to use.
@@ -26,9 +28,7 @@ hardware and with the model that you mean to use.
 
 What is varied: the split of devices between engines and learner, learner.max_staleness, the engines' concurrency. Batch
 quotas and the shape of episodes change what is learned, and are varied only with --vary.
-"""
 
-_EXAMPLES = """\
 examples:
   azr train smollm2-cpu run.name=sync learner.max_staleness=0 learner.steps=8
   azr train smollm2-cpu run.name=async learner.max_staleness=1 learner.steps=8
@@ -53,7 +53,7 @@ class TuneError(UserError):
 def register(commands: Any) -> None:
     """Add `azr tune` to argparse's subcommands."""
     tune = new_command(
-        commands, "tune", "predict, explain and choose staleness, split and concurrency", _DESCRIPTION, _EXAMPLES
+        commands, "tune", "predict a recipe's speed and age, and recommend staleness and split", _DESCRIPTION, _EXAMPLES
     )
     tune.add_argument(
         "words",

@@ -79,7 +79,7 @@ def both_ends(folder: RunFolder) -> tuple[Measurement, Measurement] | None:
 
 
 def measures_base(config: Config, folder: RunFolder) -> bool:
-    """Whether the run measures the base model before its first step."""
+    """Whether the run measures the initial model before its first step."""
     return _measures(config) and newest(folder) < 0
 
 

@@ -13,8 +13,8 @@ from launch.study.curves import STYLE, colours_of
 from launch.study.findings import ArmFindings, judged_kinds, sample_of
 
 CHART = "accuracy.svg"
-UNTRAINED = (0.72, 0.72, 0.72, 1.0)
-"""Colour of the untrained model's bars."""
+INITIAL = (0.72, 0.72, 0.72, 1.0)
+"""Colour of the initial model's bars."""
 WIDTH = 0.8
 """Width that the bars of a kind have together."""
 
@@ -26,13 +26,13 @@ def has_chart(found: Sequence[ArmFindings]) -> bool:
 
 def draw_accuracy(found: Sequence[ArmFindings], folder: Path) -> Path | None:
     """Draw the chart into `folder`; returns the file, or None without a measurement after training. A group of bars for
-    the mean and for each kind: first the untrained model, over all runs, then the arms. Bars are means over runs, dots
+    the mean and for each kind: first the initial model, over all runs, then the arms. Bars are means over runs, dots
     are runs."""
     if not has_chart(found):
         return None
     measured = [one for one in found if one.judged]
     kinds = judged_kinds(measured)
-    bars = [("untrained", UNTRAINED, tuple(first for one in found for first in one.untrained))]
+    bars = [("initial", INITIAL, tuple(first for one in found for first in one.initial))]
     colours = colours_of([one.arm for one in found])
     bars += [(one.arm.name, colours[one.arm.name], one.judged) for one in measured]
     with matplotlib.rc_context(STYLE):

@@ -41,14 +41,14 @@ class ArmFindings:
         return fmean(sum(run.tokens_dropped.values()) for run in self.runs) if self.runs else None
 
     @property
-    def untrained(self) -> tuple[Measured, ...]:
+    def initial(self) -> tuple[Measured, ...]:
         """The measurements before training, one a run that has one."""
         return tuple(run.heldout[0] for run in self.runs if run.heldout and run.heldout[0].version == 0)
 
     @property
     def before(self) -> float | None:
         """Accuracy before training, the mean over runs."""
-        return fmean(one.mean for one in self.untrained) if self.untrained else None
+        return fmean(one.mean for one in self.initial) if self.initial else None
 
     @property
     def age_max(self) -> float | None:
@@ -99,7 +99,7 @@ def _complete(study: Study, arm: Arm, results: Mapping[str, RunResult]) -> list[
 
 
 def _common_version(runs: Sequence[RunResult]) -> int | None:
-    """The newest version that was measured in all `runs`, above 0, which is the untrained model. A run may have given
+    """The newest version that was measured in all `runs`, above 0, which is the initial model. A run may have given
     the last one up, and accuracies of different versions are not compared."""
     measured = [{one.version for one in run.heldout if one.version} for run in runs]
     return max(set.intersection(*measured), default=None) if measured else None

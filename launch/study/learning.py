@@ -33,15 +33,15 @@ def by_kind(found: Sequence[ArmFindings], alpha: float) -> str:
 
 
 def gains(found: Sequence[ArmFindings], alpha: float) -> str:
-    """The table of gains over the untrained model, by kind of task and in the mean; empty where not both are
+    """The table of gains over the initial model, by kind of task and in the mean; empty where not both are
     measured."""
-    known = [one for one in found if one.untrained and one.judged]
+    known = [one for one in found if one.initial and one.judged]
     rows = [
         [
             *_named(kind, one),
-            _accuracy(one.untrained, kind),
+            _accuracy(one.initial, kind),
             _accuracy(one.judged, kind),
-            *_difference(one.judged, one.untrained, kind, alpha),
+            *_difference(one.judged, one.initial, kind, alpha),
         ]
         for kind in (None, *judged_kinds(known))
         for one in known
@@ -76,7 +76,7 @@ def _intervals(alpha: float) -> tuple[str, str]:
 
 
 ABOUT_GAINS = (
-    "Held-out accuracy of the untrained model, and at the judged version. The gain is in points. The interval over "
+    "Held-out accuracy of the initial model, and at the judged version. The gain is in points. The interval over "
     "seeds is Welch's, before against after. The one over programs takes these runs as they are, pairs before and "
     "after by task, with the mean over an arm's runs, and says what other programs might give."
 )

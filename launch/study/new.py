@@ -195,7 +195,7 @@ def expectation(folder: StudyFolder, study: Study) -> str:
         f"up to {100 * math.sqrt(spread):.1f} points (at {ACCURACY:.0%}); what runs differ in comes on top"
     )
     if len(study.arms) < 2:
-        return f"{noise}. One arm is compared with the untrained model alone, so there will be no verdict."
+        return f"{noise}. One arm is compared with the initial model alone, so there will be no verdict."
     needed = seeds_needed(spread, judgement.margin, judgement.alpha)
     enough = f"about {needed} seeds" if needed else "more seeds than can be run"
     margin = f"a margin of {100 * judgement.margin:g} points"

@@ -52,7 +52,7 @@ def page(study: Study, results: Mapping[str, RunResult], found: Sequence[ArmFind
         _state(study, results),
         *_verdicts(study, found),
         _judged(study, found, began),
-        *_section("## Since the untrained model", gains(found, study.judgement.alpha), ABOUT_GAINS),
+        *_section("## Gain over the initial model", gains(found, study.judgement.alpha), ABOUT_GAINS),
         *(_section("## By kind", by_kind(found, study.judgement.alpha), ABOUT_KINDS) if len(found) > 1 else []),
         *([f"![held-out accuracy by kind]({CHART})"] if has_chart(found) else []),
         *([f"![held-out accuracy over time]({KINDS_CHART})"] if has_course(found) else []),

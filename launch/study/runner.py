@@ -32,9 +32,9 @@ from launch.run.interrupts import NOTHING_TO_SAVE, SAVED
 from launch.run.owner import refusal
 from launch.study.definition import Study, StudyError, StudyRun
 from launch.study.folder import StudyFolder
+from launch.study.initial import take_over
 from launch.study.progress import Progress
 from launch.study.result import RunResult, collect, is_finished, read_result, write_result
-from launch.study.untrained import take_over
 
 POLL_S = 0.5
 FAILURES_IN_A_ROW = 2

@@ -31,7 +31,7 @@ def azr(*arguments: str, program: list[str] | None = None, timeout_s: float = 80
 
 
 def easy_tasks(path: Path, num_each: int = 4) -> str:
-    """The override that starts a run with `num_each` tasks of each kind, which even the untrained model solves now and
+    """The override that starts a run with `num_each` tasks of each kind, which even the initial model solves now and
     then."""
     tasks = [
         {"kind": kind, "program": "def f(x):\n    return x", "message": "f gives back what it gets.",

@@ -133,7 +133,7 @@ def test_what_the_learner_cancels_is_not_played_on(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_engine_gets_the_label_of_a_version_with_its_weights_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else `azr verify` would compare the base model's weights with those of the version that runs elsewhere."""
+    """Else `azr verify` would compare the initial model's weights with those of the version that runs elsewhere."""
     monkeypatch.setattr(actors.rollout, "Player", Player)
     monkeypatch.setattr(actors.rollout, "seed_buffer", no_seeding)
     server = StreamServer(Gate(BATCH, 0, solutions=1, version=7), "run")

@@ -1,4 +1,4 @@
-"""The seeding phase: what the base model writes before the first batch, and what the actor's loop makes of it."""
+"""The seeding phase: what the initial model writes before the first batch, and what the actor's loop makes of it."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Engine(Script):
 
 
 class Measured:
-    """A measurement of the base model and every second version, which fails at the fourth."""
+    """A measurement of the initial model and every second version, which fails at the fourth."""
 
     def __init__(self, log: list[str]) -> None:
         self._log = log
@@ -184,7 +184,7 @@ def test_an_actor_seeds_before_it_greets_the_learner_and_measures_beside_its_pla
     rollout = Rollout(engine, roles, buffer, client, settings, heldout=heldout)  # type: ignore[arg-type]
     asyncio.run(rollout.run())
     assert log[:ROUND] == ["proposal"] * ROUND
-    assert log[ROUND : ROUND + 3] == ["measured 0", "connect", "the learner is at 0"], "the base model comes first"
+    assert log[ROUND : ROUND + 3] == ["measured 0", "connect", "the learner is at 0"], "the initial model comes first"
     assert log[ROUND + 3 :] == ["loaded 0", "loaded 1", "loaded 2", "measured 2", "loaded 3", "loaded 4"]
     numbers = client.stats()
     assert numbers["heldout/deduction"] == 0.2, "the last one that succeeded"

@@ -66,7 +66,7 @@ def test_accuracies_of_one_version_are_compared_although_some_runs_measured_late
     assert judge(timed, results)[1].sample.values == (0.49, 0.2), "equal time: each run's last"
 
 
-def test_the_untrained_model_is_never_judged(tmp_path: Path) -> None:
+def test_the_initial_model_is_never_judged(tmp_path: Path) -> None:
     """A run whose last measurement was given up has that of version 0 alone, which all arms have in common."""
     study = make_study((0, 1))
     results = {run.name: make_result(run, {0: 0.5}) for run in study.runs()}
@@ -126,6 +126,6 @@ def test_the_page_is_made_from_the_small_files_alone(tmp_path: Path, capsys: pyt
     names = [*files_of(study).values(), CHART]
     first = {name: (tmp_path / name).read_bytes() for name in names}
     assert all(b"held-out accuracy" in drawn and b"K2" in drawn for drawn in first.values())
-    assert all(word in first[CHART] for word in (b"untrained", b"deduction", b"mean"))
+    assert all(word in first[CHART] for word in (b"initial", b"deduction", b"mean"))
     assert cli.main(["study", "report", str(tmp_path)]) == 0
     assert {name: (tmp_path / name).read_bytes() for name in names} == first, "equal results, equal files"

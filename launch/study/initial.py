@@ -1,4 +1,4 @@
-"""Hands the measurement of the untrained model from one run of a study to the next, which saves minutes a run.
+"""Hands the measurement of the initial model from one run of a study to the next, which saves minutes a run.
 
 Held-out tasks are asked alike in all arms, and their samples do not depend on `run.seed`: runs that start from one
 model would measure the same again.
@@ -16,7 +16,7 @@ from launch.whole_file import write_text
 
 
 def take_over(folder: StudyFolder, study: Study, run: StudyRun) -> StudyRun | None:
-    """Put the untrained model's measurement into the folder of a run that has not begun; returns the run that it is
+    """Put the initial model's measurement into the folder of a run that has not begun; returns the run that it is
     from. None where the run has begun, or no run of the study with the same `[model]` has a sound one."""
     place = folder.run(run)
     if place.config.exists() or files(place):

@@ -1,4 +1,4 @@
-"""The untrained model's measurement is handed from run to run of a study."""
+"""The initial model's measurement is handed from run to run of a study."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from launch.config import load
 from launch.run.measurements import files, keep_in, measures_base
 from launch.study.definition import Arm, Study, StudyRun
 from launch.study.folder import StudyFolder
-from launch.study.untrained import take_over
+from launch.study.initial import take_over
 from tests.unit.launch.study.studies import make_study, row, write, write_run
 from tests.unit.launch.study.test_result import measurement
 
