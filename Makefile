@@ -14,7 +14,7 @@ setup: $(READY)  ## build .venv (minutes the first time; PYTHON=... names anothe
 $(READY): requirements-cpu.lock pyproject.toml launch/setup_cpu.sh
 	@PYTHON="$(PYTHON)" launch/setup_cpu.sh
 
-train: $(READY)  ## the default run: self-play with a 135M model on this machine's CPU
+train: $(READY)  ## the run of the README: self-play with a 135M model on this machine's CPU
 	$(BIN)/azr train launch/recipes/smollm2-cpu-learn.toml
 
 # Lint and tests at once; --keep-going: both report, whichever fails. The + before a recipe of tests shows their progress

@@ -6,6 +6,7 @@ loop that asks. Where /proc cannot be read there is no number; nothing fails for
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -18,18 +19,19 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 def resident_mib() -> float | None:
     """Resident memory of this process and its descendants, in MiB. A page that several of them share counts for each.
     None where the kernel does not say."""
+    own = os.getpid()
+    if not os.path.exists(f"/proc/{own}/task/{own}/children"):  # a kernel without CONFIG_PROC_CHILDREN
+        return None
     try:
-        total = _resident_bytes(os.getpid())
-        left = _children(os.getpid())
+        total = _resident_bytes(own)
     except OSError:
         return None
+    left = _children(own)
     while left:
-        try:
-            process = left.pop()
+        process = left.pop()
+        with contextlib.suppress(OSError):  # it has ended
             total += _resident_bytes(process)
-            left += _children(process)
-        except OSError:  # it has ended
-            continue
+        left += _children(process)
     return total / _MIB
 
 
@@ -38,10 +40,13 @@ def _resident_bytes(process: int) -> int:
 
 
 def _children(process: int) -> list[int]:
-    """The processes that any thread of `process` has started and that live. Raises OSError."""
-    threads = os.listdir(f"/proc/{process}/task")
-    texts = (Path(f"/proc/{process}/task/{thread}/children").read_text() for thread in threads)
-    return [int(child) for text in texts for child in text.split()]
+    """The processes that any thread of `process` has started and that live."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # the process has ended
+        for thread in os.listdir(f"/proc/{process}/task"):
+            with contextlib.suppress(OSError):  # the thread has
+                found += map(int, Path(f"/proc/{process}/task/{thread}/children").read_text().split())
+    return found
 
 
 class MemoryReading:

@@ -112,8 +112,12 @@ class RunFolder:
 
     def newest_attempt(self) -> AttemptFolder | None:
         """The attempt that began last, or None."""
+        return found[-1] if (found := self.all_attempts()) else None
+
+    def all_attempts(self) -> list[AttemptFolder]:
+        """The attempts, the first one first."""
         found = matches(self.attempts, "[0-9]+")
-        return AttemptFolder(max(found, key=lambda path: int(path.name))) if found else None
+        return [AttemptFolder(path) for path in sorted(found, key=lambda path: int(path.name))]
 
     def new_attempt(self) -> AttemptFolder:
         """Make the folder of the next attempt."""

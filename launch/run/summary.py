@@ -40,11 +40,12 @@ def summarise(folder: RunFolder, ledger: Mapping[Cell, CellCounts], stopped: str
     if stopped:
         terminal.print(f"stopped: {stopped}", markup=False)
     if rows and not rehearsed:
-        terminal.print(headline(both_ends(folder)), markup=False)
+        ends = both_ends(folder)
+        terminal.print(headline(ends), markup=False)
         warned = warnings(rows)
         if line := diversity_line(rows, bool(warned)):
             terminal.print(line, markup=False)
-        terminal.print(learning_table(rows))
+        terminal.print(learning_table(rows, ends))
         for warning in warned:
             terminal.print(warning, markup=False)
     if rows:
@@ -76,8 +77,10 @@ def exit_code(config: Config, folder: RunFolder, code: int, stopping: bool, step
     return code or SAVED
 
 
-def learning_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def learning_table(rows: Sequence[Mapping[str, Any]], heldout: tuple[Measurement, Measurement] | None = None) -> Table:
     """First, last and curve of each rate, with means of up to 3 steps at the ends; held-out measurements as they are.
+
+    `heldout`: the measurements of the first and last version. Of a run that took over the first one, no row has it.
 
     A solve rate rises as well when the tasks become trivial. So beside it stand how much is solved of tasks that stay
     what they are (held-out), and how many proposals ignore their input or repeat what the buffer has.
@@ -92,6 +95,9 @@ def learning_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             if known:
                 size = min(window, max(1, len(known) // 2))  # no step is in both
                 first, last = _average(known[:size]), _average(known[-size:])
+                if prefix == "heldout" and heldout is not None:
+                    ends = (one.rate(None if name == "mean" else name) for one in heldout)
+                    first, last = (last if end is None else end.value for end in ends)
                 table.add_row(f"{label}, {name}", f"{first:.0%}", f"{last:.0%}", sparkline(values))
     return table
 

@@ -32,7 +32,8 @@ def draw_accuracy(found: Sequence[ArmFindings], folder: Path) -> Path | None:
         return None
     measured = [one for one in found if one.judged]
     kinds = judged_kinds(measured)
-    bars = [("initial", INITIAL, tuple(first for one in found for first in one.initial))]
+    initial = tuple(first for one in found for first in one.initial)
+    bars = [("initial", INITIAL, initial[:1])]  # one measurement, which the runs have in common
     colours = colours_of([one.arm for one in found])
     bars += [(one.arm.name, colours[one.arm.name], one.judged) for one in measured]
     with matplotlib.rc_context(STYLE):

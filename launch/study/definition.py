@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import tomli_w
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AliasChoices, Field, ValidationError, model_validator
 
 from executor.settings_table import SettingsTable
 from executor.user_error import UserError
@@ -46,7 +46,7 @@ class Arm(SettingsTable):
     """Name of the arm."""
     overrides: tuple[str, ...] = ()
     """Settings as on the command line, `KEY=VALUE`."""
-    baseline: str | None = None
+    baseline: str | None = Field(default=None, validation_alias=AliasChoices("baseline", "reference"))
     """Name of the arm that this one is compared with; unset: it is a baseline itself."""
 
 

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from launch.json_lines import to_json
 from launch.run.folder import RunFolder
 from launch.study.definition import Study, StudyError, StudyRun, differences, read_study
@@ -53,7 +55,13 @@ class StudyFolder:
         """The study, unchanged since its first run. Raises StudyError."""
         study = read_study(self.definition)
         if began := self.read_began():
-            former = Study.model_validate(began["study"])
+            try:
+                former = Study.model_validate(began["study"])
+            except ValidationError as error:
+                why = error.errors()[0]["msg"]
+                raise StudyError(
+                    f"{self.began} holds no study that this azr knows ({why}): go on with the azr that began it"
+                ) from None
             if changed := differences(former, study):
                 raise StudyError(
                     f"{self.definition} was changed after the first run, which began {began['time']}: "

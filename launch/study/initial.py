@@ -1,38 +1,65 @@
 """Hands the measurement of the initial model from one run of a study to the next, which saves minutes a run.
 
-Held-out tasks are asked alike in all arms, and their samples do not depend on `run.seed`: runs that start from one
-model would measure the same again.
+Samples of held-out tasks do not depend on `run.seed`: runs that start from one model, on one machine and with one
+version of the code, would measure the same again.
 """
 
 from __future__ import annotations
 
-from actors.heldout.measurement import MeasurementError, read_measurement
+import platform
+from typing import Any
+
+from actors.heldout.measurement import MeasurementError, prompt_settings, read_measurement
 from launch.config import load
 from launch.recipe import ConfigError
 from launch.run.measurements import files
 from launch.study.definition import Study, StudyRun
 from launch.study.folder import StudyFolder
+from launch.versions import version_of
 from launch.whole_file import write_text
 
 
 def take_over(folder: StudyFolder, study: Study, run: StudyRun) -> StudyRun | None:
-    """Put the initial model's measurement into the folder of a run that has not begun; returns the run that it is
-    from. None where the run has begun, or no run of the study with the same `[model]` has a sound one."""
+    """Put the initial model's measurement into the folder of a run that has not begun; returns the run that it is from.
+
+    None where the run has begun, measures by itself (serial mode), or no run of the study has a sound measurement that
+    was made here, by this version, with the same settings of model, engine, executor and prompts.
+    """
     place = folder.run(run)
     if place.config.exists() or files(place):
         return None
     for other in study.runs_in_order():
         path = files(folder.run(other)).get(0)
-        if path is None:
+        attempt = folder.run(other).newest_attempt()
+        if path is None or attempt is None:
+            continue
+        began = attempt.began()
+        if (began.get("host"), began.get("azr")) != (platform.node(), version_of("azr")):
             continue
         try:
             read_measurement(path)
-            models = [load(folder.recipe, study.overrides_of(one)).model for one in (run, other)]
+            shaping = _shaping(folder, study, run)
+            if shaping[0] == "serial" or shaping != _shaping(folder, study, other):
+                continue
         except (MeasurementError, ConfigError):  # of the latter the run itself will say more
-            continue
-        if models[0] != models[1]:
             continue
         place.heldout.mkdir(parents=True, exist_ok=True)
         write_text(place.heldout / path.name, path.read_text())
         return other
     return None
+
+
+def _shaping(folder: StudyFolder, study: Study, run: StudyRun) -> list[Any]:
+    """The settings of a run that shape a measurement, those apart that are equal in all arms (`selfplay.heldout_...`).
+    Raises ConfigError."""
+    config = load(folder.recipe, study.overrides_of(run))
+    play = config.selfplay
+    return [
+        config.run.mode,
+        config.model,
+        config.engine,
+        config.executor,
+        play.rules,
+        play.max_prompt_tokens,
+        prompt_settings(play, play.heldout_tasks),
+    ]

@@ -4,8 +4,8 @@ The unit is a run: each gives one accuracy, and runs of two arms are independent
 fixes the draws of a run, not the order in which requests arrive, so runs with one seed share little; pairing them would
 halve the degrees of freedom for nothing.) The interval is Welch's, for unequal variances:
 
-    d = mean(arm) - mean(baseline)         se^2 = s_a^2 / n_a + s_r^2 / n_r
-    d +- t(1 - alpha, df) se                df = se^4 / ((s_a^2 / n_a)^2 / (n_a - 1) + (s_r^2 / n_r)^2 / (n_r - 1))
+    d = mean(arm) - mean(baseline)         se^2 = s_a^2 / n_a + s_b^2 / n_b
+    d +- t(1 - alpha, df) se                df = se^4 / ((s_a^2 / n_a)^2 / (n_a - 1) + (s_b^2 / n_b)^2 / (n_b - 1))
 
 B. L. Welch, Biometrika 34 (1947) 28-35. Non-inferiority by an interval: G. Piaggio et al., Reporting of noninferiority
 and equivalence randomized trials, JAMA 308 (2012) 2594-2604; S. Wellek, Testing Statistical Hypotheses of Equivalence
@@ -91,6 +91,22 @@ def difference(arm: Sample, baseline: Sample, alpha: float) -> Difference | None
     if total == 0:
         return Difference(mean, mean, mean, math.inf)
     df = 1 / sum((part / total) ** 2 / freedom for part, freedom in parts)  # no square of a tiny variance
+    half = t_quantile(1 - alpha, df) * math.sqrt(total)
+    return Difference(mean, mean - half, mean + half, df)
+
+
+def change(arm: Sample, start: Sample, alpha: float) -> Difference | None:
+    """The difference of an arm's runs to one measurement that they have in common, that of the initial model. Its
+    sampling noise is there once, and is known, so it has no degrees of freedom of its own: Welch's interval with
+    s_b^2 / n_b = `start.least_variance`, as if of infinitely many. None for fewer than two runs."""
+    if len(arm.values) < 2 or not start.values:
+        return None
+    mean, part = arm.mean - start.mean, arm.spread / len(arm.values)
+    total = part + start.least_variance
+    if total == 0:
+        return Difference(mean, mean, mean, math.inf)
+    # Beyond a million degrees of freedom the quantile is that of the normal distribution.
+    df = min(1e6, (len(arm.values) - 1) * (total / part) ** 2) if part else 1e6
     half = t_quantile(1 - alpha, df) * math.sqrt(total)
     return Difference(mean, mean - half, mean + half, df)
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from actors.kinds.registry import names
 from launch.study.curves import STYLE, colour_scale
-from launch.study.findings import ArmFindings, sample_of
-from launch.study.result import RunResult
+from launch.study.findings import ArmFindings
+from launch.study.result import Measured, RunResult
 
 CHART = "kinds.svg"
 FEWEST = 3
@@ -29,18 +29,25 @@ def has_course(found: Sequence[ArmFindings]) -> bool:
 
 def line_of(run: RunResult, kind: str | None) -> Line:
     """The accuracies of a run, of one kind or in the mean over kinds."""
-    return [(one.time_s / 60, 100 * value) for one in run.heldout for value in sample_of([one], kind).values]
+    return [_point(one, kind) for one in run.heldout if kind is None or kind in one.solved]
 
 
 def mean_line(runs: Sequence[RunResult], kind: str | None) -> Line:
-    """The mean of the runs' lines: their first measurements, their second ones, and so on, as far as all that were
-    measured at all have one, and then their last ones."""
-    lines = [line for run in runs if (line := line_of(run, kind))]
-    if not lines:
+    """The mean of the runs' lines at each version that all of them measured before their last one, and of their last
+    measurements. Runs without a measurement after training are left out."""
+    trained = [run.heldout for run in runs if run.heldout and run.heldout[-1].version and line_of(run, kind)]
+    if not trained:
         return []
-    before = zip(*(line[:-1] for line in lines), strict=False)
-    groups = [*before, tuple(line[-1] for line in lines)]
-    return [(fmean(x for x, _ in points), fmean(y for _, y in points)) for points in groups]
+    by_version = [{one.version: one for one in measured[:-1]} for measured in trained]
+    common = sorted(set.intersection(*map(set, by_version)))
+    groups = [[found[version] for found in by_version] for version in common] + [[one[-1] for one in trained]]
+    lines = [[_point(one, kind) for one in group] for group in groups]
+    return [(fmean(x for x, _ in points), fmean(y for _, y in points)) for points in lines]
+
+
+def _point(one: Measured, kind: str | None) -> tuple[float, float]:
+    solved = None if kind is None else one.solved[kind]
+    return one.time_s / 60, 100 * (one.mean if solved is None else solved[0] / solved[1])
 
 
 def draw_kinds(found: Sequence[ArmFindings], folder: Path) -> Path | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 
 from actors.heldout.intervals import Estimate, Solved
 from actors.heldout.intervals import difference as over_tasks
 from launch.study.findings import ArmFindings, judged_kinds, sample_of
-from launch.study.interval import Difference, difference
+from launch.study.interval import Difference, Sample, change, difference
 from launch.study.quarters import DIVERSITY, MEMORY, PARTS
 from launch.study.result import LAST_STEPS, Measured
 from launch.study.table import number, points, share, table
@@ -27,7 +28,11 @@ def by_kind(found: Sequence[ArmFindings], alpha: float) -> str:
             baseline = next((other for other in found if other.arm.name == one.arm.baseline), None)
             beside = baseline.judged if baseline else ()
             rows.append(
-                [*_named(kind, one), _accuracy(one.judged, kind), *_difference(one.judged, beside, kind, alpha)]
+                [
+                    *_named(kind, one),
+                    _accuracy(one.judged, kind),
+                    *_difference(one.judged, beside, kind, partial(difference, alpha=alpha)),
+                ]
             )
     return table(("kind", "arm", "held-out accuracy", "difference", *_intervals(alpha)), rows)
 
@@ -41,7 +46,7 @@ def gains(found: Sequence[ArmFindings], alpha: float) -> str:
             *_named(kind, one),
             _accuracy(one.initial, kind),
             _accuracy(one.judged, kind),
-            *_difference(one.judged, one.initial, kind, alpha),
+            *_difference(one.judged, one.initial, kind, partial(change, alpha=alpha)),
         ]
         for kind in (None, *judged_kinds(known))
         for one in known
@@ -59,14 +64,17 @@ def _accuracy(measured: Sequence[Measured], kind: str | None) -> str:
 
 
 def _difference(
-    ours: Sequence[Measured], theirs: Sequence[Measured], kind: str | None, alpha: float
+    ours: Sequence[Measured],
+    theirs: Sequence[Measured],
+    kind: str | None,
+    over_seeds: Callable[[Sample, Sample], Difference | None],
 ) -> tuple[str, str, str]:
     """The difference of two sides' means over runs, with its intervals over seeds and over programs."""
     sample, beside = sample_of(ours, kind), sample_of(theirs, kind)
     mean = sample.mean - beside.mean
     return (
         "-" if math.isnan(mean) else points(mean),
-        _interval(difference(sample, beside, alpha)),
+        _interval(over_seeds(sample, beside)),
         _interval(over_programs(ours, theirs, kind)),
     )
 
@@ -76,9 +84,10 @@ def _intervals(alpha: float) -> tuple[str, str]:
 
 
 ABOUT_GAINS = (
-    "Held-out accuracy of the initial model, and at the judged version. The gain is in points. The interval over "
-    "seeds is Welch's, before against after. The one over programs takes these runs as they are, pairs before and "
-    "after by task, with the mean over an arm's runs, and says what other programs might give."
+    "Held-out accuracy of the initial model, and at the judged version. The gain is in points. Its interval over "
+    "seeds has the spread of the runs, and once the noise of the initial model's measurement, which they have in "
+    "common. The one over programs takes these runs as they are, pairs before and after by task, with the mean over an "
+    "arm's runs, and says what other programs might give."
 )
 ABOUT_KINDS = (
     "Differences to the baseline, in points. The interval over seeds is that of the verdict: it says what other "

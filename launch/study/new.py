@@ -107,11 +107,12 @@ def _define(request: Request, say: Callable[[str], None]) -> tuple[Study, str]:
     base = load(request.recipe, request.overrides)
     budget = request.budget or Budget(steps=base.learner.steps)
     limits = {"minutes": base.run.max_minutes, "tokens": base.run.max_tokens}
-    for name, limit in limits.items() if request.budget is None else ():
-        if limit is not None:
+    for name, limit in limits.items():
+        if limit is not None and getattr(budget, name) is None:
+            text = f"{limit:d}" if isinstance(limit, int) else f"{limit:g}"
             say(
-                f"each run takes {budget}, without the recipe's own run.max_{name} = {limit:g}, so that all train "
-                f"equally; to take that instead: --{name} {limit:g}"
+                f"each run takes {budget}, without the recipe's own run.max_{name} = {text}, so that all train "
+                f"equally; to take that instead: --{name} {text}"
             )
     named = any(parse_override(text)[0] == "selfplay.heldout_every" for text in request.overrides)
     every = _heldout_every(base, budget, named)

@@ -149,8 +149,8 @@ def _judged(study: Study, found: Sequence[ArmFindings], began: str | None) -> st
     tasks = {(sum(n for _, n in last.solved.values()) // last.samples, last.samples) for last in measured}
     asked = " or ".join(f"{number} tasks x {samples}" for number, samples in sorted(tasks))
     text = (
-        f"Judged by `{judgement.metric}` {at}. Measured in each run: the first version, the last, and every "
-        f"{judgement.heldout_every} versions between them{f', on {asked}' if asked else ''}. "
+        f"Judged by `{judgement.metric}` {at}. Measured{f' on {asked}' if asked else ''}: the initial model, and in "
+        f"each run every {judgement.heldout_every} versions and the last one. "
     )
     if len(study.arms) > 1:
         text += (
@@ -216,7 +216,7 @@ def _runs(study: Study, results: Mapping[str, RunResult]) -> str:
 
 
 def _setting(study: Study, results: Mapping[str, RunResult]) -> str:
-    machines = sorted({f"{result.machine}, azr {result.azr}" for result in results.values()})
+    machines = sorted({f"{result.machine}, azr {result.azr}" for result in results.values() if result.machine})
     lines = [f"Recipe `{study.recipe}`"]
     if study.overrides:
         lines.append("with " + ", ".join(f"`{text}`" for text in study.overrides))

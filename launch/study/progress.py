@@ -111,7 +111,8 @@ class Progress:
     def _expected_s(self, run: StudyRun, of_present: float) -> float:
         """Seconds of a run that is to be made: as long as others of its arm, or others at all, or the present one,
         which takes `of_present`."""
-        start_s = fmean(self._overheads) if self._overheads else START_S
+        # The first run also measures the initial model, which later ones take over.
+        start_s = fmean(self._overheads[1:] or self._overheads or [START_S])
         if self._study.budget.minutes is not None:
             return start_s + 60 * self._study.budget.minutes
         complete = [result for result in self._results.values() if result.status == "complete"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -81,6 +81,7 @@ class RunResult(SettingsTable):
     attempts: int
     """Starts and resumes of the run."""
     machine: str
+    """Where the run was made; empty where it was not recorded."""
     azr: str
     steps: int = 0
     seconds: float = 0.0
@@ -118,8 +119,8 @@ def collect(folder: RunFolder, run: StudyRun, exit_code: int | None, error: str 
     """The result of a run that has ended, from its folder."""
     rows = folder.read_metrics()
     status: Literal["complete", "failed"] = "complete" if exit_code == 0 and rows else "failed"
-    attempt = folder.newest_attempt()
-    began = attempt.began() if attempt else {}
+    attempts = folder.all_attempts()
+    records = [attempt.began() for attempt in attempts]
     base: dict[str, Any] = {
         "arm": run.arm,
         "seed": run.seed,
@@ -127,14 +128,19 @@ def collect(folder: RunFolder, run: StudyRun, exit_code: int | None, error: str 
         "exit_code": exit_code,
         "error": error if error or rows else "it has recorded no step",
         "written": now(),
-        "attempts": attempt.number if attempt else 0,
+        "attempts": attempts[-1].number if attempts else 0,
         # Of the run, which another machine may have made.
-        "machine": ", ".join(began[name] for name in ("host", "machine") if name in began) or "unknown",
-        "azr": began.get("azr", "unknown"),
+        "machine": _each(", ".join(one[name] for name in ("host", "machine") if name in one) for one in records),
+        "azr": _each(one.get("azr", "") for one in records),
     }
     return RunResult.model_validate(
         base | (_figures(rows) | {"heldout": tuple(_measured(folder, rows))} if rows else {})
     )
+
+
+def _each(texts: Iterable[str]) -> str:
+    """Each of the texts of a run's attempts once; empty where they were not recorded."""
+    return " then ".join(dict.fromkeys(text for text in texts if text))
 
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 The state of a run is in its files alone, so a study goes on after any end of this process:
 
     a result file               the run is over: complete, or failed (which is made again on demand)
-    a run folder without one    it is begun: it goes on from its last checkpoint, or it has ended and is collected
+    a config.toml without one   it is begun: it goes on from its last checkpoint, or it has ended and is collected
     neither                     it is to be made
 
 A run that outlives this process (which was killed, or whose terminal is gone) goes on; the next start waits for it.

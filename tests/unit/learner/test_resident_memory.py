@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -24,23 +25,37 @@ def measured() -> float:
 
 
 @pytest.mark.parametrize("program", [_HOLDS, _GRANDCHILD], ids=["child", "grandchild"])
-def test_memory_of_what_it_started_counts_while_it_lives(program: str) -> None:
+def test_memory_of_what_a_thread_started_counts_while_it_lives(program: str) -> None:
     before = measured()
-    started: list[subprocess.Popen[bytes]] = []
+    held, seen = threading.Event(), threading.Event()
 
     def start() -> None:
-        started.append(subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        """Start the program, and stay: the children of a thread that ends become those of another."""
+        child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        if child.stdout.readline() == b"held\n":
+            held.set()
+        seen.wait(60)
+        child.communicate(b"\n")
 
-    thread = threading.Thread(target=start)  # whichever thread starts it
+    thread = threading.Thread(target=start)
     thread.start()
-    thread.join()
-    (child,) = started
-    assert child.stdout is not None
-    assert child.stdout.readline() == b"held\n"
+    assert held.wait(60)
     during = measured()
-    child.communicate(b"\n")
+    seen.set()
+    thread.join()
     assert during - before > 0.9 * _HELD_MIB
     assert measured() - before < 0.5 * _HELD_MIB
+
+
+def test_a_thread_that_ends_during_the_look_hides_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = os.listdir
+    monkeypatch.setattr(resident_memory.os, "listdir", lambda path: ["999999999", *listed(path)])
+    with subprocess.Popen([sys.executable, "-c", _HOLDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+        assert measured() > 0.9 * _HELD_MIB
+        child.communicate(b"\n")
 
 
 def test_without_proc_there_is_no_number_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,17 @@ def test_a_run_that_collapsed_does_not_look_like_one_that_learned(
     assert "proposals are known tasks" not in printed
 
 
+def test_held_out_ends_are_those_of_the_files_where_no_row_has_the_first() -> None:
+    def measured(correct: bool) -> Measurement:
+        result = TaskResult("deduction", 1, "p", (correct,), ("1",))
+        return Measurement(set=2, digest="", version=0, newest=0, samples=1, temperature=1.0, seconds=1.0, tokens=1,
+                           skipped=(), results={"deduction-0": result})  # fmt: skip
+
+    rows = [{"time_s": 1.0, "heldout/deduction": 1.0, "heldout/mean": 1.0}]
+    table = learning_table(rows, (measured(False), measured(True)))
+    assert [list(table.columns[column].cells) for column in (1, 2)] == [["0%", "0%"], ["100%", "100%"]]
+
+
 @pytest.mark.parametrize("steps", range(1, 9))
 def test_no_step_is_at_both_ends_of_a_curve(steps: int) -> None:
     half = steps // 2

@@ -168,16 +168,16 @@ def measured(correct: dict[str, int], tasks: int = 1) -> Measured:
 
 def test_the_interval_over_programs_pairs_the_means_of_arms_by_task() -> None:
     arm = [measured({"a": 4, "b": 2, "c": 1}), measured({"a": 2, "b": 2, "c": 3})]
-    reference = [measured({"a": 1, "b": 1, "c": 1})]
-    found = over_programs(arm, reference)
+    baseline = [measured({"a": 1, "b": 1, "c": 1})]
+    found = over_programs(arm, baseline)
     assert found is not None
     # By hand: differences 0.5, 0.25 and 0.25 of three programs; SE^2 = 3/2 * sum of (d - 1/3)^2 / 9 = 1/144.
     assert found == pytest.approx(Estimate(1 / 3, 1 / 3 - 1.959964 / 12, 1 / 3 + 1.959964 / 12))
-    assert over_programs(arm, reference, "deduction") == pytest.approx(found)
-    assert over_programs(arm, reference, "induction") is None
-    assert over_programs(arm, [reference[0].model_copy(update={"programs": {}})]) is None
+    assert over_programs(arm, baseline, "deduction") == pytest.approx(found)
+    assert over_programs(arm, baseline, "induction") is None
+    assert over_programs(arm, [baseline[0].model_copy(update={"programs": {}})]) is None
     doubled = [[measured({name: 2 * n for name, (n, _) in one.programs["deduction"].items()}, tasks=2) for one in side]
-               for side in (arm, reference)]  # fmt: skip
+               for side in (arm, baseline)]  # fmt: skip
     assert over_programs(*doubled) == pytest.approx(found), "tasks of one program are no further evidence"
 
 

@@ -169,3 +169,19 @@ def test_a_command_that_does_not_fit_is_refused_and_writes_nothing(
         assert command(tmp_path, *options) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
+
+
+def test_a_folder_of_an_older_azr_which_said_reference_is_read(tmp_path: Path) -> None:
+    folder = write(make_study(), tmp_path)
+    folder.begin(folder.read())
+    for path in (folder.definition, folder.began):
+        path.write_text(path.read_text().replace("baseline", "reference"))
+    assert folder.read().arms == make_study().arms
+
+
+def test_a_beginning_that_cannot_be_understood_is_a_study_error(tmp_path: Path) -> None:
+    folder = write(make_study(), tmp_path)
+    folder.begin(folder.read())
+    folder.began.write_text(folder.began.read_text().replace('"arms"', '"arm"'))
+    with pytest.raises(StudyError, match="go on with the azr that began it"):
+        folder.read()

@@ -14,6 +14,7 @@ from launch.study.interval import (
     Difference,
     Sample,
     Verdict,
+    change,
     difference,
     measurement_variance,
     seeds_needed,
@@ -76,13 +77,13 @@ def test_the_verdict_is_by_where_the_interval_lies(low: float, high: float, verd
     st.floats(0, 0.01),
 )
 def test_an_interval_has_its_mean_in_the_middle_and_is_no_narrower_than_the_measurement(
-    arm: list[float], reference: list[float], least: float
+    arm: list[float], baseline: list[float], least: float
 ) -> None:
-    found = difference(Sample(tuple(arm), least), Sample(tuple(reference), least), 0.05)
+    found = difference(Sample(tuple(arm), least), Sample(tuple(baseline), least), 0.05)
     assert found is not None
     assert found.low <= found.mean <= found.high
     assert found.high - found.mean == pytest.approx(found.mean - found.low, abs=1e-9)
-    noise = least * (1 / len(arm) + 1 / len(reference))
+    noise = least * (1 / len(arm) + 1 / len(baseline))
     assert found.high - found.mean >= NormalDist().inv_cdf(0.95) * math.sqrt(noise) - 1e-9
 
 
@@ -109,3 +110,20 @@ def test_the_seeds_that_are_needed_are_the_fewest_that_are_enough(spread: float)
 
 def test_more_seeds_than_can_be_run_are_not_named() -> None:
     assert seeds_needed(1.0, 0.001, 0.05) is None
+
+
+def test_a_change_counts_the_start_s_noise_once_however_many_runs_share_it() -> None:
+    runs = Sample((0.5, 0.6, 0.7))
+    for copies in (1, 3):
+        found = change(runs, Sample((0.2,) * copies, 0.01), 0.05)
+        assert found is not None
+        # By hand: s^2 = 0.01, so SE^2 = 0.01 / 3 + 0.01 and df = 2 * 4^2.
+        assert (found.mean, found.df) == (pytest.approx(0.4), pytest.approx(32))
+        assert found.high - found.mean == pytest.approx(t_quantile(0.95, 32) * math.sqrt(0.04 / 3))
+    exact = change(runs, Sample((0.2,)), 0.05)
+    assert exact is not None
+    assert exact.df == pytest.approx(2)
+    assert change(Sample((0.5,)), Sample((0.2,)), 0.05) is None
+    agreeing = change(Sample((0.5, 0.5)), Sample((0.2,), 0.01), 0.05)
+    assert agreeing is not None
+    assert agreeing.high - agreeing.mean == pytest.approx(1.6449 * 0.1, rel=1e-3), "normal: nothing is estimated"

@@ -23,13 +23,14 @@ def test_a_line_has_minutes_and_percent_of_a_kind_or_the_mean() -> None:
     assert line_of(result, "induction") == [], "a kind that was not measured"
 
 
-def test_the_mean_ends_at_the_last_measurements_whenever_they_were() -> None:
+def test_the_mean_is_of_equal_versions_and_ends_at_the_last_measurements_whenever_they_were() -> None:
     found = mean_line([FIRST, SECOND], None)
-    assert [y for _, y in found] == [25.0, 37.5, 50.0]
+    assert [y for _, y in found] == [25.0, 37.5, 50.0], "versions 0 and 6, and the last"
     assert found[-1][0] == pytest.approx((120 + 151) / 2 / 60)
-    unmeasured = make_result(StudyRun("K0", 2))
-    assert mean_line([FIRST, unmeasured], None) == line_of(FIRST, None), "it hides nothing of the others"
-    assert mean_line([unmeasured], None) == []
+    for little in ({}, {0: 0.25}):
+        other = make_result(StudyRun("K0", 2), little)
+        assert mean_line([FIRST, other], None) == line_of(FIRST, None), "it hides nothing of the others"
+        assert mean_line([other], None) == []
 
 
 def test_there_is_a_chart_from_three_measurements_of_a_run(tmp_path: Path) -> None:

@@ -119,8 +119,8 @@ def test_the_page_is_made_from_the_small_files_alone(tmp_path: Path, capsys: pyt
     text = folder.page.read_text()
     assert "margin" in text.lower()
     assert "| `K2` | 1.00 | 2 | 8 | 81 |" in text, "age, steps and seconds"
-    # By hand: 10% before, 51%, 52% and 53% after; variances 1e-5 (of measuring) and 1e-4, df = 2.396, t = 2.616.
-    assert "| mean | `K2` | 10.0% | 52.0% | +42.0 | +40.4 to +43.6 | - |" in text
+    # By hand: 10% before, 51%, 52% and 53% after; SE^2 = 1e-5 (of measuring, once) + 1e-4 / 3, df = 3.38, t = 2.247.
+    assert "| mean | `K2` | 10.0% | 52.0% | +42.0 | +40.5 to +43.5 | - |" in text
     heading, chart = text.index("## By kind"), text.index(f"![held-out accuracy by kind]({CHART})")
     assert heading < chart and "##" not in text[heading + 2 : chart]
     names = [*files_of(study).values(), CHART]

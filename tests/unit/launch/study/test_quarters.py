@@ -21,11 +21,15 @@ STUDY = make_study(study="arms", seeds=(0, 1), arms=("K0",))
 
 def rows_of(steps: int, new: int) -> list[dict[str, Any]]:
     """Steps of ten seconds after a first one of 100; in each quarter the buffer takes fewer tasks a step by one, and
-    100 before the first. It holds two of induction, and three have left."""
+    100 before the first. Each step, one of them is of induction, and one task leaves."""
     tasks, rows = 100 - new, []
     for step in range(1, steps + 1):
         tasks += new - 4 * (step - 1) // steps
-        of_buffer = {"buffer/deduction": tasks - 5.0, "buffer/induction": 2.0, "buffer/evicted": 3.0}
+        of_buffer = {
+            "buffer/deduction": tasks - 2.0 * step,
+            "buffer/induction": 1.0 * step,
+            "buffer/evicted": 1.0 * step,
+        }
         rows.append(row(step, **of_buffer) | {"time_s": 90.0 + 10 * step})
     return rows
 

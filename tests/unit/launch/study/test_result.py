@@ -118,8 +118,11 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
 def test_the_machine_is_the_one_that_made_the_run(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     write_run(folder, [row(1)])
-    assert collect(folder, RUN, 0).machine == "unknown"
+    assert collect(folder, RUN, 0).machine == ""
     record = {"host": "node7", "machine": "64 cores, a processor", "azr": "9.8", "pid": 1}
     folder.new_attempt().record.write_text(json.dumps(record))
     result = collect(folder, RUN, 0)
     assert (result.machine, result.azr) == ("node7, 64 cores, a processor", "9.8")
+    folder.new_attempt().record.write_text(json.dumps(record | {"host": "node8"}))
+    assert collect(folder, RUN, 0).machine == "node7, 64 cores, a processor then node8, 64 cores, a processor"
+    assert collect(folder, RUN, 0).azr == "9.8"
