@@ -119,13 +119,16 @@ class Induction(TaskKind):
         return ("", task.message.strip())
 
     def from_pairs(self, program: str, pairs: Sequence[tuple[str, str]], message: str, num_inputs: int) -> list[Task]:
-        """See `TaskKind`: one task of the first pairs. Without a message, one that names the constructs of the
-        program; none where it has none of those either."""
+        """See `TaskKind`: one task of the first pairs, whose outputs are not all the same. Without a message, one that
+        names the constructs of the program; none where it has none of those either."""
         if not message and (found := used(program)):
             message = f"f uses {named(found)}."
         if not message or len(pairs) < num_inputs:
             return []
-        inputs, outputs = zip(*pairs[:num_inputs], strict=True)
+        chosen = list(pairs[:num_inputs])
+        if len({output for _, output in chosen}) == 1:
+            chosen[-1] = next((pair for pair in pairs if pair[1] != chosen[0][1]), chosen[-1])
+        inputs, outputs = zip(*chosen, strict=True)
         return [Task(self.name, program, inputs, outputs, message)]
 
     def proposal_reply(self, task: Task) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from actors.kinds.registry import names
+from actors.kinds.registry import kinds, names
 
 Rows = Sequence[Mapping[str, Any]]
 """Metrics of steps, in order (`RunFolder.read_metrics`)."""
@@ -18,8 +18,12 @@ PARTS = 4
 
 
 def diversity_of(rows: Rows) -> dict[str, float]:
-    """`DIVERSITY` and `entropy` -> mean over the rows and the kinds that have it; left out where none has."""
-    shares = {name: _mean_of(rows, [f"{name}/{kind}" for kind in names()]) for name in DIVERSITY}
+    """`DIVERSITY` and `entropy` -> mean over the rows and the kinds that have it; left out where none has.
+
+    Of `ignores_input` only kinds that write programs count: of induction, it says that inputs were chosen badly.
+    """
+    of = {name: [kind.name for kind in kinds() if kind.writes_program or name != "ignores_input"] for name in DIVERSITY}
+    shares = {name: _mean_of(rows, [f"{name}/{kind}" for kind in of[name]]) for name in DIVERSITY}
     return _known(shares | {"entropy": _mean_of(rows, ["entropy"])})
 
 

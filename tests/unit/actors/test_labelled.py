@@ -188,3 +188,15 @@ def test_pairs_are_tasks_of_every_kind(environment: Environment) -> None:
         assert set(zip(task.inputs, task.outputs, strict=True)) <= set(told.pairs)
         assert asyncio.run(environment.verify(task, answer)).correct
     assert [task.kind for task in told.tasks(2)].count("induction") == 1
+
+
+def test_a_task_of_induction_out_of_pairs_does_not_look_like_one_that_ignores_its_input() -> None:
+    pairs = (("2", "False"), ("3", "False"), ("9", "True"), ("4", "False"))
+    program = LabelledProgram("def f(x):\n    return x > 5", "normal", pairs, "f compares")
+    for number in (2, 3, 4):
+        (task,) = [task for task in program.tasks(number) if task.kind == "induction"]
+        assert len(task.inputs) == len(set(task.inputs)) == number
+        assert set(task.outputs) == {"False", "True"}
+        assert set(zip(task.inputs, task.outputs, strict=True)) <= set(pairs)
+    same = LabelledProgram("def f(x):\n    return x > 5", "normal", pairs[:2], "f compares")
+    assert [task.outputs for task in same.tasks(2) if task.kind == "induction"] == [("False", "False")]

@@ -55,6 +55,11 @@ def test_levels_are_means_of_all_steps_and_the_kinds_that_have_them() -> None:
     assert "memory/actor_mib/max" not in found[0]
 
 
+def test_programs_alone_ignore_their_input() -> None:
+    shares = {"ignores_input/deduction": 0.25, "ignores_input/abduction": 0.5, "ignores_input/induction": 1.0}
+    assert diversity_of([row(1, **shares)]) == {"ignores_input": 0.375}
+
+
 def test_short_runs_and_rows_without_a_buffer_have_less() -> None:
     assert quarters(rows_of(7, 9)) == []
     assert quarters([]) == []
