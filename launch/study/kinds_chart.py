@@ -69,7 +69,8 @@ def draw_kinds(found: Sequence[ArmFindings], folder: Path) -> Path | None:
                 xs, ys = [x for x, _ in mean_line(one.runs, kind)], [y for _, y in mean_line(one.runs, kind)]
                 style = "-" if kind else "--"
                 panel.plot(xs, ys, style, color=colour, linewidth=1.8, marker="o", markersize=4, label=kind or "mean")
-            panel.set_title(one.arm.name)
+            if len(arms) > 1:
+                panel.set_title(one.arm.name)
             panel.set_xlabel("minutes of training")
             panel.set_ylim(bottom=0)
         panels[0].set_ylabel("held-out accuracy, %")
