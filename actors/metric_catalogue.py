@@ -39,7 +39,11 @@ SELF_PLAY = Section(
                "falls slowly; near 0: one answer to every task"),
         _share("copies/{kind}", "readable answers that repeat what the prompt shows: of deduction, the input",
                "below 0.3"),
-        _share("distinct_programs/{kind}", "different normalised programs / valid proposals of the batch", "above 0.5"),
+        _share(
+            "distinct_programs/{kind}",
+            "different normalised programs / valid proposals of the batch, of kinds that write programs",
+            "above 0.5",
+        ),
         _share("output_diversity/{kind}", "1 - how common a proposal's outputs are among the last 1,000"),
         _share("duplicates/{kind}", "valid proposals that the buffer had", "below 0.5"),
         _share(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actors.kinds.registry import kinds
 from actors.parsing import FormatError
 from executor.tasks import VerdictReason
 from learner.trajectory import Cell, Role, Status, Trajectory
@@ -75,7 +76,8 @@ def _describe_proposals(kind: str, members: Sequence[Trajectory]) -> dict[str, f
         if known:
             metrics[f"{name}/{kind}"] = _mean(known)
     programs = [t.reward_parts["program"] for t in members if "program" in t.reward_parts]
-    if programs:
+    is_given = any(one.name == kind and not one.writes_program for one in kinds())
+    if programs and not is_given:  # else several proposals have one program
         metrics[f"distinct_programs/{kind}"] = len(set(programs)) / len(programs)
     for part in sorted({part for t in members for part in t.reward_parts if part.startswith("fact/")}):
         metrics[f"{part}/{kind}"] = _mean([t.reward_parts[part] for t in members if part in t.reward_parts])

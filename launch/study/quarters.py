@@ -13,6 +13,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 DIVERSITY = ("ignores_input", "duplicates", "distinct_programs", "copies")
 """Shares of proposals and answers, by kind of task (docs/metrics.md)."""
+_OF_PROGRAMS = ("ignores_input", "distinct_programs")
 MEMORY = ("memory/learner_mib", "memory/actor_mib/max")
 PARTS = 4
 
@@ -20,10 +21,15 @@ PARTS = 4
 def diversity_of(rows: Rows) -> dict[str, float]:
     """`DIVERSITY` and `entropy` -> mean over the rows and the kinds that have it; left out where none has.
 
-    Of `ignores_input` only kinds that write programs count: of induction, it says that inputs were chosen badly.
+    What is said of programs is of kinds that write them. Induction is given its programs, several proposals one; its
+    `ignores_input` says that inputs were chosen badly.
     """
-    of = {name: [kind.name for kind in kinds() if kind.writes_program or name != "ignores_input"] for name in DIVERSITY}
-    shares = {name: _mean_of(rows, [f"{name}/{kind}" for kind in of[name]]) for name in DIVERSITY}
+    shares = {
+        name: _mean_of(
+            rows, [f"{name}/{kind.name}" for kind in kinds() if kind.writes_program or name not in _OF_PROGRAMS]
+        )
+        for name in DIVERSITY
+    }
     return _known(shares | {"entropy": _mean_of(rows, ["entropy"])})
 
 

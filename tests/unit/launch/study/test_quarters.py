@@ -56,8 +56,9 @@ def test_levels_are_means_of_all_steps_and_the_kinds_that_have_them() -> None:
 
 
 def test_programs_alone_ignore_their_input() -> None:
-    shares = {"ignores_input/deduction": 0.25, "ignores_input/abduction": 0.5, "ignores_input/induction": 1.0}
-    assert diversity_of([row(1, **shares)]) == {"ignores_input": 0.375}
+    values = {"deduction": 0.25, "abduction": 0.5, "induction": 1.0}
+    shares = {f"{name}/{kind}": x for name in ("ignores_input", "distinct_programs") for kind, x in values.items()}
+    assert diversity_of([row(1, **shares)]) == {"ignores_input": 0.375, "distinct_programs": 0.375}
 
 
 def test_short_runs_and_rows_without_a_buffer_have_less() -> None:
