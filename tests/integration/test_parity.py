@@ -46,7 +46,7 @@ OVERRIDES = [
     "selfplay.heldout_every=0",
 ]
 NOT_SAMPLED = ("actor", "timings")
-OF_A_MOMENT = ("time", "ledger/", "buffer/", "tokens_generated", "generate_", "engine_weights/", "wait_for_")
+OF_A_MOMENT = ("time", "ledger/", "buffer/", "tokens_generated", "generate_", "engine_weights/", "wait_for_", "memory/")
 """Asked for while the next batch is being played already, or not yet."""
 TIMES = ("_s", "_s/mean", "_s/max", "wait_for_batch_share")
 
