@@ -56,4 +56,4 @@ def asked_for(program: str, count: int, draw: random.Random) -> tuple[str, ...]:
 def named(constructs: Sequence[str]) -> str:
     """`constructs` as part of a sentence, such as "`len`, `for` and `+`"."""
     marked = [f"`{construct}`" for construct in constructs]
-    return " and ".join([*([", ".join(marked[:-1])] if marked[1:] else []), *marked[-1:]])
+    return " and ".join(part for part in (", ".join(marked[:-1]), *marked[-1:]) if part)

@@ -10,7 +10,7 @@ import platform
 from typing import Any
 
 from actors.heldout.measurement import MeasurementError, prompt_settings, read_measurement
-from launch.config import load
+from launch.config import Config, load
 from launch.recipe import ConfigError
 from launch.run.measurements import files
 from launch.study.definition import Study, StudyRun
@@ -28,6 +28,12 @@ def take_over(folder: StudyFolder, study: Study, run: StudyRun) -> StudyRun | No
     place = folder.run(run)
     if place.config.exists() or files(place):
         return None
+    try:
+        config = load(folder.recipe, study.overrides_of(run))
+    except ConfigError:  # the run itself will say more
+        return None
+    if config.run.mode == "serial":
+        return None
     for other in study.runs_in_order():
         path = files(folder.run(other)).get(0)
         attempt = folder.run(other).newest_attempt()
@@ -38,10 +44,9 @@ def take_over(folder: StudyFolder, study: Study, run: StudyRun) -> StudyRun | No
             continue
         try:
             read_measurement(path)
-            shaping = _shaping(folder, study, run)
-            if shaping[0] == "serial" or shaping != _shaping(folder, study, other):
+            if _shaping(load(folder.recipe, study.overrides_of(other))) != _shaping(config):
                 continue
-        except (MeasurementError, ConfigError):  # of the latter the run itself will say more
+        except (MeasurementError, ConfigError):
             continue
         place.heldout.mkdir(parents=True, exist_ok=True)
         write_text(place.heldout / path.name, path.read_text())
@@ -49,10 +54,8 @@ def take_over(folder: StudyFolder, study: Study, run: StudyRun) -> StudyRun | No
     return None
 
 
-def _shaping(folder: StudyFolder, study: Study, run: StudyRun) -> list[Any]:
-    """The settings of a run that shape a measurement, those apart that are equal in all arms (`selfplay.heldout_...`).
-    Raises ConfigError."""
-    config = load(folder.recipe, study.overrides_of(run))
+def _shaping(config: Config) -> list[Any]:
+    """The settings that shape a measurement, but for those that are equal in all arms (`selfplay.heldout_...`)."""
     play = config.selfplay
     return [
         config.run.mode,

@@ -25,6 +25,8 @@ import mpmath
 
 MOST_SEEDS = 1000
 """Largest number of seeds that `seeds_needed` tries."""
+MOST_FREEDOM = 1e6
+"""Degrees of freedom from which the t distribution is taken for the normal one."""
 
 
 class Verdict(StrEnum):
@@ -85,14 +87,8 @@ def difference(arm: Sample, baseline: Sample, alpha: float) -> Difference | None
     either, which have no variance."""
     if min(len(arm.values), len(baseline.values)) < 2:
         return None
-    mean = arm.mean - baseline.mean
     parts = [(sample.spread / len(sample.values), len(sample.values) - 1) for sample in (arm, baseline)]
-    total = sum(part for part, _ in parts)
-    if total == 0:
-        return Difference(mean, mean, mean, math.inf)
-    df = 1 / sum((part / total) ** 2 / freedom for part, freedom in parts)  # no square of a tiny variance
-    half = t_quantile(1 - alpha, df) * math.sqrt(total)
-    return Difference(mean, mean - half, mean + half, df)
+    return _welch(arm.mean - baseline.mean, parts, alpha)
 
 
 def change(arm: Sample, start: Sample, alpha: float) -> Difference | None:
@@ -101,12 +97,17 @@ def change(arm: Sample, start: Sample, alpha: float) -> Difference | None:
     s_b^2 / n_b = `start.least_variance`, as if of infinitely many. None for fewer than two runs."""
     if len(arm.values) < 2 or not start.values:
         return None
-    mean, part = arm.mean - start.mean, arm.spread / len(arm.values)
-    total = part + start.least_variance
+    parts = [(arm.spread / len(arm.values), len(arm.values) - 1), (start.least_variance, math.inf)]
+    return _welch(arm.mean - start.mean, parts, alpha)
+
+
+def _welch(mean: float, parts: Sequence[tuple[float, float]], alpha: float) -> Difference:
+    """The interval of a difference. `parts`: (variance of a side's mean, its degrees of freedom)."""
+    total = sum(part for part, _ in parts)
     if total == 0:
         return Difference(mean, mean, mean, math.inf)
-    # Beyond a million degrees of freedom the quantile is that of the normal distribution.
-    df = min(1e6, (len(arm.values) - 1) * (total / part) ** 2) if part else 1e6
+    inverse = sum((part / total) ** 2 / freedom for part, freedom in parts)  # no square of a tiny variance
+    df = min(1 / inverse, MOST_FREEDOM) if inverse else MOST_FREEDOM
     half = t_quantile(1 - alpha, df) * math.sqrt(total)
     return Difference(mean, mean - half, mean + half, df)
 

@@ -66,7 +66,8 @@ def draw_kinds(found: Sequence[ArmFindings], folder: Path) -> Path | None:
                 colour = colours[kind] if kind else "black"
                 for line in [line_of(run, kind) for run in one.runs] if len(one.runs) > 1 else ():
                     panel.plot(*zip(*line, strict=True), color=colour, linewidth=0.6, alpha=0.5) if line else None
-                xs, ys = [x for x, _ in mean_line(one.runs, kind)], [y for _, y in mean_line(one.runs, kind)]
+                mean = mean_line(one.runs, kind)
+                xs, ys = [x for x, _ in mean], [y for _, y in mean]
                 style = "-" if kind else "--"
                 panel.plot(xs, ys, style, color=colour, linewidth=1.8, marker="o", markersize=4, label=kind or "mean")
             if len(arms) > 1:

@@ -12,7 +12,7 @@ from actors.heldout.intervals import Estimate, Solved
 from actors.heldout.intervals import difference as over_tasks
 from launch.study.findings import ArmFindings, judged_kinds, sample_of
 from launch.study.interval import Difference, Sample, change, difference
-from launch.study.quarters import DIVERSITY, MEMORY, PARTS
+from launch.study.quarters import DIVERSITY, MEMORY, PARTS, mean_of
 from launch.study.result import LAST_STEPS, Measured
 from launch.study.table import number, points, share, table
 
@@ -185,10 +185,10 @@ def by_quarter(found: Sequence[ArmFindings]) -> str:
                 [
                     f"`{one.arm.name}`",
                     f"{part + 1} of {PARTS}",
-                    number(_mean_of(parts, "new_tasks"), ".1f"),
+                    number(mean_of(parts, ["new_tasks"]), ".1f"),
                     *_diversity_cells(parts),
-                    number(_mean_of(parts, "step_s"), ".1f"),
-                    *(number(_mean_of(parts, name), ",.0f") for name in MEMORY),
+                    number(mean_of(parts, ["step_s"]), ".1f"),
+                    *(number(mean_of(parts, [name]), ",.0f") for name in MEMORY),
                 ]
             )
     headings = (
@@ -208,13 +208,8 @@ _DIVERSITY_HEADINGS = ("ignore their input", "known tasks", "distinct programs",
 
 def _diversity_cells(parts: Sequence[Mapping[str, float]]) -> list[str]:
     """The cells under `_DIVERSITY_HEADINGS`, as means over runs."""
-    shares = [share(_mean_of(parts, name)) for name in DIVERSITY]
-    return [*shares, number(_mean_of(parts, "entropy"), ".2f")]
-
-
-def _mean_of(parts: Sequence[Mapping[str, float]], name: str) -> float | None:
-    known = [part[name] for part in parts if name in part]
-    return fmean(known) if known else None
+    shares = [share(mean_of(parts, [name])) for name in DIVERSITY]
+    return [*shares, number(mean_of(parts, ["entropy"]), ".2f")]
 
 
 def _per_million(gain: float, tokens: float) -> str:

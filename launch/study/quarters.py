@@ -25,12 +25,12 @@ def diversity_of(rows: Rows) -> dict[str, float]:
     `ignores_input` says that inputs were chosen badly.
     """
     shares = {
-        name: _mean_of(
+        name: mean_of(
             rows, [f"{name}/{kind.name}" for kind in kinds() if kind.writes_program or name not in _OF_PROGRAMS]
         )
         for name in DIVERSITY
     }
-    return _known(shares | {"entropy": _mean_of(rows, ["entropy"])})
+    return _known(shares | {"entropy": mean_of(rows, ["entropy"])})
 
 
 def quarters(rows: Rows) -> list[dict[str, float]]:
@@ -51,7 +51,7 @@ def quarters(rows: Rows) -> list[dict[str, float]]:
             "new_tasks": None if tasks[0] is None or tasks[1] is None else (tasks[1] - tasks[0]) / steps,
             "step_s": (last["time_s"] - before["time_s"]) / steps,
         }
-        memory = {name: _mean_of(rows[start:end], [name]) for name in MEMORY}
+        memory = {name: mean_of(rows[start:end], [name]) for name in MEMORY}
         found.append(diversity_of(rows[start:end]) | _known(slopes | memory))
     return found
 
@@ -62,7 +62,8 @@ def _tasks(row: Mapping[str, Any]) -> float | None:
     return sum(known) + (row.get("buffer/evicted") or 0.0) if known else None
 
 
-def _mean_of(rows: Rows, metrics: Sequence[str]) -> float | None:
+def mean_of(rows: Rows, metrics: Sequence[str]) -> float | None:
+    """The mean of these metrics over the rows that have them; None where none has."""
     values = [row[metric] for row in rows for metric in metrics if row.get(metric) is not None]
     return fmean(values) if values else None
 

@@ -143,8 +143,8 @@ MEMORY = Section(
         _gauge(
             "memory/learner_mib",
             "MiB",
-            "resident memory of rank 0's process and of what it has started, read every 30 s; in serial mode, of the "
-            "whole run. Shared pages count for each process",
+            "resident memory of rank 0's process and its descendants, read every 30 s. In serial mode that is the "
+            "whole run. A page that processes share counts for each",
             "flat after the first steps",
         ),
     ),
