@@ -28,7 +28,8 @@ Draw = Callable[[int, str], Sequence[LabelledProgram]]
 PER_PROGRAM = 2
 """Most examples of one program in a step."""
 PROPOSE_SHARE = 0.25
-"""Share of the examples that are proposers' replies. A program is drawn once, however often it was proposed."""
+"""Share of the examples that are proposers' replies. A program is drawn once, however often it was proposed. None are
+proposers' where the proposer is not trained (`selfplay.propose = false`)."""
 
 
 class LabelledExamples:
@@ -60,7 +61,7 @@ class LabelledExamples:
         self, program: LabelledProgram, others: Sequence[LabelledProgram], draw: random.Random
     ) -> Example | None:
         """An example of a random role and kind, with a random pair."""
-        proposes = draw.random() < PROPOSE_SHARE
+        proposes = self._settings.propose and draw.random() < PROPOSE_SHARE
         by_kind: dict[str, list[Task]] = {}
         for task in program.tasks(self._settings.induction_inputs if proposes else len(program.pairs)):
             if task.kind in self._kinds:

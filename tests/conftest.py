@@ -27,13 +27,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(autouse=True)
-def signals_as_before() -> Iterator[None]:
-    """A command that a test calls leaves its process deaf to signals, as one that is about to exit."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+def process_as_before() -> Iterator[None]:
+    """A command that a test calls leaves its process deaf to signals, as one that is about to exit; an engine in this
+    process sets variables, such as one that turns torch.compile off. Neither may reach the next test."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    variables = dict(os.environ)
     yield
-    for number, handler in before.items():
+    for number, handler in handlers.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+    for name in os.environ.keys() - variables.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(variables)
 
 
 @pytest.fixture(scope="module")

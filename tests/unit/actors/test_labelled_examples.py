@@ -122,6 +122,15 @@ def test_limits_and_kinds_are_the_runs(store: TaskBuffer) -> None:
     assert not [one for step in range(4) for one in short(step) if len(one.response_ids) > 5]
 
 
+def test_a_proposer_that_is_not_trained_has_no_examples(store: TaskBuffer) -> None:
+    solver = source(store, propose=False)
+    found = [text for step in range(6) for text in texts(solver, step)]
+    assert len(found) == 6 * 16
+    assert {kind for prompt, _ in found for start, kind in STARTS.items() if prompt.endswith(start)} == set(KINDS)
+    proposers = ("Each example is a Python function f, an input, and its output. All", "message that says what")
+    assert not any(text in prompt for prompt, _ in found for text in proposers)
+
+
 def test_the_draw_is_uniform_over_programs(store: TaskBuffer) -> None:
     drawn = [store.labelled(1, str(seed))[0].normal for seed in range(1000)]
     assert {drawn.count(program.normal) > 60 for program in PROGRAMS} == {True}

@@ -6,6 +6,7 @@ processes that a test starts, too.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -27,6 +28,13 @@ def environment(folder: Path) -> tuple[Path, Path]:
     _link(_with_requirements(EXPECTED), site)
     _link([package for each in CARRIED.values() for package in each], packages)
     return venv / "bin" / "python", packages
+
+
+def variables() -> dict[str, str]:
+    """The variables of a user's shell there. This process has more of them, which change what torch does: an engine
+    that another test started in this process turns torch.compile off."""
+    names = ("HOME", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PATH", "TMPDIR", "USER")
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _with_requirements(names: Iterable[str]) -> set[str]:

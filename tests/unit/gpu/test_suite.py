@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -120,8 +119,7 @@ def test_every_carried_package_has_its_version_in_the_lock() -> None:
 def machine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """The Python of an environment like that of a bare GPU machine, and its variables."""
     found, packages = bare.environment(tmp_path_factory.mktemp("bare"))
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
-    return found, variables | {"PYTHONPATH": str(packages)}
+    return found, bare.variables() | {"PYTHONPATH": str(packages)}
 
 
 @pytest.mark.slow
