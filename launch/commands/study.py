@@ -277,11 +277,14 @@ def _resume(arguments: argparse.Namespace) -> int:
 def _carry_on(folder: StudyFolder, study: Study, arguments: argparse.Namespace) -> int:
     """Make the runs that are left, and write the page; returns the exit code."""
     from launch.study.definition import StudyError
+    from launch.study.new import check_edited
     from launch.study.progress import Progress
     from launch.study.runner import carry_on, results_of, retry_failed
 
     if arguments.limit is not None and arguments.limit < 1:
         raise StudyError(f"--limit {arguments.limit}: at least one run")
+    if folder.read_began() is None:
+        check_edited(folder, study)
     if not results_of(folder, study):
         _expect(folder, study)
     if arguments.slurm:
@@ -299,8 +302,9 @@ def _carry_on(folder: StudyFolder, study: Study, arguments: argparse.Namespace) 
 def _submit(folder: StudyFolder, study: Study, arguments: argparse.Namespace) -> int:
     from launch.study.jobs import submit_runs
 
-    for run, job in submit_runs(folder, study, arguments.limit, arguments.retry):
-        print(f"job {job}: {run.name}")
+    submit_runs(
+        folder, study, lambda run, job: print(f"job {job}: {run.name}", flush=True), arguments.limit, arguments.retry
+    )
     print(
         f"when jobs have ended: {folder.command_line('report')}; after a failure: {folder.command_line('resume')} "
         "--slurm --retry"
@@ -321,6 +325,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _write_page(folder: StudyFolder, study: Study) -> None:
+    from launch.study.jobs import was_submitted
     from launch.study.page import write_page
     from launch.study.runner import results_of
 
@@ -332,7 +337,8 @@ def _write_page(folder: StudyFolder, study: Study) -> None:
         print(sentence)
     failed = [name for name, result in results.items() if result.status == "failed"]
     if failed:
-        print(f"FAILED: {', '.join(failed)}; to go on with them: {folder.command_line('resume')} --retry")
+        as_jobs = " --slurm" if was_submitted(folder, study) else ""
+        print(f"FAILED: {', '.join(failed)}; to go on with them: {folder.command_line('resume')}{as_jobs} --retry")
     print(f"{len(results) - len(failed)} of {len(study.order)} runs are complete; page: {folder.page}")
 
 

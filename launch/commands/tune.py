@@ -201,7 +201,7 @@ def _search(recipe: str, overrides: list[str], arguments: argparse.Namespace) ->
     scenario = Scenario.of(load(recipe, overrides), calibration)
     with Console(stderr=True).status("simulating") as status:
         searcher = Searcher(calibration, arguments.steps, progress=lambda text: status.update(f"simulating {text}"))
-        findings = find(recipe, scenario, calibration, searcher, tuple(arguments.vary))
+        findings = find(recipe, overrides, scenario, calibration, searcher, tuple(arguments.vary))
     findings.show(Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120))
     if arguments.out:
         findings.write_recipe(arguments.out)

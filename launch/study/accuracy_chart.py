@@ -26,14 +26,15 @@ def has_chart(found: Sequence[ArmFindings]) -> bool:
 
 def draw_accuracy(found: Sequence[ArmFindings], folder: Path) -> Path | None:
     """Draw the chart into `folder`; returns the file, or None without a measurement after training. A group of bars for
-    the mean and for each kind: first the initial model, over all runs, then the arms. Bars are means over runs, dots
+    the mean and for each kind: first the initial model, then the arms. Bars are means over runs, dots
     are runs."""
     if not has_chart(found):
         return None
     measured = [one for one in found if one.judged]
     kinds = judged_kinds(measured)
     initial = tuple(first for one in found for first in one.initial)
-    bars = [("initial", INITIAL, initial[:1])]  # one measurement, which the runs have in common
+    one_figure = len({first.mean for first in initial}) == 1  # most runs take it over from the first one
+    bars = [("initial", INITIAL, initial[:1] if one_figure else initial)]
     colours = colours_of([one.arm for one in found])
     bars += [(one.arm.name, colours[one.arm.name], one.judged) for one in measured]
     with matplotlib.rc_context(STYLE):

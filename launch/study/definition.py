@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import tomli_w
 from pydantic import AliasChoices, Field, ValidationError, model_validator
@@ -15,9 +15,9 @@ from executor.user_error import UserError
 from launch.whole_file import write_text
 
 _HEAD = """\
-# A study, written before its first run. Until then this file may be changed; from then on a change is refused, because
-# a margin that is chosen after the results proves nothing. Go on: azr study resume FOLDER. The page: azr study report
-# FOLDER.
+# A study, written before its first run. Until then arms, seeds, order, budget, margin and alpha may be changed here;
+# from then on a change is refused, because a margin that is chosen after the results proves nothing. Other settings:
+# give the command that wrote this file again. Go on: azr study resume FOLDER. The page: azr study report FOLDER.
 
 """
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -76,7 +76,7 @@ class Budget(SettingsTable):
 class Judgement(SettingsTable):
     """How an arm is judged against its baseline. docs/staleness.md says how to read the verdict."""
 
-    metric: str = "heldout/mean"
+    metric: Literal["heldout/mean"] = "heldout/mean"
     """The judged metric: the share of held-out tasks that is solved, mean over the kinds of tasks."""
     heldout_every: int = Field(ge=1)
     """Versions between measurements on the held-out tasks (`selfplay.heldout_every`), beside the first and the last."""

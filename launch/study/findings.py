@@ -100,8 +100,9 @@ def _complete(study: Study, arm: Arm, results: Mapping[str, RunResult]) -> list[
 
 def _common_version(runs: Sequence[RunResult]) -> int | None:
     """The newest version that was measured in all `runs`, above 0, which is the initial model. A run may have given
-    the last one up, and accuracies of different versions are not compared."""
-    measured = [{one.version for one in run.heldout if one.version} for run in runs]
+    the last one up, and accuracies of different versions are not compared. A run that was measured at none is left
+    out."""
+    measured = [versions for run in runs if (versions := {one.version for one in run.heldout if one.version})]
     return max(set.intersection(*measured), default=None) if measured else None
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from launch.json_file import read_json
+from launch.run.console import counted
 from launch.slurm import client
 from launch.slurm.folder import JobFolder
 from launch.slurm.submit import load_former, load_new, submit
@@ -21,10 +22,17 @@ from launch.study.runner import alone, results_of, retry_failed
 
 
 def submit_runs(
-    folder: StudyFolder, study: Study, limit: int | None = None, retry: bool = False
-) -> list[tuple[StudyRun, str]]:
-    """Submit every run that has neither a result nor a job, in the study's order, at most `limit`; returns them with
-    their jobs' ids. `retry`: also those that have failed. Raises StudyError, SlurmError, SubmitError."""
+    folder: StudyFolder,
+    study: Study,
+    say: Callable[[StudyRun, str], None],
+    limit: int | None = None,
+    retry: bool = False,
+) -> int:
+    """Submit every run that has neither a result nor a job, in the study's order, at most `limit`; returns their
+    number. `say`: told of each, with its job's id. `retry`: also those that have failed.
+
+    Raises StudyError, SubmitError, and SlurmError: where SLURM refuses a job, those before it are submitted.
+    """
     check(study)
     client.require("sbatch")
     with alone(folder), _begun(folder, study):
@@ -32,12 +40,20 @@ def submit_runs(
         if retry:  # after that, or a failed run whose job is gone would be collected once more
             retry_failed(folder, study)
         results = results_of(folder, study)
-        submitted: list[tuple[StudyRun, str]] = []
+        submitted = 0
         for run in study.runs_in_order():
-            if len(submitted) == limit:
+            if submitted == limit:
                 break
             if run.name not in results and not client.jobs_of(JobFolder(folder.run(run).path).script):
-                submitted.append((run, _submit(folder, study, run)))
+                try:
+                    job = _submit(folder, study, run)
+                except client.SlurmError as error:
+                    raise client.SlurmError(
+                        f"{run.name}: {error}. Submitted before it: {counted(submitted, 'run')}. To submit the others: "
+                        f"{folder.command_line('resume')} --slurm"
+                    ) from None
+                say(run, job)
+                submitted += 1
         return submitted
 
 
@@ -49,7 +65,7 @@ def _begun(folder: StudyFolder, study: Study) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if is_new and not any(JobFolder(folder.run(run).path).script.exists() for run in study.runs()):
+        if is_new and not was_submitted(folder, study):
             folder.began.unlink()
         raise
 
@@ -61,6 +77,11 @@ def check(study: Study) -> None:
             f"a budget of time ({study.budget}) does not work as SLURM jobs: a job that is queued again gets its "
             "minutes anew, and a preempted arm would train longer. Use --steps or --tokens"
         )
+
+
+def was_submitted(folder: StudyFolder, study: Study) -> bool:
+    """Whether runs of the study were made as SLURM jobs."""
+    return any(JobFolder(folder.run(run).path).script.exists() for run in study.runs())
 
 
 def collect_ended(folder: StudyFolder, study: Study) -> list[StudyRun]:

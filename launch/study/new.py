@@ -29,7 +29,7 @@ from launch.study.definition import (
     write_study,
 )
 from launch.study.folder import StudyFolder, another, now
-from launch.study.interval import measurement_variance, seeds_needed, t_quantile
+from launch.study.interval import MOST_SEEDS, measurement_variance, seeds_needed, t_quantile
 from launch.whole_file import write_text
 
 OWN = {
@@ -100,6 +100,10 @@ def make(request: Request, folder: StudyFolder, say: Callable[[str], None]) -> S
 
 def _define(request: Request, say: Callable[[str], None]) -> tuple[Study, str]:
     """The study, and the text of its recipe."""
+    if not 0 < request.margin < 1:
+        raise StudyError(f"--margin {request.margin:g}: a share between 0 and 1, such as 0.03 for 3 points")
+    if not 0 < request.alpha < 0.5:
+        raise StudyError(f"--alpha {request.alpha:g}: a probability between 0 and 0.5, such as 0.05")
     for text in request.overrides:
         key = parse_override(text)[0]
         if option := {**OWN, **request.varied}.get(key):
@@ -134,11 +138,22 @@ def _define(request: Request, say: Callable[[str], None]) -> tuple[Study, str]:
         )
     except ValidationError as error:
         raise StudyError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
-    _check_arms(request, study)
+    _check_arms(study, request.recipe, request.overrides)
     return study, text
 
 
-def _check_arms(request: Request, study: Study) -> None:
+def check_edited(folder: StudyFolder, study: Study) -> None:
+    """Refuse a study file that was edited, before its first run, to what its runs would not do. Raises StudyError,
+    ConfigError."""
+    if (every := load(folder.recipe).selfplay.heldout_every) != study.judgement.heldout_every:
+        raise StudyError(
+            f"{folder.definition} has judgement.heldout_every = {study.judgement.heldout_every}, but the runs take "
+            f"{every}: to change it, give the command that wrote the file again, with selfplay.heldout_every=N"
+        )
+    _check_arms(study, str(folder.recipe))
+
+
+def _check_arms(study: Study, recipe: str, overrides: Sequence[str] = ()) -> None:
     """Refuse now, not after hours, what an arm asks for and cannot have. Raises StudyError, ConfigError."""
     for arm in study.arms:
         for key in (parse_override(text)[0] for text in arm.overrides):
@@ -149,7 +164,7 @@ def _check_arms(request: Request, study: Study) -> None:
     settings: dict[tuple[int, str], str] = {}
     prompts: dict[str, Mapping[str, Any]] = {}
     for run in study.runs():
-        config = load(request.recipe, [*request.overrides, *study.overrides_of(run)])
+        config = load(recipe, [*overrides, *study.overrides_of(run)])
         prompts[run.arm] = prompt_settings(config.selfplay, config.selfplay.heldout_tasks)
         first = next(iter(prompts))
         for name, (one, other) in differing_settings(prompts[first], prompts[run.arm]).items():
@@ -161,7 +176,7 @@ def _check_arms(request: Request, study: Study) -> None:
         resolved = to_run_toml(config)
         if (other := settings.setdefault((run.seed, resolved), run.arm)) != run.arm:
             raise StudyError(
-                f"the arms {other} and {run.arm} have the same settings on {request.recipe}: leave one of them out"
+                f"the arms {other} and {run.arm} have the same settings on {study.recipe}: leave one of them out"
             )
 
 
@@ -198,15 +213,16 @@ def expectation(folder: StudyFolder, study: Study) -> str:
     if len(study.arms) < 2:
         return f"{noise}. One arm is compared with the initial model alone, so there will be no verdict."
     needed = seeds_needed(spread, judgement.margin, judgement.alpha)
-    enough = f"about {needed} seeds" if needed else "more seeds than can be run"
-    margin = f"a margin of {100 * judgement.margin:g} points"
+    enough = f"about {needed} seeds" if needed else f"more than {MOST_SEEDS} seeds"
+    margin = f"by a margin of {100 * judgement.margin:g} points"
     if seeds < 2:
-        return f"{noise}. One seed has no interval, so there will be no verdict: {margin} needs {enough}."
+        told = f"telling equal arms {margin} takes {enough}"
+        return f"{noise}. One seed has no interval, so there will be no verdict; {told}."
     half = t_quantile(1 - judgement.alpha, 2 * seeds - 2) * math.sqrt(2 * spread / seeds)
     width = f"with {seeds} seeds the interval is about +-{100 * half:.1f} points"
-    if half < judgement.margin:
-        return f"{noise}; {width}, which is less than {margin}."
-    return f"{noise}; {width}. That is more than {margin}: expect `cannot tell` of equal arms; {enough} would tell."
+    if needed and seeds >= needed:
+        return f"{noise}; {width}, enough to tell equal arms {margin} in four of five studies."
+    return f"{noise}; {width}. To tell equal arms {margin} in four of five studies takes {enough}."
 
 
 def parse_numbers(text: str, option: str) -> tuple[int, ...]:

@@ -92,7 +92,9 @@ def verdict_of(study: Study, one: ArmFindings, found: Sequence[ArmFindings]) -> 
         case Verdict.INFERIOR:
             return f"{name}: inferior to `{baseline.arm.name}`: loses more than {margin} ({interval}; {seeds})."
     enough = needed(study, one, baseline)
-    told = f"; with the spread that was seen, about {enough} seeds would tell of equal arms" if enough else ""
+    told = ""
+    if enough:
+        told = f"; with the spread that was seen, about {enough} seeds tell equal arms in four of five studies"
     return f"{name}: cannot tell: {interval}, margin {margin} ({seeds}{told})."
 
 
@@ -144,6 +146,8 @@ def _judged(study: Study, found: Sequence[ArmFindings], began: str | None) -> st
         f"{' of a comparison' if len(found) > 1 else ''} have measured"
         if versions
         else "by the last measurement of each run"
+        if study.budget.steps is None
+        else "at no version: none was measured in all runs"
     )
     measured = [last for one in found for run in one.runs for last in run.heldout[-1:]]
     tasks = {(sum(n for _, n in last.solved.values()) // last.samples, last.samples) for last in measured}

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -26,15 +26,17 @@ from typing import Any
 import filelock
 
 from executor.user_error import UserError
-from launch.json_file import read_json
 from launch.run.folder import RunFolder
 from launch.run.interrupts import NOTHING_TO_SAVE, SAVED
 from launch.run.owner import refusal
+from launch.slurm import client
+from launch.slurm.folder import JobFolder
 from launch.study.definition import Study, StudyError, StudyRun
 from launch.study.folder import StudyFolder
 from launch.study.initial import take_over
 from launch.study.progress import Progress
 from launch.study.result import RunResult, collect, is_finished, read_result, write_result
+from learner.disk import matches
 
 POLL_S = 0.5
 FAILURES_IN_A_ROW = 2
@@ -162,12 +164,16 @@ Make = Callable[[StudyFolder, Study, StudyRun, Progress, Signals], int]
 def carry_on(
     folder: StudyFolder, study: Study, progress: Progress, limit: int | None = None, make: Make = make_run
 ) -> int:
-    """Make the runs that are left, in the study's order, at most `limit`; returns an exit code: 0, or that of a stop
-    by a signal. Raises StudyFailed where runs fail one after the other. `make`: what makes one of them."""
+    """Make the runs that are left, in the study's order, at most `limit`. `make`: what makes one of them.
+
+    Returns an exit code: 0, that of a stop by a signal, or 1 where the study has failed runs. Raises StudyFailed where
+    runs fail one after the other, and StudyError.
+    """
     with alone(folder), Signals().caught() as signals:
         folder.begin(study)
         results = results_of(folder, study)
         left = [run for run in study.runs_in_order() if run.name not in results]
+        _refuse_queued(folder, left)
         in_a_row = 0
         for run in left[:limit]:
             progress.begin(run, results)
@@ -188,7 +194,18 @@ def carry_on(
             if signals.came is not None and run != left[:limit][-1]:
                 progress.end(f"stopped; go on: {folder.command_line('resume')}")
                 return SAVED
-    return 0
+    return 1 if any(result.status == "failed" for result in results.values()) else 0
+
+
+def _refuse_queued(folder: StudyFolder, runs: Sequence[StudyRun]) -> None:
+    """Raise StudyError where SLURM has a job for one of `runs`, which would be made twice."""
+    scripts = {run.name: JobFolder(folder.run(run).path).script for run in runs}
+    queued = [name for name, script in scripts.items() if script.exists() and client.jobs_of(script)]
+    if queued:
+        raise StudyError(
+            f"SLURM has jobs for {', '.join(queued)}: go on with {folder.command_line('resume')} --slurm, or end these "
+            "jobs first (scancel)"
+        )
 
 
 def command(folder: StudyFolder, study: Study, run: StudyRun) -> list[str]:
@@ -203,8 +220,9 @@ def command(folder: StudyFolder, study: Study, run: StudyRun) -> list[str]:
 
 
 def spent_s(run: RunFolder) -> float:
-    """Seconds that a run has trained so far, what was lost by kills included."""
-    return float(read_json(run.totals).get("time_s", 0.0))
+    """Seconds that a run trained for the steps that its next start keeps, those up to its newest checkpoint."""
+    kept = int(newest[-1].name.removeprefix("step_")) if (newest := matches(run.checkpoints, r"step_\d+")) else 0
+    return sum(float(row.get("step_s", 0.0)) for row in run.read_metrics() if row["step"] <= kept)
 
 
 def last_words(folder: StudyFolder, run: StudyRun) -> str:

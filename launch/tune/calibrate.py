@@ -46,7 +46,15 @@ _GIB = 1 << 30
 
 
 def calibrate(runs: Sequence[RunRecord], name: str) -> Calibration:
-    """A calibration from one or more runs of one model on this machine. Raises CalibrationError."""
+    """A calibration from one or more runs of one model on this machine's CPU. Raises CalibrationError."""
+    import torch
+
+    if torch.cuda.is_available():
+        raise CalibrationError(
+            "runs on GPUs cannot be calibrated from yet: engines and learner are taken to share the machine's cores. "
+            "For GPUs a calibration from their specifications ships (--calibration h100-7b), and azr tune --live RUN "
+            "gives advice from a run's own counters"
+        )
     if len({run.config.model.path for run in runs}) > 1:
         raise CalibrationError("the runs are of different models: calibrate each by itself")
     synchronous = [run for run in runs if run.config.learner.max_staleness == 0]
@@ -159,7 +167,10 @@ def _learner(runs: Sequence[RunRecord], cores: int) -> LearnerFigures:
         if run.config.learner.parallel.world_size == 1:
             by_threads[run.config.learner.threads or cores] += run.steady
     if not by_threads:
-        raise CalibrationError("no synchronous run has a learner of one rank (learner.parallel)")
+        raise CalibrationError(
+            "no synchronous run has a learner of one rank, which says what a step costs: make one with "
+            "learner.parallel.tensor=1, .data=1 and so on"
+        )
     threads = min(by_threads)
     rows = by_threads[threads]
     fit = fit_line_robustly(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import tomli_w
 from rich.console import Console
 from rich.table import Table
 
+from launch.config import load
 from launch.json_lines import to_json
+from launch.recipe import assign, parse_override
+from launch.run.configuration import to_run_toml
 from launch.tune.advice import (
     best_sides,
     explain_assumptions,
@@ -24,7 +28,7 @@ from launch.tune.advice import (
 from launch.tune.calibration import Calibration, CalibrationError, Group
 from launch.tune.closed_form import ClosedForm, estimate_closed
 from launch.tune.scenario import Scenario
-from launch.tune.search import Candidate, Gain, Search, Searcher, describe
+from launch.tune.search import Candidate, Gain, Search, Searcher, as_overrides, describe
 from launch.tune.simulation import simulate
 
 
@@ -33,6 +37,8 @@ class Findings:
     """A search with everything that is said about it."""
 
     recipe: str
+    overrides: Sequence[str]
+    """Settings on top of the recipe, `KEY=VALUE`."""
     calibration: Calibration
     search: Search
     gain: Gain | None
@@ -74,17 +80,18 @@ class Findings:
         _write(path, to_json(self.to_json(), indent=1) + "\n")
 
     def write_recipe(self, path: Path) -> None:
-        """Write the recommended recipe: the former one as its base, and what differs. Raises CalibrationError."""
+        """Write the recommended recipe: the former one as its base, the settings on top of it, and what differs. Raises
+        CalibrationError."""
         base = Path(self.recipe)
         table: dict[str, Any] = {"base": str(base.absolute()) if base.is_file() else self.recipe}
-        for key, value in self.search.chosen.changes.items():
-            *parts, last = key.split(".")
-            inner = table
-            for part in parts:
-                inner = inner.setdefault(part, {})
-            inner[last] = value
+        overrides = [*self.overrides, *as_overrides(self.search.chosen.changes)]
+        for key, value in map(parse_override, overrides):
+            assign(table, key, value)
         reasons = "".join(f"# {line}\n" for line in _wrapped(self.sentences[1]))
         _write(path, f"{reasons}{tomli_w.dumps(table)}")
+        # An override replaces a table, such as the quotas of a batch; a recipe adds to that of its base.
+        if load(path) != (wanted := load(self.recipe, overrides)):
+            _write(path, f"{reasons}{to_run_toml(wanted)}")
 
     def show(self, console: Console) -> None:
         """Print the Pareto table and the reasons."""
@@ -142,9 +149,15 @@ def row_of(one: Candidate) -> dict[str, Any]:
 
 
 def find(
-    recipe: str, scenario: Scenario, calibration: Calibration, searcher: Searcher, vary: tuple[str, ...]
+    recipe: str,
+    overrides: Sequence[str],
+    scenario: Scenario,
+    calibration: Calibration,
+    searcher: Searcher,
+    vary: tuple[str, ...],
 ) -> Findings:
-    """Search around a recipe, and find the reasons. Raises CalibrationError."""
+    """Search around a recipe with `overrides`, which `scenario` is of, and find the reasons. Raises
+    CalibrationError."""
     search = searcher.search(scenario, vary)
     gain = searcher.gain(search.chosen.scenario, scenario) if search.chosen.changes else None
     sides = best_sides(search)
@@ -154,7 +167,7 @@ def find(
     even = simulate(scenario, with_mean_lengths(calibration)).step_s
     unshared = None if scenario.on_gpu else simulate(scenario, _unshared(calibration)).step_s
     difference = explain_difference(closed, step_s, even, unshared)
-    return Findings(recipe, calibration, search, gain, asynchrony, closed, difference)
+    return Findings(recipe, overrides, calibration, search, gain, asynchrony, closed, difference)
 
 
 def with_mean_lengths(calibration: Calibration) -> Calibration:

@@ -175,7 +175,12 @@ def draw_calibration(calibration: Calibration, rng: random.Random) -> Calibratio
 
 def describe(changes: Mapping[str, Any]) -> str:
     """The changes as overrides of the command line; `the recipe` if there are none."""
-    return " ".join(f"{key}={_text(value)}" for key, value in changes.items()) or "the recipe"
+    return " ".join(as_overrides(changes)) or "the recipe"
+
+
+def as_overrides(changes: Mapping[str, Any]) -> list[str]:
+    """The changes, `KEY=VALUE` each."""
+    return [f"{key}={_text(value)}" for key, value in changes.items()]
 
 
 def _text(value: Any) -> str:

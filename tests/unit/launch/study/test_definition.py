@@ -117,7 +117,7 @@ def test_the_command_writes_the_study_before_anything_runs(tmp_path: Path, capsy
     assert len(study.order) == 8
     assert study.judgement.heldout_every == 5, "as in the recipe"
     said = capsys.readouterr().out
-    assert "expect `cannot tell`" in said, "two seeds and a margin of 3 points"
+    assert "in four of five studies takes about 11 seeds" in said, "two seeds and a margin of 3 points"
     assert "1e-05" in (tmp_path / "study" / "recipe.toml").read_text()
     assert command(tmp_path, *options) == 0, "the same again is the same study"
     assert capsys.readouterr().out.count("written") == 0
@@ -156,7 +156,8 @@ def test_a_recipe_that_does_not_measure_is_measured_in_a_study(tmp_path: Path) -
         (["selfplay.heldout_every=0"], "nothing to judge by"),
         (["selfplay.heldout_wait_s=0"], "leaves out the measurement of the last version"),
         (["learner.stepz=3"], "unknown setting"),
-        (["--margin", "3"], "less than 1"),
+        (["--margin", "3"], "--margin 3: a share between 0 and 1, such as 0.03"),
+        (["--alpha", "0.6"], "--alpha 0.6: a probability between 0 and 0.5"),
     ],
 )
 def test_a_command_that_does_not_fit_is_refused_and_writes_nothing(
@@ -169,6 +170,28 @@ def test_a_command_that_does_not_fit_is_refused_and_writes_nothing(
         assert command(tmp_path, *options) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("heldout_every = 5", "heldout_every = 2", "the runs take 5"),
+        ('"heldout/mean"', '"heldout/deduction"', "judgement.metric"),
+        ('"learner.max_staleness=2"', '"selfplay.heldout_tasks=5"', "all arms are measured alike"),
+        ('"learner.max_staleness=2"', '"learner.max_staleness=0"', "the same settings"),
+    ],
+)
+def test_a_file_that_was_edited_to_what_runs_would_not_do_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], before: str, after: str, words: str
+) -> None:
+    assert command(tmp_path, "--staleness", "0,2", "--seeds", "0") == 0
+    folder = StudyFolder(tmp_path / "study")
+    written = folder.definition.read_text()
+    assert written.count(before) == 1
+    folder.definition.write_text(written.replace(before, after))
+    assert cli.main(["study", "resume", str(folder.path)]) == 2
+    assert words in capsys.readouterr().err
+    assert not folder.began.exists()
 
 
 def test_a_folder_of_an_older_azr_which_said_reference_is_read(tmp_path: Path) -> None:

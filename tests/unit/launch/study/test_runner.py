@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.run.interrupts import NOTHING_TO_SAVE, SAVED
+from launch.slurm import client
+from launch.slurm.folder import JobFolder
 from launch.study import runner
 from launch.study.definition import Budget, Study, StudyError, StudyRun
 from launch.study.folder import StudyFolder
@@ -139,9 +140,36 @@ def test_a_run_goes_on_with_the_same_command_and_the_time_that_is_left(tmp_path:
     assert "--auto-resume" in words
     assert {"learner.max_staleness=2", "run.seed=0", f"run.name={run.name}"} < set(words)
     assert [word for word in words if word.startswith("run.max_minutes")][-1] == "run.max_minutes=10.000"
-    folder.run(run).create()
-    folder.run(run).totals.write_text(json.dumps({"time_s": 240.0}))
-    assert command(folder, study, run)[-1] == "run.max_minutes=6.000"
+    place = folder.run(run)
+    write_run(place, [row(step, step_s=60.0) for step in range(1, 6)])
+    assert command(folder, study, run)[-1] == "run.max_minutes=10.000", "without a checkpoint it begins at step 1 again"
+    (place.checkpoints / "step_00000004").mkdir(parents=True)
+    assert command(folder, study, run)[-1] == "run.max_minutes=6.000", "the fifth step is lost, and is made again"
+
+
+def test_a_study_that_has_failed_runs_says_so_by_its_exit_code(tmp_path: Path) -> None:
+    study = make_study()
+    folder = write(study, tmp_path)
+    ends = ["complete", "failed", *["complete"] * 5]
+    assert carry_on(folder, study, Progress(study), 1, make=Making(iter(ends))) == 0
+    assert carry_on(folder, study, Progress(study), make=Making(iter(ends[1:]))) == 1
+    assert carry_on(folder, study, Progress(study), make=Making(iter([]))) == 1, "as long as it has them"
+    retry_failed(folder, study)
+    assert carry_on(folder, study, Progress(study), make=Making(iter(["complete"]))) == 0
+
+
+def test_a_run_that_slurm_has_a_job_for_is_not_made_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study()
+    folder = write(study, tmp_path)
+    queued = study.runs_in_order()[1]
+    script = JobFolder(folder.run(queued).path).script
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/bash\n")
+    monkeypatch.setattr(client, "jobs_of", lambda asked: [client.QueuedJob("7", "PENDING", "(Priority)")])
+    with pytest.raises(StudyError, match=f"SLURM has jobs for {queued.name}: go on with .* --slurm"):
+        carry_on(folder, study, Progress(study), make=Making(iter([])))
+    monkeypatch.setattr(client, "jobs_of", lambda asked: [])
+    assert carry_on(folder, study, Progress(study), 1, make=Making(iter(["complete"]))) == 0
 
 
 def test_a_run_of_equal_tokens_goes_on_with_the_same_limit(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def test_a_recommendation_is_a_recipe(file, tmp_path, capsys):
     assert load(str(out)).learner.max_staleness == found["chosen"]["changes"].get("learner.max_staleness", 1)
     assert {row["changes"].get("learner.max_staleness", 1) for row in found["candidates"]} == {0, 1, 2, 4, 8}
     assert any(row["pareto"] for row in found["candidates"])
+    assert load(str(out)).learner.batch == load("smollm2-cpu", QUOTAS).learner.batch, "settings given with the recipe"
     shown = capsys.readouterr().out
     assert "recommended" in shown and "trainer-bound" in shown and "closed form" in shown
 
