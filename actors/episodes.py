@@ -18,6 +18,7 @@ import numpy as np
 from actors.buffer.task_buffer import Buffer, NewTask
 from actors.engine.generation import Completion
 from actors.kinds.registry import forms_of
+from actors.metrics import text_number
 from actors.prompt_builder import Prompt, PromptTooLong
 from actors.propose import REDRAWS, Brief, Draft, ProposalOutcome, Proposer
 from actors.rewards import Proposed, Solved, reward_terms
@@ -148,7 +149,7 @@ class Episode:
         reward = await self._emit_proposal(
             brief, slot, draft, Proposed(solved, added.duplicate, draft.measures), draft.outcome
         )
-        if reward is not None and added.task_id is not None and not added.duplicate:
+        if reward is not None and not added.duplicate:
             await self._buffer.rewarded(added.task_id, reward)
 
     @staticmethod
@@ -211,7 +212,7 @@ class Episode:
         return []
 
     async def _solve_fresh(
-        self, task: Task, prompt: Prompt, task_id: int | None, slots: Sequence[int], episode_id: str
+        self, task: Task, prompt: Prompt, task_id: int, slots: Sequence[int], episode_id: str
     ) -> list[bool]:
         """Solve a fresh task once a slot, and at least n times where its difficulty is asked for.
 
@@ -224,16 +225,15 @@ class Episode:
         return [solution.correct for solution in solutions]
 
     async def _solve(
-        self, task: Task, prompt: Prompt, slots: Sequence[int], extra: Sequence[str], task_id: int | None
+        self, task: Task, prompt: Prompt, slots: Sequence[int], extra: Sequence[str], task_id: int
     ) -> list[Solution]:
         """Solutions of a task, in the order of slots and then of extra names; the buffer learns how they went."""
         names = [*(f"s{slot}" for slot in slots), *extra]
         if not names:
             return []
         solutions = await self._solver.solve(task, prompt, names)
-        if task_id is not None:
-            version = max(span.version for solution in solutions for span in solution.completion.versions)
-            await self._buffer.record(task_id, version, len(solutions), sum(s.correct for s in solutions))
+        version = max(span.version for solution in solutions for span in solution.completion.versions)
+        await self._buffer.record(task_id, version, len(solutions), sum(s.correct for s in solutions))
         return solutions
 
     async def _emit_solutions(
@@ -252,6 +252,7 @@ class Episode:
                         "correct": float(solution.correct),
                         "replayed": float(replayed),
                         "estimate": float(not replayed),
+                        **({} if solution.answer is None else {"answer": text_number(solution.answer)}),
                         **({} if solution.copied is None else {"copied": float(solution.copied)}),
                     },
                     outcome=solution.outcome,

@@ -9,7 +9,7 @@ programs.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,23 +22,30 @@ from actors.responses import response_to
 from actors.settings import SelfPlaySettings
 from executor.tasks import Task
 from learner.sft.data import Example
+from learner.trajectory import Role
 
 Draw = Callable[[int, str], Sequence[LabelledProgram]]
 """(count, seed) -> up to that many distinct labelled programs (`TaskBuffer.labelled`)."""
 PER_PROGRAM = 2
 """Most examples of one program in a step."""
 PROPOSE_SHARE = 0.25
-"""Share of the examples that are proposers' replies. A program is drawn once, however often it was proposed. None are
-proposers' where the proposer is not trained (`selfplay.propose = false`)."""
+"""Share of the examples that are proposers' replies, where both roles are trained. A program is drawn once, however
+often it was proposed."""
 
 
 class LabelledExamples:
     """Draws and builds the examples of each step."""
 
     def __init__(
-        self, draw: Draw, tokenizer: Any, settings: SelfPlaySettings, kinds: Sequence[str], count: int, seed: int
+        self,
+        draw: Draw,
+        tokenizer: Any,
+        settings: SelfPlaySettings,
+        kinds: Mapping[Role, Sequence[str]],
+        count: int,
+        seed: int,
     ) -> None:
-        """`kinds`: those that the run plays. `count`: examples a step (`learner.batch.labelled`)."""
+        """`kinds`: those that each role is trained on. `count`: examples a step (`learner.batch.labelled`)."""
         self._draw = draw
         self._encode: Callable[[str], list[int]] = lambda text: tokenizer.encode(text, add_special_tokens=False)
         self._settings = settings
@@ -61,10 +68,13 @@ class LabelledExamples:
         self, program: LabelledProgram, others: Sequence[LabelledProgram], draw: random.Random
     ) -> Example | None:
         """An example of a random role and kind, with a random pair."""
-        proposes = self._settings.propose and draw.random() < PROPOSE_SHARE
+        proposes = draw.random() < PROPOSE_SHARE
+        if not self._kinds[Role.PROPOSE if proposes else Role.SOLVE]:
+            proposes = not proposes
+        kinds = self._kinds[Role.PROPOSE if proposes else Role.SOLVE]
         by_kind: dict[str, list[Task]] = {}
         for task in program.tasks(self._settings.induction_inputs if proposes else len(program.pairs)):
-            if task.kind in self._kinds:
+            if task.kind in kinds:
                 by_kind.setdefault(task.kind, []).append(task)
         if not by_kind:
             return None

@@ -35,8 +35,11 @@ SELF_PLAY = Section(
         ),
         _share("answer_diversity/{kind}", "0 where all answers to one task are the same, 1 where all differ; mean over "
                "tasks tried more than once"),
-        _share("distinct_answers/{kind}", "different answers / answers, over all tasks of the batch",
-               "falls slowly; near 0: one answer to every task"),
+        _share(
+            "distinct_answers/{kind}",
+            "different answers / answers, over all tasks of the batch; what cannot be read is one answer",
+            "falls slowly; near 0: one answer to every task",
+        ),
         _share("copies/{kind}", "readable answers that repeat what the prompt shows: of deduction, the input",
                "below 0.3"),
         _share(

@@ -8,6 +8,7 @@ Names are `<what>/<kind>` or `<what>/<kind>/<role>`. A number whose cell, or who
 from __future__ import annotations
 
 import bisect
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -34,6 +35,11 @@ _FACTS = {
     "constructs": "constructs",
 }
 """Reward part of a proposal whose program was inspected -> metric."""
+
+
+def text_number(text: str) -> float:
+    """A number that tells texts apart and that a float holds exactly: a reward part is no text."""
+    return float(int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:6], "big"))
 
 
 def describe_batch(batch: Sequence[Trajectory]) -> dict[str, float]:
@@ -90,10 +96,11 @@ def _describe_proposals(kind: str, members: Sequence[Trajectory]) -> dict[str, f
 
 def _describe_solutions(kind: str, members: Sequence[Trajectory]) -> dict[str, float]:
     solved: dict[bool, list[float]] = {False: [], True: []}
-    answers: dict[bytes, list[bytes]] = defaultdict(list)
+    answers: dict[bytes, list[float]] = defaultdict(list)
     for t in members:
         solved[bool(t.reward_parts.get("replayed"))].append(t.reward_parts.get("correct", 0.0))
-        answers[t.prompt_ids.tobytes()].append(t.response_ids.tobytes())
+        if "answer" in t.reward_parts:
+            answers[t.prompt_ids.tobytes()].append(t.reward_parts["answer"])
     metrics = {
         f"solve_rate/{kind}": _mean(solved[False] + solved[True]),
         f"replayed/{kind}": len(solved[True]) / len(members),
@@ -106,7 +113,9 @@ def _describe_solutions(kind: str, members: Sequence[Trajectory]) -> dict[str, f
     variety = [(len(set(given)) - 1) / (len(given) - 1) for given in answers.values() if len(given) > 1]
     if variety:
         metrics[f"answer_diversity/{kind}"] = _mean(variety)
-    metrics[f"distinct_answers/{kind}"] = len({t.response_ids.tobytes() for t in members}) / len(members)
+    if answers:
+        every = [answer for given in answers.values() for answer in given]
+        metrics[f"distinct_answers/{kind}"] = len(set(every)) / len(every)
     copied = [t.reward_parts["copied"] for t in members if "copied" in t.reward_parts]
     if copied:
         metrics[f"copies/{kind}"] = _mean(copied)

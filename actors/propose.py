@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -22,6 +21,7 @@ from actors.environment import Environment
 from actors.heldout.tasks import is_held_out
 from actors.kinds.registry import forms_of, kind_of, names
 from actors.labeller import Labeller
+from actors.metrics import text_number
 from actors.parsing import FormatError, answer_of
 from actors.prompt_builder import Prompt, PromptTooLong
 from actors.rewards import COMPLEXITY_SCALE, HALSTEAD_SCALE, distance, saturating
@@ -81,11 +81,6 @@ class Draft:
     """Intrinsic measures, 0..1, by the names of `IntrinsicSettings`."""
     completed: Completed | None = None
     """The task that the executor made of a proposal without a fitting input (`selfplay.complete_inputs`)."""
-
-
-def _number_of(normal: str) -> float:
-    """A number that tells normalised programs apart, and that a float holds exactly."""
-    return float(int.from_bytes(hashlib.sha256(normal.encode()).digest()[:6], "big"))
 
 
 class RecentOutputs:
@@ -238,7 +233,7 @@ class ModelProposer(Proposer):
             time.monotonic() - started,
             task,
             normal,
-            parts | {"program": _number_of(normal)},
+            parts | {"program": text_number(normal)},
             measures,
         )
 

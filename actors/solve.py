@@ -28,6 +28,8 @@ class Solution(NamedTuple):
     completion: Completion
     execute_s: float
     """Seconds until the answers of the task were judged."""
+    answer: str | None = None
+    """The answer as it was read, empty where it could not be; None of a rehearsal, which has none."""
     copied: bool | None = None
     """Whether the answer repeats what the prompt shows (`TaskKind.is_copy`), for kinds that say so."""
 
@@ -77,10 +79,12 @@ class ModelSolver(Solver):
         solutions = []
         for completion, answer in zip(completions, answers, strict=True):
             if isinstance(answer, FormatError):
-                solutions.append(Solution(False, False, answer.value, completion, 0.0))
+                solutions.append(Solution(False, False, answer.value, completion, 0.0, ""))
                 continue
             copied = kind.is_copy(task, answer)
             verdict = next(verdicts)
             formatted = verdict.reason is not VerdictReason.UNPARSEABLE
-            solutions.append(Solution(verdict.correct, formatted, verdict.reason.value, completion, execute_s, copied))
+            solutions.append(
+                Solution(verdict.correct, formatted, verdict.reason.value, completion, execute_s, answer, copied)
+            )
         return solutions

@@ -35,8 +35,9 @@ from launch.settings import (
     SupervisionSettings,
 )
 from launch.slurm_settings import SlurmSettings
-from learner.settings import LearnerSettings, ModelSettings, StreamSettings, needs_keys
+from learner.settings import BatchSettings, LearnerSettings, ModelSettings, StreamSettings, needs_keys
 from learner.sft.settings import SftLearnerSettings, SftSettings
+from learner.trajectory import Cell, Role
 
 
 class Config(SettingsTable):
@@ -69,8 +70,10 @@ class Config(SettingsTable):
                         f"are {', '.join(names())}; a package adds one as an entry point of the group {GROUP} "
                         "(docs/extending.md)"
                     )
-        if not any(batch.quota(cell) for cell in batch.cells):
-            raise ValueError("learner.batch asks for nothing: give a kind at least one proposal or solution")
+        trained = [cell for cell in batch.cells if cell.role is Role.SOLVE or selfplay.propose]
+        if not any(batch.quota(cell) for cell in trained):
+            of = "proposal or solution" if selfplay.propose else "solution, as selfplay.propose is false"
+            raise ValueError(f"learner.batch asks for nothing: give a kind at least one {of}")
         for role, quotas in (("propose", batch.propose), ("solve", batch.solve)):
             for kind, quota in quotas.items():
                 if quota < 0:
@@ -85,6 +88,18 @@ class Config(SettingsTable):
             raise ValueError(
                 "learner.loss.supervised learns from what the executor labels: set selfplay.label_pairs, for instance "
                 "to 4"
+            )
+        proposed = any(batch.quota(Cell(kind, Role.PROPOSE)) for kind in batch.kinds)
+        if self.learner.loss.supervised and not (proposed or selfplay.seed_tasks or selfplay.seed_tasks_target):
+            raise ValueError(
+                "learner.loss.supervised has nothing to learn from: labels are of proposed programs and of seed tasks. "
+                "Set learner.batch.propose, selfplay.seed_tasks or selfplay.seed_tasks_target"
+            )
+        if self.learner.advantage.estimator == "group" and not _have_peers(batch, selfplay):
+            raise ValueError(
+                'learner.advantage.estimator = "group" compares trajectories with one prompt, and each would be alone: '
+                "its advantage is 0. Ask for several solutions of a proposal (learner.batch.solve a multiple of "
+                "learner.batch.propose), or set selfplay.proposals_per_prompt above 1"
             )
         if self.learner.loss.supervised and selfplay.prompt_format == "r1":
             raise ValueError(
@@ -128,6 +143,17 @@ class Config(SettingsTable):
     def encrypted(self) -> bool:
         """Whether the stream needs keys; see `stream.curve`."""
         return needs_keys(self.stream.curve, self.stream_host)
+
+
+def _have_peers(batch: BatchSettings, selfplay: SelfPlaySettings) -> bool:
+    """Whether several trajectories of a batch have one prompt, other than by chance (see `OpenBatch.episode_size`)."""
+    for kind in batch.kinds:
+        proposals, solutions = (batch.quota(Cell(kind, role)) for role in (Role.PROPOSE, Role.SOLVE))
+        if selfplay.propose and min(proposals, selfplay.proposals_per_prompt) > 1:
+            return True
+        if proposals < solutions and selfplay.solutions > 1 and selfplay.train_on_estimates:
+            return True
+    return False
 
 
 class SftConfig(SettingsTable):

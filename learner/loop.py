@@ -199,7 +199,9 @@ def _decide(
         if not ready:
             raise RuntimeError(
                 "a batch came to nothing: every slot was returned, because the buffer has no task of the kinds that "
-                "are only solved; ask for proposals of these kinds too (learner.batch.propose)"
+                "are solved, and no proposal was valid or trained on. Give the buffer tasks to start with "
+                "(selfplay.seed_tasks, selfplay.seed_tasks_target), ask for more proposals of these kinds "
+                "(learner.batch.propose), or train on them (selfplay.propose)"
             )
         batch = ready
         return Action.TRAIN

@@ -181,7 +181,8 @@ class Trainer:
         # Tensor-parallel ranks hold the same numbers: summed over all ranks, they count `tensor` times.
         sums = self.ranks.sum(sums).cpu() / self.settings.parallel.tensor
         loss, gap_in_batch, supervised = sums[len(DIAGNOSTICS) :].tolist()
-        clipped = int(sums[DIAGNOSTICS.index("clipped_low")] + sums[DIAGNOSTICS.index("clipped_high")])
+        clipped = sum(int(sums[DIAGNOSTICS.index(f"clipped_{side}")]) for side in ("low", "high", "dual"))
+        weight = self.settings.loss.policy
         num_rows = sum(part.num_rows for part in parts)
         seconds = time.monotonic() - started
         return {
@@ -191,7 +192,7 @@ class Trainer:
             "skipped_update": skipped / len(parts),
             "updates": len(parts),
             "tokens_trained": int(sums[DIAGNOSTICS.index("tokens")]),
-            "tokens_useful": _moving(batch, advantage) - clipped,
+            "tokens_useful": _moving(batch, advantage) - clipped if weight else 0,
             "tokens_in_batch": sum(t.num_tokens for t in batch),
             "tokens_computed": num_rows,
             "train_flops": sum(
@@ -207,7 +208,7 @@ class Trainer:
             **({"logprob_mismatch": (gap + gap_in_batch) / compared} if compared else {}),
             **diagnostics(sums[: len(DIAGNOSTICS)], self.settings.loss),
             "max_ratio": float(self.ranks.max(max_ratio)),
-            **({"entropy_bonus": bonus} if self.settings.loss.entropy_floor else {}),
+            **({"entropy_bonus": weight * bonus} if self.settings.loss.entropy_floor else {}),
             **_describe_labelled(shares, supervised),
             **describe_advantages(batch, advantage),
         }

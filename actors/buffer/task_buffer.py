@@ -60,10 +60,11 @@ class NewTask:
 class Added(NamedTuple):
     """The result of adding a task."""
 
-    task_id: int | None
-    """Its number; None where the buffer knew the task already."""
+    task_id: int
+    """Its number."""
     duplicate: bool
-    """Whether the buffer knew the task: it then stays the first proposer's."""
+    """Whether the buffer knew the task from another proposal: it then stays the first proposer's. A proposal that is
+    added again, as by an actor that had no answer, is the same one."""
 
 
 class Buffer(Protocol):
@@ -147,18 +148,21 @@ class TaskBuffer(Labels):
                 "proposer_version, episode_id, created, reward) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*values, time.time(), new.reward),
             )
-            task_id = cursor.lastrowid if cursor.rowcount else None
-            if task_id is None:
-                self._count("duplicates", 1)
-            else:
+            if is_new := cursor.rowcount > 0:
+                task_id = cursor.lastrowid or 0
                 database.executemany(
                     "INSERT OR IGNORE INTO task_references VALUES (?, ?)", [(task_id, one) for one in new.references]
                 )
                 evicted = self._shrink(task.kind, task_id)
+            else:
+                known = "SELECT id, episode_id FROM tasks WHERE digest = ?"
+                task_id, episode_id = database.execute(known, (values[1],)).fetchone()
+                if is_known := episode_id != new.episode_id:
+                    self._count("duplicates", 1)
         # Only now is it certain: memory follows the file.
-        if task_id is None:
-            self._counters["duplicates"] += 1
-            return Added(None, True)
+        if not is_new:
+            self._counters["duplicates"] += is_known
+            return Added(task_id, is_known)
         self._active.setdefault(task.kind, OrderedIds()).append(task_id)
         self._forget(task.kind, evicted)
         return Added(task_id, False)

@@ -84,13 +84,16 @@ class LearnerActor:
         self._bound.wait()
         return str(self._stream.endpoint)
 
-    def run(self, store: str | None, former: str | None, resume: bool, expected: int) -> None:
+    def run(
+        self, store: str | None, former: str | None, resume: bool, expected: int, ends_at: float | None = None
+    ) -> None:
         """Train from start, or from the last checkpoint, to the end.
 
         `store`: address where several ranks meet. `former`: the stream's endpoint before a restart, which is bound
         again if it is on this machine. `expected`: number of rollout actors to wait for, up to
-        `actors.start_timeout_s`.
+        `actors.start_timeout_s`. `ends_at`: Unix time at which the run stops by itself, as it was before a restart.
         """
+        self._progress.ends_at = ends_at
         try:
             prepare_part(self._config)
             self._run(store, former, resume, expected)

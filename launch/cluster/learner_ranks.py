@@ -162,7 +162,8 @@ class LearnerRanks:
         ]
         # Ray passes rank 0's answer on to the others; this process does not wait for it.
         store = ray.call(self._handles[0], "rendezvous") if len(self._handles) > 1 else None
-        self._runs = [ray.call(handle, "run", store, self.endpoint, resume, expected) for handle in self._handles]
+        arguments = store, self.endpoint, resume, expected, self.status.ends_at
+        self._runs = [ray.call(handle, "run", *arguments) for handle in self._handles]
         self._listening = ray.call(self._handles[0], "listening")
         # What the former ranks said of their phase and members no longer holds.
         former = self.status

@@ -15,6 +15,7 @@ from learner.model.policy import PolicyModel
 from learner.model.process_groups import data_rank, init_parallel
 from learner.ranks import Ranks
 from learner.trainer import Trainer
+from learner.trajectory import Role
 
 
 def make_policy(
@@ -56,4 +57,8 @@ def make_trainer(config: Config, model_dir: Path, rank: int = 0, store: Store | 
 def make_supervision(config: Config, tokenizer: Any, draw: Draw) -> LabelledExamples:
     """What gives the trainer its labelled examples (`Trainer.supervision`). `draw`: from the run's task buffer."""
     batch = config.learner.batch
-    return LabelledExamples(draw, tokenizer, config.selfplay, batch.kinds, batch.labelled, config.run.seed)
+    kinds: dict[Role, list[str]] = {role: [] for role in Role}
+    for cell in batch.cells:
+        if batch.quota(cell) and (cell.role is Role.SOLVE or config.selfplay.propose):
+            kinds[cell.role].append(cell.kind)
+    return LabelledExamples(draw, tokenizer, config.selfplay, kinds, batch.labelled, config.run.seed)

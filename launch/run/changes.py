@@ -62,8 +62,10 @@ def _effects(config: Config, checkpoint: Path, changed: set[str]) -> dict[str, s
     for key in changed:
         if key.startswith("learner.batch.") or key == "learner.batch":
             effects[key] = f"from step {gate.first_unopened + 1} on: the batches before it are granted already"
-        elif key in ("selfplay.seed_tasks", "selfplay.seed_tasks_target"):
-            effects[key] = "no effect: tasks are seeded before the first step only"
+        elif key == "selfplay.seed_tasks":
+            effects[key] = "no effect: a file's tasks are taken before the first step only"
+        elif key == "selfplay.seed_tasks_target":
+            effects[key] = "at once: where the buffer has fewer triplets, the initial model proposes the others first"
     if num_stale and "learner.max_staleness" in changed:
         effects["learner.max_staleness"] = (
             f"at once: {num_stale} queued trajectories are too old for it and are dropped, as `stale` in the ledger"

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from launch.recipe import ConfigError
 from launch.run.task_buffer import SNAPSHOT
 from learner.checkpoint import Checkpoints, Finish, read_stream_state, unloadable, write_stream_state
 from learner.loop import Stream
@@ -53,7 +54,15 @@ class Saved:
             self.trainer.policy.load_checkpoint(latest / "model")
             gate_state, queued = read_stream_state(latest)
             if self.exact is not None:
+                if not (latest / _EXACT).exists():
+                    raise ConfigError(
+                        f"{latest} was not written by run.mode = serial, which needs more than it has: go on without "
+                        "run.mode=serial, or begin a serial run from its model: model.path="
+                        f"{latest / 'hf'} run.name=NAME"
+                    )
                 self.exact.load_state_dict(json.loads((latest / _EXACT).read_text()))
+        except ConfigError:
+            raise
         except Exception as error:
             raise unloadable(latest, error) from error
         self.trainer.version = gate_state["trained_batches"]

@@ -17,10 +17,12 @@ from learner.phase import Phase
 
 
 def make_interrupted(run: RunBasics, progress: Progress, recorder: Recorder | None) -> Callable[[], bool]:
-    """A function that says whether to stop. It asks for a stop when `run.max_minutes` from now are over, or the run has
-    trained `run.max_tokens`, which `recorder` counts."""
-    deadline = time.monotonic() + 60 * run.max_minutes if run.max_minutes else None
-    progress.ends_at = time.time() + 60 * run.max_minutes if run.max_minutes else None
+    """A function that says whether to stop. It asks for a stop when `run.max_minutes` are over, from now or, after a
+    restart of the learner, by `progress.ends_at`; or when the run has trained `run.max_tokens`, which `recorder`
+    counts."""
+    if progress.ends_at is None and run.max_minutes:
+        progress.ends_at = time.time() + 60 * run.max_minutes
+    deadline = None if progress.ends_at is None else time.monotonic() + progress.ends_at - time.time()
 
     def is_spent() -> bool:
         # A run that was killed at its end waits for its actors once more: they measure its last version.

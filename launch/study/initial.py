@@ -22,11 +22,12 @@ from launch.whole_file import write_text
 def take_over(folder: StudyFolder, study: Study, run: StudyRun) -> StudyRun | None:
     """Put the initial model's measurement into the folder of a run that has not begun; returns the run that it is from.
 
-    None where the run has begun, measures by itself (serial mode), or no run of the study has a sound measurement that
-    was made here, by this version, with the same settings of model, engine, executor and prompts.
+    None where the run has begun, measures by itself (serial mode), has a budget of minutes, of which the measurement
+    takes some in every run, or no run of the study has a sound measurement that was made here, by this version, with
+    the same settings of model, engine, executor and prompts.
     """
     place = folder.run(run)
-    if place.config.exists() or files(place):
+    if place.config.exists() or files(place) or study.budget.minutes is not None:
         return None
     try:
         config = load(folder.recipe, study.overrides_of(run))

@@ -234,7 +234,8 @@ class Membership:
         return "actors: " + (", ".join(actors) or "none connected")
 
     def _take_in(self, identity: bytes, holder: Holder, hello: dict[str, Any]) -> None:
-        for former in [h for h in self._absent if h.actor_id == holder.actor_id]:
+        # A newer life keeps its deadline: an older one that greets first says nothing of it.
+        for former in [h for h in self._absent if h.actor_id == holder.actor_id and h <= holder]:
             del self._absent[former]
             if former < holder:
                 self.gate.lose(former)

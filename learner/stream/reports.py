@@ -44,7 +44,7 @@ ACTORS = Section(
         _count("rollouts", "rollouts that were sent to the learner", "rollouts"),
         _count("episodes", "episodes that were played to their end", "episodes"),
         _count("failures", "episodes that failed: engine, sandbox or buffer, never the model", "episodes", "0"),
-        _count("seeded", "valid proposals of the seeding phase", "proposals"),
+        _count("seeded", "proposals of the seeding phase, most of them invalid", "proposals"),
         _count("heldout_failures", "held-out measurements that failed", healthy="0"),
         _count("prompts_too_long", "prompts that did not fit `selfplay.max_prompt_tokens`", "prompts"),
         _count("references_left_out", "references left out of a prompt because they did not fit", "references"),

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def test_many_callers_get_what_the_store_gives(actor: Any, folder: RunFolder, tm
     async def story() -> None:
         added = await asyncio.gather(*(remote.add(new(n)) for n in range(400)))
         assert sorted(one.task_id for one in added if one.task_id) == list(range(3, 403))
-        assert await remote.add(new(7)) == Added(None, True)
+        assert await remote.add(new(7)) == Added(added[7].task_id, False), "a proposal whose answer was lost"
+        assert await remote.add(replace(new(7), episode_id="another")) == Added(added[7].task_id, True)
         await asyncio.gather(*(remote.record(task_id, 1, 8, 3) for task_id in range(3, 403)))
         await remote.rewarded(3, 0.5)
         with pytest.raises(KeyError):

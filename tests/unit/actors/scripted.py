@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,10 +127,15 @@ def play(
 
 
 def give(store: TaskBuffer, *tasks: Task) -> list[int | None]:
-    """Put tasks into a buffer."""
-    return [
-        store.add(NewTask(task, normal=task.program, proposer_version=0, episode_id="given")).task_id for task in tasks
+    """Put tasks into a buffer, each of an episode of its own; returns their numbers, None for those that it knew."""
+    added = [
+        store.add(NewTask(task, normal=task.program, proposer_version=0, episode_id=f"given{next(_GIVEN)}"))
+        for task in tasks
     ]
+    return [None if one.duplicate else one.task_id for one in added]
+
+
+_GIVEN = itertools.count()
 
 
 def reply(program: str, given: str) -> str:

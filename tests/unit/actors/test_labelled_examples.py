@@ -14,6 +14,7 @@ from actors.labelled import LabelledProgram
 from actors.labelled_examples import PER_PROGRAM, LabelledExamples
 from actors.settings import SelfPlaySettings
 from executor.tasks import Task
+from learner.trajectory import Role
 from tests.unit.actors.reading import parse_proposal
 from tests.unit.actors.scripted import Bytes, new_store
 
@@ -41,8 +42,16 @@ def store(store: TaskBuffer) -> TaskBuffer:
     return store
 
 
-def source(store: TaskBuffer, kinds: tuple[str, ...] = KINDS, count: int = 16, **given: int) -> LabelledExamples:
-    return LabelledExamples(store.labelled, Bytes(), SETTINGS.model_copy(update=given), kinds, count, 1)
+def source(
+    store: TaskBuffer,
+    kinds: tuple[str, ...] = KINDS,
+    count: int = 16,
+    proposed: tuple[str, ...] | None = None,
+    **given: int,
+) -> LabelledExamples:
+    """`proposed`: the kinds of proposers; None: all of `kinds`."""
+    of_roles = {Role.SOLVE: kinds, Role.PROPOSE: kinds if proposed is None else proposed}
+    return LabelledExamples(store.labelled, Bytes(), SETTINGS.model_copy(update=given), of_roles, count, 1)
 
 
 def texts(found: LabelledExamples, step: int) -> list[tuple[str, str]]:
@@ -123,12 +132,18 @@ def test_limits_and_kinds_are_the_runs(store: TaskBuffer) -> None:
 
 
 def test_a_proposer_that_is_not_trained_has_no_examples(store: TaskBuffer) -> None:
-    solver = source(store, propose=False)
+    solver = source(store, proposed=())
     found = [text for step in range(6) for text in texts(solver, step)]
     assert len(found) == 6 * 16
     assert {kind for prompt, _ in found for start, kind in STARTS.items() if prompt.endswith(start)} == set(KINDS)
     proposers = ("Each example is a Python function f, an input, and its output. All", "message that says what")
     assert not any(text in prompt for prompt, _ in found for text in proposers)
+    without_induction = source(store, proposed=("deduction", "abduction"))
+    found = [text for step in range(6) for text in texts(without_induction, step)]
+    assert any(proposers[0] in prompt for prompt, _ in found)
+    assert not any(proposers[1] in prompt for prompt, _ in found)
+    proposer = source(store, kinds=(), proposed=("deduction",))
+    assert all(proposers[0] in prompt for prompt, _ in texts(proposer, 0))
 
 
 def test_the_draw_is_uniform_over_programs(store: TaskBuffer) -> None:

@@ -19,16 +19,18 @@ def proposal(parts: dict[str, float], reward: float = 0.0, outcome: str = "valid
 
 
 def solution(prompt: int, first: int, outcome: str = "wrong", **parts: float) -> Trajectory:
+    """`first`: the first token of its response, and its answer."""
+    parts = {"answer": float(first)} | parts
     return make("deduction", Role.SOLVE, 0.0, parts, outcome=outcome, prompt=prompt, first=first)
 
 
 BATCH = [
     make("deduction", Role.PROPOSE, 0.5, {"valid": 1.0, "solve_rate": 0.5}, ((3, 0, 4), (4, 4, 10))),
     make("deduction", Role.PROPOSE, -1.0, {"valid": 0.0}, status=Status.TRUNCATED),
-    make("deduction", Role.SOLVE, 1.0, {"correct": 1.0, "replayed": 0.0}),
-    make("deduction", Role.SOLVE, -0.5, {"correct": 0.0, "replayed": 0.0}, prompt=1, first=7),
-    make("deduction", Role.SOLVE, 1.0, {"correct": 1.0, "replayed": 1.0}, ((4, 0, 4),), prompt=2),
-    make("induction", Role.SOLVE, -1.0, {"correct": 0.0, "replayed": 1.0}),
+    make("deduction", Role.SOLVE, 1.0, {"correct": 1.0, "replayed": 0.0, "answer": 1.0}),
+    make("deduction", Role.SOLVE, -0.5, {"correct": 0.0, "replayed": 0.0, "answer": 2.0}, prompt=1, first=7),
+    make("deduction", Role.SOLVE, 1.0, {"correct": 1.0, "replayed": 1.0, "answer": 3.0}, ((4, 0, 4),), prompt=2),
+    make("induction", Role.SOLVE, -1.0, {"correct": 0.0, "replayed": 1.0, "answer": 4.0}),
 ]
 ARRIVED = {0: 5}
 """All of these tests' trajectories are of slot 0."""
@@ -211,3 +213,9 @@ def test_a_batch_is_described_by_what_is_in_it() -> None:
     assert numbers["age/publish"] == pytest.approx(0.5)
     assert numbers["spanning"] == 0.25
     assert not any("abduction" in name for name in numbers), "an empty cell has no rate"
+
+
+def test_answers_are_compared_whatever_was_thought_before_them() -> None:
+    batch = [solution(1, first, answer=7.0) for first in range(4)]
+    numbers = describe_batch(batch)
+    assert (numbers["answer_diversity/deduction"], numbers["distinct_answers/deduction"]) == (0.0, 0.25)

@@ -103,6 +103,44 @@ def test_a_supervised_loss_has_no_thoughts_to_teach() -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["selfplay.propose=false", "learner.batch.solve={}"], "at least one solution, as selfplay.propose is false"),
+        (
+            ["learner.loss.supervised=1", "selfplay.label_pairs=4", "learner.batch.propose={}"],
+            "has nothing to learn from",
+        ),
+        (
+            [
+                "learner.advantage.estimator=group",
+                "learner.batch.solve={deduction=4}",
+                "learner.batch.propose={deduction=4}",
+                "selfplay.proposals_per_prompt=1",
+            ],
+            "each would be alone",
+        ),
+    ],
+)
+def test_settings_that_would_teach_nothing_are_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load("smollm2-cpu", overrides)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["learner.batch.solve={deduction=8}"],
+        ["learner.batch.solve={deduction=4}", "selfplay.proposals_per_prompt=2"],
+    ],
+)
+def test_an_estimator_that_compares_one_prompts_trajectories_needs_several(more: list[str]) -> None:
+    group = ["learner.advantage.estimator=group", "learner.batch.propose={deduction=4}"]
+    assert (
+        load("smollm2-cpu", [*group, "selfplay.proposals_per_prompt=1", *more]).learner.advantage.estimator == "group"
+    )
+
+
+@pytest.mark.parametrize(
     ("key", "instead"),
     [
         ("engine.data_parallel", "actors.num_actors"),

@@ -27,7 +27,8 @@ from learner.trajectory import Cell, Role, Status, Trajectory, VersionSpan
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
 PARTS = dict.fromkeys(
     ("valid", "solve_rate", "duplicate", "ignores_input", "nodes", "complexity", "distance", "halstead", "composite",
-     "answer_diversity", "correct", "replayed", "estimate", "copied", "program", "reward/difficulty", "fact/length"),
+     "answer_diversity", "correct", "replayed", "estimate", "answer", "copied", "program", "reward/difficulty",
+     "fact/length"),
     0.5,
 )  # fmt: skip
 

@@ -157,7 +157,9 @@ def test_the_supervised_loss_is_added_to_the_policy_loss(
     assert numbers["labelled_examples"] == 5
     assert numbers["labelled_tokens"] == sum(len(e.response_ids) for e in examples)
     without = trainer(folder, settings(correction=correction)).train(batch)
+    assert numbers["tokens_useful"] == (without["tokens_useful"] if share else 0)
     changed = TIMES | CUT | {"grad_norm", "grad_norm_max", "train_flops", *expected, "labelled_examples"}
+    changed |= {"tokens_useful"}
     for name in set(without) - changed:
         assert numbers[name] == pytest.approx(without[name], rel=1e-5, abs=1e-6), name
     assert numbers["train_flops"] > without["train_flops"]
@@ -202,6 +204,9 @@ def test_below_the_entropy_floor_the_step_rewards_entropy(
     numbers = one.train(batch)
     expected = {"loss": loss.item(), "grad_norm": norm.item(), "entropy_bonus": bonus}
     assert {name: numbers[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+
+    half = settings(correction="none", entropy_floor=2 * behave, entropy_weight=0.5, policy=0.5)
+    assert train(folder, batch, half)[0]["entropy_bonus"] == pytest.approx(bonus / 2)
 
     above = train(folder, batch, settings(correction="none", entropy_floor=0.9 * behave))
     assert above[0].pop("entropy_bonus") == 0

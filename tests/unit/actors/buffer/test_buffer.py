@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -52,10 +53,14 @@ def make(number: int, kind: str = "deduction") -> Task:
     return Task(kind, f"def f(x):\n    return {number}", ("1", "2"), (f"{number}", f"{number}"), "m")
 
 
-def put(store: TaskBuffer, task: Task, version: int = 0, episode: str = "e", **more: Any) -> int | None:
+EPISODES = itertools.count()
+
+
+def put(store: TaskBuffer, task: Task, version: int = 0, episode: str = "", **more: Any) -> int | None:
+    """Add a task, of an episode of its own; returns its number, or None where the buffer knew it."""
+    episode = episode or f"e{next(EPISODES)}"
     added = store.add(NewTask(task, normal=task.program, proposer_version=version, episode_id=episode, **more))
-    assert added.duplicate == (added.task_id is None)
-    return added.task_id
+    return None if added.duplicate else added.task_id
 
 
 def row(path: Path, task_id: int, *columns: str) -> tuple[object, ...]:
@@ -204,8 +209,10 @@ def test_the_local_buffer_is_the_store_and_never_waits(store: TaskBuffer) -> Non
         pending = asyncio.create_task(asyncio.sleep(0))
         new = NewTask(make(1), normal="n", proposer_version=0, episode_id="e")
         task_id, duplicate = await local.add(new)
-        assert task_id is not None and not duplicate
-        assert await local.add(new) == Added(None, True)
+        assert not duplicate
+        assert await local.add(new) == Added(task_id, False), "the answer was lost, and it is asked again"
+        assert await local.add(replace(new, episode_id="another")) == Added(task_id, True)
+        assert store.metrics()["buffer/duplicates"] == 1
         await local.rewarded(task_id, 0.5)
         assert await local.replay("deduction", "s") == store.replay("deduction", "s")
         assert await local.references(("deduction",), 2, "s") == store.references(("deduction",), 2, "s")
@@ -229,7 +236,7 @@ def test_programs_that_differ_in_names_only_are_one(store: TaskBuffer, path: Pat
     other = Task("deduction", "def f(y):\n    return y  # y", ("2",), ("2",))
     same: dict[str, Any] = {"normal": "def f(a): return a", "proposer_version": 0, "episode_id": "e"}
     one, two = store.add(NewTask(first, **same)), store.add(NewTask(other, **same))
-    assert store.add(NewTask(second, **same)) == Added(None, True)
+    assert store.add(NewTask(second, **same | {"episode_id": "another"})) == Added(one.task_id, True)
     assert one.task_id and two.task_id
     assert row(path, one.task_id, "program_digest") == row(path, two.task_id, "program_digest")
     assert store.metrics()["buffer/duplicates"] == 1

@@ -41,6 +41,7 @@ class Entry:
     """A task as the model knows it."""
 
     task: Task
+    episode: str = ""
     attempts: int = 0
     solved: int = 0
     active: bool = True
@@ -82,19 +83,26 @@ class BufferMachine(RuleBasedStateMachine):
             self.entries[leaving].active = False
             self.evicted += 1
 
-    @rule(kind=st.sampled_from(KINDS), number=st.integers(0, 25), references=st.lists(st.integers(1, 9), max_size=3))
-    def add(self, kind: str, number: int, references: list[int]) -> None:
+    @rule(
+        kind=st.sampled_from(KINDS),
+        number=st.integers(0, 25),
+        references=st.lists(st.integers(1, 9), max_size=3),
+        episode=st.sampled_from(["e1", "e2"]),
+    )
+    def add(self, kind: str, number: int, references: list[int], episode: str) -> None:
+        """Also one that was added before, by its own episode, whose answer was lost, or by another one."""
         task = Task(kind, f"def f(x): return {number}", ("1", "2"), ("3", "4"), "m")
-        known = any(entry.task == task for entry in self.entries.values())
+        known = [task_id for task_id, entry in self.entries.items() if entry.task == task]
         added = self.store.add(
-            NewTask(task, normal=task.program, proposer_version=0, episode_id="e", references=tuple(references))
+            NewTask(task, normal=task.program, proposer_version=0, episode_id=episode, references=tuple(references))
         )
-        assert added.duplicate == known
-        self.duplicates += known
-        if not known:
-            assert added.task_id is not None
+        if known:
+            assert added == (known[0], self.entries[known[0]].episode != episode)
+            self.duplicates += added.duplicate
+        else:
+            assert not added.duplicate
             assert added.task_id > max(self.entries)
-            self.entries[added.task_id] = Entry(task)
+            self.entries[added.task_id] = Entry(task, episode)
             self.shrink(kind)
 
     @rule(data=st.data(), version=st.integers(0, 3), attempts=st.integers(0, 5))

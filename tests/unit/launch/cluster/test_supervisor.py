@@ -309,6 +309,13 @@ def test_a_write_that_the_learner_died_in_is_mended_before_it_starts_again(tmp_p
     assert "learner0.1" in run.ray.started
 
 
+def test_a_restarted_learner_has_the_time_that_is_left(tmp_path: Path) -> None:
+    run = Run(tmp_path).start(RunStatus(ends_at=1e9))
+    run.poll()
+    restart_learner(run)
+    assert ("learner0.1", "run", None, HERE, True, 1, 1e9) in run.ray.calls
+
+
 @pytest.mark.parametrize(
     ("names", "match"), [([], "set learner.checkpoint_minutes"), (["step_00000002"], "no complete")]
 )
@@ -324,7 +331,7 @@ def test_without_a_checkpoint_to_go_on_from_the_run_ends(tmp_path: Path, names: 
 def test_a_learner_that_died_before_its_first_step_begins_anew(tmp_path: Path) -> None:
     run = Run(tmp_path).start()
     restart_learner(run)
-    assert ("learner0.1", "run", None, HERE, True, 1) in run.ray.calls
+    assert ("learner0.1", "run", None, HERE, True, 1, None) in run.ray.calls
     assert run.supervisor.restarts()["learner"] == 1
 
 

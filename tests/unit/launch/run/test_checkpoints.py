@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from launch.config import Config
+from launch.recipe import ConfigError
 from launch.run.checkpoints import Saved
 from launch.run.gate import make_gate
 from learner.checkpoint import Checkpoints
@@ -104,6 +105,17 @@ def test_a_snapshot_that_fails_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         make(tmp_path, snapshot).save(3, stream)
     assert Checkpoints(tmp_path, 2).latest() is None
+
+
+def test_serial_mode_refuses_another_modes_checkpoint_and_leaves_it(tmp_path: Path) -> None:
+    stream: Any = FakeStream()
+    saved = make(tmp_path, lambda path: path.write_text("tasks"))
+    saved.save(3, stream)
+    saved.wait()
+    saved.exact = SimpleNamespace()
+    saved.trainer.policy.load_checkpoint = lambda path: None
+    with pytest.raises(ConfigError, match=r"not written by run.mode = serial.*go on without run.mode=serial"):
+        saved.resume(None, lambda queued: None)
 
 
 def test_only_the_rank_with_the_stream_asks_for_the_buffer(tmp_path: Path) -> None:

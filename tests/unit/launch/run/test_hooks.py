@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
-from launch.config import Config
+from launch.config import Config, load
 from launch.run.folder import RunFolder
 from launch.run.hooks import make_hooks
 from launch.run.recorder import Recorder
@@ -17,6 +18,17 @@ def test_the_buffers_numbers_are_recorded_with_each_step(tmp_path: Path) -> None
     hooks.on_step({"step": 1, "version": 1, "tokens_generated": 10.0}, [])
     recorder.close()
     assert RunFolder(tmp_path).read_metrics()[0]["buffer/deduction"] == 4.0
+
+
+def test_a_learner_that_is_restarted_has_the_minutes_that_are_left() -> None:
+    config = load("smollm2-cpu", ["run.max_minutes=10"])
+    first = Progress()
+    assert not make_hooks(config, None, lambda version: None, first).interrupted()
+    assert first.ends_at is not None and 590 < first.ends_at - time.time() <= 600
+    later = Progress()
+    later.ends_at = time.time() - 1
+    assert make_hooks(config, None, lambda version: None, later).interrupted()
+    assert later.stop == "run.max_minutes = 10 is over"
 
 
 def test_who_waits_for_whom_is_said_in_shares_of_their_own_time(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from launch.config import load
 from launch.run.measurements import files, keep_in, measures_base
 from launch.study import runner
-from launch.study.definition import Arm, Study, StudyRun
+from launch.study.definition import Arm, Budget, Study, StudyRun
 from launch.study.folder import StudyFolder
 from launch.study.initial import take_over
 from launch.study.progress import Progress
@@ -68,6 +68,10 @@ def test_a_run_that_has_begun_is_left_as_it_is(folder: StudyFolder, study: Study
 def test_other_settings_have_another_measurement(folder: StudyFolder, study: Study, override: str) -> None:
     arms = (study.arms[0], Arm(name="K2", overrides=(override,), baseline="K0"))
     assert take_over(folder, study.model_copy(update={"arms": arms}), SECOND) is None
+
+
+def test_runs_of_equal_minutes_all_spend_some_on_it(folder: StudyFolder, study: Study) -> None:
+    assert take_over(folder, study.model_copy(update={"budget": Budget(minutes=5)}), SECOND) is None
 
 
 @pytest.mark.parametrize("record", [{"host": "elsewhere"}, {"azr": "0.0.1"}, None])

@@ -13,6 +13,7 @@ import pytest
 from learner.events import OnEvent, ignore_event
 from learner.ledger import conserved, totals
 from learner.metrics.batch import describe_ages
+from learner.places import Holder
 from learner.staleness import Gate
 from learner.stream.client import LearnerLost, StreamClient
 from learner.stream.member import Member
@@ -202,6 +203,29 @@ def test_a_learner_that_restarts_goes_on_with_what_its_actors_hold(server: Strea
         assert lives[1].gate.late == 0
     finally:
         lives[-1].close()
+
+
+def test_a_newer_life_that_stays_away_is_lost_also_where_an_older_one_greets(server: StreamServer) -> None:
+    async def main() -> None:
+        newer = StreamClient(server.endpoint, "a", 1, capacity=100)
+        await newer.connect(DEADLINE_S)
+        await load(server, newer)
+        await take(newer, "grant", 4)
+        with server.frozen():
+            state = server.gate.state_dict()
+        server._socket.stop(lambda: True, 0)
+        newer.close()
+        again = restarted(server, state=state, dead_after_s=1.0)
+        older = StreamClient(server.endpoint, "a", 0, capacity=100)
+        try:
+            await older.connect(DEADLINE_S)
+            assert Holder("a", 1) in again.gate.holders()
+            await until(lambda: Holder("a", 1) not in again.gate.holders())
+        finally:
+            older.close()
+            again.close()
+
+    asyncio.run(main())
 
 
 def test_tokens_of_a_version_that_a_restart_undid_count_as_of_the_version_it_went_on_from(server: StreamServer) -> None:
