@@ -37,7 +37,7 @@ SELF_PLAY = Section(
                "tasks tried more than once"),
         _share(
             "distinct_answers/{kind}",
-            "different answers / answers, over all tasks of the batch; what cannot be read is one answer",
+            "different answers / readable answers, over all tasks of the batch",
             "falls slowly; near 0: one answer to every task",
         ),
         _share("copies/{kind}", "readable answers that repeat what the prompt shows: of deduction, the input",

@@ -29,7 +29,7 @@ class Solution(NamedTuple):
     execute_s: float
     """Seconds until the answers of the task were judged."""
     answer: str | None = None
-    """The answer as it was read, empty where it could not be; None of a rehearsal, which has none."""
+    """The answer as it was read; None where it could not be, and of a rehearsal."""
     copied: bool | None = None
     """Whether the answer repeats what the prompt shows (`TaskKind.is_copy`), for kinds that say so."""
 
@@ -79,12 +79,13 @@ class ModelSolver(Solver):
         solutions = []
         for completion, answer in zip(completions, answers, strict=True):
             if isinstance(answer, FormatError):
-                solutions.append(Solution(False, False, answer.value, completion, 0.0, ""))
+                solutions.append(Solution(False, False, answer.value, completion, 0.0))
                 continue
             copied = kind.is_copy(task, answer)
             verdict = next(verdicts)
             formatted = verdict.reason is not VerdictReason.UNPARSEABLE
+            read = answer if formatted else None
             solutions.append(
-                Solution(verdict.correct, formatted, verdict.reason.value, completion, execute_s, answer, copied)
+                Solution(verdict.correct, formatted, verdict.reason.value, completion, execute_s, read, copied)
             )
         return solutions

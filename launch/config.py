@@ -70,8 +70,7 @@ class Config(SettingsTable):
                         f"are {', '.join(names())}; a package adds one as an entry point of the group {GROUP} "
                         "(docs/extending.md)"
                     )
-        trained = [cell for cell in batch.cells if cell.role is Role.SOLVE or selfplay.propose]
-        if not any(batch.quota(cell) for cell in trained):
+        if not self.trained_cells:
             of = "proposal or solution" if selfplay.propose else "solution, as selfplay.propose is false"
             raise ValueError(f"learner.batch asks for nothing: give a kind at least one {of}")
         for role, quotas in (("propose", batch.propose), ("solve", batch.solve)):
@@ -98,7 +97,7 @@ class Config(SettingsTable):
         if self.learner.advantage.estimator == "group" and not _have_peers(batch, selfplay):
             raise ValueError(
                 'learner.advantage.estimator = "group" compares trajectories with one prompt, and each would be alone: '
-                "its advantage is 0. Ask for several solutions of a proposal (learner.batch.solve a multiple of "
+                "its advantage is 0. Ask for more solutions than proposals of a kind (learner.batch.solve, "
                 "learner.batch.propose), or set selfplay.proposals_per_prompt above 1"
             )
         if self.learner.loss.supervised and selfplay.prompt_format == "r1":
@@ -134,6 +133,13 @@ class Config(SettingsTable):
         return Path(os.path.expanduser(self.run.dir)) / self.run.name
 
     @property
+    def trained_cells(self) -> list[Cell]:
+        """The cells that a batch has trajectories of."""
+        batch = self.learner.batch
+        trains = {Role.SOLVE: True, Role.PROPOSE: self.selfplay.propose}
+        return [cell for cell in batch.cells if trains[cell.role] and batch.quota(cell)]
+
+    @property
     def stream_host(self) -> str:
         """The address that the learner listens on: `stream.host`, with `auto` resolved to loopback in a Ray of the
         run's own."""
@@ -151,7 +157,7 @@ def _have_peers(batch: BatchSettings, selfplay: SelfPlaySettings) -> bool:
         proposals, solutions = (batch.quota(Cell(kind, role)) for role in (Role.PROPOSE, Role.SOLVE))
         if selfplay.propose and min(proposals, selfplay.proposals_per_prompt) > 1:
             return True
-        if proposals < solutions and selfplay.solutions > 1 and selfplay.train_on_estimates:
+        if proposals < solutions and selfplay.solutions > 1:
             return True
     return False
 

@@ -27,8 +27,8 @@ class RunBasics(SettingsTable):
     arrival."""
     max_minutes: float | None = Field(default=None, gt=0)
     """Wall-clock minutes of training after which the run saves a checkpoint and ends.
-    They begin when the learner is ready: seeding and the first held-out measurement count, loading the models does not.
-    Each start of a run has them anew. Unset: time does not end the run."""
+    They begin when the models are loaded: what self-play does before its first step, seeding and a held-out
+    measurement, counts. Each start of a run has them anew. Unset: time does not end the run."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Trained response tokens (`tokens_trained`) after which the run saves a checkpoint and ends.
     They are counted over all starts of the run, without steps that a restart undid. The step that reaches the number is

@@ -157,12 +157,12 @@ class TaskBuffer(Labels):
             else:
                 known = "SELECT id, episode_id FROM tasks WHERE digest = ?"
                 task_id, episode_id = database.execute(known, (values[1],)).fetchone()
-                if is_known := episode_id != new.episode_id:
+                if duplicate := episode_id != new.episode_id:
                     self._count("duplicates", 1)
         # Only now is it certain: memory follows the file.
         if not is_new:
-            self._counters["duplicates"] += is_known
-            return Added(task_id, is_known)
+            self._counters["duplicates"] += duplicate
+            return Added(task_id, duplicate)
         self._active.setdefault(task.kind, OrderedIds()).append(task_id)
         self._forget(task.kind, evicted)
         return Added(task_id, False)

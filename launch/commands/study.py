@@ -279,7 +279,7 @@ def _carry_on(folder: StudyFolder, study: Study, arguments: argparse.Namespace) 
     from launch.study.definition import StudyError
     from launch.study.new import check_edited
     from launch.study.progress import Progress
-    from launch.study.runner import carry_on, results_of, retry_failed
+    from launch.study.runner import carry_on, results_of
 
     if arguments.limit is not None and arguments.limit < 1:
         raise StudyError(f"--limit {arguments.limit}: at least one run")
@@ -289,11 +289,9 @@ def _carry_on(folder: StudyFolder, study: Study, arguments: argparse.Namespace) 
         _expect(folder, study)
     if arguments.slurm:
         return _submit(folder, study, arguments)
-    if arguments.retry and (names := retry_failed(folder, study)):
-        print(f"to be gone on with: {', '.join(names)}")
     code = 1
     try:
-        code = carry_on(folder, study, Progress(study), arguments.limit)
+        code = carry_on(folder, study, Progress(study), arguments.limit, retry=arguments.retry)
     finally:
         _write_page(folder, study)
     return code

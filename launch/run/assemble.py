@@ -57,8 +57,5 @@ def make_trainer(config: Config, model_dir: Path, rank: int = 0, store: Store | 
 def make_supervision(config: Config, tokenizer: Any, draw: Draw) -> LabelledExamples:
     """What gives the trainer its labelled examples (`Trainer.supervision`). `draw`: from the run's task buffer."""
     batch = config.learner.batch
-    kinds: dict[Role, list[str]] = {role: [] for role in Role}
-    for cell in batch.cells:
-        if batch.quota(cell) and (cell.role is Role.SOLVE or config.selfplay.propose):
-            kinds[cell.role].append(cell.kind)
+    kinds = {role: [cell.kind for cell in config.trained_cells if cell.role is role] for role in Role}
     return LabelledExamples(draw, tokenizer, config.selfplay, kinds, batch.labelled, config.run.seed)

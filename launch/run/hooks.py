@@ -23,15 +23,21 @@ def make_interrupted(run: RunBasics, progress: Progress, recorder: Recorder | No
     if progress.ends_at is None and run.max_minutes:
         progress.ends_at = time.time() + 60 * run.max_minutes
     deadline = None if progress.ends_at is None else time.monotonic() + progress.ends_at - time.time()
+    began_late = deadline is not None and time.monotonic() > deadline
+
+    # A run, or a learner, that was killed at the end waits for its actors once more: they measure the last version.
+    def is_over() -> bool:
+        if deadline is None or (began_late and progress.phase is Phase.WAITING_FOR_ACTORS):
+            return False
+        return time.monotonic() > deadline
 
     def is_spent() -> bool:
-        # A run that was killed at its end waits for its actors once more: they measure its last version.
         if run.max_tokens is None or recorder is None or progress.phase is Phase.WAITING_FOR_ACTORS:
             return False
         return recorder.tokens_trained >= run.max_tokens
 
     def interrupted() -> bool:
-        if deadline is not None and time.monotonic() > deadline and not progress.stop:
+        if is_over() and not progress.stop:
             progress.ask_to_stop(f"run.max_minutes = {run.max_minutes:g} is over")
         if is_spent() and not progress.stop:
             progress.ask_to_stop(f"run.max_tokens = {run.max_tokens} is reached")

@@ -27,9 +27,9 @@ def submit_runs(
     say: Callable[[StudyRun, str], None],
     limit: int | None = None,
     retry: bool = False,
-) -> int:
-    """Submit every run that has neither a result nor a job, in the study's order, at most `limit`; returns their
-    number. `say`: told of each, with its job's id. `retry`: also those that have failed.
+) -> None:
+    """Submit every run that has neither a result nor a job, in the study's order, at most `limit`. `say`: told of each,
+    with its job's id. `retry`: also those that have failed.
 
     Raises StudyError, SubmitError, and SlurmError: where SLURM refuses a job, those before it are submitted.
     """
@@ -44,17 +44,19 @@ def submit_runs(
         for run in study.runs_in_order():
             if submitted == limit:
                 break
-            if run.name not in results and not client.jobs_of(JobFolder(folder.run(run).path).script):
-                try:
-                    job = _submit(folder, study, run)
-                except client.SlurmError as error:
-                    raise client.SlurmError(
-                        f"{run.name}: {error}. Submitted before it: {counted(submitted, 'run')}. To submit the others: "
-                        f"{folder.command_line('resume')} --slurm"
-                    ) from None
-                say(run, job)
-                submitted += 1
-        return submitted
+            if run.name in results:
+                continue
+            try:
+                if client.jobs_of(JobFolder(folder.run(run).path).script):
+                    continue
+                job = _submit(folder, study, run)
+            except client.SlurmError as error:
+                raise client.SlurmError(
+                    f"{run.name}: {error}. Submitted before it: {counted(submitted, 'run')}. To submit the others: "
+                    f"{folder.command_line('resume')} --slurm"
+                ) from None
+            say(run, job)
+            submitted += 1
 
 
 @contextlib.contextmanager

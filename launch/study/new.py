@@ -16,7 +16,7 @@ from actors.heldout.measurement import differing_settings, prompt_settings
 from actors.heldout.tasks import load_tasks
 from launch.config import Config, load
 from launch.recipe import parse_override
-from launch.run.configuration import to_run_toml
+from launch.run.configuration import INPUTS, to_run_toml
 from launch.study.definition import (
     Arm,
     Budget,
@@ -145,10 +145,13 @@ def _define(request: Request, say: Callable[[str], None]) -> tuple[Study, str]:
 def check_edited(folder: StudyFolder, study: Study) -> None:
     """Refuse a study file that was edited, before its first run, to what its runs would not do. Raises StudyError,
     ConfigError."""
-    if (every := load(folder.recipe).selfplay.heldout_every) != study.judgement.heldout_every:
+    said = [text for text in study.overrides if parse_override(text)[0] not in INPUTS]  # paths may be relative
+    said.append(f"selfplay.heldout_every={study.judgement.heldout_every}")
+    if load(folder.recipe, said) != load(folder.recipe):
         raise StudyError(
-            f"{folder.definition} has judgement.heldout_every = {study.judgement.heldout_every}, but the runs take "
-            f"{every}: to change it, give the command that wrote the file again, with selfplay.heldout_every=N"
+            f"{folder.definition} names settings that its runs would not have: they take those of "
+            f"{folder.recipe.name}, which the command made of recipe, overrides and judgement.heldout_every. To change "
+            "one of these, give the command again"
         )
     _check_arms(study, str(folder.recipe))
 
@@ -214,15 +217,15 @@ def expectation(folder: StudyFolder, study: Study) -> str:
         return f"{noise}. One arm is compared with the initial model alone, so there will be no verdict."
     needed = seeds_needed(spread, judgement.margin, judgement.alpha)
     enough = f"about {needed} seeds" if needed else f"more than {MOST_SEEDS} seeds"
-    margin = f"by a margin of {100 * judgement.margin:g} points"
+    margin = f"a margin of {100 * judgement.margin:g} points"
+    find = f"to find an equal arm non-inferior by {margin} in four of five studies"
     if seeds < 2:
-        told = f"telling equal arms {margin} takes {enough}"
-        return f"{noise}. One seed has no interval, so there will be no verdict; {told}."
+        return f"{noise}. One seed has no interval, so there will be no verdict; {find} takes {enough}."
     half = t_quantile(1 - judgement.alpha, 2 * seeds - 2) * math.sqrt(2 * spread / seeds)
     width = f"with {seeds} seeds the interval is about +-{100 * half:.1f} points"
     if needed and seeds >= needed:
-        return f"{noise}; {width}, enough to tell equal arms {margin} in four of five studies."
-    return f"{noise}; {width}. To tell equal arms {margin} in four of five studies takes {enough}."
+        return f"{noise}; {width}, enough {find}."
+    return f"{noise}; {width}. {find[0].upper()}{find[1:]} takes {enough}."
 
 
 def parse_numbers(text: str, option: str) -> tuple[int, ...]:

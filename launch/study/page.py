@@ -94,7 +94,7 @@ def verdict_of(study: Study, one: ArmFindings, found: Sequence[ArmFindings]) -> 
     enough = needed(study, one, baseline)
     told = ""
     if enough:
-        told = f"; with the spread that was seen, about {enough} seeds tell equal arms in four of five studies"
+        told = f"; by the spread that was seen, about {enough} seeds find an equal arm non-inferior in 4 of 5 studies"
     return f"{name}: cannot tell: {interval}, margin {margin} ({seeds}{told})."
 
 
@@ -142,12 +142,12 @@ def _judged(study: Study, found: Sequence[ArmFindings], began: str | None) -> st
     judgement = study.judgement
     versions = sorted({one.version for one in found if one.version is not None})
     at = (
-        f"at version {', '.join(map(str, versions))}, the newest that all runs"
-        f"{' of a comparison' if len(found) > 1 else ''} have measured"
+        f"at version {', '.join(map(str, versions))}, the newest that all measured runs"
+        f"{' of a comparison' if len(found) > 1 else ''} have in common"
         if versions
         else "by the last measurement of each run"
         if study.budget.steps is None
-        else "at no version: none was measured in all runs"
+        else "at no version: the runs have none in common that was measured after training"
     )
     measured = [last for one in found for run in one.runs for last in run.heldout[-1:]]
     tasks = {(sum(n for _, n in last.solved.values()) // last.samples, last.samples) for last in measured}

@@ -162,9 +162,16 @@ Make = Callable[[StudyFolder, Study, StudyRun, Progress, Signals], int]
 
 
 def carry_on(
-    folder: StudyFolder, study: Study, progress: Progress, limit: int | None = None, make: Make = make_run
+    folder: StudyFolder,
+    study: Study,
+    progress: Progress,
+    limit: int | None = None,
+    *,
+    retry: bool = False,
+    make: Make = make_run,
 ) -> int:
-    """Make the runs that are left, in the study's order, at most `limit`. `make`: what makes one of them.
+    """Make the runs that are left, in the study's order, at most `limit`. `retry`: also those that have failed. `make`:
+    what makes one of them.
 
     Returns an exit code: 0, that of a stop by a signal, or 1 where the study has failed runs. Raises StudyFailed where
     runs fail one after the other, and StudyError.
@@ -172,8 +179,12 @@ def carry_on(
     with alone(folder), Signals().caught() as signals:
         folder.begin(study)
         results = results_of(folder, study)
+        if retry:
+            results = {name: result for name, result in results.items() if result.status != "failed"}
         left = [run for run in study.runs_in_order() if run.name not in results]
-        _refuse_queued(folder, left)
+        _refuse_queued(folder, left[:limit])
+        if retry and (failed := retry_failed(folder, study)):
+            progress.say(f"to be gone on with: {', '.join(failed)}")
         in_a_row = 0
         for run in left[:limit]:
             progress.begin(run, results)
@@ -200,7 +211,13 @@ def carry_on(
 def _refuse_queued(folder: StudyFolder, runs: Sequence[StudyRun]) -> None:
     """Raise StudyError where SLURM has a job for one of `runs`, which would be made twice."""
     scripts = {run.name: JobFolder(folder.run(run).path).script for run in runs}
-    queued = [name for name, script in scripts.items() if script.exists() and client.jobs_of(script)]
+    try:
+        queued = [name for name, script in scripts.items() if script.exists() and client.jobs_of(script)]
+    except client.SlurmError as error:
+        raise StudyError(
+            f"runs of this study were submitted to SLURM, which may still have them: {error}. Go on from a login node "
+            f"of the cluster, or remove the folders slurm/ of the runs in {folder.runs} whose jobs have ended"
+        ) from None
     if queued:
         raise StudyError(
             f"SLURM has jobs for {', '.join(queued)}: go on with {folder.command_line('resume')} --slurm, or end these "

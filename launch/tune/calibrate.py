@@ -51,9 +51,10 @@ def calibrate(runs: Sequence[RunRecord], name: str) -> Calibration:
 
     if torch.cuda.is_available():
         raise CalibrationError(
-            "runs on GPUs cannot be calibrated from yet: engines and learner are taken to share the machine's cores. "
-            "For GPUs a calibration from their specifications ships (--calibration h100-7b), and azr tune --live RUN "
-            "gives advice from a run's own counters"
+            "this machine has GPUs, and runs on them cannot be calibrated from yet: engines and learner are taken to "
+            "share the machine's cores. For GPUs a calibration from their specifications ships "
+            "(--calibration h100-7b), and azr tune --live RUN gives advice from a run's own counters. For runs that "
+            'were made on its CPU, by CUDA_VISIBLE_DEVICES="", set that here, too'
         )
     if len({run.config.model.path for run in runs}) > 1:
         raise CalibrationError("the runs are of different models: calibrate each by itself")

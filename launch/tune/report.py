@@ -14,7 +14,7 @@ from rich.table import Table
 
 from launch.config import load
 from launch.json_lines import to_json
-from launch.recipe import assign, parse_override
+from launch.recipe import ConfigError, assign, parse_override
 from launch.run.configuration import to_run_toml
 from launch.tune.advice import (
     best_sides,
@@ -80,17 +80,23 @@ class Findings:
         _write(path, to_json(self.to_json(), indent=1) + "\n")
 
     def write_recipe(self, path: Path) -> None:
-        """Write the recommended recipe: the former one as its base, the settings on top of it, and what differs. Raises
+        """Write the recommended recipe. It has the former one as its base, or all settings where that cannot say them: a
+        recipe adds to a table of its base, such as the quotas of a batch, and unsets nothing. Raises
         CalibrationError."""
+        overrides = [*self.overrides, *as_overrides(self.search.chosen.changes)]
+        name = [] if any(parse_override(text)[0] == "run.name" for text in overrides) else [f"run.name={path.stem}"]
+        wanted = load(self.recipe, [*overrides, *name])
         base = Path(self.recipe)
         table: dict[str, Any] = {"base": str(base.absolute()) if base.is_file() else self.recipe}
-        overrides = [*self.overrides, *as_overrides(self.search.chosen.changes)]
         for key, value in map(parse_override, overrides):
             assign(table, key, value)
         reasons = "".join(f"# {line}\n" for line in _wrapped(self.sentences[1]))
         _write(path, f"{reasons}{tomli_w.dumps(table)}")
-        # An override replaces a table, such as the quotas of a batch; a recipe adds to that of its base.
-        if load(path) != (wanted := load(self.recipe, overrides)):
+        try:
+            says_it = load(path) == wanted
+        except ConfigError:
+            says_it = False
+        if not says_it:
             _write(path, f"{reasons}{to_run_toml(wanted)}")
 
     def show(self, console: Console) -> None:

@@ -26,7 +26,8 @@ TRAINING = Section(
         _gauge(
             "tokens_useful",
             _TOKENS,
-            "those of them that move the policy: their advantage is not 0, and they are not clipped",
+            "those of them that move the policy: their advantage is not 0, they are not clipped, and neither is "
+            "`learner.loss.policy` 0",
         ),
         _gauge("tokens_in_batch", _TOKENS, "prompt and response tokens of the batch; a shared prompt counts each time"),
         _gauge("tokens_computed", "rows", "rows that the learner computed; a shared prompt counts once"),
@@ -52,7 +53,11 @@ TRAINING = Section(
         ),
         _gauge("labelled_examples", "examples", "labelled examples of the step, beside the batch"),
         _gauge("labelled_tokens", _TOKENS, "their response tokens; in no other number of trained tokens"),
-        _gauge("entropy_bonus", "", "weight of the entropy in the loss, with `learner.loss.entropy_floor`"),
+        _gauge(
+            "entropy_bonus",
+            "",
+            "weight of the entropy in the loss, `learner.loss.policy` included, with `learner.loss.entropy_floor`",
+        ),
         _gauge("advantage_mean/{cell}", "", "mean advantage of the cell's sequences"),
         _gauge("advantage_std/{cell}", "", "standard deviation of the cell's advantages", "above 0"),
     ),

@@ -130,6 +130,7 @@ def test_settings_that_would_teach_nothing_are_refused(overrides: list[str], wor
     "more",
     [
         ["learner.batch.solve={deduction=8}"],
+        ["learner.batch.solve={deduction=8}", "selfplay.train_on_estimates=false"],
         ["learner.batch.solve={deduction=4}", "selfplay.proposals_per_prompt=2"],
     ],
 )

@@ -116,6 +116,7 @@ def test_serial_mode_refuses_another_modes_checkpoint_and_leaves_it(tmp_path: Pa
     saved.trainer.policy.load_checkpoint = lambda path: None
     with pytest.raises(ConfigError, match=r"not written by run.mode = serial.*go on without run.mode=serial"):
         saved.resume(None, lambda queued: None)
+    assert Checkpoints(tmp_path, 2).latest() == tmp_path / "step_00000003"
 
 
 def test_only_the_rank_with_the_stream_asks_for_the_buffer(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from launch.run.folder import RunFolder
 from launch.run.hooks import make_hooks
 from launch.run.recorder import Recorder
 from launch.run.status import Progress
+from learner.phase import Phase
 
 
 def test_the_buffers_numbers_are_recorded_with_each_step(tmp_path: Path) -> None:
@@ -27,7 +28,11 @@ def test_a_learner_that_is_restarted_has_the_minutes_that_are_left() -> None:
     assert first.ends_at is not None and 590 < first.ends_at - time.time() <= 600
     later = Progress()
     later.ends_at = time.time() - 1
-    assert make_hooks(config, None, lambda version: None, later).interrupted()
+    interrupted = make_hooks(config, None, lambda version: None, later).interrupted
+    later.enter(Phase.WAITING_FOR_ACTORS)
+    assert not interrupted(), "its actors measure the last version"
+    later.enter(Phase.PUBLISHING)
+    assert interrupted()
     assert later.stop == "run.max_minutes = 10 is over"
 
 

@@ -175,7 +175,8 @@ def test_a_command_that_does_not_fit_is_refused_and_writes_nothing(
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        ("heldout_every = 5", "heldout_every = 2", "the runs take 5"),
+        ("heldout_every = 5", "heldout_every = 2", "settings that its runs would not have"),
+        ("overrides = []\nrecipe_sha256", 'overrides = ["learner.optimizer.lr=1"]\nrecipe_sha256', "settings that its"),
         ('"heldout/mean"', '"heldout/deduction"', "judgement.metric"),
         ('"learner.max_staleness=2"', '"selfplay.heldout_tasks=5"', "all arms are measured alike"),
         ('"learner.max_staleness=2"', '"learner.max_staleness=0"', "the same settings"),

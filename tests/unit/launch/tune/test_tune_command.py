@@ -42,8 +42,23 @@ def test_a_recommendation_is_a_recipe(file, tmp_path, capsys):
     assert {row["changes"].get("learner.max_staleness", 1) for row in found["candidates"]} == {0, 1, 2, 4, 8}
     assert any(row["pareto"] for row in found["candidates"])
     assert load(str(out)).learner.batch == load("smollm2-cpu", QUOTAS).learner.batch, "settings given with the recipe"
+    assert load(str(out)).run.name == "tuned", "a run folder of its own"
     shown = capsys.readouterr().out
     assert "recommended" in shown and "trainer-bound" in shown and "closed form" in shown
+
+
+@pytest.mark.parametrize(
+    ("override", "is_short"),
+    [("learner.optimizer.lr=3e-5", True), ("run.max_minutes=none", False), ("executor.require=[landlock]", False)],
+)
+def test_a_recommended_recipe_is_the_recipe_with_what_was_given(file, tmp_path, override, is_short):
+    out = tmp_path / "tuned.toml"
+    asked = ["tune", "smollm2-cpu", override, "--calibration", str(file), "--steps", "4", "--vary", "staleness"]
+    assert main([*asked, "--out", str(out)]) == 0
+    found = load(str(out))
+    chosen = f"learner.max_staleness={found.learner.max_staleness}"
+    assert found == load("smollm2-cpu", [override, chosen, "run.name=tuned"])
+    assert ('base = "smollm2-cpu"' in out.read_text()) == is_short
 
 
 @pytest.mark.parametrize(
