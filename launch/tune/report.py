@@ -80,8 +80,8 @@ class Findings:
         _write(path, to_json(self.to_json(), indent=1) + "\n")
 
     def write_recipe(self, path: Path) -> None:
-        """Write the recommended recipe. It has the former one as its base, or all settings where that cannot say them: a
-        recipe adds to a table of its base, such as the quotas of a batch, and unsets nothing. Raises
+        """Write the recommended recipe. It has the former one as its base, or all settings where that cannot say them:
+        a recipe adds to a table of its base, such as the quotas of a batch, and unsets nothing. Raises
         CalibrationError."""
         overrides = [*self.overrides, *as_overrides(self.search.chosen.changes)]
         name = [] if any(parse_override(text)[0] == "run.name" for text in overrides) else [f"run.name={path.stem}"]
