@@ -63,8 +63,8 @@ class Added(NamedTuple):
     task_id: int
     """Its number."""
     duplicate: bool
-    """Whether the buffer knew the task from another proposal: it then stays the first proposer's. A proposal that is
-    added again, as by an actor that had no answer, is the same one."""
+    """Whether the buffer knew the task, from another proposal or given: it then stays the first proposer's. A proposal
+    that is added again, as by an actor that had no answer, is the same one."""
 
 
 class Buffer(Protocol):
@@ -157,7 +157,7 @@ class TaskBuffer(Labels):
             else:
                 known = "SELECT id, episode_id FROM tasks WHERE digest = ?"
                 task_id, episode_id = database.execute(known, (values[1],)).fetchone()
-                if duplicate := episode_id != new.episode_id:
+                if duplicate := new.proposer_version < 0 or episode_id != new.episode_id:
                     self._count("duplicates", 1)
         # Only now is it certain: memory follows the file.
         if not is_new:

