@@ -20,8 +20,7 @@ def make_interrupted(run: RunBasics, progress: Progress, recorder: Recorder | No
     """A function that says whether to stop. It asks for a stop when `run.max_minutes` are over, from now or, after a
     restart of the learner, by `progress.ends_at`; or when the run has trained `run.max_tokens`, which `recorder`
     counts."""
-    if progress.ends_at is None and run.max_minutes:
-        progress.ends_at = time.time() + 60 * run.max_minutes
+    progress.limit(run.max_minutes)
     deadline = None if progress.ends_at is None else time.monotonic() + progress.ends_at - time.time()
     began_late = deadline is not None and time.monotonic() > deadline
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -269,8 +268,7 @@ def _run(config: Config, folder: RunFolder, resume: bool, view: Console, interru
     if config.learner.loss.supervised:
         trainer.supervision = make_supervision(config, engine.tokenizer, store.labelled)
     progress = Progress(read_durations(folder))
-    if config.run.max_minutes:  # from here, as in the other modes: seeding counts
-        progress.ends_at = time.time() + 60 * config.run.max_minutes
+    progress.limit(config.run.max_minutes)  # from here, as in the other modes: seeding counts
     gate = make_gate(config)
     record = work_log(folder, HOLDER.actor_id, config.executor.record_work)
     environment = Environment(Judge(pool, config.executor, rules=config.selfplay.rules), record)

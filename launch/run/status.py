@@ -64,6 +64,11 @@ class Progress:
             self.save_from = time.monotonic() + save_in_s
         self.stop = why  # last, because the loop looks at it first
 
+    def limit(self, minutes: float | None) -> None:
+        """Let the run stop by itself after `minutes`, unless its end is known already; None: no time ends it."""
+        if self.ends_at is None and minutes:
+            self.ends_at = time.time() + 60 * minutes
+
     def is_hurried(self) -> bool:
         """Whether the run stops and has to be saved by a deadline."""
         return self.save_from is not None
