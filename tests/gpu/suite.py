@@ -99,13 +99,33 @@ class Suite:
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End a process and all that it started: those that still run first say where they stand, in their log."""
     if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGABRT)  # Python's fault handler writes the stack of every thread
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(ABORT_S)
+        end = time.monotonic() + ABORT_S
+        for pid in _group(process.pid):  # one after another: they share a log, and would write into each other's lines
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGABRT)  # Python's fault handler writes the stack of every thread
+            while _runs(pid) and time.monotonic() < end:
+                time.sleep(0.01)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _group(leader: int) -> list[int]:
+    """The processes of a group, its leader first."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(ProcessLookupError):
+            if os.getpgid(int(folder.name)) == leader:
+                found.append(int(folder.name))
+    return sorted(found, key=lambda pid: (pid != leader, pid))
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process has not ended yet; one that nobody has waited for has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def environment(dry: bool, packages: Path) -> dict[str, str]:

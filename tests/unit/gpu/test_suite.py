@@ -23,8 +23,8 @@ from tests.waiting import wait_until
 
 HANGS = """
 import pathlib, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-pathlib.Path(sys.argv[2]).write_text(str(child.pid))
+children = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) for _ in range(4)]
+pathlib.Path(sys.argv[2]).write_text(" ".join(str(child.pid) for child in children))
 finding = '{"test": "first", "outcome": "passed", "seconds": 1, "message": "", "figures": {"off": 0.5}}'
 pathlib.Path(sys.argv[1]).write_text(finding + '\\n{"test": "sec')
 def stands_here():
@@ -52,11 +52,11 @@ def ended(pid: int) -> bool:
 
 
 def test_a_part_that_fails_or_hangs_stops_no_other(tmp_path: Path) -> None:
-    tests, child = tmp_path / "test_parts.py", tmp_path / "child"
+    tests, children = tmp_path / "test_parts.py", tmp_path / "children"
     tests.write_text(TESTS)
     report = {"ratios": {"mfu_1_5b": {"median": 0.5}}, "goals": {"mfu_1_5b": {"value": 0.5, "met": False}}}
     parts = [
-        Part("hangs", "", 2, python(HANGS, str(child))),
+        Part("hangs", "", 2, python(HANGS, str(children))),
         Part("tests", "", 60, pytest_on(str(tests))),
         Part("skipped", "", 60, pytest_on(str(tests), "-k", "left_out")),
         Part("nothing", "", 60, pytest_on(str(tests), "-k", "no_such_test")),
@@ -72,7 +72,9 @@ def test_a_part_that_fails_or_hangs_stops_no_other(tmp_path: Path) -> None:
         "bench": "passed",
     }  # fmt: skip
     assert found["hangs"].figures == {"off": 0.5} and "in stands_here" in found["hangs"].log_excerpt
-    wait_until(lambda: ended(int(child.read_text())))
+    lines = found["hangs"].log_excerpt.splitlines()
+    assert [line for line in lines if line.count("File ") > 1 or line.count("Fatal") > 1] == []  # one stack at a time
+    wait_until(lambda: all(ended(int(pid)) for pid in children.read_text().split()))
     assert found["tests"].counts() == "1 passed, 1 failed, 1 skipped"
     assert found["tests"].figures == {"off": "nan"}
     assert found["bench"].figures == {"mfu_1_5b": 0.5}
