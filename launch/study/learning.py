@@ -150,7 +150,7 @@ def per_token(found: Sequence[ArmFindings]) -> str:
 
 ABOUT_TOKENS = (
     "Gain: held-out accuracy at the judged version minus that before training, the mean over runs. Tokens are those "
-    "until then; generated ones include what was dropped, or thrown away as an estimate."
+    "until then; generated ones include what was dropped, or thrown away as an estimate, and leave measurements out."
 )
 
 

@@ -50,7 +50,7 @@ class Measured(SettingsTable):
     tokens_trained: float
     """Tokens trained until then."""
     tokens_generated: float | None = None
-    """Tokens generated until then."""
+    """Tokens generated until then, without those of measurements on held-out tasks."""
     mean: float
     """Share of solutions that are correct, mean over the kinds."""
     low: float
@@ -87,7 +87,8 @@ class RunResult(SettingsTable):
     seconds: float = 0.0
     """Time of training, with what was lost by kills; without starting up and the time between attempts."""
     tokens_trained: float = 0.0
-    tokens_generated: float = 0.0
+    tokens_generated: float | None = None
+    """Without those of measurements on held-out tasks."""
     tokens_dropped: dict[str, float] = {}
     """Reason -> tokens."""
     trajectories: dict[str, float] = {}
@@ -146,7 +147,7 @@ def _each(texts: Iterable[str]) -> str:
 def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     last = rows[-1]
     trained = list(accumulate(row.get("tokens_trained") or 0.0 for row in rows))
-    generated = [row.get("tokens_generated") for row in rows]
+    generated = _generated(rows)
     waited = sum(row.get("wait_for_batch_s") or 0.0 for row in rows)
     every = -(-len(rows) // MOST_POINTS)
     kept = sorted({*range(0, len(rows), every), len(rows) - 1})
@@ -161,7 +162,7 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "steps": int(last["step"]),
         "seconds": round(last["time_s"], 2),
         "tokens_trained": trained[-1],
-        "tokens_generated": last.get("tokens_generated") or 0.0,
+        "tokens_generated": generated[-1],
         "tokens_dropped": _over_lives(rows, "token_ledger/dropped_"),
         "trajectories": {
             state: last[f"ledger/{state}"]
@@ -181,8 +182,8 @@ def _measured(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> list[Meas
     """The measurements of the run, the oldest version first. Raises MeasurementError."""
     tokens = list(accumulate(row.get("tokens_trained") or 0.0 for row in rows))
     reached = {
-        row["version"]: (row["time_s"], total, row.get("tokens_generated"))
-        for row, total in zip(rows, tokens, strict=True)
+        row["version"]: (row["time_s"], total, generated)
+        for row, total, generated in zip(rows, tokens, _generated(rows), strict=True)
     }
     found: list[Measured] = []
     complete: list[Measurement] = []
@@ -237,6 +238,21 @@ def _noise(measurement: Measurement) -> float | None:
         one.share * (1 - one.share) / (measurement.samples - 1) / (len(kinds) * kinds[one.kind]) ** 2
         for one in measurement.results.values()
     )
+
+
+def _generated(rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """The tokens that were generated to train, until each row: those of measurements on held-out tasks are left out.
+
+    A measurement that goes on is left out once it is over. A serial run does not count its measurements at all.
+    """
+    found: list[float | None] = []
+    measured = 0.0
+    for row in rows:
+        if "token_ledger/without_slot" in row and row.get("heldout/version") != row["version"]:
+            measured += row.get("heldout/tokens") or 0.0
+        # A row that has the measurement of its own version is the last one: it was made, and added, afterwards.
+        found.append(None if row.get("tokens_generated") is None else row["tokens_generated"] - measured)
+    return found
 
 
 def _over_lives(rows: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, float]:

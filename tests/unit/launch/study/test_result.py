@@ -68,6 +68,26 @@ def test_a_result_has_series_totals_and_measurements(tmp_path: Path) -> None:
     assert read_result(tmp_path / "results" / "K2-s1.json") == result
 
 
+@pytest.mark.parametrize("serial", [False, True])
+def test_what_measurements_generate_is_no_cost_of_learning(tmp_path: Path, serial: bool) -> None:
+    rows = [row(step) for step in (1, 2, 3, 4)]
+    if not serial:  # a serial run counts none of it
+        for place, measured in enumerate((30, 30, 37, 37)):
+            rows[place]["tokens_generated"] += measured
+            rows[place]["token_ledger/without_slot"] = float(measured)
+    # Version 0 before all steps, 2 beside step 3, 4 after the last.
+    for place, version, tokens in ((0, 0, 30.0), (2, 2, 7.0), (3, 4, 50.0)):
+        rows[place] |= {"heldout/version": float(version), "heldout/tokens": tokens}
+    folder = RunFolder(tmp_path / "run")
+    write_run(folder, rows)
+    for version in (0, 2, 4):
+        keep_in(folder)(measurement(version, 0.25))
+    result = collect(folder, RUN, 0)
+    assert result.series["tokens_generated"] == [120.0, 240.0, 360.0, 480.0]
+    assert result.tokens_generated == 480.0
+    assert [one.tokens_generated for one in result.heldout] == [None, 240.0, 480.0]
+
+
 def test_a_long_run_has_a_small_result_with_both_ends(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     write_run(folder, [row(step) for step in range(1, 1002)])
