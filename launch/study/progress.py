@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from rich.console import Console
 from rich.status import Status
@@ -88,23 +89,25 @@ class Progress:
         assert self._run is not None
         runs = len(self._study.order)
         head = f"{self._run.name} ({self._number} of {runs})"
-        all_rows = folder.read_metrics()
-        rows = all_rows[-5:]
+        rows = folder.read_metrics()
         if not rows:
             return f"{head}: starts, {time.monotonic() - self._began:.0f} s"
-        step, step_s = rows[-1]["step"], fmean(row.get("step_s") or 0.0 for row in rows)
+        # The first step takes longer: it compiles, and waits for the seeding, and for the initial model's measurement.
+        steady = rows[1:] or rows
+        step, step_s = rows[-1]["step"], _mean_of(steady[-5:], "step_s")
         budget = self._study.budget
         if budget.steps is not None:
             done, left_s = f"step {step} of {budget.steps}", (budget.steps - step) * step_s
         elif budget.tokens is not None:
-            trained = sum(row.get("tokens_trained") or 0.0 for row in all_rows)
+            trained = _mean_of(rows, "tokens_trained") * len(rows)
             done = f"step {step}, {trained:,.0f} of {budget.tokens:,} tokens"
-            left_s = (budget.tokens - trained) * (rows[-1]["time_s"] / trained if trained else 0.0)
+            tokens = _mean_of(steady, "tokens_trained")
+            left_s = (budget.tokens - trained) * (_mean_of(steady, "step_s") / tokens if tokens else 0.0)
         else:
             assert budget.minutes is not None
             minutes = rows[-1]["time_s"] / 60
             done, left_s = f"step {step}, minute {minutes:.1f} of {budget.minutes:g}", 60 * (budget.minutes - minutes)
-        whole_s = rows[-1]["time_s"] + max(0.0, left_s)
+        whole_s = rows[-1]["time_s"] - (rows[0].get("step_s") or 0.0) + step_s + max(0.0, left_s)
         whole = max(0.0, left_s) + sum(self._expected_s(run, whole_s) for run in self._left)
         return f"{head}: {done}; all runs are done in about {_clock(whole)}"
 
@@ -118,6 +121,10 @@ class Progress:
         complete = [result for result in self._results.values() if result.status == "complete"]
         seconds = [result.seconds for result in complete if result.arm == run.arm] or [r.seconds for r in complete]
         return start_s + (fmean(seconds) if seconds else of_present)
+
+
+def _mean_of(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    return fmean(row.get(name) or 0.0 for row in rows)
 
 
 def _clock(seconds: float) -> str:

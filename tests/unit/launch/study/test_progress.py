@@ -1,0 +1,30 @@
+"""The progress line of a study: its estimate of the time that is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch.run.folder import RunFolder
+from launch.study import progress
+from launch.study.definition import Budget
+from launch.study.progress import START_S, Progress
+from tests.unit.launch.study.studies import make_study, row, write_run
+
+
+@pytest.mark.parametrize("budget", [Budget(steps=32), Budget(tokens=3200)])
+def test_the_first_step_does_not_stand_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], budget: Budget
+) -> None:
+    monkeypatch.setattr(progress, "SAY_EVERY_S", 0.0)
+    study = make_study(seeds=(0, 1), arms=("K0", "K2"), budget=budget)
+    # 140 s for the first step, which compiles and waits for a measurement, then 10 s each.
+    seconds = [140.0, 10.0, 10.0]
+    folder = RunFolder(tmp_path / "run")
+    write_run(folder, [row(n, step_s=s, time_s=sum(seconds[:n])) for n, s in enumerate(seconds, 1)])
+    shown = Progress(study)
+    shown.begin(study.runs_in_order()[0], {})
+    shown.look(folder)
+    left_s = 29 * 10 + 3 * (32 * 10 + START_S)
+    assert f"all runs are done in about {left_s / 60:.0f} min" in capsys.readouterr().out
