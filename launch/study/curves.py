@@ -22,8 +22,8 @@ _LABELS = {"steps": "step", "tokens": "trained tokens, thousands", "time": "minu
 _ROWS = {
     "heldout": "held-out accuracy",
     "reward_mean": "mean reward of a batch",
-    "age_mean": "mean age, versions",
     "entropy": "entropy, nats",
+    "ess": "effective sample size",
 }
 STYLE: Any = {"svg.hashsalt": "azr", "svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
 """The salt makes equal results equal files; text stays text."""
@@ -38,9 +38,9 @@ def files_of(study: Study) -> dict[str, str]:
 
 def draw(study: Study, results: Mapping[str, RunResult], folder: Path) -> list[Path]:
     """Draw the curves of complete runs into `folder`; returns the files. A column for each baseline with the arms
-    that are compared with it, a row each for held-out accuracy, mean reward, and mean age or, but for a study of
-    staleness, entropy. Thin lines are runs, with the 95% intervals of their measurements; thick ones their mean where
-    all have a point."""
+    that are compared with it, a row each for held-out accuracy, mean reward, entropy and, in a study of staleness,
+    effective sample size. Thin lines are runs, with the 95% intervals of their measurements; thick ones their mean
+    where all have a point."""
     by_arm: dict[str, list[RunResult]] = defaultdict(list)
     for run in study.runs():
         if (result := results.get(run.name)) is not None and result.status == "complete":
@@ -56,8 +56,24 @@ def draw(study: Study, results: Mapping[str, RunResult], folder: Path) -> list[P
 
 
 def colours_of(arms: Sequence[Arm]) -> dict[str, Colour]:
-    """Arm -> its colour in all figures of the study that has these arms."""
-    return {arm.name: colour for arm, colour in zip(arms, colour_scale(len(arms)), strict=True)}
+    """Arm -> its colour in all figures of the study that has these arms. Where several baselines are compared with
+    arms of their own, each of these groups has the whole scale."""
+    groups = groups_of(arms)
+    if len(groups) == len(arms):  # nothing is compared
+        groups = {"": list(arms)}
+    return {
+        arm.name: colour
+        for group in groups.values()
+        for arm, colour in zip(group, colour_scale(len(group)), strict=True)
+    }
+
+
+def groups_of(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
+    """Baseline -> it, and the arms that are compared with it."""
+    groups: dict[str, list[Arm]] = defaultdict(list)
+    for arm in arms:
+        groups[arm.baseline or arm.name].append(arm)
+    return groups
 
 
 def colour_scale(count: int) -> list[Colour]:
@@ -67,12 +83,10 @@ def colour_scale(count: int) -> list[Colour]:
 
 
 def _figure(study: Study, by_arm: Mapping[str, Sequence[RunResult]], axis: str) -> Figure:
-    groups: dict[str, list[Arm]] = defaultdict(list)
-    for arm in study.arms:
-        groups[arm.baseline or arm.name].append(arm)
+    groups = groups_of(study.arms)
     colours = colours_of(study.arms)
-    rows = ("heldout", "reward_mean", "age_mean" if study.study == "staleness" else "entropy")
-    figure = Figure(figsize=(1.5 + 4.5 * len(groups), 7.5), layout="constrained")
+    rows = ("heldout", "reward_mean", "entropy", *(("ess",) if study.study == "staleness" else ()))
+    figure = Figure(figsize=(1.5 + 4.5 * len(groups), 2.5 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(groups), squeeze=False, sharex=True, sharey="row")
     for column, (baseline, arms) in enumerate(groups.items()):
         for arm in arms:

@@ -10,6 +10,7 @@ from launch.study.curves import draw, files_of
 from launch.study.definition import Study
 from launch.study.findings import ArmFindings, judge, needed
 from launch.study.folder import StudyFolder
+from launch.study.grid import ABOUT_GRID, grid
 from launch.study.interval import Verdict
 from launch.study.kinds_chart import CHART as KINDS_CHART
 from launch.study.kinds_chart import draw_kinds, has_course
@@ -55,6 +56,7 @@ def page(study: Study, results: Mapping[str, RunResult], found: Sequence[ArmFind
         *_section("## Gain over the initial model", gains(found, study.judgement.alpha), ABOUT_GAINS),
         *(_section("## By kind", by_kind(found, study.judgement.alpha), ABOUT_KINDS) if len(found) > 1 else []),
         *([f"![held-out accuracy by kind]({CHART})"] if has_chart(found) else []),
+        *(_section("## By bound and correction", grid(found), ABOUT_GRID) if study.study == "staleness" else []),
         *([f"![held-out accuracy over time]({KINDS_CHART})"] if has_course(found) else []),
         *_section("## Learning for each token", per_token(found), ABOUT_TOKENS),
         *_section("## Diversity at the end", diversity(found), ABOUT_DIVERSITY),
@@ -64,7 +66,7 @@ def page(study: Study, results: Mapping[str, RunResult], found: Sequence[ArmFind
                 "learner waits"), [_cost_row(one, found) for one in found]),
         "Means over the complete runs: tokens trained, generated and dropped a run; speed is trained tokens a second"
         + (", and in parentheses the difference to the baseline" if len(found) > 1 else "")
-        + ". Seconds are those of training, without starting up.",
+        + ". Seconds are those of training, without starting up and the measurement of the initial model.",
         "## Curves",
         "Thin lines are runs, thick ones their mean. Bars are the 95% intervals of single measurements.",
         *[f"![against {axis}]({name})" for axis, name in files_of(study).items()],

@@ -85,7 +85,8 @@ class RunResult(SettingsTable):
     azr: str
     steps: int = 0
     seconds: float = 0.0
-    """Time of training, with what was lost by kills; without starting up and the time between attempts."""
+    """Time of training, with what was lost by kills; without starting up, the measurement of the initial model, and the
+    time between attempts."""
     tokens_trained: float = 0.0
     tokens_generated: float | None = None
     """Without those of measurements on held-out tasks."""
@@ -145,7 +146,8 @@ def _each(texts: Iterable[str]) -> str:
 
 
 def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    last = rows[-1]
+    last, before_s = rows[-1], _before_s(rows)
+    seconds = last["time_s"] - before_s
     trained = list(accumulate(row.get("tokens_trained") or 0.0 for row in rows))
     generated = _generated(rows)
     waited = sum(row.get("wait_for_batch_s") or 0.0 for row in rows)
@@ -153,14 +155,14 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     kept = sorted({*range(0, len(rows), every), len(rows) - 1})
     series: dict[str, list[float | None]] = {
         "step": [rows[place]["step"] for place in kept],
-        "time_s": [round(rows[place]["time_s"], 2) for place in kept],
+        "time_s": [round(rows[place]["time_s"] - before_s, 2) for place in kept],
         "tokens_trained": [trained[place] for place in kept],
         "tokens_generated": [generated[place] for place in kept],
     }
     series |= {name: [_rounded(rows[place].get(name)) for place in kept] for name in SERIES}
     return {
         "steps": int(last["step"]),
-        "seconds": round(last["time_s"], 2),
+        "seconds": round(seconds, 2),
         "tokens_trained": trained[-1],
         "tokens_generated": generated[-1],
         "tokens_dropped": _over_lives(rows, "token_ledger/dropped_"),
@@ -171,7 +173,7 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         },
         "age_mean": _mean_age(rows),
         "age_max": max((row["age_max"] for row in rows if row.get("age_max") is not None), default=None),
-        "wait_for_batch_share": _rounded(waited / last["time_s"]) if last["time_s"] else None,
+        "wait_for_batch_share": _rounded(waited / seconds) if seconds > 0 else None,
         "diversity": diversity_of(rows[-LAST_STEPS:]),
         "quarters": quarters(rows),
         "series": series,
@@ -181,8 +183,9 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _measured(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> list[Measured]:
     """The measurements of the run, the oldest version first. Raises MeasurementError."""
     tokens = list(accumulate(row.get("tokens_trained") or 0.0 for row in rows))
+    before_s = _before_s(rows)
     reached = {
-        row["version"]: (row["time_s"], total, generated)
+        row["version"]: (row["time_s"] - before_s, total, generated)
         for row, total, generated in zip(rows, tokens, _generated(rows), strict=True)
     }
     found: list[Measured] = []
@@ -253,6 +256,14 @@ def _generated(rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
         # A row that has the measurement of its own version is the last one: it was made, and added, afterwards.
         found.append(None if row.get("tokens_generated") is None else row["tokens_generated"] - measured)
     return found
+
+
+def _before_s(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds that the run waited for the measurement of its initial model, which is no part of training: of the runs
+    of a study, only the first makes it."""
+    first = rows[0]
+    measured_s = float(first.get("heldout/time_s") or 0.0) if first.get("heldout/version") == 0 else 0.0
+    return min(measured_s, float(first["time_s"]))
 
 
 def _over_lives(rows: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, float]:

@@ -88,6 +88,18 @@ def test_what_measurements_generate_is_no_cost_of_learning(tmp_path: Path, seria
     assert [one.tokens_generated for one in result.heldout] == [None, 240.0, 480.0]
 
 
+def test_measuring_the_initial_model_is_no_time_of_training(tmp_path: Path) -> None:
+    rows = [row(step, time_s=100.0 + 10.0 * step) for step in (1, 2, 3, 4)]
+    rows[0] |= {"heldout/version": 0.0, "heldout/time_s": 100.0}
+    rows[3] |= {"heldout/version": 4.0, "heldout/time_s": 80.0}  # after the last step: its time is in no row
+    folder = RunFolder(tmp_path / "run")
+    write_run(folder, rows)
+    keep_in(folder)(measurement(4, 0.25))
+    result = collect(folder, RUN, 0)
+    assert result.series["time_s"] == [10.0, 20.0, 30.0, 40.0]
+    assert (result.seconds, result.heldout[-1].time_s, result.wait_for_batch_share) == (40.0, 40.0, 0.2)
+
+
 def test_a_long_run_has_a_small_result_with_both_ends(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     write_run(folder, [row(step) for step in range(1, 1002)])

@@ -1,0 +1,43 @@
+"""The table of a study of staleness that has each bound beside each correction: where learning breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from launch.study.findings import ArmFindings
+from launch.study.result import LAST_STEPS, RunResult
+from launch.study.table import number, share, table
+
+
+def grid(found: Sequence[ArmFindings]) -> str:
+    """A row for each bound K, a column for each correction; empty with less than two of either. Arms are named
+    CORRECTION-KBOUND (`staleness.arms`); those that were given other names by hand are left out."""
+    arms = {(correction, bound): one for one in found for correction, _, bound in [one.arm.name.rpartition("-")]}
+    corrections = list(dict.fromkeys(correction for correction, _ in arms if correction))
+    bounds = list(dict.fromkeys(bound for correction, bound in arms if correction))
+    if min(len(corrections), len(bounds)) < 2:
+        return ""
+    rows = [[f"`{bound}`", *(_cell(arms.get((name, bound))) for name in corrections)] for bound in bounds]
+    return table(("", *(f"`{name}`" for name in corrections)), rows)
+
+
+ABOUT_GRID = (
+    "In a cell: held-out accuracy at the judged version, entropy of the policy in nats, and effective sample size "
+    f"(`ess`), the latter two over the last {LAST_STEPS} steps; means over the complete runs. Effective sample size is "
+    "the share of its tokens that a batch is worth after weighing by pi_theta / pi_behave: 1 on-policy. An entropy "
+    "near 0 is a policy that has collapsed."
+)
+
+
+def _cell(one: ArmFindings | None) -> str:
+    if one is None or not one.runs:
+        return "-"
+    accuracy = share(one.sample.mean if one.sample.values else None)
+    return f"{accuracy}; {number(_at_end(one.runs, 'entropy'), '.2f')}; {number(_at_end(one.runs, 'ess'), '.2f')}"
+
+
+def _at_end(runs: Sequence[RunResult], metric: str) -> float | None:
+    ends = [[value for value in run.series.get(metric, [])[-LAST_STEPS:] if value is not None] for run in runs]
+    means = [fmean(end) for end in ends if end]
+    return fmean(means) if means else None
