@@ -8,6 +8,9 @@
     dropped   `aborted` (the request was cancelled), `failed` (its episode failed), `cancelled` (the learner no longer
               counted on its slot)
 
+Beside these places, it counts the tokens that measurements on held-out tasks took: they train nothing, so they are no
+cost of learning.
+
 Not thread-safe: it belongs to the actor's event loop.
 """
 
@@ -20,6 +23,8 @@ from typing import Protocol
 
 from learner.token_ledger import DROPPED
 
+_HELD_OUT = "heldout-"
+"""Prefix of the requests of a measurement on held-out tasks (`actors/heldout/measure.py`)."""
 _OF_A_SLOT = re.compile(r"(?:\d+-)?[ps](\d+)")
 """Requests that fill a slot: `p` or `s` and its number, after the actor's incarnation (`actors/sampler.py`)."""
 
@@ -42,6 +47,8 @@ class TokenLedger:
         self._returned: set[int] = set()
         """Slots of open episodes that were given back; what is sampled under their names has no slot."""
         self._sent = self._without_slot = 0
+        self._held_out = 0
+        """Tokens of ended requests of measurements on held-out tasks, whatever became of them."""
         self._dropped: Counter[str] = Counter()
 
     # -- what the engine does ------------------------------------------------------------------------------------
@@ -91,14 +98,23 @@ class TokenLedger:
     def numbers(self) -> dict[str, float]:
         """The numbers of a heartbeat (`learner.stream.reports.ACTORS`)."""
         held = sum(counted.num_generation_tokens for counted in self._open.values()) + sum(self._held.values())
+        measuring = sum(counted.num_generation_tokens for name, counted in self._open.items() if _is_held_out(name))
         return {
             "tokens_generated": float(self.generated),
             "tokens_sent": float(self._sent),
             "tokens_without_slot": float(self._without_slot),
+            "tokens_heldout": float(self._held_out + measuring),
             "tokens_held": float(held),
             **{f"{DROPPED}{reason}": float(tokens) for reason, tokens in self._dropped.items()},
         }
 
     def _pop(self, request_id: str) -> int:
         counted = self._open.pop(request_id, None)
-        return counted.num_generation_tokens if counted is not None else 0
+        tokens = counted.num_generation_tokens if counted is not None else 0
+        if _is_held_out(request_id):
+            self._held_out += tokens
+        return tokens
+
+
+def _is_held_out(request_id: str) -> bool:
+    return request_id.startswith(_HELD_OUT)

@@ -56,24 +56,20 @@ def draw(study: Study, results: Mapping[str, RunResult], folder: Path) -> list[P
 
 
 def colours_of(arms: Sequence[Arm]) -> dict[str, Colour]:
-    """Arm -> its colour in all figures of the study that has these arms. Where several baselines are compared with
-    arms of their own, each of these groups has the whole scale."""
-    groups = groups_of(arms)
-    if len(groups) == len(arms):  # nothing is compared
-        groups = {"": list(arms)}
+    """Arm -> its colour in all figures of the study that has these arms. Each panel has the whole scale."""
     return {
         arm.name: colour
-        for group in groups.values()
+        for group in compared_groups(arms)
         for arm, colour in zip(group, colour_scale(len(group)), strict=True)
     }
 
 
-def groups_of(arms: Sequence[Arm]) -> dict[str, list[Arm]]:
-    """Baseline -> it, and the arms that are compared with it."""
+def compared_groups(arms: Sequence[Arm]) -> list[list[Arm]]:
+    """Each baseline with the arms that are compared with it; all arms together where none is compared."""
     groups: dict[str, list[Arm]] = defaultdict(list)
     for arm in arms:
         groups[arm.baseline or arm.name].append(arm)
-    return groups
+    return [list(arms)] if len(groups) == len(arms) else list(groups.values())
 
 
 def colour_scale(count: int) -> list[Colour]:
@@ -83,17 +79,17 @@ def colour_scale(count: int) -> list[Colour]:
 
 
 def _figure(study: Study, by_arm: Mapping[str, Sequence[RunResult]], axis: str) -> Figure:
-    groups = groups_of(study.arms)
+    groups = compared_groups(study.arms)
     colours = colours_of(study.arms)
     rows = ("heldout", "reward_mean", "entropy", *(("ess",) if study.study == "staleness" else ()))
     figure = Figure(figsize=(1.5 + 4.5 * len(groups), 2.5 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(groups), squeeze=False, sharex=True, sharey="row")
-    for column, (baseline, arms) in enumerate(groups.items()):
+    for column, arms in enumerate(groups):
         for arm in arms:
             for row, metric in enumerate(rows):
                 _draw_arm(axes[row][column], by_arm.get(arm.name, ()), metric, axis, arm.name, colours[arm.name])
-        if len(study.arms) > 1:
-            axes[0][column].set_title(f"baseline: {baseline}")
+        if baselines := {arm.baseline for arm in arms if arm.baseline is not None}:
+            axes[0][column].set_title(f"baseline: {', '.join(baselines)}")
         axes[0][column].legend(fontsize=7)
         axes[-1][column].set_xlabel(_LABELS[axis])
     for row, metric in enumerate(rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -9,13 +10,15 @@ from launch.study.findings import ArmFindings
 from launch.study.result import LAST_STEPS, RunResult
 from launch.study.table import number, share, table
 
+_NAME = re.compile(r"(.+)-(K\d+)")
+"""Correction and bound."""
+
 
 def grid(found: Sequence[ArmFindings]) -> str:
-    """A row for each bound K, a column for each correction; empty with less than two of either. Arms are named
-    CORRECTION-KBOUND (`staleness.arms`); those that were given other names by hand are left out."""
-    arms = {(correction, bound): one for one in found for correction, _, bound in [one.arm.name.rpartition("-")]}
-    corrections = list(dict.fromkeys(correction for correction, _ in arms if correction))
-    bounds = list(dict.fromkeys(bound for correction, bound in arms if correction))
+    """A row for each bound K, a column for each correction; empty with less than two of either. Arms that were given
+    other names by hand than `staleness.arms` gives are left out."""
+    arms = {match.groups(): one for one in found if (match := _NAME.fullmatch(one.arm.name))}
+    corrections, bounds = (list(dict.fromkeys(name[place] for name in arms)) for place in (0, 1))
     if min(len(corrections), len(bounds)) < 2:
         return ""
     rows = [[f"`{bound}`", *(_cell(arms.get((name, bound))) for name in corrections)] for bound in bounds]
@@ -23,10 +26,10 @@ def grid(found: Sequence[ArmFindings]) -> str:
 
 
 ABOUT_GRID = (
-    "In a cell: held-out accuracy at the judged version, entropy of the policy in nats, and effective sample size "
-    f"(`ess`), the latter two over the last {LAST_STEPS} steps; means over the complete runs. Effective sample size is "
-    "the share of its tokens that a batch is worth after weighing by pi_theta / pi_behave: 1 on-policy. An entropy "
-    "near 0 is a policy that has collapsed."
+    "In a cell: held-out accuracy at the version that is judged of its correction, entropy of the policy in nats, and "
+    f"effective sample size (`ess`), the latter two over the last {LAST_STEPS} steps; means over the complete runs. "
+    "Effective sample size is the share of its tokens that a batch is worth after weighing by pi_theta / pi_behave: 1 "
+    "on-policy. An entropy near 0 is a policy that has collapsed."
 )
 
 
@@ -38,6 +41,14 @@ def _cell(one: ArmFindings | None) -> str:
 
 
 def _at_end(runs: Sequence[RunResult], metric: str) -> float | None:
-    ends = [[value for value in run.series.get(metric, [])[-LAST_STEPS:] if value is not None] for run in runs]
+    ends = [
+        [
+            value
+            for step, value in zip(run.series["step"], run.series.get(metric, ()), strict=False)
+            if step is not None and step > run.steps - LAST_STEPS and value is not None
+        ]
+        for run in runs
+        if "step" in run.series
+    ]
     means = [fmean(end) for end in ends if end]
     return fmean(means) if means else None

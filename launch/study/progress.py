@@ -92,9 +92,11 @@ class Progress:
         rows = folder.read_metrics()
         if not rows:
             return f"{head}: starts, {time.monotonic() - self._began:.0f} s"
+        step = rows[-1]["step"]
         # The first step takes longer: it compiles, and waits for the seeding, and for the initial model's measurement.
-        steady = rows[1:] or rows
-        step, step_s = rows[-1]["step"], _mean_of(steady[-5:], "step_s")
+        if not (steady := rows[1:]):
+            return f"{head}: step {step}"
+        step_s = _mean_of(steady[-5:], "step_s")
         budget = self._study.budget
         if budget.steps is not None:
             done, left_s = f"step {step} of {budget.steps}", (budget.steps - step) * step_s
@@ -108,16 +110,16 @@ class Progress:
             minutes = rows[-1]["time_s"] / 60
             done, left_s = f"step {step}, minute {minutes:.1f} of {budget.minutes:g}", 60 * (budget.minutes - minutes)
         whole_s = rows[-1]["time_s"] - (rows[0].get("step_s") or 0.0) + step_s + max(0.0, left_s)
+        if budget.minutes is not None:
+            whole_s = 60 * budget.minutes
         whole = max(0.0, left_s) + sum(self._expected_s(run, whole_s) for run in self._left)
         return f"{head}: {done}; all runs are done in about {_clock(whole)}"
 
     def _expected_s(self, run: StudyRun, of_present: float) -> float:
         """Seconds of a run that is to be made: as long as others of its arm, or others at all, or the present one,
         which takes `of_present`."""
-        # The first run also measures the initial model, which later ones take over.
+        # The first run also measures the initial model, which later ones mostly take over.
         start_s = fmean(self._overheads[1:] or self._overheads or [START_S])
-        if self._study.budget.minutes is not None:
-            return start_s + 60 * self._study.budget.minutes
         complete = [result for result in self._results.values() if result.status == "complete"]
         seconds = [result.seconds for result in complete if result.arm == run.arm] or [r.seconds for r in complete]
         return start_s + (fmean(seconds) if seconds else of_present)

@@ -244,23 +244,16 @@ def _noise(measurement: Measurement) -> float | None:
 
 
 def _generated(rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    """The tokens that were generated to train, until each row: those of measurements on held-out tasks are left out.
-
-    A measurement that goes on is left out once it is over. A serial run does not count its measurements at all.
-    """
-    found: list[float | None] = []
-    measured = 0.0
-    for row in rows:
-        if "token_ledger/without_slot" in row and row.get("heldout/version") != row["version"]:
-            measured += row.get("heldout/tokens") or 0.0
-        # A row that has the measurement of its own version is the last one: it was made, and added, afterwards.
-        found.append(None if row.get("tokens_generated") is None else row["tokens_generated"] - measured)
-    return found
+    """The tokens that were generated to train, until each row: those of measurements on held-out tasks are left out."""
+    return [
+        None if (tokens := row.get("tokens_generated")) is None else tokens - (row.get("tokens_heldout") or 0.0)
+        for row in rows
+    ]
 
 
 def _before_s(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds that the run waited for the measurement of its initial model, which is no part of training: of the runs
-    of a study, only the first makes it."""
+    """Seconds before the first step in which the run measured its initial model, which is no part of training, and
+    which most runs of a study take over from the first one. A measurement that was given up is not known here."""
     first = rows[0]
     measured_s = float(first.get("heldout/time_s") or 0.0) if first.get("heldout/version") == 0 else 0.0
     return min(measured_s, float(first["time_s"]))

@@ -31,6 +31,11 @@ ACTORS = Section(
         _count("tokens_generated", "tokens that the engines generated", "tokens"),
         _count("tokens_sent", "those of them that were sent in trajectories", "tokens"),
         _count("tokens_without_slot", "those that no slot was granted for (`token_ledger/without_slot`)", "tokens"),
+        _count(
+            "tokens_heldout",
+            "those of measurements on held-out tasks, which train nothing, also of measurements that were given up",
+            "tokens",
+        ),
         _SUMMED.gauge("tokens_held", "tokens", "those that are being generated, or wait to be judged"),
         _count("tokens_dropped/{reason}", "those that the actor dropped (`token_ledger/dropped_...`)", "tokens", "few"),
         _count("tokens_prompt", "prompt tokens of finished requests", "tokens"),

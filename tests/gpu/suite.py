@@ -25,7 +25,7 @@ AT_ONCE_DRY = 2
 DRY_PATIENCE = 10
 """Times the limit of a part that it may take in a dry run, on a machine that is busy with other work."""
 ABORT_S = 3.0
-"""Seconds in which a process that is stopped says where it stood."""
+"""Seconds in which the processes of a part that is stopped say where they stood."""
 
 
 class Suite:
@@ -99,10 +99,12 @@ class Suite:
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End a process and all that it started: those that still run first say where they stand, in their log."""
     if process.poll() is None:
-        end = time.monotonic() + ABORT_S
-        for pid in _group(process.pid):  # one after another: they share a log, and would write into each other's lines
+        members = _group(process.pid)
+        for pid in members:  # one after another: they share a log, and would write into each other's lines
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGABRT)  # Python's fault handler writes the stack of every thread
+                os.kill(pid, signal.SIGCONT)  # also of a process that a test has stopped
+            end = time.monotonic() + ABORT_S / len(members)
             while _runs(pid) and time.monotonic() < end:
                 time.sleep(0.01)
     with suppress(ProcessLookupError):

@@ -74,6 +74,8 @@ def test_a_part_that_fails_or_hangs_stops_no_other(tmp_path: Path) -> None:
     assert found["hangs"].figures == {"off": 0.5} and "in stands_here" in found["hangs"].log_excerpt
     lines = found["hangs"].log_excerpt.splitlines()
     assert [line for line in lines if line.count("File ") > 1 or line.count("Fatal") > 1] == []  # one stack at a time
+    log = (tmp_path / "work" / "hangs" / "log").read_text()
+    assert log.count("Fatal Python error: Aborted") == 1 + len(children.read_text().split())
     wait_until(lambda: all(ended(int(pid)) for pid in children.read_text().split()))
     assert found["tests"].counts() == "1 passed, 1 failed, 1 skipped"
     assert found["tests"].figures == {"off": "nan"}

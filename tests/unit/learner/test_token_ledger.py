@@ -30,6 +30,7 @@ class World:
 
     def __init__(self) -> None:
         self.actor, self.learner = ActorLedger(), TokenLedger()
+        self.measured = 0
         self.requests: dict[str, Counted] = {}
         self.responses: dict[int, int] = {}
         self.wire: list[int | dict[str, float]] = []
@@ -45,6 +46,7 @@ class World:
                     self.actor.began(request, self.requests[request])
                 self.requests[request].num_generation_tokens += tokens
                 self.actor.generated += tokens
+                self.measured += tokens if request.startswith("heldout") else 0
             case "finish" if request in self.requests and not self.answered(which):
                 given = max(0, self.requests.pop(request).num_generation_tokens - tokens % 2)  # a cut-off token
                 self.actor.finished(request, given)
@@ -123,6 +125,7 @@ def test_every_token_is_in_one_place_at_every_moment(script: list[Step]) -> None
     for step in script:
         world.step(*step)
         assert world.close()["unaccounted"] == 0
+        assert world.actor.numbers()["tokens_heldout"] == world.measured
     world.step("beat", 0, 0)
     while world.wire:
         world.step("arrive", 0, 1)

@@ -34,7 +34,8 @@ def test_each_bound_stands_beside_each_correction() -> None:
 def test_one_correction_needs_no_table() -> None:
     study = make_study(arms=("clip-K0", "clip-K8"))
     assert grid(judge(study, {})) == ""
-    assert grid(judge(make_study(arms=("K0", "K8")), {})) == ""  # named by hand
+    assert grid(judge(make_study(arms=("K0", "K8")), {})) == ""
+    assert grid(judge(make_study(arms=("clip-0", "clip-8", "none-0", "none-8")), {})) == ""  # named by hand
 
 
 def test_a_bound_has_one_colour_whatever_the_correction() -> None:
