@@ -91,6 +91,10 @@ class SelfPlaySettings(SettingsTable):
     """Reject a proposal whose function returns the same value for other inputs (outcome `ignores_input`).
     Off, as in the paper, a small model can drift to constant functions. On, fewer proposals are valid at first: use
     seeds (docs/selfplay.md). It is measured either way."""
+    reject_copies: bool = False
+    """Reject a proposal whose value is its input (outcome `copies_input`).
+    Off, as in the paper, a small model can learn to repeat the input in place of running the program: where identity
+    functions are the tasks that it solves, they are most of its reward (docs/selfplay.md)."""
     strip_comments: bool = False
     """Remove comments from proposed programs before they are validated and shown."""
     strip_docstrings: bool = False
@@ -157,7 +161,7 @@ class SelfPlaySettings(SettingsTable):
     def rules(self) -> ValidationRules:
         """The rules that the judge holds proposals to."""
         dependence: Literal["measure", "reject"] = "reject" if self.input_dependence else "measure"
-        return ValidationRules(dependence, self.strip_comments, self.strip_docstrings)
+        return ValidationRules(dependence, self.reject_copies, self.strip_comments, self.strip_docstrings)
 
 
 SEVERAL_ENGINES = (

@@ -102,7 +102,8 @@ class Judge:
         """Find the outputs of `program` for `inputs` (one or more, as a model wrote them), or why it is not sound.
 
         Checked in this order: the inputs' form and difference; then, in the sandbox, the policy, integrity and limits;
-        then, if the rules say so, whether the value depends on the input; then determinism. Raises InfrastructureError.
+        then, if the rules say so, whether the value is the input, and whether it depends on it; then determinism.
+        Raises InfrastructureError.
         """
         self.stats.validated += 1
         if not inputs:
@@ -122,6 +123,8 @@ class Judge:
         outcomes = await self._execute(program, texts, seeds[0], fail_fast=True)
         detail = ""
         if outcomes[-1].status is Status.OK:
+            if self._rules.reject_copies and all(map(_copies, texts, outcomes)):
+                return Rejection(RejectionReason.COPIES_INPUT, short(outcomes[0]))
             if self._rules.input_dependence != "off":
                 detail = await self._ignores_input(program, outcomes, others, seeds[0])
                 if detail and self._rules.input_dependence == "reject":
@@ -379,3 +382,8 @@ async def _all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         if isinstance(result, BaseException):
             raise result
     return [result for result in results if not isinstance(result, BaseException)]
+
+
+def _copies(given: str, outcome: Outcome) -> bool:
+    """Whether the value is the input, or the tuple of several; both are canonical."""
+    return outcome.value in (given, f"({given})")

@@ -473,6 +473,36 @@ def test_ignoring_the_input_can_be_measured_without_being_refused(watched: Watch
 
 
 @pytest.mark.parametrize(
+    ("program", "inputs", "copies"),
+    [
+        ("def f(x): return x", ["1"], True),
+        ("def f(x): return x.strip()", ["'a b'"], True),
+        ("def f(x): return sorted(x)", ["[1, 2]"], True),
+        ("def f(x): return {*x}", ["{'b', 'a'}"], True),
+        ("def f(x, y): return x, y", ["1, 'a'"], True),
+        ("def f(x): return x", ["1", "'a'"], True),
+        ("def f(x): return abs(x)", ["1", "-1"], False),
+        ("def f(x): return x,", ["1"], False),
+        ("def f(x): return [x]", ["1"], False),
+        ("def f(x, y): return [x, y]", ["1, 2"], False),
+        ("def f(x, y): return x", ["1, 2"], False),
+        ("def f(x): return x", ["1.0"], True),
+        ("def f(x): return int(x)", ["1.0"], False),
+        ("def f(x): return x == 1", ["1"], False),
+        ("def f(x): return str(x)", ["1"], False),
+    ],
+)
+def test_a_program_that_gives_its_input_back_is_refused(
+    watched: Watched, settings: ExecutorSettings, program: str, inputs: list[str], copies: bool
+) -> None:
+    judge = Judge(watched, settings, rules=ValidationRules(reject_copies=True))  # type: ignore[arg-type]
+    found = validate(judge, program, *inputs)
+    assert (found.reason is RejectionReason.COPIES_INPUT) if copies else isinstance(found, Validated)
+    allowed = Judge(watched, settings)  # type: ignore[arg-type]
+    assert isinstance(validate(allowed, program, *inputs), Validated)
+
+
+@pytest.mark.parametrize(
     ("program", "given"),
     [
         ("def f(x): return 6", "1"),
