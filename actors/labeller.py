@@ -14,11 +14,11 @@ from dataclasses import replace
 from actors.environment import Environment
 from actors.heldout.tasks import held_out_programs
 from actors.labelled import LabelledProgram
-from actors.solved_examples import gives_back
 from executor.input_samples import sample_inputs
 from executor.literals import parse_args
 from executor.outcomes import Status
 from executor.tasks import Task
+from executor.values import gives_back
 
 MIN_OUTPUTS = 2
 """Smallest number of different outputs of a program that is taken."""
@@ -76,7 +76,7 @@ class Labeller:
         outputs: Counter[str] = Counter()
         pairs: list[tuple[str, str]] = []
         for given, output in found:
-            copied = gives_back(given, output)
+            copied = gives_back(parse_args(given), output)
             if copied or len(output) > MAX_OUTPUT_LENGTH or outputs[output] == often or len(pairs) == self._num_pairs:
                 continue
             outputs[output] += 1

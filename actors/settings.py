@@ -92,7 +92,7 @@ class SelfPlaySettings(SettingsTable):
     Off, as in the paper, a small model can drift to constant functions. On, fewer proposals are valid at first: use
     seeds (docs/selfplay.md). It is measured either way."""
     reject_copies: bool = False
-    """Reject a proposal whose value is its input (outcome `copies_input`).
+    """Reject a proposal whose value is its input, or one of its arguments (outcome `copies_input`).
     Off, as in the paper, a small model can learn to repeat the input in place of running the program: where identity
     functions are the tasks that it solves, they are most of its reward (docs/selfplay.md)."""
     strip_comments: bool = False

@@ -13,7 +13,7 @@ from actors.buffer.task_buffer import Buffer
 from actors.environment import Environment
 from executor.literals import parse_args
 from executor.tasks import Task
-from executor.values import canonical
+from executor.values import gives_back
 
 SPARE = 4
 """Tasks that are drawn for each example that is wanted."""
@@ -52,9 +52,4 @@ class SolvedExamples:
 
 def is_copy(task: Task) -> bool:
     """Whether the first output is the first input, or one of its arguments."""
-    return gives_back(task.inputs[0], task.outputs[0])
-
-
-def gives_back(given: str, output: str) -> bool:
-    """Whether `output` is one of the arguments in `given`, both canonical."""
-    return output in map(canonical, parse_args(given))
+    return gives_back(parse_args(task.inputs[0]), task.outputs[0])

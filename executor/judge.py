@@ -35,7 +35,7 @@ from executor.outcomes import Limits, Outcome, Status, complete
 from executor.pool import Pool
 from executor.settings import ExecutorSettings
 from executor.tasks import Rejection, RejectionReason, Validated, ValidationRules, Verdict, VerdictReason
-from executor.values import CodecError, Equality, canonical, canonical_args, equal
+from executor.values import CodecError, Equality, canonical, canonical_args, equal, gives_back
 from executor.variants import variants
 
 T = TypeVar("T")
@@ -102,7 +102,8 @@ class Judge:
         """Find the outputs of `program` for `inputs` (one or more, as a model wrote them), or why it is not sound.
 
         Checked in this order: the inputs' form and difference; then, in the sandbox, the policy, integrity and limits;
-        then, if the rules say so, whether the value is the input, and whether it depends on it; then determinism.
+        then, if the rules say so, whether the value is an argument, and whether it depends on the input; then
+        determinism.
         Raises InfrastructureError.
         """
         self.stats.validated += 1
@@ -123,7 +124,8 @@ class Judge:
         outcomes = await self._execute(program, texts, seeds[0], fail_fast=True)
         detail = ""
         if outcomes[-1].status is Status.OK:
-            if self._rules.reject_copies and all(map(_copies, texts, outcomes)):
+            copied = (gives_back(args, outcome.value) for args, outcome in zip(given, outcomes, strict=True))
+            if self._rules.reject_copies and all(copied):
                 return Rejection(RejectionReason.COPIES_INPUT, short(outcomes[0]))
             if self._rules.input_dependence != "off":
                 detail = await self._ignores_input(program, outcomes, others, seeds[0])
@@ -382,8 +384,3 @@ async def _all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         if isinstance(result, BaseException):
             raise result
     return [result for result in results if not isinstance(result, BaseException)]
-
-
-def _copies(given: str, outcome: Outcome) -> bool:
-    """Whether the value is the input, or the tuple of several; both are canonical."""
-    return outcome.value in (given, f"({given})")

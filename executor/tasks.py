@@ -68,7 +68,8 @@ class ValidationRules:
     """A value that does not change with the input is allowed (`off`), noted in `ignores_input` (`measure`), or refused
     (`reject`, IGNORES_INPUT)."""
     reject_copies: bool = False
-    """A value that is the input itself is refused (COPIES_INPUT); of several inputs, where each is its own value."""
+    """A value that is one of the arguments, or the tuple of them, is refused (COPIES_INPUT); of several inputs, where
+    this holds for all."""
     strip_comments: bool = False
     """The task's program is the proposal's without its comments; that is what is validated."""
     strip_docstrings: bool = False
@@ -101,7 +102,7 @@ class RejectionReason(StrEnum):
     IGNORES_INPUT = "ignores_input"
     """The value is the same for other inputs, too; only where ValidationRules.input_dependence is `reject`."""
     COPIES_INPUT = "copies_input"
-    """The value is the input; only with ValidationRules.reject_copies."""
+    """The value is one of the arguments; only with ValidationRules.reject_copies."""
 
 
 @dataclass(frozen=True)

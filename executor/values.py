@@ -74,6 +74,11 @@ def canonical_args(args: tuple[object, ...]) -> str:
     return ", ".join([_write(value, left, 0) for value in args])
 
 
+def gives_back(args: tuple[object, ...], value: str) -> bool:
+    """Whether `value`, canonical, is one of the arguments, or the tuple of several."""
+    return value in map(canonical, args) or (len(args) > 1 and value == canonical(args))
+
+
 _REPR: frozenset[Any] = frozenset({str, float, bytes, bool, type(None)})
 
 
