@@ -93,8 +93,8 @@ class SelfPlaySettings(SettingsTable):
     seeds (docs/selfplay.md). It is measured either way."""
     reject_copies: bool = False
     """Reject a proposal whose value is its input, or one of its arguments (outcome `copies_input`).
-    Off, as in the paper, a small model can learn to repeat the input in place of running the program: where identity
-    functions are the tasks that it solves, they are most of its reward (docs/selfplay.md)."""
+    Off, as in the paper, a small model can learn to repeat the input in place of running the program, where tasks that
+    this solves are most of its reward. On, `abs` of 5 is refused, too."""
     strip_comments: bool = False
     """Remove comments from proposed programs before they are validated and shown."""
     strip_docstrings: bool = False
