@@ -51,5 +51,5 @@ class SolvedExamples:
 
 
 def is_copy(task: Task) -> bool:
-    """Whether the first output is the first input, or one of its arguments."""
+    """Whether the first output is one of the arguments of the first input, or the tuple of several."""
     return gives_back(parse_args(task.inputs[0]), task.outputs[0])

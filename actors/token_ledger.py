@@ -23,7 +23,7 @@ from typing import Protocol
 
 from learner.token_ledger import DROPPED
 
-_HELD_OUT = "heldout-"
+HELD_OUT = "heldout-"
 """Prefix of the requests of a measurement on held-out tasks (`actors/heldout/measure.py`)."""
 _OF_A_SLOT = re.compile(r"(?:\d+-)?[ps](\d+)")
 """Requests that fill a slot: `p` or `s` and its number, after the actor's incarnation (`actors/sampler.py`)."""
@@ -117,4 +117,4 @@ class TokenLedger:
 
 
 def _is_held_out(request_id: str) -> bool:
-    return request_id.startswith(_HELD_OUT)
+    return request_id.startswith(HELD_OUT)

@@ -103,8 +103,7 @@ class Judge:
 
         Checked in this order: the inputs' form and difference; then, in the sandbox, the policy, integrity and limits;
         then, if the rules say so, whether the value is an argument, and whether it depends on the input; then
-        determinism.
-        Raises InfrastructureError.
+        determinism. Raises InfrastructureError.
         """
         self.stats.validated += 1
         if not inputs:
@@ -124,8 +123,9 @@ class Judge:
         outcomes = await self._execute(program, texts, seeds[0], fail_fast=True)
         detail = ""
         if outcomes[-1].status is Status.OK:
-            copied = (gives_back(args, outcome.value) for args, outcome in zip(given, outcomes, strict=True))
-            if self._rules.reject_copies and all(copied):
+            if self._rules.reject_copies and all(
+                gives_back(args, outcome.value) for args, outcome in zip(given, outcomes, strict=True)
+            ):
                 return Rejection(RejectionReason.COPIES_INPUT, short(outcomes[0]))
             if self._rules.input_dependence != "off":
                 detail = await self._ignores_input(program, outcomes, others, seeds[0])

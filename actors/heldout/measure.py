@@ -26,6 +26,7 @@ from actors.prompt_builder import Prompt, PromptBuilder, PromptTooLong
 from actors.sampler import hash_seed
 from actors.settings import SelfPlaySettings
 from actors.solved_examples import is_copy
+from actors.token_ledger import HELD_OUT
 from executor.tasks import Task
 
 BESIDE = 4
@@ -195,7 +196,9 @@ class Heldout:
                 stop=prompt.stop,
                 seed=hash_seed(_SEED, name) if settings.heldout_temperature else None,
             )
-            return asyncio.ensure_future(self._engine.generate(prompt.token_ids, sampling, f"heldout-{version}-{name}"))
+            return asyncio.ensure_future(
+                self._engine.generate(prompt.token_ids, sampling, f"{HELD_OUT}{version}-{name}")
+            )
 
         samples = [sample(index) for index in range(settings.heldout_samples)]
         try:

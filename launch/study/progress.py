@@ -101,7 +101,7 @@ class Progress:
         if budget.steps is not None:
             done, left_s = f"step {step} of {budget.steps}", (budget.steps - step) * step_s
         elif budget.tokens is not None:
-            trained = _mean_of(rows, "tokens_trained") * len(rows)
+            trained = sum(row.get("tokens_trained") or 0.0 for row in rows)
             done = f"step {step}, {trained:,.0f} of {budget.tokens:,} tokens"
             tokens = _mean_of(steady, "tokens_trained")
             left_s = (budget.tokens - trained) * (_mean_of(steady, "step_s") / tokens if tokens else 0.0)
