@@ -189,7 +189,7 @@ def shuffle_memory() -> tuple[list[object], list[Callable[[], object]]]:
     # Gaps that were there before may come first: each server goes on at another one.
     kept += [make() for make in small + large for _ in range(chance.randrange(LARGE))]
     uncounted: list[Callable[[], object]] = [functools.partial(bytes, size) for size in range(15, 480, 16)]
-    first = [make for make in uncounted for _ in range(chance.randrange(FIRST))]
+    first = [make for make in uncounted for _ in range(chance.randint(1, FIRST))]
     return kept, first
 
 

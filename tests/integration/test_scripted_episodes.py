@@ -220,14 +220,15 @@ def test_an_invalid_proposal(
 
 
 def test_every_reason_is_played_here() -> None:
-    """But for no answer and ignored input (below), an input count that parsing never lets through, and a crash, which
-    no program is known to bring about; `no_output` is a solver's."""
+    """But for no answer, ignored and copied input (below), an input count that parsing never lets through, and a crash,
+    which no program is known to bring about; `no_output` is a solver's."""
     seen = {outcome for _, _, outcome in INVALID}
     elsewhere = {
         FormatError.NO_ANSWER,
         FormatError.NO_INPUT,
         FormatError.NO_OUTPUT,
         "ignores_input",
+        "copies_input",
         "input_count",
         "crashed",
     }
@@ -251,6 +252,22 @@ def test_a_constant_function(store: TaskBuffer, required: bool, expected: Row) -
     origin = "replayed" if required else "fresh"
     assert rows(played) == [expected, *(S(slot, 1.0, "correct", origin) for slot in (1, 2, 3, 4))]
     assert played.proposal.reward_parts["ignores_input"] == 1.0, "seen either way"
+
+
+@pytest.mark.parametrize(
+    ("program", "answer", "required", "expected"),
+    [
+        ("def f(x):\n    return x", "1", True, P(0, -1.0, "copies_input")),
+        ("def f(x, y):\n    return y", "1, 2", True, P(0, -1.0, "copies_input")),
+        ("def f(x):\n    return x", "1", False, P(0, 0.0, "valid")),
+    ],
+)
+def test_a_copy(store: TaskBuffer, program: str, answer: str, required: bool, expected: Row) -> None:
+    """A proposal whose value is its input, or one of its arguments."""
+    rules = settings(reject_copies=required)
+    with judging(rules) as environment:
+        played = play(environment, store, Grant(1, "deduction", 0, (0,), ()), script(reply(program, answer), []), rules)
+    assert rows(played) == [expected]
 
 
 # -- duplicates ----------------------------------------------------------------------------------------------

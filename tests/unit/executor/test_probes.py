@@ -97,11 +97,13 @@ def servers(settings: ExecutorSettings) -> Iterator[SerialPool]:
         "id([1, 2]) % 4096",
         "hash(object()) % 256",
         "id([]) % 4096",
+        "repr([(lambda: 1) for _ in 'abc'][2])[-4:]",
+        *(f"object.__repr__(bytes({size}))[-4:]" for size in range(15, 480, 16)),
     ],
 )
 def test_addresses_differ_between_sandboxes(expression: str, servers: SerialPool) -> None:
-    """In their last digits too, which the kernel's randomisation leaves alone. Eight sandboxes: four would all
-    have the same ones in one case of 256, by chance."""
+    """In their last digits too, which the kernel's randomisation leaves alone, for objects of each size that CPython's
+    own allocator serves. Eight sandboxes: four would all have the same ones in one case of 256, by chance."""
     program = f"def f(x): return {expression}"
     runs = [asyncio.run(servers.execute(program, ["1"], worker)) for worker in range(8)]
     assert len({outcomes[0].value for outcomes in runs}) > 1
