@@ -6,6 +6,7 @@ import argparse
 import shlex
 import shutil
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,14 +65,14 @@ def add_run(command: argparse.ArgumentParser, about_recipe: str, setting: str, r
     )
     command.add_argument(
         "--grace-s",
-        type=_positive,
+        type=positive,
         metavar="SECONDS",
         help="seconds that a stop by a signal other than SIGUSR2 may take: the wait for rollouts is cut, the step "
         "under way is given up if it takes longer, and nothing is exported to hf/",
     )
     command.add_argument(
         "--stop-by",
-        type=_positive,
+        type=positive,
         metavar="UNIX_SECONDS",
         help="a time by which the run has to be saved, such as a job's end: it stops by itself before it, exit code 75",
     )
@@ -87,10 +88,25 @@ def limits_of(arguments: argparse.Namespace) -> StopLimits:
     return StopLimits(arguments.grace_s, arguments.stop_by)
 
 
-def _positive(text: str) -> float:
-    value = float(text)
+def whole(least: int) -> Callable[[str], int]:
+    """A function that reads a whole number from `least` on: an option's `type`."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdecimal()) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} on")
+        return int(text)
+
+    return read
+
+
+def positive(text: str) -> float:
+    """Read a number above 0: an option's `type`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
     return value
 
 

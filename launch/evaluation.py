@@ -59,11 +59,17 @@ def target_of(text: str, recipe: str, overrides: Sequence[str]) -> Target:
     `recipe`: whose settings a model without a run has. `overrides`: settings on top. Raises UserError.
     """
     path = Path(os.path.expanduser(text))
-    if path.suffix == ".json" and path.is_file():
+    if path.suffix == ".json":
         return Target(text, measurement=read_measurement(path))
     checkpoint = path if re.fullmatch(r"step_[0-9]+", path.name) else _newest_checkpoint(path)
+    if checkpoint is None and os.sep in text and not path.exists():
+        raise MeasurementError(
+            f"there is no {path}: name a run's folder (`ls runs` shows them), a checkpoint, a model, or a measurement"
+        )
     if checkpoint is None:
         return Target(text, load(recipe, [*overrides, f"model.path={text}"]))
+    if not checkpoint.is_dir():
+        raise MeasurementError(f"there is no checkpoint {checkpoint}; {_what_is_in(checkpoint.parent)}")
     model, run = checkpoint / "hf", checkpoint.absolute().parents[1]
     if not model.is_dir():
         raise MeasurementError(
@@ -74,6 +80,11 @@ def target_of(text: str, recipe: str, overrides: Sequence[str]) -> Target:
     changes = [*overrides, f"model.path={model}"]
     of_self_play = (run / "config.toml").is_file() and root_of(read_recipe(run / "config.toml")[0]) is Config
     return Target(text, load_run(run, changes, Config)[0] if of_self_play else load(recipe, changes), version)
+
+
+def _what_is_in(folder: Path) -> str:
+    names = [path.name for path in matches(folder, r"step_[0-9]+")] if folder.is_dir() else []
+    return f"{folder} has {', '.join(names) or 'none'}"
 
 
 def _newest_checkpoint(run: Path) -> Path | None:
@@ -120,13 +131,15 @@ def measure(targets: Sequence[Target], say: Say) -> list[Measurement]:
     if all(one.measurement for one in targets):
         return [one.measurement for one in targets if one.measurement]
     with listening(to_exit=True) as interrupts:
+        for target in targets:  # all of them before the first is measured, which takes minutes
+            if target.config is not None:
+                check_model(target.config, prepare(target.config.model.path, say))
         return [one.measurement or _measure_model(one, say, interrupts) for one in targets]
 
 
 def _measure_model(target: Target, say: Say, interrupts: Interrupts) -> Measurement:
     assert target.config is not None
-    model = prepare(target.config.model.path, say)
-    check_model(target.config, model)
+    model = prepare(target.config.model.path)
     with private_folder(interrupts):
         measurement = asyncio.run(_measure(target.config, model, target.version, say))
     return replace(measurement, version=target.version, newest=target.version)

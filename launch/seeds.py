@@ -25,6 +25,7 @@ from launch.config import Config
 from launch.lone_engine import private_folder
 from launch.models import prepare
 from launch.run.interrupts import Interrupts
+from launch.whole_file import check_new
 
 IDENTITY = Identity("", "seeds", 0)
 """The actor that the episodes' ids name."""
@@ -80,14 +81,18 @@ def propose(
     """Propose for `seconds`, or until the valid tasks have `num_programs` distinct programs that use their input, and
     write the valid tasks to the new file `file`.
 
-    `interrupts`: a signal ends this process and the engine's at once. Raises SeedError, InfrastructureError,
+    `interrupts`: a signal ends this process and the engine's at once. Raises UserError, InfrastructureError,
     EngineAborted.
     """
-    if file.exists():
-        raise SeedError(f"{file} exists already: give another name, or remove it")
+    check_new(file)
     with private_folder(interrupts) as private:
         database = private / "tasks.sqlite"
         found = asyncio.run(_propose(config, database, seconds, num_programs, say))
+        if not found.valid:
+            raise SeedError(
+                f"none of {found.proposals} proposals is a valid task: propose for longer (--minutes), or with another "
+                "model (model.path)"
+            )
         found.tasks = save(database, file)
     return found
 

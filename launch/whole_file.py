@@ -1,10 +1,15 @@
-"""Writes a file in one piece: a reader sees the former file or the new one, never a part."""
+"""Writes a file in one piece: a reader sees the former file or the new one, never a part.
+
+And says before long work whether its file can be written.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
 from pathlib import Path
+
+from executor.user_error import UserError
 
 
 def write_text(path: Path, text: str, mode: int = 0o644) -> None:
@@ -16,3 +21,11 @@ def write_text(path: Path, text: str, mode: int = 0o644) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.rename(path)
+
+
+def check_new(path: Path) -> None:
+    """Raises UserError where there is such a file already, or no folder that it could be made in."""
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path} exists already: give another name, or remove it")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: {path.absolute().parent} is no folder that can be written to")

@@ -141,8 +141,9 @@ def read_measurement(path: Path) -> Measurement:
     except OSError as error:
         raise MeasurementError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise MeasurementError(
-            f"{path} is no measurement on held-out tasks, as `azr eval --json` writes ({error})"
+            f"{path} is no measurement on held-out tasks, as `azr eval --json` writes ({why})"
         ) from None
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from launch.arguments import new_command
+from launch.arguments import new_command, whole
 
 _EXAMPLES = """\
 A target is a model (a name or a folder), a run's folder, one of its checkpoints, or a file that --json wrote or that a
@@ -34,9 +35,11 @@ def register(commands: Any) -> None:
         "by kind and difficulty, with 95% intervals; of two targets also the difference.",
         _EXAMPLES,
     )
-    command.add_argument("targets", nargs="+", metavar="TARGET", help="what to measure; one or two")
-    command.add_argument("--samples", type=int, metavar="N", help="solutions a task (selfplay.heldout_samples)")
-    command.add_argument("--tasks", type=int, metavar="N", help="tasks; 0: all (selfplay.heldout_tasks)")
+    command.add_argument(
+        "targets", nargs="+", metavar="TARGET", help="what to measure; one or two. KEY=VALUE is a setting"
+    )
+    command.add_argument("--samples", type=whole(1), metavar="N", help="solutions a task (selfplay.heldout_samples)")
+    command.add_argument("--tasks", type=whole(0), metavar="N", help="tasks; 0: all (selfplay.heldout_tasks)")
     command.add_argument("--temperature", type=float, metavar="T", help="of sampling (selfplay.heldout_temperature)")
     command.add_argument(
         "--recipe", default="smollm2-cpu", help="whose settings a model without a run has: smollm2-cpu by default"
@@ -45,7 +48,7 @@ def register(commands: Any) -> None:
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="a setting, may be repeated"
     )
-    command.set_defaults(run=_run, overrides=[])
+    command.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -57,12 +60,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from launch.json_lines import to_json
     from launch.whole_file import write_text
 
-    if len(arguments.targets) > 2:
+    overrides = [text for text in arguments.targets if "=" in text and not os.path.exists(text)]
+    names = [text for text in arguments.targets if text not in overrides]
+    if not 1 <= len(names) <= 2:
         raise UserError("azr eval measures one target, or compares two")
-    overrides = [*arguments.overrides, *arguments.sets]
+    overrides += arguments.sets
     given = {name: getattr(arguments, name) for name in ("samples", "tasks", "temperature")}
     overrides += [f"selfplay.heldout_{name}={value}" for name, value in given.items() if value is not None]
-    targets = [target_of(text, arguments.recipe, overrides) for text in arguments.targets]
+    targets = [target_of(text, arguments.recipe, overrides) for text in names]
     check_comparable(targets)
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"{arguments.json} cannot be written: there is no such folder")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch.arguments import add_overrides, new_command, overrides_of
+from launch.arguments import add_overrides, new_command, overrides_of, positive, whole
 from launch.run.interrupts import listening
 
 _EXAMPLES = """\
@@ -48,11 +47,11 @@ def register(commands: Any) -> None:
     save.add_argument("--kind", metavar="KIND", action="append", help="only this kind of task; may be repeated")
     save.add_argument(
         "--max-version",
-        type=_whole(0),
+        type=whole(0),
         metavar="V",
         help="only what policy V or an older one proposed; 0: the initial model",
     )
-    save.add_argument("--limit", type=_whole(1), metavar="N", help="the first N tasks of each kind")
+    save.add_argument("--limit", type=whole(1), metavar="N", help="the first N tasks of each kind")
     save.set_defaults(run=_save)
     propose = new_command(
         group,
@@ -64,27 +63,16 @@ def register(commands: Any) -> None:
     )
     propose.add_argument("recipe", help="a TOML file, or the name of a recipe that ships")
     propose.add_argument("file", type=Path, metavar="FILE", help="where to write; a file that is there is kept")
-    propose.add_argument("--minutes", type=float, default=2.0, metavar="M", help="how long to propose (default: 2)")
+    propose.add_argument("--minutes", type=positive, default=2.0, metavar="M", help="how long to propose (default: 2)")
     propose.add_argument(
         "--programs",
-        type=_whole(1),
+        type=whole(1),
         default=10**9,
         metavar="N",
         help="stop when the valid tasks have N distinct programs that use their input",
     )
     add_overrides(propose, "settings on top, such as selfplay.references=4")
     propose.set_defaults(run=_propose)
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    """A function that reads a whole number from `least` on."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} on")
-        return int(text)
-
-    return read
 
 
 def _propose(arguments: argparse.Namespace) -> int:

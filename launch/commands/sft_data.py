@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from launch.arguments import new_command
+from launch.arguments import new_command, whole
 
 _EPILOG = """\
 A task is a line of the form that `azr seeds save` writes; outputs may be left out:
@@ -44,7 +44,7 @@ def register(commands: Any) -> None:
     command.add_argument("--role", choices=["solve", "propose", "both"], default="both", help="whose replies")
     command.add_argument(
         "--pairs",
-        type=int,
+        type=whole(0),
         default=0,
         metavar="N",
         help="take each program once, whatever its names, and have the executor label other inputs of it, up to N "
@@ -53,14 +53,14 @@ def register(commands: Any) -> None:
     )
     command.add_argument(
         "--inputs",
-        type=int,
+        type=whole(1),
         default=2,
         metavar="N",
         help="with --pairs: inputs that a proposer of induction writes, selfplay.induction_inputs (default: 2)",
     )
-    command.add_argument("--references", type=int, default=2, metavar="K", help="selfplay.references (default: 2)")
-    command.add_argument("--examples", type=int, default=0, metavar="N", help="selfplay.examples (default: 0)")
-    command.add_argument("--constructs", type=int, default=0, metavar="N", help="selfplay.constructs (default: 0)")
+    command.add_argument("--references", type=whole(0), default=2, metavar="K", help="selfplay.references (default: 2)")
+    command.add_argument("--examples", type=whole(0), default=0, metavar="N", help="selfplay.examples (default: 0)")
+    command.add_argument("--constructs", type=whole(0), default=0, metavar="N", help="selfplay.constructs (default: 0)")
     command.add_argument("--seed", type=int, default=0, help="of the draw of references")
     command.set_defaults(run=_run)
 
@@ -72,7 +72,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from actors.seed_file import SeedError, label_tasks
     from executor.settings import ExecutorSettings
     from launch.sft.data import examples, labelled_examples, validated
+    from launch.whole_file import check_new
 
+    check_new(arguments.file)
     try:
         text = arguments.tasks.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -96,6 +98,8 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         made = list(examples(tasks, *shared))
     written = [example for example in made if example is not None]
+    if not written:
+        raise SeedError(f"{arguments.tasks} gives no example with these options: no file was written")
     try:
         with arguments.file.open("x") as target:
             target.writelines(f"{json.dumps(example, ensure_ascii=False, allow_nan=False)}\n" for example in written)

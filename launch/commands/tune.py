@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executor.user_error import UserError
-from launch.arguments import new_command
+from launch.arguments import new_command, whole
 
 if TYPE_CHECKING:
     from launch.tune.calibration import Calibration
@@ -73,7 +73,9 @@ def register(commands: Any) -> None:
         default=["split", "staleness", "concurrency"],
         help="what to vary (default: split staleness concurrency)",
     )
-    tune.add_argument("--steps", type=int, metavar="N", help="counted steps of a simulation (default: by batch size)")
+    tune.add_argument(
+        "--steps", type=whole(1), metavar="N", help="counted steps of a simulation (default: by batch size)"
+    )
     tune.add_argument("--live", type=Path, metavar="RUN", help="advice for the run in that folder, from its counters")
     tune.add_argument(
         "--validate", action="store_true", help="predict the recorded trials, and compare: how good are predictions?"

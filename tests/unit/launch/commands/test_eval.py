@@ -58,6 +58,12 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
         ([first, other], "cannot be compared"),
         ([first] * 3, "measures one target, or compares two"),
         (["smollm2-135m-instrct"], "Did you mean smollm2-135m-instruct"),
+        (["smollm2-135m-instruct", "smollm2-135m-instrct"], "Did you mean smollm2-135m-instruct"),
+        (["learner.steps=3"], "measures one target, or compares two"),
+        (["smollm2-135m-instruct", "learner.stepz=3"], "learner.stepz"),
+        (["runs/none"], "there is no runs/none: name a run's folder"),
+        (["none.json"], "none.json cannot be read"),
+        (["runs/none/checkpoints/step_00000003"], "there is no checkpoint runs/none/checkpoints/step_00000003"),
     ):
         assert main(["eval", *targets]) == 2
         assert why in capsys.readouterr().err
@@ -121,3 +127,12 @@ def test_a_checkpoint_without_a_model_is_named(tmp_path: Path) -> None:
     (run / "checkpoints" / "step_00000003").mkdir()
     with pytest.raises(MeasurementError, match="name an earlier checkpoint"):
         target_of(str(run), "smollm2-cpu", [])
+    with pytest.raises(MeasurementError, match="there is no checkpoint .*checkpoints has step_00000003"):
+        target_of(str(run / "checkpoints" / "step_00000004"), "smollm2-cpu", [])
+
+
+def test_a_file_that_is_no_measurement_is_named_with_what_it_lacks(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    file.write_text("{}")
+    with pytest.raises(MeasurementError, match="it lacks 'results'"):
+        target_of(str(file), "smollm2-cpu", [])

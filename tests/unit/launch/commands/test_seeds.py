@@ -117,6 +117,30 @@ def test_what_is_no_task_is_rejected_by_line_and_reason(store: TaskBuffer, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["none/seeds.jsonl"], "is no folder that can be written to"),
+        (["."], "exists already"),
+        (["seeds.jsonl", "--minutes", "0"], "0 is no number above 0"),
+        (["seeds.jsonl", "--minutes=-1"], "-1 is no number above 0"),
+    ],
+)
+def test_proposing_refuses_what_it_could_not_write_before_an_engine_starts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(["seeds", "propose", "smollm2-cpu", *options])
+    except SystemExit as stopped:
+        code = stopped.code  # type: ignore[assignment]
+    assert code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("text", "message"), [(None, "cannot be read"), ("", "none of its 0"), ("{", "line 1: no JSON")]
 )
 def test_a_file_without_a_task_stops_the_run(store: TaskBuffer, tmp_path: Path, text: str | None, message: str) -> None:

@@ -142,3 +142,25 @@ def test_with_pairs_every_program_is_labelled_once_with_other_inputs(
     assert written[-1]["response"].count("```input\n") == 2, "a proposer writes --inputs"
     assert answers[:5] == [f"{7 * x - 1}\n```" for x in [int(answer.split()[0]) for answer in answers[5:10]]]
     assert "same" not in json.dumps(written)
+
+
+@pytest.mark.parametrize(
+    "options", [["--references", "-1"], ["--constructs", "-1"], ["--pairs", "x"], ["--inputs", "0"], ["--examples=-1"]]
+)
+def test_numbers_out_of_bounds_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["sft-data", str(tmp_path / "tasks.jsonl"), str(tmp_path / "out.jsonl"), *options])
+    assert stopped.value.code == 2 and "is no whole number from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("out", "message"), [("tasks.jsonl", "exists already"), ("none/out.jsonl", "is no folder that can be written to")]
+)
+def test_where_it_cannot_write_is_said_before_it_validates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, message: str
+) -> None:
+    (tmp_path / "tasks.jsonl").write_text("no task")
+    assert main(["sft-data", str(tmp_path / "tasks.jsonl"), str(tmp_path / out)]) == 2
+    assert message in capsys.readouterr().err
