@@ -4,12 +4,12 @@ Policy only: no I/O, no clocks, no threads. The stream server, serial mode and a
 
 Batch `b` makes version `b + 1` out of version `b`. A batch has `quota` *places* in every cell. A *slot* is granted for
 one trajectory and sits on one place. With `v` the published version (trained, and loaded by every engine), `t` the next
-batch to train (`t = v`, or more between training and publishing) and `S = max_staleness`:
+batch to train (`t = v`, or more between training and publishing) and `K = max_staleness`:
 
-  G1  batch b is open, and its places are granted, once b <= v + S. Hence in every cell
-          granted - settled <= (S + 1) * quota
+  G1  batch b is open, and its places are granted, once b <= v + K. Hence in every cell
+          granted - settled <= (K + 1) * quota
       A slot is settled when the version that it trained is published, or when it is dropped or returned.
-  G2  age = b - (oldest version in the tokens) <= S for all that is trained, unless `on_stale` is `train`.
+  G2  age = b - (oldest version in the tokens) <= K for all that is trained, unless `on_stale` is `train`.
   G3  A place of an open batch is ungranted, in flight, queued or spent; it has one of these states and never moves
       between batches: only slots do. A trajectory that comes in makes it queued. A dropped slot makes it ungranted
       again: it is granted anew. A returned slot (its actor had no task to fill it with) spends it: the batch goes on
@@ -21,20 +21,20 @@ batch to train (`t = v`, or more between training and publishing) and `S = max_s
 `on_stale` says who sits on which place when a slot comes in, filled or returned:
 
   wait    Its own. Nothing overtakes a straggler, so slow and hard tasks are not under-represented. G2 holds by
-          construction: a slot of batch b was granted at version b - S or later.
+          construction: a slot of batch b was granted at version b - K or later.
   drop    The earliest place of its cell that is not filled; who sat there sits on the other's place from now on. So a
           batch is what came first, and a straggler holds nothing up. Its place says what version it would train: a
           trajectory that would be too old there is dropped as `stale` at once (what is queued keeps its place, hence
           G2).
   train   As `drop`, but the old trajectory is taken and counted (`stale_trained`).
 
-At S = 0 only one batch is open, so there is nothing to overtake: the three are one, and exactly synchronous.
+At K = 0 only one batch is open, so there is nothing to overtake: the three are one, and exactly synchronous.
 
-No deadlock, at any S, in any mode. Slots are handed out as *episodes*: some proposals of one kind, with the slots of
+No deadlock, at any K, in any mode. Slots are handed out as *episodes*: some proposals of one kind, with the slots of
 their solutions, to one actor. An actor that holds a proposal thus holds all that the proposal can come to need, so
 every slot in flight comes in, or its actor fails or is lost: nobody waits for a slot while holding one. Any ungranted
 place is granted to whoever asks and has nothing in flight. Batch t is open once t - 1 is published. A slot that is
-granted at version t comes in with age <= S whatever its place, so only the finitely many that were in flight before can
+granted at version t comes in with age <= K whatever its place, so only the finitely many that were in flight before can
 be dropped as stale. Hence the places of batch t are filled or spent after finitely many events; if everything is
 returned, all are spent.
 
@@ -164,7 +164,7 @@ class Gate:
         return self._next_to_grant() is None
 
     def _next_to_grant(self) -> int | None:
-        """The first batch with ungranted places that G1 allows. A larger S before may have further ones open."""
+        """The first batch with ungranted places that G1 allows. A larger K before may have further ones open."""
         newest = self.version + self.max_staleness
         return next(
             (n for n, batch in self._places.batches.items() if n <= newest and any(batch.ungranted.values())), None
@@ -302,7 +302,7 @@ class Gate:
         self._open()
 
     def limit_staleness(self, max_staleness: int) -> None:
-        """Set S from now on. What was granted under a larger one is still trained, up to that age."""
+        """Set K from now on. What was granted under a larger one is still trained, up to that age."""
         self.max_staleness = max_staleness
         self._open()
 

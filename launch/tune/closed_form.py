@@ -5,13 +5,13 @@
     L      seconds from the grant of a batch until its last trajectory is in, with idle engines: its longest chain of a
            proposal and its solutions cannot be split
 
-    S = 0     step = max(T_g, L) + T_l
-    S >= 1    step = max(T_g + P, T_l, (max(T_g, L) + T_l) / (S + 1) + P)
+    K = 0     step = max(T_g, L) + T_l
+    K >= 1    step = max(T_g + P, T_l, (max(T_g, L) + T_l) / (K + 1) + P)
 
-with P seconds a publication, in which engines stand still. The last term is Little's law: at most S + 1 batches are
-between grant and publication, and each stays there for at least max(T_g, L) + T_l, and over S + 1 publications. Ages
-follow from the same law: age = (time from the first token to training) / step, at most S. Where the learner is the
-limit, everything plays ahead as far as it may, and the age is S.
+with P seconds a publication, in which engines stand still. The last term is Little's law: at most K + 1 batches are
+between grant and publication, and each stays there for at least max(T_g, L) + T_l, and over K + 1 publications. Ages
+follow from the same law: age = (time from the first token to training) / step, at most K. Where the learner is the
+limit, everything plays ahead as far as it may, and the age is K.
 
 On cores that engines and learner share, no step is shorter than all of their work over the number of cores.
 
@@ -135,7 +135,7 @@ def estimate_closed(scenario: Scenario, calibration: Calibration) -> ClosedForm:
 
 
 def _age(max_staleness: int, sampled_s: float, learn_s: float, step_s: float) -> float:
-    """Mean age by Little's law. Where the learner is the limit, S. Otherwise the time from a trajectory's first token
+    """Mean age by Little's law. Where the learner is the limit, K. Otherwise the time from a trajectory's first token
     to its batch's training, half of the time that its batch needs, in steps."""
     if not max_staleness:
         return 0.0
