@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.arguments import add_overrides, new_command, overrides_of
+from launch.arguments import add_overrides, new_command, overrides_of, whole
 from launch.study.arms import NAMES
 
 if TYPE_CHECKING:
@@ -193,19 +194,21 @@ def _add_definition(command: argparse.ArgumentParser) -> None:
 
 def _add_making(command: argparse.ArgumentParser) -> None:
     """Add how runs are made."""
-    command.add_argument("--limit", type=int, metavar="N", help="make at most N runs this time")
+    command.add_argument("--limit", type=whole(1), metavar="N", help="make at most N runs this time")
     command.add_argument("--retry", action="store_true", help="go on with failed runs, too")
     command.add_argument("--slurm", action="store_true", help="submit the runs as SLURM jobs, one each, and return")
 
 
 def _staleness(arguments: argparse.Namespace) -> int:
-    from launch.study.new import Request, names_of, parse_numbers
+    from launch.study.new import Request, parse_names, parse_numbers
     from launch.study.staleness import KEYS, arms, default_corrections, question
 
     overrides = tuple(overrides_of(arguments))
     bounds = parse_numbers(arguments.staleness, "--staleness")
-    given = names_of(arguments.corrections) if arguments.corrections else ()
-    corrections = given or default_corrections(arguments.recipe, overrides)
+    if arguments.corrections is None:
+        corrections = default_corrections(arguments.recipe, overrides)
+    else:
+        corrections = parse_names(arguments.corrections, "--corrections")
     request = Request(
         kind="staleness",
         question=question(Path(arguments.recipe).stem, bounds, corrections),
@@ -217,13 +220,14 @@ def _staleness(arguments: argparse.Namespace) -> int:
         budget=_budget(arguments),
         margin=arguments.margin,
         alpha=arguments.alpha,
+        here=not arguments.slurm,
     )
     return _begin(request, "staleness", arguments)
 
 
 def _arms(arguments: argparse.Namespace) -> int:
     from launch.study.arms_file import find_arms, question, read_arms
-    from launch.study.new import Request, parse_numbers
+    from launch.study.new import Request, parse_numbers, stem_of
 
     path = find_arms(arguments.arms)
     arms = read_arms(path, arguments.baseline)
@@ -238,15 +242,19 @@ def _arms(arguments: argparse.Namespace) -> int:
         budget=_budget(arguments),
         margin=arguments.margin,
         alpha=arguments.alpha,
+        here=not arguments.slurm,
     )
-    return _begin(request, f"arms-{path.stem}", arguments)
+    return _begin(request, f"arms-{stem_of(path)}", arguments)
 
 
 def _begin(request: Request, name: str, arguments: argparse.Namespace) -> int:
     """Write the study, and make its runs unless it is a dry run; returns the exit code. `name`: of its folder."""
     from launch.study.folder import StudyFolder
+    from launch.study.jobs import check
     from launch.study.new import default_folder, make
 
+    if arguments.slurm and request.budget is not None:
+        check(request.budget)
     folder = StudyFolder(arguments.out or default_folder(name, arguments.recipe))
     study = make(request, folder, print)
     if arguments.dry_run:
@@ -271,20 +279,25 @@ def _resume(arguments: argparse.Namespace) -> int:
     from launch.study.folder import StudyFolder
 
     folder = StudyFolder(arguments.folder)
-    return _carry_on(folder, folder.read(), arguments)
+    return _carry_on(folder, _read(folder, here=not arguments.slurm), arguments)
+
+
+def _read(folder: StudyFolder, here: bool) -> Study:
+    """The study of a folder, also checked against its recipe before its first run. `here`: whether this machine makes
+    the runs."""
+    from launch.study.new import check_edited
+
+    study = folder.read()
+    if folder.read_began() is None:
+        check_edited(folder, study, here)
+    return study
 
 
 def _carry_on(folder: StudyFolder, study: Study, arguments: argparse.Namespace) -> int:
     """Make the runs that are left, and write the page; returns the exit code."""
-    from launch.study.definition import StudyError
-    from launch.study.new import check_edited
     from launch.study.progress import Progress
     from launch.study.runner import carry_on, results_of
 
-    if arguments.limit is not None and arguments.limit < 1:
-        raise StudyError(f"--limit {arguments.limit}: at least one run")
-    if folder.read_began() is None:
-        check_edited(folder, study)
     if not results_of(folder, study):
         _expect(folder, study)
     if arguments.slurm:
@@ -311,13 +324,18 @@ def _submit(folder: StudyFolder, study: Study, arguments: argparse.Namespace) ->
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from launch.study.definition import PUT_BACK, StudyError
     from launch.study.folder import StudyFolder
     from launch.study.jobs import collect_ended
 
     folder = StudyFolder(arguments.folder)
-    study = folder.read()
+    study = _read(folder, here=False)
     for run in collect_ended(folder, study):
         print(f"collected: {run.name}")
+    if folder.read_began() is not None and not folder.results.is_dir():
+        again = f"To take them from {folder.runs} again: {folder.command_line('resume')}"
+        mend = again if folder.runs.is_dir() else PUT_BACK
+        raise StudyError(f"{folder.results} is gone, with the results of the runs. {mend}")
     _write_page(folder, study)
     return 0
 
@@ -325,9 +343,11 @@ def _report(arguments: argparse.Namespace) -> int:
 def _write_page(folder: StudyFolder, study: Study) -> None:
     from launch.study.jobs import was_submitted
     from launch.study.page import write_page
-    from launch.study.runner import results_of
+    from launch.study.runner import results_of, surplus_of
 
     results = results_of(folder, study)
+    if surplus := surplus_of(folder, study):
+        print(f"azr: in no figure, as no run of the study has such a file: {', '.join(surplus)}", file=sys.stderr)
     if not results:
         print("no run is over: there is no page yet")
         return

@@ -15,6 +15,7 @@ from typing import Any
 from executor.user_error import UserError
 from launch.cluster.placement import place_job
 from launch.config import Config, SftConfig, build, load, root_of, to_toml
+from launch.inputs import check_inputs
 from launch.json_file import read_json, write_json
 from launch.recipe import find_recipe, read_recipe
 from launch.run.aside import last_step
@@ -70,7 +71,7 @@ def submit(config: Config | SftConfig, dry_run: bool = False) -> tuple[JobFolder
 
     `config`: what `load_new` or `load_former` returned. The same configuration writes the same bytes. A folder that
     this makes is removed again where it raises: SubmitError, SlurmError, QuotingError, TemplateError, PlacementError,
-    RunFolderError.
+    RunFolderError, SeedError, LengthsError.
     """
     job = JobFolder(config.folder)
     _check(config)
@@ -111,6 +112,8 @@ def _check(config: Config | SftConfig) -> None:
     if isinstance(config, Config) and config.run.mode == "serial" and nodes > 1:
         raise SubmitError(f"run.mode = serial is one process, and slurm.nodes is {nodes}: set slurm.nodes=1")
     place_job(config)
+    if isinstance(config, Config) and not any(RunFolder(config.folder).checkpoints.glob("step_*")):
+        check_inputs(config)
 
 
 def _write(config: Config | SftConfig, job: JobFolder) -> None:

@@ -117,8 +117,8 @@ def _draw_intervals(axes: Axes, run: RunResult, axis: str, colour: Colour) -> No
     """The 95% interval of each measurement, by its tasks."""
     points = _points(run, "heldout", axis)
     xs, ys = ([point[place] for point in points.values()] for place in (0, 1))
-    below = [one.mean - one.low for one in run.heldout]
-    above = [one.high - one.mean for one in run.heldout]
+    below = [max(0.0, one.mean - one.low) for one in run.heldout]  # a mean of 0 may be below low by its rounding
+    above = [max(0.0, one.high - one.mean) for one in run.heldout]
     axes.errorbar(xs, ys, [below, above], fmt="none", ecolor=colour, elinewidth=0.6, alpha=0.5, capsize=2)
 
 

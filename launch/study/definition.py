@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ _HEAD = """\
 
 """
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+PUT_BACK = "Put it back as it was, for example from version control"
 
 
 class StudyError(UserError):
@@ -89,8 +93,8 @@ class Judgement(SettingsTable):
 class Study(SettingsTable):
     """A whole study."""
 
-    study: str = Field(pattern=_NAME)
-    """Kind of the study: `staleness` or `arms`."""
+    study: Literal["staleness", "arms"]
+    """Kind of the study."""
     question: str
     """The question that it is to answer."""
     written: str
@@ -175,7 +179,19 @@ def interleaved(arms: tuple[str, ...], seeds: tuple[int, ...]) -> tuple[str, ...
 
 def write_study(study: Study, path: Path) -> None:
     """Write a study file, in one piece."""
-    write_text(path, _HEAD + tomli_w.dumps(study.model_dump(mode="json", exclude_none=True), multiline_strings=False))
+    text = _HEAD + tomli_w.dumps(study.model_dump(mode="json", exclude_none=True), multiline_strings=False)
+    write_text(path, text + _last_line(text))
+
+
+def was_edited(path: Path) -> bool:
+    """Whether a study file, which can be read, is no longer as `write_study` wrote it."""
+    text = path.read_text()
+    before = text[: text.rfind("\n", 0, -1) + 1]
+    return text != before + _last_line(before)
+
+
+def _last_line(text: str) -> str:
+    return f"# As it was written, the lines above had this digest: {hashlib.sha256(text.encode()).hexdigest()[:16]}\n"
 
 
 def read_study(path: Path) -> Study:
@@ -187,46 +203,71 @@ def read_study(path: Path) -> Study:
             f"{path.parent} holds no study: it has no {path.name}. Begin one: azr study staleness RECIPE, or "
             "azr study arms RECIPE ARMS"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise StudyError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: {error.strerror}. {PUT_BACK}") from None
+    except ValueError as error:
+        raise StudyError(
+            f"{path} is not valid TOML: {error}. Correct that, or {PUT_BACK[0].lower()}{PUT_BACK[1:]}"
+        ) from None
     try:
         return Study.model_validate(data)
     except ValidationError as error:
-        raise StudyError("\n".join(f"{path}: {_explain(item)}" for item in error.errors())) from None
+        raise StudyError("\n".join(f"{path}: {explain(item)}" for item in error.errors())) from None
 
 
-def differences(former: Study, study: Study) -> list[str]:
-    """What two studies differ in, apart from the time of writing: a line `key: former -> new` each."""
-    found: list[str] = []
-    _compare("", former.model_dump(mode="json"), study.model_dump(mode="json"), found)
-    return [line for line in found if not line.startswith("written:")]
+def differences(former: Study, study: Study) -> dict[str, str]:
+    """What two studies differ in, apart from the time of writing: field -> a line `key: former -> new` for each item
+    of it that differs."""
+    before, after = _comparable(former), _comparable(study)
+    lines = {key: "; ".join(_compare(key, before[key], after[key])) for key in before if key != "written"}
+    return {key: line for key, line in lines.items() if line}
 
 
-def _compare(prefix: str, former: Any, new: Any, found: list[str]) -> None:
+def _comparable(study: Study) -> dict[str, Any]:
+    """A study as tables, with overrides by their keys and arms by their names: neither is a matter of order."""
+    arms = {arm.name: {"baseline": arm.baseline, "overrides": _by_key(arm.overrides)} for arm in study.arms}
+    return study.model_dump(mode="json") | {"overrides": _by_key(study.overrides), "arms": arms}
+
+
+def _by_key(overrides: tuple[str, ...]) -> dict[str, str]:
+    """The last value that is given for each setting."""
+    pairs = (text.partition("=") for text in overrides)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _compare(key: str, former: Any, new: Any) -> list[str]:
+    if former == new:
+        return []
     if isinstance(former, dict) and isinstance(new, dict):
-        for key in former:
-            _compare(f"{prefix}.{key}" if prefix else key, former[key], new.get(key), found)
-    elif former != new:
-        found.append(f"{prefix}: {_short(former)} -> {_short(new)}")
+        names = {**former, **new}
+        return [line for name in names for line in _compare(f"{key}.{name}", former.get(name), new.get(name))]
+    if isinstance(former, list) and isinstance(new, list):
+        gone, more = ([item for item in one if item not in other] for one, other in ((former, new), (new, former)))
+        if not gone and not more:
+            return [f"{key}: another order"]
+        return [f"{key}: {word} {_short(items)}" for word, items in (("without", gone), ("with", more)) if items]
+    return [f"{key}: {_short(former)} -> {_short(new)}"]
 
 
 def _short(value: Any) -> str:
-    names = [item["name"] if isinstance(item, dict) else str(item) for item in value] if isinstance(value, list) else []
-    text = ", ".join(names) if names else str(value)
+    if isinstance(value, dict):
+        return "given"
+    text = "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _explain(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
+def explain(item: Any) -> str:
+    """One error of a file of a study, of those that pydantic lists: the place, such as `arms[0].name`, and why."""
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).removeprefix(".")
     why = str(item["msg"]).removeprefix("Value error, ")
+    if not key:
+        return why
     match item["type"]:
         case "missing":
             return f"{key} is missing"
         case "extra_forbidden":
-            return f"{key} is no key of a study file"
+            return f"{key} is no key of this file"
         case "value_error":
-            return f"{key}: {why}" if key else why
+            return f"{key}: {why}"
         case _:
             return f"{key} = {item['input']!r:.80} cannot be used: {why}"

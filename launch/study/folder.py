@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shlex
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,7 @@ from pydantic import ValidationError
 
 from launch.json_lines import to_json
 from launch.run.folder import RunFolder
-from launch.study.definition import Study, StudyError, StudyRun, differences, read_study
+from launch.study.definition import PUT_BACK, Study, StudyError, StudyRun, differences, explain, read_study
 from launch.whole_file import write_text
 
 
@@ -34,6 +36,8 @@ class StudyFolder:
         self.results = path / "results"
         self.logs = path / "logs"
         self.page = path / "report.md"
+        self.notes = path / "notes.md"
+        """What a person has to say about the study, in Markdown; stands on the page."""
 
     def run(self, run: StudyRun) -> RunFolder:
         """The folder of a run."""
@@ -47,6 +51,15 @@ class StudyFolder:
         """What `azr train` printed."""
         return self.logs / f"{run.name}.log"
 
+    def read_notes(self) -> str:
+        """The notes; empty where there are none. Raises StudyError."""
+        try:
+            return self.notes.read_text().strip()
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise StudyError(f"{self.notes} cannot be read: {error}") from None
+
     def command_line(self, what: Literal["resume", "report"]) -> str:
         """The command line that goes on with the study, or writes its page."""
         return f"azr study {what} {shlex.quote(str(self.path))}"
@@ -58,17 +71,19 @@ class StudyFolder:
             try:
                 former = Study.model_validate(began["study"])
             except ValidationError as error:
-                why = error.errors()[0]["msg"]
                 raise StudyError(
-                    f"{self.began} holds no study that this azr knows ({why}): go on with the azr that began it"
+                    f"{self.began} holds no study that this azr knows ({explain(error.errors()[0])}): go on with the "
+                    "azr that began it"
                 ) from None
             if changed := differences(former, study):
                 raise StudyError(
                     f"{self.definition} was changed after the first run, which began {began['time']}: "
-                    f"{'; '.join(changed)}. What was written before the first run holds: put it back. "
+                    f"{'; '.join(changed.values())}. What was written before the first run holds: put it back. "
                     f"{another(study)}"
                 )
-        if self.recipe.exists() and digest(self.recipe) != study.recipe_sha256:
+        with self.usable():
+            same = not self.recipe.exists() or digest(self.recipe) == study.recipe_sha256
+        if not same:
             raise StudyError(
                 f"{self.recipe} is not the recipe that the study was written with: its runs would not be comparable. "
                 f"Put it back. {another(study)}"
@@ -79,20 +94,39 @@ class StudyFolder:
         """When the first run began, and the study as it was then; None before that. Raises StudyError."""
         try:
             found = json.loads(self.began.read_text())
+            if not isinstance(found, dict) or not {"time", "study"} <= found.keys():
+                raise ValueError("it has no time and study")
         except FileNotFoundError:
             if any(self.results.glob("*.json")):
                 raise StudyError(
-                    f"{self.began} is gone, which says what the study was when its first run began. Put it back"
+                    f"{self.began} is gone, which says what the study was when its first run began. {PUT_BACK}"
                 ) from None
             return None
         except (OSError, ValueError) as error:
-            raise StudyError(f"{self.began} cannot be read: {error}") from None
-        return dict(found)
+            raise StudyError(
+                f"{self.began}, which says what the study was when its first run began, cannot be read: {error}. "
+                f"{PUT_BACK}"
+            ) from None
+        return found
 
     def begin(self, study: Study) -> None:
         """Note that the first run begins now, with this definition; later calls change nothing."""
         if not self.began.exists():
-            write_text(self.began, to_json({"time": now(), "study": study.model_dump(mode="json")}, indent=1) + "\n")
+            with self.usable():
+                self.results.mkdir(exist_ok=True)
+                record = {"time": now(), "study": study.model_dump(mode="json")}
+                write_text(self.began, to_json(record, indent=1) + "\n")
+
+    @contextlib.contextmanager
+    def usable(self) -> Iterator[None]:
+        """Raise StudyError for an OSError in the block: something in the folder cannot be read or written."""
+        try:
+            yield
+        except OSError as error:
+            raise StudyError(
+                f"{error.filename2 or error.filename or self.path} cannot be read or written: {error.strerror}. It has "
+                "to be of the right kind, file or folder, and open to this user, and the disk must have room"
+            ) from None
 
 
 def another(study: Study) -> str:

@@ -26,10 +26,11 @@ def grid(found: Sequence[ArmFindings]) -> str:
 
 
 ABOUT_GRID = (
-    "In a cell: held-out accuracy at the version that is judged of its correction, entropy of the policy in nats, and "
-    f"effective sample size (`ess`), the latter two over the last {LAST_STEPS} steps; means over the complete runs. "
-    "Effective sample size is the share of its tokens that a batch is worth after weighing by pi_theta / pi_behave: 1 "
-    "on-policy. An entropy near 0 is a policy that has collapsed."
+    "In a cell: held-out accuracy at the version that is judged of its correction; KL divergence of the present policy "
+    "from the one that sampled, in nats (`kl_behave`); effective sample size (`ess`); entropy of the policy, in nats. "
+    f"The latter three are over the last {LAST_STEPS} steps; all are means over the complete runs. Effective sample "
+    "size is the share of its tokens that a batch is worth after weighing by pi_theta / pi_behave: 1 on-policy. An "
+    "entropy near 0 is a policy that has collapsed."
 )
 
 
@@ -37,7 +38,7 @@ def _cell(one: ArmFindings | None) -> str:
     if one is None or not one.runs:
         return "-"
     accuracy = share(one.sample.mean if one.sample.values else None)
-    return f"{accuracy}; {number(_at_end(one.runs, 'entropy'), '.2f')}; {number(_at_end(one.runs, 'ess'), '.2f')}"
+    return "; ".join([accuracy, *(number(_at_end(one.runs, name), ".2f") for name in ("kl_behave", "ess", "entropy"))])
 
 
 def _at_end(runs: Sequence[RunResult], metric: str) -> float | None:

@@ -15,7 +15,7 @@ from launch.run.console import counted
 from launch.slurm import client
 from launch.slurm.folder import JobFolder
 from launch.slurm.submit import load_former, load_new, submit
-from launch.study.definition import Study, StudyError, StudyRun
+from launch.study.definition import Budget, Study, StudyError, StudyRun
 from launch.study.folder import StudyFolder
 from launch.study.result import collect, is_finished, write_result
 from launch.study.runner import alone, results_of, retry_failed
@@ -33,7 +33,7 @@ def submit_runs(
 
     Raises StudyError, SubmitError, and SlurmError: where SLURM refuses a job, those before it are submitted.
     """
-    check(study)
+    check(study.budget)
     client.require("sbatch")
     with alone(folder), _begun(folder, study):
         collect_ended(folder, study)
@@ -72,11 +72,11 @@ def _begun(folder: StudyFolder, study: Study) -> Iterator[None]:
         raise
 
 
-def check(study: Study) -> None:
-    """Refuse a study that jobs would make unequal."""
-    if study.budget.minutes is not None:
+def check(budget: Budget) -> None:
+    """Refuse a budget that jobs would make unequal. Raises StudyError."""
+    if budget.minutes is not None:
         raise StudyError(
-            f"a budget of time ({study.budget}) does not work as SLURM jobs: a job that is queued again gets its "
+            f"a budget of time ({budget}) does not work as SLURM jobs: a job that is queued again gets its "
             "minutes anew, and a preempted arm would train longer. Use --steps or --tokens"
         )
 

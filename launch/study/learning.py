@@ -168,9 +168,8 @@ ABOUT_DIVERSITY = (
     f"Means over the last {LAST_STEPS} steps, the kinds of tasks that an arm trains, and the complete runs: proposals "
     "whose program ignores its input, of those that ran; proposals that are known tasks; different programs of a "
     "batch; answers that repeat their input; entropy of the policy (`ignores_input`, `duplicates`, "
-    "`distinct_programs`, `copies`, `entropy`). Programs are those of kinds that write them, which induction does not. "
-    "Proposals are counted where they are trained, so an arm that trains "
-    "the solver alone has none."
+    "`distinct_programs`, `copies`, `entropy`). Programs are counted in deduction and abduction, whose proposers write "
+    "them. Proposals are counted where they are trained, so an arm that trains the solver alone has none."
 )
 
 

@@ -8,13 +8,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from actors.heldout.measurement import differing_settings, prompt_settings
 from actors.heldout.tasks import load_tasks
 from launch.config import Config, load
+from launch.inputs import check_inputs
+from launch.models import KNOWN, prepare
 from launch.recipe import parse_override
 from launch.run.configuration import INPUTS, to_run_toml
 from launch.study.definition import (
@@ -26,6 +28,7 @@ from launch.study.definition import (
     differences,
     interleaved,
     read_study,
+    was_edited,
     write_study,
 )
 from launch.study.folder import StudyFolder, another, now
@@ -56,7 +59,7 @@ ACCURACY = 0.2
 class Request:
     """What a command line asks for."""
 
-    kind: str
+    kind: Literal["staleness", "arms"]
     question: str
     recipe: str
     overrides: tuple[str, ...]
@@ -68,26 +71,31 @@ class Request:
     """None: the recipe's steps."""
     margin: float
     alpha: float
+    here: bool = True
+    """Whether this machine makes the runs, and so needs their model."""
 
 
 def make(request: Request, folder: StudyFolder, say: Callable[[str], None]) -> Study:
-    """The study of `folder`, written now if it has none. Raises StudyError, ConfigError.
+    """The study of `folder`, written now if it has none. Raises StudyError, ConfigError, and errors of files that the
+    settings name.
 
-    A folder with another study is refused once a run of it has begun; before that its file is written anew.
+    A folder with another study, or one that has begun or was edited, is refused; otherwise its file is written anew.
     """
-    study, recipe = _define(request, say)
-    if folder.definition.exists():
-        former = read_study(folder.definition)
-        changed = differences(former, study)
-        if not changed:
-            return folder.read()
-        if began := folder.read_began():
-            raise StudyError(
-                f"{folder.path} has a study whose first run began {began['time']}, and it differs in "
-                f"{'; '.join(changed)}. What was written before the first run holds: go on with it by "
-                f"{folder.command_line('resume')}. {another(study)}"
-            )
-        say(f"no run has begun, so the study file is written anew: {'; '.join(changed)}")
+    study, recipe, notes = _define(request)
+    former = read_study(folder.definition) if folder.definition.exists() else None
+    changed = differences(former, study) if former else {}
+    if former is None:
+        _refuse_foreign(folder)
+    elif changed:
+        _refuse_other(folder, study, changed)
+    else:
+        study = folder.read()
+    for note in notes:
+        say(note)
+    if former and not changed:
+        return study
+    if changed:
+        say(f"no run has begun, so the study file is written anew: {'; '.join(changed.values())}")
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         write_text(folder.recipe, recipe)
@@ -98,8 +106,39 @@ def make(request: Request, folder: StudyFolder, say: Callable[[str], None]) -> S
     return study
 
 
-def _define(request: Request, say: Callable[[str], None]) -> tuple[Study, str]:
-    """The study, and the text of its recipe."""
+def _refuse_other(folder: StudyFolder, study: Study, changed: Mapping[str, str]) -> None:
+    """Refuse a folder whose study has begun, was edited, or is another one."""
+    differs = f"it differs in {'; '.join(changed.values())}"
+    resume = folder.command_line("resume")
+    if began := folder.read_began():
+        raise StudyError(
+            f"{folder.path} has a study whose first run began {began['time']}, and {differs}. What was written before "
+            f"the first run holds: go on with it by {resume}. {another(study)}"
+        )
+    edited = was_edited(folder.definition)
+    if edited or changed.keys() & {"study", "recipe"}:
+        what = "a study that was edited" if edited else "another study"
+        raise StudyError(
+            f"{folder.path} has {what}: {differs}. To keep it: {resume}. To have this one in its place, remove "
+            f"{folder.definition} and {folder.recipe.name} first, or take another folder: --out"
+        )
+
+
+def _refuse_foreign(folder: StudyFolder) -> None:
+    """Refuse a folder that has other files than those of a study."""
+    if not folder.path.is_dir():
+        return
+    with folder.usable():
+        found = sorted(path.name for path in folder.path.iterdir() if not path.name.startswith("."))
+    if found:
+        raise StudyError(
+            f"{folder.path} holds {', '.join(found[:3])}{' ...' if len(found) > 3 else ''}, and no study: name a new "
+            f"or an empty folder, --out FOLDER. If it was a study, put its {folder.definition.name} back"
+        )
+
+
+def _define(request: Request) -> tuple[Study, str, list[str]]:
+    """The study, the text of its recipe, and what is to be said of it."""
     if not 0 < request.margin < 1:
         raise StudyError(f"--margin {request.margin:g}: a share between 0 and 1, such as 0.03 for 3 points")
     if not 0 < request.alpha < 0.5:
@@ -110,11 +149,12 @@ def _define(request: Request, say: Callable[[str], None]) -> tuple[Study, str]:
             raise StudyError(f"{key} is the study's to set: leave {text} out, and use {option}")
     base = load(request.recipe, request.overrides)
     budget = request.budget or Budget(steps=base.learner.steps)
+    notes = []
     limits = {"minutes": base.run.max_minutes, "tokens": base.run.max_tokens}
     for name, limit in limits.items():
         if limit is not None and getattr(budget, name) is None:
             text = f"{limit:d}" if isinstance(limit, int) else f"{limit:g}"
-            say(
+            notes.append(
                 f"each run takes {budget}, without the recipe's own run.max_{name} = {text}, so that all train "
                 f"equally; to take that instead: --{name} {text}"
             )
@@ -138,26 +178,27 @@ def _define(request: Request, say: Callable[[str], None]) -> tuple[Study, str]:
         )
     except ValidationError as error:
         raise StudyError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
-    _check_arms(study, request.recipe, request.overrides)
-    return study, text
+    _check_arms(study, request.recipe, request.overrides, here=request.here)
+    return study, text, notes
 
 
-def check_edited(folder: StudyFolder, study: Study) -> None:
-    """Refuse a study file that was edited, before its first run, to what its runs would not do. Raises StudyError,
-    ConfigError."""
+def check_edited(folder: StudyFolder, study: Study, here: bool = True) -> None:
+    """Refuse a study file that was edited, before its first run, to what its runs would not do. `here`: see `Request`.
+    Raises StudyError, ConfigError, and errors of files that the settings name."""
     said = [text for text in study.overrides if parse_override(text)[0] not in INPUTS]  # paths may be relative
     said.append(f"selfplay.heldout_every={study.judgement.heldout_every}")
     if load(folder.recipe, said) != load(folder.recipe):
         raise StudyError(
             f"{folder.definition} names settings that its runs would not have: they take those of "
             f"{folder.recipe.name}, which the command made of recipe, overrides and judgement.heldout_every. To change "
-            "one of these, give the command again"
+            "one of these, put it back and give the command again, or take another folder: --out"
         )
-    _check_arms(study, str(folder.recipe))
+    _check_arms(study, str(folder.recipe), here=here)
 
 
-def _check_arms(study: Study, recipe: str, overrides: Sequence[str] = ()) -> None:
-    """Refuse now, not after hours, what an arm asks for and cannot have. Raises StudyError, ConfigError."""
+def _check_arms(study: Study, recipe: str, overrides: Sequence[str] = (), *, here: bool) -> None:
+    """Refuse now, not after hours, what an arm asks for and cannot have. `here`: see `Request`. Raises StudyError,
+    ConfigError, and errors of files that the settings name."""
     for arm in study.arms:
         for key in (parse_override(text)[0] for text in arm.overrides):
             if option := OWN.get(key):
@@ -168,6 +209,10 @@ def _check_arms(study: Study, recipe: str, overrides: Sequence[str] = ()) -> Non
     prompts: dict[str, Mapping[str, Any]] = {}
     for run in study.runs():
         config = load(recipe, [*overrides, *study.overrides_of(run)])
+        if run.seed == study.seeds[0]:
+            check_inputs(config)
+            if here and config.run.mode != "rehearse" and config.model.path not in KNOWN:
+                prepare(config.model.path)  # of a folder, it builds nothing
         prompts[run.arm] = prompt_settings(config.selfplay, config.selfplay.heldout_tasks)
         first = next(iter(prompts))
         for name, (one, other) in differing_settings(prompts[first], prompts[run.arm]).items():
@@ -229,21 +274,29 @@ def expectation(folder: StudyFolder, study: Study) -> str:
 
 
 def parse_numbers(text: str, option: str) -> tuple[int, ...]:
-    """Whole numbers, not negative, separated by commas. Raises StudyError."""
+    """Whole numbers from 0 on, separated by commas. Raises StudyError."""
     try:
         found = tuple(int(part) for part in text.split(","))
     except ValueError:
         found = ()
     if not found or min(found) < 0:
-        raise StudyError(f"{option} {text}: whole numbers separated by commas, such as {option} 0,1,2")
+        raise StudyError(f"{option} {text}: whole numbers from 0 on, separated by commas, such as {option} 0,1,2")
     return found
 
 
 def default_folder(kind: str, recipe: str) -> Path:
     """`runs/study-KIND-RECIPE` in the working directory."""
-    return Path("runs") / f"study-{kind}-{Path(recipe).stem}"
+    return Path("runs") / f"study-{kind}-{stem_of(Path(recipe))}"
 
 
-def names_of(text: str) -> Sequence[str]:
-    """Names separated by commas, each once."""
-    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+def stem_of(path: Path) -> str:
+    """The name of a file without its suffix; that of its folder for the `arms.toml` or `recipe.toml` of a study."""
+    return path.absolute().parent.name if path.name in ("arms.toml", "recipe.toml") else path.stem
+
+
+def parse_names(text: str, option: str) -> tuple[str, ...]:
+    """Names separated by commas, each once. Raises StudyError."""
+    found = tuple(part.strip() for part in text.split(","))
+    if not all(found) or len(set(found)) < len(found):
+        raise StudyError(f"{option} {text}: names separated by commas, each once, such as {option} clip,tis")
+    return found

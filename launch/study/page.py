@@ -35,21 +35,31 @@ FEW_SEEDS = 3
 
 
 def write_page(folder: StudyFolder, study: Study, results: Mapping[str, RunResult]) -> list[str]:
-    """Write the page and its curves into the study's folder; returns the verdicts in words, a line an arm."""
+    """Write the page and its curves into the study's folder; returns the verdicts in words. Raises StudyError."""
     found = judge(study, results)
-    draw(study, results, folder.path)
-    draw_accuracy(found, folder.path)
-    draw_kinds(found, folder.path)
     began = folder.read_began()
-    write_text(folder.page, page(study, results, found, began["time"] if began else None))
-    return [sentence for one in found if (sentence := verdict_of(study, one, found))]
+    with folder.usable():
+        draw(study, results, folder.path)
+        draw_accuracy(found, folder.path)
+        draw_kinds(found, folder.path)
+        notes = [text] if (text := folder.read_notes()) else []
+        write_text(folder.page, page(study, results, found, began["time"] if began else None, notes))
+    return _sentences(study, found)
 
 
-def page(study: Study, results: Mapping[str, RunResult], found: Sequence[ArmFindings], began: str | None) -> str:
-    """The Markdown text of the page. `began`: when the first run began."""
+def page(
+    study: Study,
+    results: Mapping[str, RunResult],
+    found: Sequence[ArmFindings],
+    began: str | None,
+    notes: Sequence[str] = (),
+) -> str:
+    """The Markdown text of the page. `began`: when the first run began. `notes`: paragraphs that stand before all
+    findings."""
     parts = [
         f"# Study: {study.study}, `{study.recipe}`",
         study.question,
+        *notes,
         _state(study, results),
         *_verdicts(study, found),
         _judged(study, found, began),
@@ -78,26 +88,35 @@ def page(study: Study, results: Mapping[str, RunResult], found: Sequence[ArmFind
 
 
 def verdict_of(study: Study, one: ArmFindings, found: Sequence[ArmFindings]) -> str:
-    """The verdict about an arm in words; empty for a baseline."""
+    """The verdict about an arm in words, without its name; empty for a baseline."""
     if one.verdict is None:
         return ""
-    name, margin = f"`{one.arm.name}`", f"{100 * study.judgement.margin:g} points"
+    margin = f"{100 * study.judgement.margin:g} points"
     baseline = next(other for other in found if other.arm.name == one.arm.baseline)
     seeds = f"{len(one.sample.values)} and {len(baseline.sample.values)} runs"
     if one.difference is None:
         needs = f" ({seeds}); an interval needs 2 of each" if one.verdict is Verdict.TOO_FEW else ""
-        return f"{name}: {one.verdict.value}{needs}."
+        return f"{one.verdict.value}{needs}."
     interval = f"interval {points(one.difference.low)} to {points(one.difference.high)} points"
     match one.verdict:
         case Verdict.NON_INFERIOR:
-            return f"{name}: non-inferior to `{baseline.arm.name}`: loses less than {margin} ({interval}; {seeds})."
+            return f"non-inferior to `{baseline.arm.name}`: loses less than {margin} ({interval}; {seeds})."
         case Verdict.INFERIOR:
-            return f"{name}: inferior to `{baseline.arm.name}`: loses more than {margin} ({interval}; {seeds})."
+            return f"inferior to `{baseline.arm.name}`: loses more than {margin} ({interval}; {seeds})."
     enough = needed(study, one, baseline)
     told = ""
     if enough:
         told = f"; by the spread that was seen, about {enough} seeds find an equal arm non-inferior in 4 of 5 studies"
-    return f"{name}: cannot tell: {interval}, margin {margin} ({seeds}{told})."
+    return f"cannot tell: {interval}, margin {margin} ({seeds}{told})."
+
+
+def _sentences(study: Study, found: Sequence[ArmFindings]) -> list[str]:
+    """The verdicts in words: a line for each, or for several arms of which the same is said."""
+    arms: dict[str, list[str]] = {}
+    for one in found:
+        if text := verdict_of(study, one, found):
+            arms.setdefault(text, []).append(f"`{one.arm.name}`")
+    return [f"{', '.join(names)}: {text}" for text, names in arms.items()]
 
 
 def _verdicts(study: Study, found: Sequence[ArmFindings]) -> list[str]:
@@ -106,8 +125,7 @@ def _verdicts(study: Study, found: Sequence[ArmFindings]) -> list[str]:
     rows = [_verdict_row(study, one) for one in found]
     if len(found) == 1:
         return ["## Held-out accuracy", table(headings[:5], [row[:5] for row in rows])]
-    sentences = [f"- {text}" for one in found if (text := verdict_of(study, one, found))]
-    return ["## Verdict", *sentences, table(headings, rows)]
+    return ["## Verdict", *(f"- {text}" for text in _sentences(study, found)), table(headings, rows)]
 
 
 def _section(heading: str, text: str, about: str) -> list[str]:
@@ -175,10 +193,12 @@ def _judged(study: Study, found: Sequence[ArmFindings], began: str | None) -> st
             "\n\nNot measured at its last version, because it was given up or the run was killed meanwhile: "
             f"{', '.join(short)}. To make such a run again, remove its folder in `runs/` and its file in `results/`."
         )
-    fewest = min((len(one.sample.values) for one in found), default=0)
+    judged = [len(one.sample.values) for one in found]
+    fewest = min(judged)
     if fewest < FEW_SEEDS:
+        who = "One arm has" if judged.count(fewest) == 1 else "Some arms have"
         text += (
-            f"\n\n**Few seeds.** One arm has {counted(fewest, 'judged run')}. With fewer than {FEW_SEEDS} a variance "
+            f"\n\n**Few seeds.** {who} {counted(fewest, 'judged run')}. With fewer than {FEW_SEEDS} a variance "
             "is hardly known, and an interval over seeds is wide or missing: other seeds may give another answer."
         )
     return text

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from statistics import fmean
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from actors.heldout.measurement import Measurement, read_measurement
 from executor.settings_table import SettingsTable
@@ -17,9 +18,9 @@ from launch.json_lines import to_json
 from launch.run.folder import RunFolder
 from launch.run.interrupts import COMPLETE
 from launch.run.measurements import files
-from launch.study.definition import StudyError, StudyRun
-from launch.study.folder import now
-from launch.study.quarters import diversity_of, quarters
+from launch.study.definition import PUT_BACK, StudyError, StudyRun, explain
+from launch.study.folder import StudyFolder, now
+from launch.study.quarters import PARTS, diversity_of, quarters
 from launch.whole_file import write_text
 
 MOST_POINTS = 200
@@ -39,31 +40,58 @@ SERIES = (
 """Metrics whose course is kept. Beside them each point has step, time and tokens so far."""
 LAST_STEPS = 5
 """Steps of the end of a run, whose diversity is kept."""
+_ROUNDING = 1e-6
+"""What numbers that are computed in different ways may differ by."""
+
+
+def _is_count(count: tuple[int, int]) -> tuple[int, int]:
+    if not 0 <= count[0] <= count[1] or not count[1]:
+        raise ValueError(f"{count[0]} correct of {count[1]} solutions cannot be")
+    return count
+
+
+Count = Annotated[tuple[int, int], AfterValidator(_is_count)]
+"""(correct solutions, solutions)."""
+Share = Annotated[float, Field(ge=0, le=1 + _ROUNDING)]
+Amount = Annotated[float, Field(ge=0)]
 
 
 class Measured(SettingsTable):
     """One measurement on the held-out tasks."""
 
-    version: int
-    time_s: float
+    version: int = Field(ge=0)
+    time_s: Amount
     """Training time at which the run had this version."""
-    tokens_trained: float
+    tokens_trained: Amount
     """Tokens trained until then."""
-    tokens_generated: float | None = None
+    tokens_generated: Amount | None = None
     """Tokens generated until then, without those of measurements on held-out tasks."""
-    mean: float
+    mean: Share
     """Share of solutions that are correct, mean over the kinds."""
-    low: float
+    low: Share
     """Lower end of its 95% interval over programs (`actors/heldout/intervals.py`)."""
-    high: float
-    solved: dict[str, tuple[int, int]]
+    high: Share
+    solved: dict[str, Count] = Field(min_length=1)
     """Kind -> (correct solutions, solutions)."""
-    samples: int
+    samples: int = Field(ge=1)
     """Solutions a task."""
-    noise: float | None = None
+    noise: Amount | None = None
     """Variance of the mean that sampling the solutions of these tasks gives; None with one sample a task."""
-    programs: dict[str, dict[str, tuple[int, int]]] = {}
+    programs: dict[str, dict[str, Count]] = {}
     """Kind -> digest of a program -> (correct solutions, solutions). Of a run's first and last measurement alone."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if not self.low - _ROUNDING <= self.mean <= self.high + _ROUNDING:
+            raise ValueError(f"mean = {self.mean} is not between low = {self.low} and high = {self.high}")
+        of_kinds = fmean(correct / solutions for correct, solutions in self.solved.values())
+        if abs(self.mean - of_kinds) > _ROUNDING:
+            raise ValueError(f"mean = {self.mean} is not that of the kinds in solved, {of_kinds:.6g}")
+        for kind, programs in self.programs.items():
+            total = tuple(sum(counts) for counts in zip(*programs.values(), strict=True))
+            if total != self.solved.get(kind):
+                raise ValueError(f"programs.{kind} has other counts than solved.{kind}")
+        return self
 
 
 class RunResult(SettingsTable):
@@ -78,26 +106,26 @@ class RunResult(SettingsTable):
     """The last words of a run that failed."""
     written: str
     """When this file was written, UTC."""
-    attempts: int
+    attempts: int = Field(ge=0)
     """Starts and resumes of the run."""
     machine: str
     """Where the run was made; empty where it was not recorded."""
     azr: str
-    steps: int = 0
-    seconds: float = 0.0
+    steps: int = Field(default=0, ge=0)
+    seconds: Amount = 0.0
     """Time of training, with what was lost by kills; without starting up, the measurement of the initial model, and the
     time between attempts."""
-    tokens_trained: float = 0.0
-    tokens_generated: float | None = None
+    tokens_trained: Amount = 0.0
+    tokens_generated: Amount | None = None
     """Without those of measurements on held-out tasks."""
-    tokens_dropped: dict[str, float] = {}
+    tokens_dropped: dict[str, Amount] = {}
     """Reason -> tokens."""
-    trajectories: dict[str, float] = {}
+    trajectories: dict[str, Amount] = {}
     """State -> trajectories, as the ledger ended: granted, trained, dropped, returned."""
-    age_mean: float | None = None
+    age_mean: Amount | None = None
     """Mean age of a trained trajectory over the run, in versions."""
-    age_max: float | None = None
-    wait_for_batch_share: float | None = None
+    age_max: Amount | None = None
+    wait_for_batch_share: Amount | None = None
     """The learner's share of time without a batch."""
     diversity: dict[str, float] = {}
     """Of the last `LAST_STEPS` steps (`quarters.diversity_of`)."""
@@ -105,6 +133,22 @@ class RunResult(SettingsTable):
     """Of each quarter of the steps (`quarters.quarters`)."""
     series: dict[str, list[float | None]] = {}
     heldout: tuple[Measured, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if len(self.quarters) not in (0, PARTS):
+            raise ValueError(f"quarters has {len(self.quarters)} parts, not {PARTS}")
+        lengths = {name: len(points) for name, points in self.series.items()}
+        longest = max(lengths.values(), default=0)
+        for name, length in lengths.items():
+            if length < longest:
+                raise ValueError(f"series.{name} has {length} points, where others have {longest}")
+        for place, (before, one) in enumerate(pairwise(self.heldout), 1):
+            if one.version <= before.version:
+                raise ValueError(f"heldout[{place}].version = {one.version} does not come after {before.version}")
+            if one.solved.keys() != before.solved.keys():
+                raise ValueError(f"heldout[{place}].solved has other kinds than heldout[{place - 1}].solved")
+        return self
 
     @property
     def measured_last(self) -> bool:
@@ -301,14 +345,22 @@ def write_result(result: RunResult, path: Path) -> None:
     write_text(path, to_json(result.model_dump(mode="json")) + "\n")
 
 
-def read_result(path: Path) -> RunResult | None:
-    """A result file; None where there is none. Raises StudyError."""
+def read_result(folder: StudyFolder, run: StudyRun) -> RunResult | None:
+    """The result of a run; None where there is none. Raises StudyError."""
+    path = folder.result(run)
     try:
-        return RunResult.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise StudyError(
-            f"{path} is no result of a run: {why}. Remove it; azr study resume makes it from the run's folder again"
-        ) from None
+        result = RunResult.model_validate_json(path.read_bytes())
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            return None
+        why = error.strerror
+    except ValidationError as error:
+        why = explain(error.errors()[0])
+    else:
+        if result.run == run:
+            return result
+        why = f"arm = {result.arm} and seed = {result.seed} are of another run"
+    mend = PUT_BACK
+    if folder.run(run).config.exists():
+        mend = "Remove it; azr study resume makes it from the run's folder again"
+    raise StudyError(f"{path} is no result of {run.name}: {why}. {mend}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -79,21 +80,33 @@ class Signals:
 
 def results_of(folder: StudyFolder, study: Study) -> dict[str, RunResult]:
     """The results that there are, by the run's name. Raises StudyError."""
-    found = ((run.name, read_result(folder.result(run))) for run in study.runs_in_order())
+    found = ((run.name, read_result(folder, run)) for run in study.runs_in_order())
     return {name: result for name, result in found if result is not None}
+
+
+def surplus_of(folder: StudyFolder, study: Study) -> list[str]:
+    """The files beside the results that are of no run of the study; those that a retry has put aside are."""
+    names = {f"{run.name}.json" for run in study.runs()}
+    found = folder.results.iterdir() if folder.results.is_dir() else ()
+    return sorted(
+        str(path)
+        for path in found
+        if not path.name.startswith(".") and re.sub(r"\.failed-\d+$", ".json", path.name) not in names
+    )
 
 
 @contextlib.contextmanager
 def alone(folder: StudyFolder) -> Iterator[None]:
     """Let no other process make runs of this study until the block ends. Raises StudyError."""
     lock = filelock.FileLock(folder.path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise StudyError(
-            f"another process of this machine goes on with the study {folder.path}. Wait for it, or end it; "
-            f"{folder.command_line('report')} shows what there is"
-        ) from None
+    with folder.usable():
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise StudyError(
+                f"another process of this machine goes on with the study {folder.path}. Wait for it, or end it; "
+                f"{folder.command_line('report')} shows what there is"
+            ) from None
     try:
         yield
     finally:

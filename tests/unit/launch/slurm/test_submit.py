@@ -69,6 +69,7 @@ def test_without_slurm_the_message_says_where_to_submit(tmp_path: Path, capsys: 
         (("smollm2-cpu", "learner.checkpoint_minutes=0", "learner.checkpoint_every=0"), "no checkpoint before its end"),
         (("smollm2-cpu", "ray.address=10.0.0.1:6379"), "ray.address=none"),
         (("smollm2-cpu", "run.mode=serial", "slurm.nodes=2"), "set slurm.nodes=1"),
+        (("smollm2-cpu", "selfplay.seed_tasks=/nonexistent"), "selfplay.seed_tasks = /nonexistent cannot"),
         (("smollm2-cpu", "--sbatch", "array=0-3"), "the option array cannot be given"),
         (("smollm2-cpu", "--sbatch", "time=5"), "set slurm.time"),
         (("smollm2-cpu", "--sbatch", "mail_type=ALL"), "no long option of sbatch"),

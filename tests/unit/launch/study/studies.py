@@ -13,7 +13,7 @@ from launch.study.definition import Arm, Budget, Judgement, Study, StudyRun, int
 from launch.study.folder import StudyFolder, digest
 from launch.study.result import Measured, RunResult
 
-TASKS = 64
+TASKS = 100
 """Held-out tasks of a kind."""
 
 

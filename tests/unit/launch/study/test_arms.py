@@ -124,6 +124,15 @@ def test_a_name_that_is_no_file_is_refused_with_those_that_ship() -> None:
             find_arms(name)
 
 
+@pytest.mark.parametrize("name", ["mine.toml", "mine/arms.toml"])
+def test_the_folder_has_the_name_of_the_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path(name).write_text(TWO)
+    assert cli.main(["study", "arms", "smollm2-cpu-small", name, "--dry-run"]) == 0
+    assert Path("runs/study-arms-mine-smollm2-cpu-small/study.toml").is_file()
+
+
 def test_a_study_of_one_arm_has_gains_and_no_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tmp_path, "[arms.plain]", "--seeds", "0,1", "--steps", "8") == 0
     assert "there will be no verdict" in capsys.readouterr().out
@@ -143,6 +152,8 @@ def test_a_study_of_one_arm_has_gains_and_no_verdict(tmp_path: Path, capsys: pyt
 def test_a_recipe_s_own_end_is_named_where_it_does_not_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--seeds", "0", "--out", str(tmp_path / "study"), "--dry-run"]
     recipe = ["study", "arms", "smollm2-cpu-learn", "alone"]
+    assert cli.main([*recipe, *out, "learner.stepz=3"]) == 2
+    assert "the recipe's own" not in capsys.readouterr().out
     assert cli.main([*recipe, *out]) == 0
     assert "without the recipe's own run.max_minutes = 12, " in capsys.readouterr().out
     assert cli.main([*recipe, *out, "--minutes", "12"]) == 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from launch import cli
 from launch.config import load
-from launch.study.definition import StudyError, interleaved, read_study
+from launch.study.definition import Arm, Budget, StudyError, differences, interleaved, read_study
 from launch.study.folder import StudyFolder
 from tests.unit.launch.study.studies import make_study, write
 
@@ -32,7 +32,7 @@ def test_a_study_that_is_written_comes_back(tmp_path: Path) -> None:
         ({"seeds": []}, "seeds"),
         ({"order": ["K0-s0"]}, "order has to name every run once; missing: K0-s1"),
         ({"order": "K0-s0"}, "order"),
-        ({"margn": 1}, "margn is no key of a study file"),
+        ({"margn": 1}, "margn is no key of this file"),
         ({"budget": {}}, "either steps, tokens or minutes"),
         ({"budget": {"steps": 4, "minutes": 3}}, "either steps, tokens or minutes"),
         ({"budget": {"steps": 0}}, "budget.steps = 0 cannot be used"),
@@ -40,7 +40,8 @@ def test_a_study_that_is_written_comes_back(tmp_path: Path) -> None:
         ({"judgement": {"heldout_every": 4}}, "judgement.margin is missing"),
         ({"arms": [{"name": "K0"}, {"name": "K0"}]}, "K0 is there twice"),
         ({"arms": [{"name": "K0"}, {"name": "K2", "baseline": "K1"}]}, "baseline K1"),
-        ({"arms": [{"name": "../K0"}]}, "arms.0.name"),
+        ({"study": "foo"}, "study = 'foo' cannot be used"),
+        ({"arms": [{"name": "../K0"}]}, r"arms\[0\].name"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path, change: Any, words: str) -> None:
@@ -56,6 +57,9 @@ def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
         read_study(tmp_path / "study.toml")
     (tmp_path / "study.toml").write_text("seeds = [")
     with pytest.raises(StudyError, match="not valid TOML"):
+        read_study(tmp_path / "study.toml")
+    (tmp_path / "study.toml").write_bytes(b"\xff\x00")
+    with pytest.raises(StudyError, match="not valid TOML.*or put it back"):
         read_study(tmp_path / "study.toml")
 
 
@@ -84,6 +88,34 @@ def test_a_margin_may_be_changed_before_the_first_run_and_never_after(tmp_path: 
     assert folder.read() == study
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"overrides": ("b=2", "a=1")}, None),
+        ({"overrides": ("a=1", "b=3", "c=4")}, "overrides.b: 2 -> 3; overrides.c: none -> 4"),
+        ({"overrides": ("a=1",)}, "overrides.b: 2 -> none"),
+        ({"seeds": (0, 1), "order": ("K0-s0", "K2-s0", "K2-s1", "K0-s1")}, "seeds: without 2"),
+        ({"order": ("K2-s0", "K0-s0", "K2-s1", "K0-s1", "K0-s2", "K2-s2")}, "order: another order"),
+        ({"budget": Budget(tokens=3)}, "budget.steps: 8 -> none; budget.tokens: none -> 3"),
+        ({"arms": ("K0", "K3"), "seeds": (0,)}, "seeds: without 1, 2"),
+        ({"arms": ("K0", "K2", "K3")}, "order: with K3-s0, K3-s1, K3-s2"),
+    ],
+)
+def test_only_the_items_that_differ_are_named(changes: dict[str, Any], line: str | None) -> None:
+    former = make_study(overrides=("a=1", "b=2"))
+    found = differences(former, make_study(**{"overrides": ("a=1", "b=2")} | changes))
+    assert next(iter(found.values()), None) == line
+    assert differences(former, former.model_copy(update={"written": "later"})) == {}
+    other = Arm(name="K2", overrides=("x=1",))
+    assert differences(former, former.model_copy(update={"arms": (other, former.arms[0])})) == {
+        "arms": "arms.K2.baseline: K0 -> none; arms.K2.overrides.learner.max_staleness: 2 -> none; "
+        "arms.K2.overrides.x: none -> 1"
+    }
+    assert differences(former, former.model_copy(update={"arms": former.arms[:1]})) == {
+        "arms": "arms.K2: given -> none"
+    }
+
+
 def test_neither_the_recipe_nor_the_record_of_the_start_may_go(tmp_path: Path) -> None:
     folder = write(make_study(), tmp_path)
     folder.begin(folder.read())
@@ -92,7 +124,6 @@ def test_neither_the_recipe_nor_the_record_of_the_start_may_go(tmp_path: Path) -
     with pytest.raises(StudyError, match="not the recipe that the study was written with"):
         folder.read()
     folder.recipe.write_text(recipe)
-    folder.results.mkdir()
     (folder.results / "K0-s0.json").write_text("{}")
     folder.began.unlink()
     with pytest.raises(StudyError, match="began.json is gone"):
@@ -132,6 +163,38 @@ def test_the_command_writes_the_study_before_anything_runs(tmp_path: Path, capsy
     assert folder.read().judgement.margin == 0.1
 
 
+def test_a_study_that_was_edited_is_not_written_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--staleness", "0,2", "--seeds", "0,1"]
+    assert command(tmp_path, *options) == 0
+    folder = StudyFolder(tmp_path / "study")
+    text = folder.definition.read_text()
+    folder.definition.write_text(edited := text.replace("margin = 0.03", "margin = 0.05"))
+    assert command(tmp_path, *options) == 2
+    said = capsys.readouterr().err
+    assert "a study that was edited: it differs in judgement.margin: 0.05 -> 0.03. To keep it: azr study resume" in said
+    assert f"remove {folder.definition} and recipe.toml first" in said
+    assert folder.definition.read_text() == edited
+    folder.definition.unlink()
+    folder.recipe.unlink()
+    assert command(tmp_path, *options) == 0
+
+
+def test_another_study_or_other_files_are_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tmp_path, "--staleness", "0,2") == 0
+    folder = StudyFolder(tmp_path / "study")
+    capsys.readouterr()
+    arms = ["study", "arms", "smollm2-cpu-learn", "ablations", "--dry-run", "--out"]
+    assert cli.main([*arms, str(folder.path)]) == 2
+    said = capsys.readouterr()
+    assert "another study: it differs in study: staleness -> arms" in said.err
+    assert said.out == ""
+    assert folder.read().study == "staleness"
+    folder.definition.rename(folder.path / "notes.toml")
+    assert cli.main([*arms, str(folder.path)]) == 2
+    assert "holds notes.toml, recipe.toml, and no study: name a new or an empty folder" in capsys.readouterr().err
+    assert not folder.definition.exists()
+
+
 def test_a_recipe_that_does_not_measure_is_measured_in_a_study(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('base = "smollm2-cpu-small"\n[selfplay]\nheldout_every = 0\n')
@@ -146,7 +209,18 @@ def test_a_recipe_that_does_not_measure_is_measured_in_a_study(tmp_path: Path) -
     [
         (["--staleness", "1,2"], "has no 0"),
         (["--staleness", "0"], "at least one other"),
-        (["--staleness", "0,x"], "whole numbers"),
+        (["--staleness", "0,x"], "--staleness 0,x: whole numbers from 0 on"),
+        (["--staleness", "0,-1"], "--staleness 0,-1: whole numbers from 0 on"),
+        (["--seeds=-1,2"], "--seeds -1,2: whole numbers from 0 on"),
+        (["--staleness", "0,1,1"], "each once"),
+        (["--corrections", "clip,clip"], "--corrections clip,clip: names separated by commas, each once"),
+        (["--corrections", "clip,,tis"], "each once"),
+        (["--corrections", ""], "each once"),
+        (["selfplay.seed_tasks=/nonexistent"], "selfplay.seed_tasks = /nonexistent cannot be read"),
+        (["run.mode=rehearse", "rehearsal.lengths=/nonexistent"], "rehearsal.lengths = /nonexistent cannot be used"),
+        (["model.path=/nonexistent"], "model.path = '/nonexistent' is neither a folder nor a known model"),
+        (["--limit", "0"], None),
+        (["--limit", "-2"], None),
         (["--staleness", "0,99"], "learner.max_staleness"),
         (["--corrections", "clap"], "there are clip, decoupled, tis, none"),
         (["--seeds", "1,1"], "seed twice"),
@@ -172,25 +246,39 @@ def test_a_command_that_does_not_fit_is_refused_and_writes_nothing(
     assert not (tmp_path / "study").exists()
 
 
+def test_equal_minutes_are_no_jobs_even_of_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "study"), "--dry-run"]
+    assert cli.main(["study", "staleness", "smollm2-cpu-small", "--minutes", "3", "--slurm", *out]) == 2
+    assert "does not work as SLURM jobs" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_model_of_other_machines_is_theirs_to_find(tmp_path: Path) -> None:
+    assert command(tmp_path, "model.path=/nonexistent", "--slurm") == 0
+
+
+@pytest.mark.parametrize("what", ["resume", "report"])
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
         ("heldout_every = 5", "heldout_every = 2", "settings that its runs would not have"),
         ("overrides = []\nrecipe_sha256", 'overrides = ["learner.optimizer.lr=1"]\nrecipe_sha256', "settings that its"),
         ('"heldout/mean"', '"heldout/deduction"', "judgement.metric"),
+        ('"learner.max_staleness=2"', '"learner.max_stalenezz=2"', "unknown setting"),
+        ("heldout_every = 5", "heldout_every = 0", "judgement.heldout_every = 0 cannot be used"),
         ('"learner.max_staleness=2"', '"selfplay.heldout_tasks=5"', "all arms are measured alike"),
         ('"learner.max_staleness=2"', '"learner.max_staleness=0"', "the same settings"),
     ],
 )
 def test_a_file_that_was_edited_to_what_runs_would_not_do_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], before: str, after: str, words: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], before: str, after: str, words: str, what: str
 ) -> None:
     assert command(tmp_path, "--staleness", "0,2", "--seeds", "0") == 0
     folder = StudyFolder(tmp_path / "study")
     written = folder.definition.read_text()
     assert written.count(before) == 1
     folder.definition.write_text(written.replace(before, after))
-    assert cli.main(["study", "resume", str(folder.path)]) == 2
+    assert cli.main(["study", what, str(folder.path)]) == 2
     assert words in capsys.readouterr().err
     assert not folder.began.exists()
 
@@ -209,3 +297,7 @@ def test_a_beginning_that_cannot_be_understood_is_a_study_error(tmp_path: Path) 
     folder.began.write_text(folder.began.read_text().replace('"arms"', '"arm"'))
     with pytest.raises(StudyError, match="go on with the azr that began it"):
         folder.read()
+    for torn in ('{"time": "', "[]", '{"time": ""}'):
+        folder.began.write_text(torn)
+        with pytest.raises(StudyError, match="began.json, which says .* cannot be read: .* Put it back"):
+            folder.read()

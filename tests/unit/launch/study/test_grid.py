@@ -17,7 +17,9 @@ STUDY = make_study(
 def test_each_bound_stands_beside_each_correction() -> None:
     results = {
         run.name: make_result(
-            run, {8: accuracy}, series={"step": [7, 8], "entropy": [0.5, 0.7 + run.seed], "ess": [None, 0.9]}
+            run,
+            {8: accuracy},
+            series={"step": [7, 8], "entropy": [0.5, 0.7 + run.seed], "ess": [None, 0.9], "kl_behave": [0.1, 0.3]},
         )
         for run in STUDY.runs()
         for accuracy in [{"clip-K0": 0.25, "clip-K8": 0.5, "none-K0": 0.125}.get(run.arm)]
@@ -26,8 +28,8 @@ def test_each_bound_stands_beside_each_correction() -> None:
     assert grid(judge(STUDY, results)).splitlines() == [
         "|  | `clip` | `none` |",
         "| --- | --- | --- |",
-        "| `K0` | 25.0%; 0.85; 0.90 | 12.5%; 0.85; 0.90 |",
-        "| `K8` | 50.0%; 0.85; 0.90 | - |",
+        "| `K0` | 25.0%; 0.20; 0.90; 0.85 | 12.5%; 0.20; 0.90; 0.85 |",
+        "| `K8` | 50.0%; 0.20; 0.90; 0.85 | - |",
     ]
 
 

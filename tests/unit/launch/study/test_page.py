@@ -10,8 +10,9 @@ from matplotlib.colors import to_hex
 from launch import cli
 from launch.study.accuracy_chart import CHART
 from launch.study.curves import colours_of, files_of
-from launch.study.definition import Budget, Study
+from launch.study.definition import Budget, Study, StudyError
 from launch.study.findings import judge
+from launch.study.folder import StudyFolder
 from launch.study.interval import Verdict
 from launch.study.page import verdict_of, write_page
 from launch.study.result import RunResult, write_result
@@ -51,7 +52,19 @@ def test_too_few_seeds_are_said(tmp_path: Path) -> None:
     assert "too few seeds (1 and 1 runs); an interval needs 2 of each" in verdict_of(study, found[1], found)
     folder = write(study, tmp_path)
     write_page(folder, study, results)
-    assert "**Few seeds.** One arm has 1 judged run." in folder.page.read_text()
+    assert "**Few seeds.** Some arms have 1 judged run." in folder.page.read_text()
+
+
+def test_arms_of_which_the_same_is_said_share_a_line(tmp_path: Path) -> None:
+    study = make_study((0,), arms=("K0", "K1", "K2", "K4"))
+    said = write_page(folder := write(study, tmp_path), study, results_of(study, K0=0.5, K1=0.5, K4=0.5))
+    assert said == [
+        "`K1`, `K4`: cannot tell: too few seeds (1 and 1 runs); an interval needs 2 of each.",
+        "`K2`: cannot tell: not measured.",
+    ]
+    text = folder.page.read_text()
+    assert all(f"- {line}\n" in text for line in said)
+    assert "One arm has 0 judged runs." in text
 
 
 def test_accuracies_of_one_version_are_compared_although_some_runs_measured_later_ones() -> None:
@@ -106,12 +119,49 @@ def test_an_arm_has_one_colour_in_the_chart_and_in_the_curves(tmp_path: Path) ->
     assert f"fill: {colour}" in chart and f"stroke: {colour}" in curves
 
 
-def test_the_page_is_made_from_the_small_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["report.md", CHART, "curves-steps.svg"])
+def test_a_page_that_cannot_be_written_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = begun(tmp_path)
+    (tmp_path / name).mkdir()
+    assert cli.main(["study", "report", str(folder.path)]) == 2
+    assert f"{tmp_path / name} cannot be read or written: Is a directory" in capsys.readouterr().err
+
+
+def test_files_that_are_of_no_run_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = begun(tmp_path)
+    for name in ("K0-s0.failed-1", ".K0-s0.json.12ab", "K0-s7.json", "K0-s0", "notes.txt"):
+        (folder.results / name).write_text("")
+    assert cli.main(["study", "report", str(tmp_path)]) == 0
+    said = ", ".join(str(folder.results / name) for name in ("K0-s0", "K0-s7.json", "notes.txt"))
+    assert capsys.readouterr().err == f"azr: in no figure, as no run of the study has such a file: {said}\n"
+
+
+def test_results_that_are_gone_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(make_study(), tmp_path)
+    folder.begin(folder.read())
+    assert cli.main(["study", "report", str(tmp_path)]) == 0, "no run is over"
+    folder.results.rmdir()
+    assert cli.main(["study", "report", str(tmp_path)]) == 2
+    assert "results is gone, with the results of the runs. Put it back" in capsys.readouterr().err
+    folder.runs.mkdir()
+    assert cli.main(["study", "report", str(tmp_path)]) == 2
+    assert f"again: azr study resume {tmp_path}" in capsys.readouterr().err
+
+
+def begun(path: Path) -> StudyFolder:
+    """A study's folder with all results."""
     study = make_study()
-    folder = write(study, tmp_path)
+    folder = write(study, path)
     folder.begin(folder.read())
     for result in results_of(study, K0=0.5, K2=0.52).values():
         write_result(result, folder.result(result.run))
+    return folder
+
+
+def test_the_page_is_made_from_the_small_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, study = begun(tmp_path), make_study()
     assert cli.main(["study", "report", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "non-inferior to `K0`" in said
@@ -129,3 +179,15 @@ def test_the_page_is_made_from_the_small_files_alone(tmp_path: Path, capsys: pyt
     assert all(word in first[CHART] for word in (b"initial", b"deduction", b"mean"))
     assert cli.main(["study", "report", str(tmp_path)]) == 0
     assert {name: (tmp_path / name).read_bytes() for name in names} == first, "equal results, equal files"
+
+
+def test_notes_stand_on_the_page(tmp_path: Path) -> None:
+    study = make_study()
+    folder, results = write(study, tmp_path), results_of(study, K0=0.5, K2=0.5)
+    folder.notes.write_text("Stopped, since the power went.\n")
+    write_page(folder, study, results)
+    text = folder.page.read_text()
+    assert text.index(study.question) < text.index("\n\nStopped, since the power went.\n\n") < text.index("6 of 6 runs")
+    folder.notes.write_bytes(b"\xff")
+    with pytest.raises(StudyError, match=r"notes\.md cannot be read"):
+        write_page(folder, study, results)

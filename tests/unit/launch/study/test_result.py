@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import pytest
 from actors.heldout.measurement import Measurement, TaskResult
 from launch.run.folder import RunFolder
 from launch.run.measurements import keep_in
+from launch.study.curves import draw
 from launch.study.definition import StudyError, StudyRun
-from launch.study.result import MOST_POINTS, collect, is_finished, read_result, write_result
-from tests.unit.launch.study.studies import row, write_run
+from launch.study.folder import StudyFolder
+from launch.study.result import MOST_POINTS, Measured, collect, is_finished, read_result, write_result
+from tests.unit.launch.study.studies import make_result, make_study, row, write_run
 
 RUN = StudyRun("K2", 1)
 
@@ -64,8 +67,9 @@ def test_a_result_has_series_totals_and_measurements(tmp_path: Path) -> None:
     # The mean over the last five steps and the kinds that have it.
     assert result.diversity == {"copies": pytest.approx(0.4), "entropy": pytest.approx(1.25)}
     assert result.series["tokens_trained"] == [100.0, 200.0, 300.0, 400.0]
-    write_result(result, tmp_path / "results" / "K2-s1.json")
-    assert read_result(tmp_path / "results" / "K2-s1.json") == result
+    study = StudyFolder(tmp_path)
+    write_result(result, study.result(RUN))
+    assert read_result(study, RUN) == result
 
 
 @pytest.mark.parametrize("serial", [False, True])
@@ -137,11 +141,74 @@ def test_a_run_is_over_by_its_last_event(tmp_path: Path, ends: list[str | None],
     assert is_finished(RunFolder(tmp_path)) is finished
 
 
-def test_a_damaged_result_is_named(tmp_path: Path) -> None:
-    assert read_result(tmp_path / "none.json") is None
-    (tmp_path / "some.json").write_text('{"arm": "K0"')
-    with pytest.raises(StudyError, match=r"some.json is no result of a run.*Remove it"):
-        read_result(tmp_path / "some.json")
+def test_a_damaged_result_is_named_with_what_there_is_to_mend_it(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path)
+    study.results.mkdir()
+    assert read_result(study, RUN) is None
+    study.result(RUN).write_text('{"arm": "K0"')
+    with pytest.raises(StudyError, match=r"K2-s1.json is no result of K2-s1: Invalid JSON.*Put it back"):
+        read_result(study, RUN)
+    study.result(RUN).write_text("[]")
+    with pytest.raises(StudyError, match="K2-s1: Input should be an object"):
+        read_result(study, RUN)
+    write_run(study.run(RUN), [row(1)])
+    study.run(RUN).config.write_text("")
+    with pytest.raises(StudyError, match="Remove it; azr study resume makes it from the run's folder again"):
+        read_result(study, RUN)
+    study.result(RUN).unlink()
+    study.result(RUN).symlink_to("elsewhere.json")
+    with pytest.raises(StudyError, match="No such file"):
+        read_result(study, RUN)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("arm",), "K0", "arm = K0 and seed = 1 are of another run"),
+        (("seed",), 0, "arm = K2 and seed = 0 are of another run"),
+        (("seed",), None, "seed = None cannot be used"),
+        (("azr",), ..., "azr is missing"),
+        (("stepz",), 3, "stepz is no key"),
+        (("quarters",), [{}, {}], "quarters has 2 parts, not 4"),
+        (("tokens_trained",), -1, "tokens_trained = -1 cannot be used"),
+        (("series", "reward_mean"), [-0.9], "series.reward_mean has 1 points, where others have 3"),
+        (("heldout", 0, "mean"), "much", "heldout[0].mean = 'much' cannot be used"),
+        (("heldout", 0, "mean"), 0.9, "heldout[0]: mean = 0.9 is not between low = "),
+        (("heldout", 0, "high"), 1.5, "heldout[0].high = 1.5 cannot be used"),
+        (("heldout", 1, "solved", "deduction"), [9, 4], "heldout[1].solved.deduction: 9 correct of 4"),
+        (("heldout", 1, "solved", "deduction"), [0, 400], "heldout[1]: mean = 0.5 is not that of the kinds in solved"),
+        (("heldout", 1, "solved", "deduction"), ..., "heldout[1].solved has other kinds than heldout[0].solved"),
+        (("heldout", 1, "version"), 0, "heldout[1].version = 0 does not come after 0"),
+        (("heldout", 1, "samples"), 0, "heldout[1].samples = 0 cannot be used"),
+        (("heldout", 1, "programs"), {"deduction": {"a": [1, 4]}}, "programs.deduction has other counts"),
+    ],
+)
+def test_a_result_that_does_not_fit_is_refused_with_the_place(
+    tmp_path: Path, place: tuple[str | int, ...], value: object, words: str
+) -> None:
+    study = StudyFolder(tmp_path)
+    write_result(make_result(RUN, {0: 0.25, 8: 0.5}), study.result(RUN))
+    assert read_result(study, RUN) is not None
+    data = json.loads(study.result(RUN).read_text())
+    table = data
+    for part in place[:-1]:
+        table = table[part]
+    if value is ...:
+        del table[place[-1]]
+    else:
+        table[place[-1]] = value
+    study.result(RUN).write_text(json.dumps(data))
+    with pytest.raises(StudyError, match=re.escape(words)):
+        read_result(study, RUN)
+
+
+def test_an_interval_that_misses_its_mean_by_rounding_is_drawn(tmp_path: Path) -> None:
+    study = make_study()
+    result = make_result(RUN, {0: 0.25, 8: 0.5})
+    all_solved = {"mean": 1 + 2e-16, "high": 1.0, "solved": {"deduction": (4, 4)}}
+    Measured.model_validate(result.heldout[1].model_dump() | all_solved)
+    off = result.heldout[1].model_copy(update={"low": 0.5 + 1e-9})
+    draw(study, {RUN.name: result.model_copy(update={"heldout": (result.heldout[0], off)})}, tmp_path)
 
 
 def test_the_machine_is_the_one_that_made_the_run(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_study_goes_on_where_it_was(ends: list[str], limits: list[int], retry:
             assert len(failed) == len(set(failed))
             assert [name for name in study.order if name in complete] == complete
         for run in study.runs():
-            result = read_result(folder.result(run))
+            result = read_result(folder, run)
             assert result is not None
             assert (result.status == "complete") == (run.name in complete)
 
@@ -126,7 +126,7 @@ def test_a_run_that_ended_while_nobody_looked_is_only_collected(tmp_path: Path) 
     first = study.runs_in_order()[0]
     write_run(folder.run(first), [row(1), row(2)])
     assert carry_on(folder, study, Progress(study), 1) == 0
-    result = read_result(folder.result(first))
+    result = read_result(folder, first)
     assert result is not None
     assert (result.status, result.steps) == ("complete", 2)
     assert not folder.log(first).exists(), "nothing was started"
@@ -191,7 +191,7 @@ def test_a_failed_run_is_reported_with_the_words_of_azr(tmp_path: Path) -> None:
     folder.recipe.write_text('base = "no-such-recipe"\n')
     with pytest.raises(StudyFailed, match="no recipe at no-such-recipe"):
         carry_on(folder, study, Progress(study))
-    result = read_result(folder.result(study.runs_in_order()[0]))
+    result = read_result(folder, study.runs_in_order()[0])
     assert result is not None
     assert (result.status, result.exit_code) == ("failed", 2)
     assert runner.last_words(folder, result.run).startswith("azr: base = 'no-such-recipe'")
