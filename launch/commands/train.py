@@ -109,12 +109,11 @@ def begun(
     which prepares the model, and opens the log of this process. Raises RunFolderError, CheckpointError, ModelError,
     SeedError.
     """
-    from actors.seed_file import read_seeds
+    from launch.inputs import check_inputs
     from launch.logs import log_to_file
     from launch.run.attempt import Start, begin, find_origin, finished
     from launch.run.folder import RunFolder, usable
     from launch.run.owner import owned
-    from launch.run.task_buffer import seed_file
 
     folder = RunFolder(config.folder)
     with owned(folder, console.say):
@@ -124,8 +123,8 @@ def begun(
             console.say(done)
             yield folder, None
             return
-        if origin.checkpoint is None and config.selfplay.seed_tasks:
-            read_seeds(seed_file(config.selfplay.seed_tasks))  # what is wrong with it is said before anything starts
+        if origin.checkpoint is None:
+            check_inputs(config)  # what is wrong with a file is said before anything starts
         workload.check(config, console.say)
         with usable(folder):
             lines = begin(config, folder, origin)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,10 @@ from executor.signals import ignore_signals
 from executor.user_error import UserError
 from launch.cluster.meeting import Meeting
 from launch.config import SftConfig
+from launch.inputs import data_files
 from launch.logs import close_log, log_to_file
 from launch.metric_catalogue import SFT_METRICS
 from launch.models import prepare
-from launch.recipe import RECIPES, ConfigError
 from launch.run.attempt import Start, adopt, begin, find_origin, finished
 from launch.run.configuration import with_absolute_paths
 from launch.run.console import REFRESH_S
@@ -315,20 +314,10 @@ def _read(config: SftConfig) -> tuple[Data, str]:
 
     tokenizer = AutoTokenizer.from_pretrained(str(prepare(config.model.path)))
     sft = config.sft
-    validation = _find(sft.validation_data, "sft.validation_data") if sft.validation_data else None
-    data = load_data(_find(sft.data, "sft.data"), validation, tokenizer, sft, config.run.seed)
+    data = load_data(*data_files(config), tokenizer, sft, config.run.seed)
     told = f"{len(data.train)} examples to learn, {len(data.validation)} to measure"
     skipped = f"; {data.num_skipped} skipped, longer than sft.max_tokens = {sft.max_tokens}" if data.num_skipped else ""
     return data, told + skipped
-
-
-def _find(name: str, key: str) -> Path:
-    """A data file, as the user names it or among those that ship."""
-    shipped = [] if "/" in name else [RECIPES / name]
-    for path in (Path(os.path.expanduser(name)), *shipped):
-        if os.path.isfile(path):
-            return path
-    raise ConfigError(f"{key} = {name} is no file, neither from {Path.cwd()} nor among those that ship ({RECIPES})")
 
 
 def _identity(config: SftConfig, data: Data) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def submit(config: Config | SftConfig, dry_run: bool = False) -> tuple[JobFolder
 
     `config`: what `load_new` or `load_former` returned. The same configuration writes the same bytes. A folder that
     this makes is removed again where it raises: SubmitError, SlurmError, QuotingError, TemplateError, PlacementError,
-    RunFolderError, SeedError, LengthsError.
+    RunFolderError, SeedError, LengthsError, ConfigError.
     """
     job = JobFolder(config.folder)
     _check(config)
@@ -112,7 +112,7 @@ def _check(config: Config | SftConfig) -> None:
     if isinstance(config, Config) and config.run.mode == "serial" and nodes > 1:
         raise SubmitError(f"run.mode = serial is one process, and slurm.nodes is {nodes}: set slurm.nodes=1")
     place_job(config)
-    if isinstance(config, Config) and not any(RunFolder(config.folder).checkpoints.glob("step_*")):
+    if not any(RunFolder(config.folder).checkpoints.glob("step_*")):
         check_inputs(config)
 
 
