@@ -31,5 +31,12 @@ def check_new(path: Path) -> None:
     """Raises UserError where there is such a file already, or no folder that it could be made in."""
     if path.exists() or path.is_symlink():
         raise UserError(f"{path} exists already: give another name, or remove it")
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Raises UserError where `path` is a folder, or in no folder that a file can be made in."""
+    if path.is_dir():
+        raise UserError(f"{path} cannot be written: it is a folder")
     if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
         raise UserError(f"{path} cannot be written: {path.absolute().parent} is no folder that can be written to")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from actors.heldout.intervals import Estimate, Solved, difference, rate
 from actors.kinds.registry import names
@@ -124,14 +127,19 @@ class Measurement:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Measurement:
-        """The inverse of `to_json`, of data that may have been JSON text. Raises KeyError, TypeError or ValueError."""
-        results = {}
-        for name, one in data["results"].items():
-            lists = {field: tuple(one[field]) for field in ("correct", "answers", "copied")}
-            results[name] = TaskResult(**one | lists)
-        known: dict[str, Any] = {"prompt_settings": {}, **data}
-        plain = {one.name: known[one.name] for one in fields(cls)}
-        return cls(**plain | {"skipped": tuple(data["skipped"]), "results": results})
+        """The inverse of `to_json`, of data that may have been JSON text. Raises ValueError."""
+        found = _ADAPTER.validate_python(data)
+        if not found.results:
+            raise ValueError("it has no task")
+        for name, one in found.results.items():
+            if one.kind not in names():
+                raise ValueError(f"the task {name} is of the kind {one.kind}, and there are {', '.join(names())}")
+            if not one.correct:
+                raise ValueError(f"the task {name} has no solution")
+        return found
+
+
+_ADAPTER = TypeAdapter(Measurement)
 
 
 def read_measurement(path: Path) -> Measurement:
@@ -140,11 +148,16 @@ def read_measurement(path: Path) -> Measurement:
         return Measurement.from_json(json.loads(path.read_text()))
     except OSError as error:
         raise MeasurementError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"it lacks {error}" if isinstance(error, KeyError) else error
+    except ValueError as error:
+        why = _explain(error.errors()[0]) if isinstance(error, ValidationError) else error
         raise MeasurementError(
             f"{path} is no measurement on held-out tasks, as `azr eval --json` writes ({why})"
         ) from None
+
+
+def _explain(item: ErrorDetails) -> str:
+    """One thing that is wrong with a file's data."""
+    return f"{'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg'].lower()}"
 
 
 def prompt_settings(settings: SelfPlaySettings, num_tasks: int) -> dict[str, Any]:

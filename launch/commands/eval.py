@@ -58,19 +58,21 @@ def _run(arguments: argparse.Namespace) -> int:
     from executor.user_error import UserError
     from launch.evaluation import check_comparable, footer, measure, table_of, target_of
     from launch.json_lines import to_json
-    from launch.whole_file import write_text
+    from launch.whole_file import check_place, write_text
 
     overrides = [text for text in arguments.targets if "=" in text and not os.path.exists(text)]
     names = [text for text in arguments.targets if text not in overrides]
-    if not 1 <= len(names) <= 2:
+    if not 1 <= len(names) <= 2 or not all(names):
         raise UserError("azr eval measures one target, or compares two")
     overrides += arguments.sets
     given = {name: getattr(arguments, name) for name in ("samples", "tasks", "temperature")}
     overrides += [f"selfplay.heldout_{name}={value}" for name, value in given.items() if value is not None]
     targets = [target_of(text, arguments.recipe, overrides) for text in names]
+    if overrides and all(one.measurement for one in targets):
+        raise UserError(f"{overrides[0]} has no effect: what is in a file was measured already")
     check_comparable(targets)
-    if arguments.json and not arguments.json.absolute().parent.is_dir():
-        raise UserError(f"{arguments.json} cannot be written: there is no such folder")
+    if arguments.json:
+        check_place(arguments.json)
     measurements = measure(targets, lambda text: print(text, file=sys.stderr))
     found = [(one.name, measurement) for one, measurement in zip(targets, measurements, strict=True)]
     if arguments.json:

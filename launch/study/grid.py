@@ -26,8 +26,8 @@ def grid(found: Sequence[ArmFindings]) -> str:
 
 
 ABOUT_GRID = (
-    "In a cell: held-out accuracy at the version that is judged of its correction; KL divergence of the present policy "
-    "from the one that sampled, in nats (`kl_behave`); effective sample size (`ess`); entropy of the policy, in nats. "
+    "In a cell: held-out accuracy at the version that is judged of its correction; KL(behaviour policy || present "
+    "policy), in nats (`kl_behave`); effective sample size (`ess`); entropy of the policy, in nats. "
     f"The latter three are over the last {LAST_STEPS} steps; all are means over the complete runs. Effective sample "
     "size is the share of its tokens that a batch is worth after weighing by pi_theta / pi_behave: 1 on-policy. An "
     "entropy near 0 is a policy that has collapsed."

@@ -72,7 +72,7 @@ class Request:
     margin: float
     alpha: float
     here: bool = True
-    """Whether this machine makes the runs, and so needs their model."""
+    """Whether this machine makes the runs, and so needs the files that their settings name."""
 
 
 def make(request: Request, folder: StudyFolder, say: Callable[[str], None]) -> Study:
@@ -116,11 +116,12 @@ def _refuse_other(folder: StudyFolder, study: Study, changed: Mapping[str, str])
             f"the first run holds: go on with it by {resume}. {another(study)}"
         )
     edited = was_edited(folder.definition)
-    if edited or changed.keys() & {"study", "recipe"}:
-        what = "a study that was edited" if edited else "another study"
+    arms = {arm.name for arm in read_study(folder.definition).arms}
+    if edited or changed.keys() & {"study", "recipe"} or arms.isdisjoint(arm.name for arm in study.arms):
+        what = "a study that was edited, or written by an older azr" if edited else "another study"
         raise StudyError(
             f"{folder.path} has {what}: {differs}. To keep it: {resume}. To have this one in its place, remove "
-            f"{folder.definition} and {folder.recipe.name} first, or take another folder: --out"
+            f"{folder.definition} first, or take another folder: --out"
         )
 
 
@@ -129,7 +130,8 @@ def _refuse_foreign(folder: StudyFolder) -> None:
     if not folder.path.is_dir():
         return
     with folder.usable():
-        found = sorted(path.name for path in folder.path.iterdir() if not path.name.startswith("."))
+        own = (folder.recipe, folder.notes)  # left where the definition was removed, or its writing was cut off
+        found = sorted(path.name for path in folder.path.iterdir() if path not in own and not path.name.startswith("."))
     if found:
         raise StudyError(
             f"{folder.path} holds {', '.join(found[:3])}{' ...' if len(found) > 3 else ''}, and no study: name a new "
@@ -209,9 +211,9 @@ def _check_arms(study: Study, recipe: str, overrides: Sequence[str] = (), *, her
     prompts: dict[str, Mapping[str, Any]] = {}
     for run in study.runs():
         config = load(recipe, [*overrides, *study.overrides_of(run)])
-        if run.seed == study.seeds[0]:
+        if here and run.seed == study.seeds[0]:
             check_inputs(config)
-            if here and config.run.mode != "rehearse" and config.model.path not in KNOWN:
+            if config.run.mode != "rehearse" and config.model.path not in KNOWN:
                 prepare(config.model.path)  # of a folder, it builds nothing
         prompts[run.arm] = prompt_settings(config.selfplay, config.selfplay.heldout_tasks)
         first = next(iter(prompts))

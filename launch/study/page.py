@@ -42,8 +42,8 @@ def write_page(folder: StudyFolder, study: Study, results: Mapping[str, RunResul
         draw(study, results, folder.path)
         draw_accuracy(found, folder.path)
         draw_kinds(found, folder.path)
-        notes = [text] if (text := folder.read_notes()) else []
-        write_text(folder.page, page(study, results, found, began["time"] if began else None, notes))
+        text = page(study, results, found, began["time"] if began else None, folder.read_notes())
+        write_text(folder.page, text)
     return _sentences(study, found)
 
 
@@ -52,14 +52,13 @@ def page(
     results: Mapping[str, RunResult],
     found: Sequence[ArmFindings],
     began: str | None,
-    notes: Sequence[str] = (),
+    notes: str = "",
 ) -> str:
-    """The Markdown text of the page. `began`: when the first run began. `notes`: paragraphs that stand before all
-    findings."""
+    """The Markdown text of the page. `began`: when the first run began. `notes`: what stands before all findings."""
     parts = [
         f"# Study: {study.study}, `{study.recipe}`",
         study.question,
-        *notes,
+        *([notes] if notes else []),
         _state(study, results),
         *_verdicts(study, found),
         _judged(study, found, began),

@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -84,9 +83,6 @@ class Measured(SettingsTable):
     def _fits_together(self) -> Self:
         if not self.low - _ROUNDING <= self.mean <= self.high + _ROUNDING:
             raise ValueError(f"mean = {self.mean} is not between low = {self.low} and high = {self.high}")
-        of_kinds = fmean(correct / solutions for correct, solutions in self.solved.values())
-        if abs(self.mean - of_kinds) > _ROUNDING:
-            raise ValueError(f"mean = {self.mean} is not that of the kinds in solved, {of_kinds:.6g}")
         for kind, programs in self.programs.items():
             total = tuple(sum(counts) for counts in zip(*programs.values(), strict=True))
             if total != self.solved.get(kind):
@@ -125,7 +121,7 @@ class RunResult(SettingsTable):
     age_mean: Amount | None = None
     """Mean age of a trained trajectory over the run, in versions."""
     age_max: Amount | None = None
-    wait_for_batch_share: Amount | None = None
+    wait_for_batch_share: Share | None = None
     """The learner's share of time without a batch."""
     diversity: dict[str, float] = {}
     """Of the last `LAST_STEPS` steps (`quarters.diversity_of`)."""
@@ -143,6 +139,9 @@ class RunResult(SettingsTable):
         for name, length in lengths.items():
             if length < longest:
                 raise ValueError(f"series.{name} has {length} points, where others have {longest}")
+        for place, one in enumerate(self.heldout):
+            if one.version > self.steps:
+                raise ValueError(f"heldout[{place}].version = {one.version} is beyond the last step, {self.steps}")
         for place, (before, one) in enumerate(pairwise(self.heldout), 1):
             if one.version <= before.version:
                 raise ValueError(f"heldout[{place}].version = {one.version} does not come after {before.version}")
@@ -179,9 +178,15 @@ def collect(folder: RunFolder, run: StudyRun, exit_code: int | None, error: str 
         "machine": _each(", ".join(one[name] for name in ("host", "machine") if name in one) for one in records),
         "azr": _each(one.get("azr", "") for one in records),
     }
-    return RunResult.model_validate(
-        base | (_figures(rows) | {"heldout": tuple(_measured(folder, rows))} if rows else {})
-    )
+    try:
+        return RunResult.model_validate(
+            base | (_figures(rows) | {"heldout": tuple(_measured(folder, rows))} if rows else {})
+        )
+    except ValidationError as failure:
+        why = "; ".join(map(explain, failure.errors()))
+        raise StudyError(
+            f"the records in {folder.path} make no result: {why}. To make the run again, remove that folder"
+        ) from None
 
 
 def _each(texts: Iterable[str]) -> str:

@@ -134,5 +134,44 @@ def test_a_checkpoint_without_a_model_is_named(tmp_path: Path) -> None:
 def test_a_file_that_is_no_measurement_is_named_with_what_it_lacks(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     file.write_text("{}")
-    with pytest.raises(MeasurementError, match="it lacks 'results'"):
+    with pytest.raises(MeasurementError, match="set: field required"):
         target_of(str(file), "smollm2-cpu", [])
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("results",), {}, "it has no task"),
+        (("results", "deduction-1", "correct"), [], "the task deduction-1 has no solution"),
+        (("results", "deduction-1", "correct"), ["u"], "results.deduction-1.correct.0: input should be a valid bool"),
+        (("results", "deduction-1", "kind"), "guess", "the task deduction-1 is of the kind guess"),
+        (("samples",), "q", "samples: input should be a valid integer"),
+        (("seconds",), "s", "seconds: input should be a valid number"),
+        (("prompt_settings",), [1], "prompt_settings: input should be a valid"),
+    ],
+)
+def test_damaged_measurements_are_refused(tmp_path: Path, place: tuple[str, ...], value: object, words: str) -> None:
+    file = Path(measurement(tmp_path / "a.json", 8))
+    data = table = json.loads(file.read_text())
+    for part in place[:-1]:
+        table = table[part]
+    table[place[-1]] = value
+    file.write_text(json.dumps(data))
+    with pytest.raises(MeasurementError, match="no measurement on held-out tasks") as refused:
+        read_measurement(file)
+    assert words in str(refused.value)
+
+
+def test_a_result_that_could_not_be_written_is_refused_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = measurement(tmp_path / "a.json", 8)
+    for more, words in (
+        (["--json", str(tmp_path)], "it is a folder"),
+        (["--json", str(tmp_path / "none" / "x.json")], "is no folder that can be written to"),
+        (["learner.steps=3"], "learner.steps=3 has no effect"),
+        (["--samples", "3"], "selfplay.heldout_samples=3 has no effect"),
+        ([""], "measures one target, or compares two"),
+    ):
+        assert main(["eval", first, *more]) == 2
+        assert words in capsys.readouterr().err

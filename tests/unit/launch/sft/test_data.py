@@ -164,3 +164,11 @@ def test_where_it_cannot_write_is_said_before_it_validates(
     (tmp_path / "tasks.jsonl").write_text("no task")
     assert main(["sft-data", str(tmp_path / "tasks.jsonl"), str(tmp_path / out)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_tasks_that_give_no_example_write_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ignores = {"kind": "deduction", "program": "def f(x):\n    return 7", "inputs": ["2"]}
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(ignores))
+    assert main(["sft-data", str(tmp_path / "tasks.jsonl"), str(tmp_path / "out.jsonl"), "--pairs", "2"]) == 2
+    assert "gives no example with these options" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()

@@ -105,6 +105,10 @@ def test_only_the_items_that_differ_are_named(changes: dict[str, Any], line: str
     former = make_study(overrides=("a=1", "b=2"))
     found = differences(former, make_study(**{"overrides": ("a=1", "b=2")} | changes))
     assert next(iter(found.values()), None) == line
+
+
+def test_arms_are_compared_by_their_names() -> None:
+    former = make_study(overrides=("a=1", "b=2"))
     assert differences(former, former.model_copy(update={"written": "later"})) == {}
     other = Arm(name="K2", overrides=("x=1",))
     assert differences(former, former.model_copy(update={"arms": (other, former.arms[0])})) == {
@@ -171,12 +175,16 @@ def test_a_study_that_was_edited_is_not_written_anew(tmp_path: Path, capsys: pyt
     folder.definition.write_text(edited := text.replace("margin = 0.03", "margin = 0.05"))
     assert command(tmp_path, *options) == 2
     said = capsys.readouterr().err
-    assert "a study that was edited: it differs in judgement.margin: 0.05 -> 0.03. To keep it: azr study resume" in said
-    assert f"remove {folder.definition} and recipe.toml first" in said
+    assert (
+        "a study that was edited, or written by an older azr: it differs in judgement.margin: 0.05 -> 0.03. "
+        "To keep it: azr study resume" in said
+    )
+    assert f"remove {folder.definition} first" in said
     assert folder.definition.read_text() == edited
     folder.definition.unlink()
-    folder.recipe.unlink()
+    folder.notes.write_text("kept\n")
     assert command(tmp_path, *options) == 0
+    assert folder.notes.read_text() == "kept\n"
 
 
 def test_another_study_or_other_files_are_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,8 +199,17 @@ def test_another_study_or_other_files_are_not_written_over(tmp_path: Path, capsy
     assert folder.read().study == "staleness"
     folder.definition.rename(folder.path / "notes.toml")
     assert cli.main([*arms, str(folder.path)]) == 2
-    assert "holds notes.toml, recipe.toml, and no study: name a new or an empty folder" in capsys.readouterr().err
+    assert "holds notes.toml, and no study: name a new or an empty folder" in capsys.readouterr().err
     assert not folder.definition.exists()
+
+
+def test_a_study_of_other_arms_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arms = ["study", "arms", "smollm2-cpu-learn", "--dry-run", "--out", str(tmp_path / "study")]
+    assert cli.main([*arms, "ablations"]) == 0
+    before = StudyFolder(tmp_path / "study").definition.read_text()
+    assert cli.main([*arms, "alone"]) == 2
+    assert "has another study: it differs in" in capsys.readouterr().err
+    assert StudyFolder(tmp_path / "study").definition.read_text() == before
 
 
 def test_a_recipe_that_does_not_measure_is_measured_in_a_study(tmp_path: Path) -> None:

@@ -101,6 +101,13 @@ def test_measuring_the_initial_model_is_no_time_of_training(tmp_path: Path) -> N
     assert (result.seconds, result.heldout[-1].time_s, result.wait_for_batch_share) == (40.0, 40.0, 0.2)
 
 
+def test_records_that_make_no_result_are_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_run(folder, [row(1, tokens_generated=-1.0)])
+    with pytest.raises(StudyError, match=r"the records in .* make no result: .*tokens_generated"):
+        collect(folder, RUN, 0)
+
+
 def test_a_long_run_has_a_small_result_with_both_ends(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     write_run(folder, [row(step) for step in range(1, 1002)])
@@ -176,7 +183,8 @@ def test_a_damaged_result_is_named_with_what_there_is_to_mend_it(tmp_path: Path)
         (("heldout", 0, "mean"), 0.9, "heldout[0]: mean = 0.9 is not between low = "),
         (("heldout", 0, "high"), 1.5, "heldout[0].high = 1.5 cannot be used"),
         (("heldout", 1, "solved", "deduction"), [9, 4], "heldout[1].solved.deduction: 9 correct of 4"),
-        (("heldout", 1, "solved", "deduction"), [0, 400], "heldout[1]: mean = 0.5 is not that of the kinds in solved"),
+        (("heldout", 1, "version"), 9, "heldout[1].version = 9 is beyond the last step, 8"),
+        (("wait_for_batch_share",), 7.0, "wait_for_batch_share = 7.0 cannot be used"),
         (("heldout", 1, "solved", "deduction"), ..., "heldout[1].solved has other kinds than heldout[0].solved"),
         (("heldout", 1, "version"), 0, "heldout[1].version = 0 does not come after 0"),
         (("heldout", 1, "samples"), 0, "heldout[1].samples = 0 cannot be used"),
