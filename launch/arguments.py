@@ -88,12 +88,14 @@ def limits_of(arguments: argparse.Namespace) -> StopLimits:
     return StopLimits(arguments.grace_s, arguments.stop_by)
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """A function that reads a whole number from `least` on: an option's `type`."""
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A function that reads a whole number from `least` on, up to `most`: an option's `type`."""
 
     def read(text: str) -> int:
         if not (text.isascii() and text.isdecimal()) or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} on")
+        if most is not None and int(text) > most:
+            raise argparse.ArgumentTypeError(f"{text} is above {most}")
         return int(text)
 
     return read

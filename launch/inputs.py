@@ -7,17 +7,20 @@ from pathlib import Path
 
 from actors.seed_file import read_seeds
 from launch.config import Config, SftConfig
+from launch.models import KNOWN, prepare
 from launch.recipe import RECIPES, ConfigError
 from launch.rehearsal.lengths import lengths_of
 from launch.run.task_buffer import seed_file
 
 
 def check_inputs(config: Config | SftConfig) -> None:
-    """Refuse a file of tasks, of examples or of lengths that a new run could not use. Raises SeedError, LengthsError,
-    ConfigError.
+    """Refuse a file of tasks, of examples or of lengths that a new run could not use, and a model that is neither a
+    path nor known. Raises SeedError, LengthsError, ConfigError, ModelError.
 
-    The model is no part of it: to check one that ships is to build it.
+    A model's folder is not looked for: it may be on other machines than this one.
     """
+    if os.sep not in config.model.path and config.model.path not in KNOWN:
+        prepare(config.model.path)
     if isinstance(config, SftConfig):
         data_files(config)
         return

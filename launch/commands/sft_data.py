@@ -10,6 +10,11 @@ from typing import Any
 
 from launch.arguments import new_command, whole
 
+MOST_PAIRS = 64
+"""Bound of `--pairs`: more inputs of one program teach little, and take long to find."""
+INPUTS = 2
+"""`--inputs` where it is left out."""
+
 _EPILOG = """\
 A task is a line of the form that `azr seeds save` writes; outputs may be left out:
 
@@ -44,7 +49,7 @@ def register(commands: Any) -> None:
     command.add_argument("--role", choices=["solve", "propose", "both"], default="both", help="whose replies")
     command.add_argument(
         "--pairs",
-        type=whole(0),
+        type=whole(0, MOST_PAIRS),
         default=0,
         metavar="N",
         help="take each program once, whatever its names, and have the executor label other inputs of it, up to N "
@@ -54,7 +59,6 @@ def register(commands: Any) -> None:
     command.add_argument(
         "--inputs",
         type=whole(1),
-        default=2,
         metavar="N",
         help="with --pairs: inputs that a proposer of induction writes, selfplay.induction_inputs (default: 2)",
     )
@@ -74,6 +78,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from launch.sft.data import examples, labelled_examples, validated
     from launch.whole_file import check_new
 
+    if arguments.inputs is not None and not arguments.pairs:
+        raise SeedError("--inputs is of labelled programs: give --pairs, too")
     check_new(arguments.file)
     try:
         text = arguments.tasks.read_text()
@@ -94,7 +100,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(
             f"{len(programs)} of {distinct} distinct programs labelled, {sum(len(one.pairs) for one in programs)} pairs"
         )
-        made = list(labelled_examples(programs, arguments.inputs, *shared))
+        made = list(labelled_examples(programs, arguments.inputs or INPUTS, *shared))
     else:
         made = list(examples(tasks, *shared))
     written = [example for example in made if example is not None]

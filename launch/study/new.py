@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import math
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from actors.heldout.measurement import differing_settings, prompt_settings
 from actors.heldout.tasks import load_tasks
+from launch.arguments import whole
 from launch.config import Config, load
 from launch.inputs import check_inputs
 from launch.models import KNOWN, prepare
@@ -278,12 +280,11 @@ def expectation(folder: StudyFolder, study: Study) -> str:
 def parse_numbers(text: str, option: str) -> tuple[int, ...]:
     """Whole numbers from 0 on, separated by commas. Raises StudyError."""
     try:
-        found = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or min(found) < 0:
-        raise StudyError(f"{option} {text}: whole numbers from 0 on, separated by commas, such as {option} 0,1,2")
-    return found
+        return tuple(whole(0)(part.strip()) for part in text.split(","))
+    except argparse.ArgumentTypeError:
+        raise StudyError(
+            f"{option} {text}: whole numbers from 0 on, separated by commas, such as {option} 0,1,2"
+        ) from None
 
 
 def default_folder(kind: str, recipe: str) -> Path:

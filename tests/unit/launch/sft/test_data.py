@@ -172,3 +172,12 @@ def test_tasks_that_give_no_example_write_no_file(tmp_path: Path, capsys: pytest
     assert main(["sft-data", str(tmp_path / "tasks.jsonl"), str(tmp_path / "out.jsonl"), "--pairs", "2"]) == 2
     assert "gives no example with these options" in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_numbers_of_labels_are_bounded_and_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(tmp_path / "tasks.jsonl"), str(tmp_path / "out.jsonl")]
+    with pytest.raises(SystemExit):
+        main(["sft-data", *files, "--pairs", "9" * 20])
+    assert "is above 64" in capsys.readouterr().err
+    assert main(["sft-data", *files, "--inputs", "3"]) == 2
+    assert "give --pairs, too" in capsys.readouterr().err

@@ -70,6 +70,7 @@ def test_without_slurm_the_message_says_where_to_submit(tmp_path: Path, capsys: 
         (("smollm2-cpu", "ray.address=10.0.0.1:6379"), "ray.address=none"),
         (("smollm2-cpu", "run.mode=serial", "slurm.nodes=2"), "set slurm.nodes=1"),
         (("smollm2-cpu", "selfplay.seed_tasks=/nonexistent"), "selfplay.seed_tasks = /nonexistent cannot"),
+        (("smollm2-cpu", "model.path=smollm2-135m-instrct"), "Did you mean smollm2-135m-instruct"),
         (("sft-smollm2-cpu", "sft.data=/nonexistent"), "sft.data = /nonexistent is no file"),
         (("sft-smollm2-cpu", "sft.validation_data=none.jsonl"), "sft.validation_data = none.jsonl is no file"),
         (("smollm2-cpu", "--sbatch", "array=0-3"), "the option array cannot be given"),
