@@ -117,8 +117,8 @@ def _refuse_other(folder: StudyFolder, study: Study, changed: Mapping[str, str])
             f"{folder.path} has a study whose first run began {began['time']}, and {differs}. What was written before "
             f"the first run holds: go on with it by {resume}. {another(study)}"
         )
+    arms = {arm.name for arm in folder.read().arms}  # it refuses a recipe that was changed
     edited = was_edited(folder.definition)
-    arms = {arm.name for arm in read_study(folder.definition).arms}
     if edited or changed.keys() & {"study", "recipe"} or arms.isdisjoint(arm.name for arm in study.arms):
         what = "a study that was edited, or written by an older azr" if edited else "another study"
         raise StudyError(

@@ -203,6 +203,15 @@ def test_another_study_or_other_files_are_not_written_over(tmp_path: Path, capsy
     assert not folder.definition.exists()
 
 
+def test_a_recipe_that_was_edited_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tmp_path) == 0
+    folder = StudyFolder(tmp_path / "study")
+    folder.recipe.write_text(edited := folder.recipe.read_text() + "# mine\n")
+    assert command(tmp_path, "--margin", "0.05") == 2
+    assert "is not the recipe that the study was written with" in capsys.readouterr().err
+    assert folder.recipe.read_text() == edited
+
+
 def test_a_study_of_other_arms_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arms = ["study", "arms", "smollm2-cpu-learn", "--dry-run", "--out", str(tmp_path / "study")]
     assert cli.main([*arms, "ablations"]) == 0
