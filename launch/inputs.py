@@ -19,15 +19,15 @@ def check_inputs(config: Config | SftConfig) -> None:
 
     A model's folder is not looked for: it may be on other machines than this one.
     """
-    if os.sep not in config.model.path and config.model.path not in KNOWN:
-        prepare(config.model.path)
     if isinstance(config, SftConfig):
         data_files(config)
-        return
-    if config.selfplay.seed_tasks:
-        read_seeds(seed_file(config.selfplay.seed_tasks))
-    if config.run.mode == "rehearse":
-        lengths_of(config)
+    else:
+        if config.selfplay.seed_tasks:
+            read_seeds(seed_file(config.selfplay.seed_tasks))
+        if config.run.mode == "rehearse":
+            lengths_of(config)
+    if os.sep not in config.model.path and config.model.path not in KNOWN:
+        prepare(config.model.path)
 
 
 def data_files(config: SftConfig) -> tuple[Path, Path | None]:
