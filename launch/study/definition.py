@@ -206,9 +206,7 @@ def read_study(path: Path) -> Study:
     except OSError as error:
         raise StudyError(f"{path} cannot be read: {error.strerror}. {PUT_BACK}") from None
     except ValueError as error:
-        raise StudyError(
-            f"{path} is not valid TOML: {error}. Correct that, or {PUT_BACK[0].lower()}{PUT_BACK[1:]}"
-        ) from None
+        raise StudyError(f"{path} is not valid TOML: {error}. {PUT_BACK}") from None
     try:
         return Study.model_validate(data)
     except ValidationError as error:

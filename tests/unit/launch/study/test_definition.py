@@ -59,7 +59,7 @@ def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="not valid TOML"):
         read_study(tmp_path / "study.toml")
     (tmp_path / "study.toml").write_bytes(b"\xff\x00")
-    with pytest.raises(StudyError, match="not valid TOML.*or put it back"):
+    with pytest.raises(StudyError, match="not valid TOML.*Put it back"):
         read_study(tmp_path / "study.toml")
 
 
