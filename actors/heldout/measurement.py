@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from actors.heldout.intervals import Estimate, Solved, difference, rate
 from actors.kinds.registry import names
 from actors.settings import SelfPlaySettings
+from executor.settings_table import first_error
 from executor.user_error import UserError
 
 
@@ -149,15 +149,13 @@ def read_measurement(path: Path) -> Measurement:
     except OSError as error:
         raise MeasurementError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        why = _explain(error.errors()[0]) if isinstance(error, ValidationError) else error
+        why = str(error)
+        if isinstance(error, ValidationError):
+            where, what = first_error(error)
+            why = f"{where}: {what.lower()}"
         raise MeasurementError(
             f"{path} is no measurement on held-out tasks, as `azr eval --json` writes ({why})"
         ) from None
-
-
-def _explain(item: ErrorDetails) -> str:
-    """One thing that is wrong with a file's data."""
-    return f"{'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg'].lower()}"
 
 
 def prompt_settings(settings: SelfPlaySettings, num_tasks: int) -> dict[str, Any]:

@@ -37,7 +37,7 @@ PATIENCE_S = 0.002
 
 WARM_UP_RUNS = 64
 FIRST = 4
-"""Bound of the number of objects of a size that each child makes before it runs a program."""
+"""Largest number of objects of a size, at least one, that each child makes before it runs a program."""
 SMALL, LARGE = 128, 12
 """Number of objects of each small and of each large size that `shuffle_memory` makes. More would lie on more pages, and
 each child copies the pages that it writes to."""

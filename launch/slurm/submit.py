@@ -71,7 +71,7 @@ def submit(config: Config | SftConfig, dry_run: bool = False) -> tuple[JobFolder
 
     `config`: what `load_new` or `load_former` returned. The same configuration writes the same bytes. A folder that
     this makes is removed again where it raises: SubmitError, SlurmError, QuotingError, TemplateError, PlacementError,
-    RunFolderError, SeedError, LengthsError, ConfigError.
+    RunFolderError, SeedError, LengthsError, ConfigError, ModelError.
     """
     job = JobFolder(config.folder)
     _check(config)

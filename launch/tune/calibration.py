@@ -15,6 +15,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from executor.settings_table import first_error
 from executor.user_error import UserError
 from launch.json_lines import to_json
 
@@ -215,10 +216,9 @@ def load_calibration(path: Path) -> Calibration:
             "one from the folders of runs"
         ) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
+        where, why = first_error(error)
         raise CalibrationError(
-            f"{path} is no calibration of format 1: {where}: {first['msg']}. Make it anew with `azr tune calibrate`"
+            f"{path} is no calibration of format 1: {where}: {why}. Make it anew with `azr tune calibrate`"
         ) from None
 
 
